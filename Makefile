@@ -1,0 +1,46 @@
+# Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
+.PHONY: help setup test lint types format mutants lock clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help:          ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY) ## makes .venv with exactly the locked packages, and this project in it
+
+$(READY): pyproject.toml .lock/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not; name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is needed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: $(READY) ## units, properties, integration, attacks; no Docker
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+
+types: $(READY)
+	@$(BIN)/mypy
+
+format: $(READY) ## lets ruff rewrite the code
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+mutants: $(READY) ## removes each security check in turn; the attack tests must turn red
+	@$(BIN)/python tests/mutants.py
+
+lock: $(READY) ## resolves the dependencies again (needs uv)
+	@uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/runtime.txt
+	@uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/dev.txt
+
+clean:         ## removes what the above made
+	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
