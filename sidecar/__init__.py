@@ -1,0 +1,19 @@
+"""A sidecar that carries a plaintext service's connections over mutual TLS 1.3.
+
+One connection, top to bottom (``inbound.py`` and ``outbound.py`` are each one function that reads like this)::
+
+    accept -> TLS handshake (deadline) -> identity -> policy -> dial -> relay -> one access-log line
+
+The rooms, and the one direction in which they may depend on each other:
+
+* **pure** (no trio, no sockets, no OpenSSL; time is an argument): ``reasons``, ``identity``, ``judge``, ``yamlfile``,
+  ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``
+* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``poller``, ``relay``, ``logs``
+* **wiring**: ``inbound``, ``outbound``, ``server``, ``run``
+* **command line**: ``cli``; no logic
+
+``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one
+of the words of ``reasons`` and a sentence that says what was met, what was expected and what to do.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,186 @@
+"""SPIFFE IDs and X.509-SVIDs: who a certificate says its holder is. Pure; fails closed.
+
+References: SPIFFE-ID and X509-SVID (the standards), RFC 5280 (certificates). Everything is read from the parsed DER of
+the certificate and matched whole; nothing is stripped, decoded, folded or normalised on the way, because each of those
+has been somebody's CVE.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+MAX_ID_BYTES = 2048
+MAX_TRUST_DOMAIN_BYTES = 255
+DEFAULT_MAX_LEAF_TTL = timedelta(hours=25)
+
+_SCHEME = "spiffe://"
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class InvalidIdentityError(ValueError):
+    """The text is not a SPIFFE ID, or the certificate is not an X.509-SVID; the message says which rule it breaks."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SpiffeId:
+    """``spiffe://<trust_domain>/<segment>/…``; two are the same only if every byte is."""
+
+    trust_domain: str
+    segments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return _SCHEME + "/".join((self.trust_domain, *self.segments))
+
+    @property
+    def service(self) -> str | None:
+        """The service's name, if this is a service's identity: exactly one path segment."""
+        return self.segments[0] if len(self.segments) == 1 else None
+
+
+def is_trust_domain(text: str) -> bool:
+    """Whether ``text`` may name a trust domain (SPIFFE-ID section 2.1)."""
+    return _TRUST_DOMAIN.fullmatch(text) is not None
+
+
+def is_segment(text: str) -> bool:
+    """Whether ``text`` may be one path segment of a SPIFFE ID (section 2.2), and so a service's name."""
+    return _SEGMENT.fullmatch(text) is not None and text not in {".", ".."}
+
+
+def parse_spiffe_id(text: str) -> SpiffeId:
+    """Reads a SPIFFE ID of at least one path segment (a bare trust domain names no workload).
+
+    Raises :class:`InvalidIdentityError`. Port, userinfo, query, fragment, percent-encoding, upper-case scheme or domain,
+    empty or relative segments and a trailing slash are all outside the grammar, and so refused.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise InvalidIdentityError(f"a SPIFFE ID has at most {MAX_ID_BYTES} bytes, this one more")
+    if not text.startswith(_SCHEME):
+        raise InvalidIdentityError(f"{shown(text)} does not start with {_SCHEME}")
+    trust_domain, *segments = text[len(_SCHEME) :].split("/")
+    if not is_trust_domain(trust_domain):
+        raise InvalidIdentityError(
+            f"{shown(text)}: a trust domain has 1 to {MAX_TRUST_DOMAIN_BYTES} of a-z 0-9 . _ - and nothing else"
+        )
+    if not segments:
+        raise InvalidIdentityError(f"{shown(text)} has no path, so it names no service")
+    for segment in segments:
+        if not is_segment(segment):
+            raise InvalidIdentityError(
+                f"{shown(text)}: path segment {shown(segment)} is not made of A-Z a-z 0-9 . _ - (nor may it be empty, . or ..)"
+            )
+    return SpiffeId(trust_domain, tuple(segments))
+
+
+def shown(untrusted: str, limit: int = 120) -> str:
+    """Attacker's text made safe to print: quoted, escaped to ASCII, cut at ``limit`` characters."""
+    return ascii(untrusted if len(untrusted) <= limit else untrusted[:limit] + "…")
+
+
+@dataclass(frozen=True, slots=True)
+class Svid:
+    """What an accepted leaf certificate says. Times are UTC."""
+
+    id: SpiffeId
+    not_before: datetime
+    not_after: datetime
+    serial: int
+    issuer: bytes  # DER of the issuer's name
+    sha256: str
+
+    @property
+    def lifetime(self) -> timedelta:
+        return self.not_after - self.not_before
+
+
+def svid_faults(certificate: x509.Certificate) -> list[str]:
+    """Every rule of the X.509-SVID standard (and ours, DESIGN 4) that this leaf breaks, each as one sentence.
+
+    No basicConstraints is no fault: RFC 5280 4.2.1.9 reads it as "not a CA". How long the leaf lives is judged where
+    the mesh's ``max_leaf_ttl`` is known.
+    """
+    try:
+        extensions = certificate.extensions
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        return [f"its extensions cannot be read: {shown(str(error))}"]
+    faults = []
+    constraints = _extension(extensions, x509.BasicConstraints)
+    if constraints is not None and constraints.value.ca:
+        faults.append("it is a CA certificate (cA=true)")
+    usage = _extension(extensions, x509.KeyUsage)
+    if usage is None:
+        faults.append("it has no KeyUsage")
+    else:
+        if not usage.critical:
+            faults.append("its KeyUsage is not critical")
+        if not usage.value.digital_signature:
+            faults.append("its KeyUsage lacks digitalSignature")
+        if usage.value.key_cert_sign:
+            faults.append("its KeyUsage has keyCertSign")
+        if usage.value.crl_sign:
+            faults.append("its KeyUsage has cRLSign")
+    extended = _extension(extensions, x509.ExtendedKeyUsage)
+    if extended is None:
+        faults.append("it has no ExtendedKeyUsage")
+    else:
+        for name, oid in (
+            ("serverAuth", ExtendedKeyUsageOID.SERVER_AUTH),
+            ("clientAuth", ExtendedKeyUsageOID.CLIENT_AUTH),
+        ):
+            if oid not in extended.value:
+                faults.append(f"its ExtendedKeyUsage lacks {name}")
+    names = _extension(extensions, x509.SubjectAlternativeName)
+    uris = [] if names is None else names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        faults.append(f"it has {len(uris) or 'no'} URI names; an SVID has exactly one")
+    else:
+        try:
+            parse_spiffe_id(uris[0])
+        except InvalidIdentityError as error:
+            faults.append(str(error))
+    return faults
+
+
+@lru_cache(maxsize=4096)
+def parse_svid(der: bytes) -> Svid:
+    """Reads a leaf certificate. Raises :class:`InvalidIdentityError` naming the first rule that it breaks.
+
+    Cached, because a leaf is judged twice in each handshake and peers come back; it is a pure function of the bytes.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        faults = svid_faults(certificate)
+        if faults:
+            raise InvalidIdentityError(faults[0])
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return Svid(
+            id=parse_spiffe_id(names.get_values_for_type(x509.UniformResourceIdentifier)[0]),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            serial=certificate.serial_number,
+            issuer=certificate.issuer.public_bytes(),
+            sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+        )
+    except InvalidIdentityError:
+        raise
+    except (
+        Exception
+    ) as error:  # a parser's own failure, whatever its class, is a bad certificate and never a pass
+        raise InvalidIdentityError(f"the certificate cannot be read: {shown(str(error))}") from error
+
+
+def _extension(
+    extensions: x509.Extensions, kind: type[x509.ExtensionTypeVar]
+) -> x509.Extension[x509.ExtensionTypeVar] | None:
+    try:
+        return extensions.get_extension_for_class(kind)
+    except x509.ExtensionNotFound:
+        return None

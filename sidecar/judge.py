@@ -1,0 +1,114 @@
+"""The one judgement of a peer's certificate, for both directions. Pure; fails closed.
+
+It runs twice in a handshake: inside the verify callback, so that the peer gets an alert that says why, and after the
+handshake, where its answer is the authority. The order of reasons is fixed, so that the same certificate is refused with
+the same word everywhere: what was sent at all, then the chain (nothing that a certificate says counts before its
+signature does), then the leaf's own rules, trust domain, time, revocation, and last whether it is whom we expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from sidecar.identity import DEFAULT_MAX_LEAF_TTL, InvalidIdentityError, SpiffeId, Svid, parse_svid
+from sidecar.reasons import Reason, Refused
+
+MAX_CHAIN = 4
+"""Certificates that a peer may send: a leaf, up to two intermediates, and the root that some send along."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFault:
+    """What OpenSSL's verification of the chain found wrong, in our words."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The evidence of one handshake. ``sent``: DER as the peer sent it, leaf first. ``path``: DER from the leaf to our
+    trust anchor, empty unless the chain verified. ``fault``: why it did not."""
+
+    sent: tuple[bytes, ...]
+    path: tuple[bytes, ...] = ()
+    fault: ChainFault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """What may no longer be trusted: identities by the time before which they were issued, and (issuer name, serial)."""
+
+    identities: dict[SpiffeId, datetime] = field(default_factory=dict)
+    serials: frozenset[tuple[bytes, int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What we accept. ``expected`` pins the peer's identity (outbound); None leaves it to the policy (inbound)."""
+
+    trust_domain: str
+    expected: SpiffeId | None = None
+    max_leaf_ttl: timedelta = DEFAULT_MAX_LEAF_TTL
+    revocations: Revocations = field(default_factory=Revocations)
+
+
+def judge(presented: Presented, terms: Terms, now: datetime) -> Svid:
+    """Returns the peer's verified SVID, or raises :class:`Refused`. ``now`` is an aware datetime."""
+    if not presented.sent:
+        raise Refused(Reason.NO_CERTIFICATE, "the peer showed no certificate")
+    if len(presented.sent) > MAX_CHAIN:
+        raise Refused(
+            Reason.BAD_IDENTITY,
+            f"the peer sent a chain of {len(presented.sent)} certificates; at most {MAX_CHAIN} are read",
+        )
+    if presented.fault is not None:
+        raise Refused(presented.fault.reason, presented.fault.detail)
+    if not presented.path or presented.path[0] != presented.sent[0]:
+        raise Refused(Reason.UNKNOWN_CA, "the peer's certificate has no verified path to our trust bundle")
+    try:
+        svid = parse_svid(presented.sent[0])
+    except InvalidIdentityError as error:
+        raise Refused(Reason.BAD_IDENTITY, f"the peer's certificate is no X.509-SVID: {error}") from error
+    if svid.id.trust_domain != terms.trust_domain:
+        raise Refused(
+            Reason.WRONG_TRUST_DOMAIN, f"met {svid.id}, which is not of our trust domain {terms.trust_domain}"
+        )
+    if now < svid.not_before:
+        raise Refused(
+            Reason.NOT_YET_VALID, f"the certificate of {svid.id} is not valid before {svid.not_before:%FT%TZ}"
+        )
+    if now > svid.not_after:
+        raise Refused(Reason.EXPIRED, f"the certificate of {svid.id} expired at {svid.not_after:%FT%TZ}")
+    if svid.lifetime > terms.max_leaf_ttl:
+        raise Refused(
+            Reason.BAD_IDENTITY,
+            f"the certificate of {svid.id} is valid for {svid.lifetime}, longer than max_leaf_ttl ({terms.max_leaf_ttl})",
+        )
+    _refuse_revoked(svid, presented.path, terms.revocations)
+    if terms.expected is not None and svid.id != terms.expected:
+        raise Refused(Reason.UNEXPECTED_PEER, f"expected {terms.expected} but met {svid.id} (valid, same CA)")
+    return svid
+
+
+def _refuse_revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> None:
+    before = revocations.identities.get(svid.id)
+    if before is not None and svid.not_before < before:
+        raise Refused(
+            Reason.REVOKED,
+            f"certificates of {svid.id} issued before {before:%FT%TZ} are revoked, this one is",
+        )
+    if (svid.issuer, svid.serial) in revocations.serials:
+        raise Refused(Reason.REVOKED, f"the certificate {svid.serial:x} of {svid.id} is revoked")
+    if not revocations.serials:
+        return
+    for der in path[1:]:
+        issuer = x509.load_der_x509_certificate(der)
+        if (issuer.issuer.public_bytes(), issuer.serial_number) in revocations.serials:
+            raise Refused(
+                Reason.REVOKED,
+                f"an issuer of {svid.id}'s certificate is revoked (serial {issuer.serial_number:x})",
+            )
