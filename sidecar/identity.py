@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,6 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 MAX_ID_BYTES = 2048
 MAX_TRUST_DOMAIN_BYTES = 255
 DEFAULT_MAX_LEAF_TTL = timedelta(hours=25)
+
+_E = TypeVar("_E", bound=x509.ExtensionType)
 
 _SCHEME = "spiffe://"
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
@@ -157,9 +160,8 @@ def parse_svid(der: bytes) -> Svid:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-        faults = svid_faults(certificate)
-        if faults:
-            raise InvalidIdentityError(faults[0])
+        for fault in svid_faults(certificate):
+            raise InvalidIdentityError(fault)  # noqa: TRY301 (the first of them)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return Svid(
             id=parse_spiffe_id(names.get_values_for_type(x509.UniformResourceIdentifier)[0]),
@@ -171,15 +173,11 @@ def parse_svid(der: bytes) -> Svid:
         )
     except InvalidIdentityError:
         raise
-    except (
-        Exception
-    ) as error:  # a parser's own failure, whatever its class, is a bad certificate and never a pass
+    except Exception as error:  # a parser's own failure, whatever its class, is a bad certificate and never a pass
         raise InvalidIdentityError(f"the certificate cannot be read: {shown(str(error))}") from error
 
 
-def _extension(
-    extensions: x509.Extensions, kind: type[x509.ExtensionTypeVar]
-) -> x509.Extension[x509.ExtensionTypeVar] | None:
+def _extension(extensions: x509.Extensions, kind: type[_E]) -> x509.Extension[_E] | None:
     try:
         return extensions.get_extension_for_class(kind)
     except x509.ExtensionNotFound:
