@@ -78,7 +78,7 @@ def parse_spiffe_id(text: str) -> SpiffeId:
     for segment in segments:
         if not is_segment(segment):
             raise InvalidIdentityError(
-                f"{shown(text)}: path segment {shown(segment)} is not made of A-Z a-z 0-9 . _ - (nor may it be empty, . or ..)"
+                f"{shown(text)}: path segment {shown(segment)} is not of A-Z a-z 0-9 . _ -, or is empty, . or .."
             )
     return SpiffeId(trust_domain, tuple(segments))
 
