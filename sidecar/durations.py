@@ -1,0 +1,22 @@
+"""Durations as people write them: ``1h``, ``90m``, ``1h30m``. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+# At most six digits a number: the largest sum still fits a timedelta, and a date moved by it.
+_DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Reads days, hours, minutes and seconds, in this order, each at most once, with nothing between or around them.
+
+    Raises :class:`ValueError` for anything else, and for zero: a bare number has no unit, so it is not guessed at.
+    """
+    match = _DURATION.fullmatch(text)
+    days, hours, minutes, seconds = (int(number or 0) for number in match.groups()) if match else (0, 0, 0, 0)
+    duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if not duration:
+        raise ValueError(f"{text[:40]!a} is not a duration: write it like 30s, 90m, 1h or 1h30m, and more than zero")
+    return duration
