@@ -90,7 +90,7 @@ def judge(presented: Presented, terms: Terms, now: datetime) -> Svid:
         )
     _refuse_revoked(svid, presented.path, terms.revocations)
     if terms.expected is not None and svid.id != terms.expected:
-        raise Refused(Reason.UNEXPECTED_PEER, f"expected {terms.expected} but met {svid.id} (valid, same CA)")
+        raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA), not {terms.expected}")
     return svid
 
 

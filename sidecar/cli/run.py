@@ -1,0 +1,23 @@
+"""``sidecar run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import trio
+
+from sidecar.config import load_config
+from sidecar.run import run as run_sidecar
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("sidecar.yaml"))
+def run(file: Path) -> None:
+    """Runs one sidecar from FILE (sidecar.yaml by default).
+
+    SIGTERM and SIGINT drain it: it accepts no more, and gives connections up to `timeouts.drain` (8 s) to finish.
+    Exit codes: 0 after a drain, 2 if it could not start.
+    """
+    trio.run(run_sidecar, load_config(file, os.environ))

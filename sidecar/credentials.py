@@ -1,0 +1,143 @@
+"""Our own certificate, key and trust bundle: read from files and checked before anything is served with them.
+
+Fails closed, and early: a sidecar that would be refused by every peer, or could not refuse anybody, does not start.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from sidecar import tls
+from sidecar.identity import InvalidIdentityError, SpiffeId, Svid, parse_svid, shown
+from sidecar.judge import Presented, Terms, judge
+from sidecar.reasons import Reason, Refused, UsageError
+
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A checked key pair, and whose it is until when."""
+
+    keys: tls.KeyPair
+    svid: Svid
+
+
+def load(certificate: Path, key: Path, bundle: Path, terms: Terms, now: datetime) -> Credentials:
+    """Reads and checks the three files; ``terms.expected`` is our own identity. Raises :class:`UsageError`."""
+    if terms.expected is None:
+        raise ValueError("terms.expected must be our own identity")
+    chain = _certificates(certificate, "certificate")
+    roots = _certificates(bundle, "trust bundle")
+    private = _key(key)
+    if private.public_key() != chain[0].public_key():
+        raise UsageError(
+            f"{key}: the key does not belong to the certificate in {certificate}; they must be issued together"
+        )
+    for root in roots:
+        _check_root(root, bundle)
+    keys = tls.KeyPair(chain, private, roots)
+    return Credentials(keys, _check(keys, certificate, terms, now))
+
+
+def _check(keys: tls.KeyPair, path: Path, terms: Terms, now: datetime) -> Svid:
+    """Judges our own certificate as every peer will."""
+    expected: SpiffeId = terms.expected or SpiffeId("", ())
+    ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
+    renew = f"get a new one: certs issue CA_DIR {expected.service} --out {path.parent} --force"
+    try:
+        svid = parse_svid(ders[0])
+    except InvalidIdentityError as error:
+        raise UsageError(f"{path}: not usable as this service's identity: {error}; {renew}") from error
+    # Said before the chain is judged, which would report the same less helpfully.
+    if now > svid.not_after:
+        raise UsageError(
+            f"{path}: the certificate of {svid.id} was good until {svid.not_after:%F %T} UTC and is expired; {renew}"
+        )
+    if now < svid.not_before:
+        raise UsageError(
+            f"{path}: the certificate of {svid.id} is good only from {svid.not_before:%F %T} UTC, and it is "
+            f"{now:%F %T} UTC; is the clock right?"
+        )
+    fault = tls.verify_own_chain(keys)
+    try:
+        judge(Presented(ders, ders, fault), terms, now)
+    except Refused as refusal:
+        if refusal.reason is Reason.UNEXPECTED_PEER:
+            raise UsageError(
+                f"{path}: the certificate is for {svid.id}, but this sidecar is {expected}; {renew}"
+            ) from refusal
+        raise UsageError(f"{path}: every peer would refuse this certificate: {refusal.detail}; {renew}") from refusal
+    return svid
+
+
+def _check_root(root: x509.Certificate, path: Path) -> None:
+    try:
+        is_ca = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_ca = False
+    if not is_ca:
+        name = shown(root.subject.rfc4514_string())
+        raise UsageError(
+            f"{path}: {name} is not a CA certificate, so it cannot anchor trust; the bundle holds roots only"
+        )
+
+
+def _certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
+    data = _read(path, what)
+    try:
+        certificates = x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        raise UsageError(f"{path}: no PEM {what} can be read from it ({shown(str(error))})") from error
+    return tuple(certificates)
+
+
+def _key(path: Path) -> tls.PrivateKey:
+    data = _read(path, "key", secret=True)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except TypeError as error:
+        raise UsageError(
+            f"{path}: the key is encrypted; a sidecar starts by itself and needs it without passphrase"
+        ) from error
+    except Exception as error:  # whatever the parser raises: never with its text, which may quote the file
+        raise UsageError(f"{path}: no PEM private key can be read from it") from error
+    if not isinstance(key, tls.PrivateKey):
+        raise UsageError(f"{path}: a key of this kind cannot be used; make one with P-256")
+    return key
+
+
+def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if secret:
+                _check_secret(path, status)
+            data = file.read(MAX_FILE_BYTES + 1)
+    except IsADirectoryError as error:
+        raise UsageError(f"{path}: a directory, where the {what} file is expected") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    if not data.strip():
+        raise UsageError(f"{path}: the {what} file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{path}: more than {MAX_FILE_BYTES} bytes, so it is no {what}")
+    return data
+
+
+def _check_secret(path: Path, status: os.stat_result) -> None:
+    """A key is its owner's alone; root may let one group read it (as PostgreSQL has it)."""
+    forbidden = stat.S_IRWXG | stat.S_IRWXO
+    if status.st_uid == 0 and os.getuid() != 0:
+        forbidden = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
+    if status.st_mode & forbidden:
+        raise UsageError(
+            f"{path}: the key can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); do: chmod 600 {path}"
+        )

@@ -1,0 +1,83 @@
+"""From a connected socket to a judged peer and its verdict: a TLS endpoint driven over a socket, until the relay takes over.
+
+The caller sets the deadline. All that a peer can do wrong here comes out as :class:`~sidecar.reasons.Refused`.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from sidecar import sockets, verdict
+from sidecar.duplex import ChannelError
+from sidecar.gate import Gate
+from sidecar.reasons import Reason, Refused
+from sidecar.tls import Endpoint
+
+_READ_BYTES = 16 * 1024
+
+
+async def shake_hands(sock: socket.socket, endpoint: Endpoint, gate: Gate) -> None:
+    """Runs the handshake until the peer is judged; what must be told to the peer, an alert included, is sent."""
+    received = b""
+    try:
+        while True:
+            await gate.turn()
+            if endpoint.step(received):
+                break
+            await sockets.send_all(sock, endpoint.take_all())
+            received = await sockets.receive(sock, _READ_BYTES)
+            if not received:
+                raise Refused(Reason.HANDSHAKE_FAILED, "the peer closed the connection before the handshake was done")
+        await sockets.send_all(sock, endpoint.take_all())
+    except Refused:
+        await _try_send(sock, endpoint)
+        raise
+    except OSError as error:
+        detail = f"the connection broke before the handshake was done: {error.strerror or error}"
+        raise Refused(Reason.HANDSHAKE_FAILED, detail) from error
+
+
+async def tell(sock: socket.socket, endpoint: Endpoint, reason: Reason) -> None:
+    """Sends the verdict frame, to a peer that speaks ``mesh/1``; after a refusal nothing follows it."""
+    if endpoint.speaks_mesh:
+        endpoint.write_bytes(verdict.encode(reason))
+        if reason is not Reason.OK:
+            endpoint.close()
+        await _try_send(sock, endpoint)
+
+
+async def hear(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Waits for the peer's verdict, if it speaks ``mesh/1``. Returns if it let us in, else raises :class:`Refused`."""
+    if endpoint.speaks_mesh:
+        size = verdict.word_length(await _exactly(sock, endpoint, 1))
+        verdict.admit(await _exactly(sock, endpoint, size))
+
+
+async def _exactly(sock: socket.socket, endpoint: Endpoint, size: int) -> bytes:
+    """Reads decrypted bytes, and not one of those behind them: they are the app's."""
+    data = b""
+    try:
+        while len(data) < size:
+            more = endpoint.read_some(size - len(data))
+            if more is None:
+                raise Refused(Reason.PEER_REFUSED, "the peer ended the connection without a verdict")
+            data += more
+            if not more:
+                received = await sockets.receive(sock, _READ_BYTES)
+                if not received:
+                    raise Refused(Reason.PEER_REFUSED, "the peer closed the connection without a verdict")
+                endpoint.feed_bytes(received)
+    except ChannelError as error:
+        raise Refused(Reason.PEER_REFUSED, str(error), peer_reason=error.alert) from error
+    except OSError as error:
+        detail = f"the connection broke before the peer's verdict: {error.strerror or error}"
+        raise Refused(Reason.PEER_REFUSED, detail) from error
+    return data
+
+
+async def _try_send(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Sends what the endpoint left. A peer that is gone cannot be told, and the refusal stands without."""
+    try:
+        await sockets.send_all(sock, endpoint.take_all())
+    except OSError:
+        return

@@ -1,0 +1,95 @@
+"""Inbound: a peer's mutual TLS in, plaintext out to our app. One connection, top to bottom."""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+
+from sidecar import dial, session, sockets
+from sidecar.config import Inbound
+from sidecar.duplex import How
+from sidecar.handshake import shake_hands, tell
+from sidecar.identity import claims
+from sidecar.node import Node
+from sidecar.policy import decide
+from sidecar.reasons import Reason, Refused
+from sidecar.record import ConnectionRecord
+from sidecar.tls import ALPN_PREFIX
+
+_WORDS = {
+    How.OK: Reason.OK,
+    How.APP_RESET: Reason.APP_RESET,
+    How.PEER_RESET: Reason.CLIENT_RESET,
+    How.PEER_ALERT: Reason.PEER_REFUSED,
+    How.TRUNCATED: Reason.TRUNCATED,
+}
+
+
+async def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord) -> None:
+    """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
+    now, timeouts = node.current, node.config.timeouts
+
+    # Who is it? The judgement of its certificate is part of the handshake.
+    endpoint = now.context.server(ALPN_PREFIX + port.port, node.clock)
+    try:
+        with trio.fail_after(timeouts.handshake):
+            await shake_hands(sock, endpoint, node.gate)
+    except trio.TooSlowError as error:
+        detail = f"heard no complete handshake within {timeouts.handshake:g} s"
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, detail) from error
+    finally:
+        record.handshake_ms = (node.time() - record.started) * 1000
+        record.connection_id = endpoint.connection_id
+        if endpoint.svid is None and endpoint.leaf is not None:
+            record.unverified = claims(endpoint.leaf)
+    if endpoint.svid is None:
+        raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
+    caller = endpoint.svid.id
+    record.peer_id, record.tls_group, record.resumed = str(caller), endpoint.group, endpoint.resumed
+
+    try:
+        # May it? By the name of the port that both ends agreed on.
+        if port.require_alpn and not endpoint.speaks_mesh:
+            raise Refused(
+                Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
+            )
+        decision = decide(now.mesh, caller, node.config.service, port.port, node.clock())
+        record.rule, record.dry_run = decision.rule, decision.dry_run
+        if not decision.allowed:
+            raise Refused(Reason.POLICY_DENIED, f"does not let {caller} reach {port.port}: {decision.why}")
+        record.decision = "allow"
+        # Is our app there?
+        app_socket, place = await _reach(node, app)
+    except Refused as refusal:
+        with trio.move_on_after(timeouts.handshake):
+            await tell(sock, endpoint, refusal.reason)
+        raise
+
+    # It hears yes, and bytes flow until their end.
+    try:
+        record.upstream = str(place)
+        with trio.move_on_after(timeouts.handshake):
+            await tell(sock, endpoint, Reason.OK)
+        with app.using(place):
+            await session.relay(node, port, endpoint, sock, app_socket, record, _WORDS)
+    finally:
+        sockets.hard_close(app_socket)
+
+
+async def _reach(node: Node, app: dial.Upstream) -> tuple[socket.socket, dial.Place]:
+    """Connects to the first of our app's places that answers."""
+    seconds = node.config.timeouts.connect
+    refusal = Refused(Reason.CONNECT_FAILED, f"cannot find {app.what}: no answer within {seconds:g} s")
+    places: list[dial.Place] = []
+    with trio.move_on_after(seconds):
+        places = await app.places()
+    for place in places:
+        try:
+            sock = await dial.connect(place, app.what, seconds, node.listening)
+        except Refused as failure:
+            refusal = failure
+        else:
+            place.answered()
+            return sock, place
+    raise refusal

@@ -1,0 +1,46 @@
+"""What the connections of one sidecar share: its identity and policy of the moment, its relay, its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import trio
+
+from sidecar.config import Config
+from sidecar.dial import Resolver, SocketAddress
+from sidecar.gate import Gate
+from sidecar.identity import SpiffeId
+from sidecar.logs import Log
+from sidecar.mesh import Mesh
+from sidecar.relay import Relay
+from sidecar.tls import Context, make_buffer, utc_now
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a reload replaces, all of it at once: who may talk to whom, and who we are."""
+
+    id: SpiffeId
+    mesh: Mesh
+    context: Context
+
+
+@dataclass(slots=True)
+class Node:
+    """One sidecar. Several may live in one process, each with its own identity, and share a relay."""
+
+    config: Config
+    current: Generation
+    log: Log
+    clock: Callable[[], datetime] = utc_now
+    relay: Relay = field(default_factory=lambda: Relay(make_buffer))
+    gate: Gate = field(default_factory=Gate)
+    resolver: Resolver = field(default_factory=Resolver)
+    listening: list[SocketAddress] = field(default_factory=list)
+    live: int = 0
+
+    def time(self) -> float:
+        """Seconds on the clock that durations are measured with."""
+        return trio.current_time()
