@@ -183,16 +183,16 @@ def parse_mesh(text: str, filename: str) -> Mesh:
 
 def mesh_of(document: Document) -> Mesh:
     """The mesh that a document describes. Raises :class:`UsageError` with every mistake in it, a line each."""
-    problems = Problems()
+    problems = Problems(document)
     names = _Names.of(document.data)
     _add_cross_faults(document, names, problems)
     try:
         file = MeshShape.model_validate(document.data, context=names)
     except ValidationError as error:
-        problems.add_validation(error, MeshShape, document)
-        problems.raise_any(document)
+        problems.add_validation(error, MeshShape)
+        problems.raise_any()
         raise  # not reached: an error of pydantic is always at least one problem
-    problems.raise_any(document)
+    problems.raise_any()
     return _mesh(file, names, document)
 
 
@@ -290,8 +290,8 @@ def _identity(text: str, names: _Names) -> SpiffeId:
 # --- the file's shape ------------------------------------------------------------------------------------------------
 
 
-def _names(info: ValidationInfo[_Names]) -> _Names:
-    if info.context is None:
+def _names(info: ValidationInfo) -> _Names:
+    if not isinstance(info.context, _Names):
         raise TypeError("a mesh file's shape is only checked with the names that the file declares")
     return info.context
 
@@ -310,7 +310,7 @@ def _trust_domain(text: str) -> str:
     return text
 
 
-def _service_name(text: str, info: ValidationInfo[_Names]) -> str:
+def _service_name(text: str, info: ValidationInfo) -> str:
     if not is_segment(text):
         raise fault(f"{shown(text)} is no service name: of A-Z a-z 0-9 . _ -, and not . or ..")
     if len(str(SpiffeId(_names(info).trust_domain or "", (text,)))) > MAX_ID_BYTES:
@@ -330,19 +330,19 @@ def _port_number(number: int) -> int:
     return number
 
 
-def _source(text: str, info: ValidationInfo[_Names]) -> str:
+def _source(text: str, info: ValidationInfo) -> str:
     return _checked(text, info, _patterns)
 
 
-def _test_source(text: str, info: ValidationInfo[_Names]) -> str:
+def _test_source(text: str, info: ValidationInfo) -> str:
     return _checked(text, info, _identity)
 
 
-def _targets(text: str, info: ValidationInfo[_Names]) -> str:
+def _targets(text: str, info: ValidationInfo) -> str:
     return _checked(text, info, lambda text, names: resolve_targets(text, names.ports))
 
 
-def _call(text: str, info: ValidationInfo[_Names]) -> str:
+def _call(text: str, info: ValidationInfo) -> str:
     return _checked(text, info, lambda text, names: one_target(text, names.ports))
 
 

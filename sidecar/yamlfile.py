@@ -14,7 +14,7 @@ import difflib
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -95,53 +95,55 @@ def parse_yaml(text: str, filename: str) -> Document:
         raise UsageError(f"{filename}:1: the file is empty")
     builder = _Builder(filename)
     data = builder.build(root, (), root.start_mark.line + 1)
-    document = Document(filename, data, builder.lines)
-    builder.problems.raise_any(document)
-    return document
+    builder.problems.raise_any()
+    return Document(filename, data, builder.lines)
 
 
 # --- telling what is wrong -------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Problems:
     """Everything that is wrong with one file, so that it can be said at once.
 
     ``variables`` names the values that came from the environment and not from the file.
     """
 
-    variables: Mapping[DataPath, str] = field(default_factory=dict)
-    found: list[tuple[DataPath, str, int | None]] = field(default_factory=list)
+    def __init__(self, document: Document, variables: Mapping[DataPath, str] | None = None) -> None:
+        self._document = document
+        self._variables = variables or {}
+        self._found: list[tuple[str, int, str]] = []
 
     def add(self, path: DataPath, what: str, *, line: int | None = None) -> None:
-        self.found.append((path, what, line))
+        """Something is wrong at ``path``; ``line`` if it is told of another place than where it is."""
+        at = f"{path_text(path)}: " if path else ""
+        variable = next((name for known, name in self._variables.items() if path[: len(known)] == known), None)
+        if variable is not None:
+            self._found.append((variable, 0, f"{variable}: {at}{what}"))
+        else:
+            line = line or self._document.line(path)
+            self._found.append(("", line, f"{self._document.filename}:{line}: {at}{what}"))
 
-    def add_validation(self, error: ValidationError, model: type[BaseModel], document: Document) -> None:
+    def add_variable(self, name: str, what: str) -> None:
+        """Something is wrong with an environment variable that stands for no value."""
+        self._found.append((name, 0, f"{name if _PLAIN_KEY.fullmatch(name) else shown(name)}: {what}"))
+
+    def add_validation(self, error: ValidationError, model: type[BaseModel]) -> None:
         """Takes over what pydantic found, in words for people."""
-        for fault_ in error.errors(include_url=False):
-            loc = fault_["loc"]
-            path, what = _in_words(fault_["type"], loc, fault_["input"], fault_.get("ctx", {}), model, document)
-            self.add(path, what, line=document.line(loc))
+        for found in error.errors(include_url=False):
+            loc = found["loc"]
+            while loc not in self._document.lines and loc not in self._variables and found["type"] != "missing":
+                loc = loc[:-1]  # a shorthand that was expanded, or pydantic's mark for a key
+            path, what = _in_words(found["type"], loc, found["input"], found.get("ctx", {}), model)
+            self.add(path, what, line=self._document.line(loc))
 
-    def raise_any(self, document: Document) -> None:
+    def raise_any(self) -> None:
         """Raises one :class:`UsageError` with a line for each problem, in the file's order, if there is any."""
-        placed = []
-        for path, what, line in self.found:
-            variable = self._variable(path)
-            at = line or document.line(path)
-            where = variable or f"{document.filename}:{at}"
-            placed.append((variable or "", 0 if variable else at, f"{where}: {_path_text(path)}{what}"))
-        lines = list(dict.fromkeys(text for _, _, text in sorted(placed, key=lambda item: item[:2])))
-        if len(lines) > MAX_PROBLEMS:
-            more = len(lines) - MAX_PROBLEMS
-            lines[MAX_PROBLEMS:] = [f"{document.filename}: and {more} more problems"]
-        if lines:
-            raise UsageError("\n".join(lines))
-
-    def _variable(self, path: DataPath) -> str | None:
-        return next(
-            (self.variables[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.variables), None
-        )
+        texts = list(dict.fromkeys(text for _, _, text in sorted(self._found, key=lambda item: item[:2])))
+        if len(texts) > MAX_PROBLEMS:
+            more = len(texts) - MAX_PROBLEMS
+            texts[MAX_PROBLEMS:] = [f"{self._document.filename}: and {more} more problems"]
+        if texts:
+            raise UsageError("\n".join(texts))
 
 
 class Shape(BaseModel):
@@ -159,6 +161,19 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """`` (did you mean 'web'?)``, or nothing if no option is near."""
     near = difflib.get_close_matches(word, list(options), n=1) if len(word) <= 100 else []
     return f" (did you mean {shown(near[0])}?)" if near else ""
+
+
+def path_text(path: DataPath) -> str:
+    """``policy[2].from``, safe to print."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif _PLAIN_KEY.fullmatch(step):
+            text += f".{step}" if text else step
+        else:
+            text += f"[{shown(step)}]"
+    return text
 
 
 def nothing_is_empty(value: Any) -> Any:
@@ -217,15 +232,13 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 def _in_words(
-    kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[BaseModel], document: Document
+    kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[BaseModel]
 ) -> tuple[DataPath, str]:
     """One fault as pydantic has it → where it is and what to say of it. What is not foreseen stays a refusal."""
     if kind == "missing":
         return loc[:-1], f"{shown(str(loc[-1]))} is missing"
     if kind == "extra_forbidden":
         return loc[:-1], f"unknown key {shown(str(loc[-1]))}{did_you_mean(str(loc[-1]), keys_at(model, loc[:-1]))}"
-    while loc not in document.lines:  # a shorthand that was expanded, or pydantic's mark for a key
-        loc = loc[:-1]
     if kind == "fault":
         return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["what"])  # it quotes its item
     if kind == "literal_error":
@@ -256,18 +269,6 @@ def _kind(value: Any) -> str:
 
 def _number(value: int) -> str:
     return str(value) if value.bit_length() <= 64 else "a number that large"
-
-
-def _path_text(path: DataPath) -> str:
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif _PLAIN_KEY.fullmatch(step):
-            text += f".{step}" if text else step
-        else:
-            text += f"[{shown(step)}]"
-    return f"{text}: " if text else ""
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
@@ -330,7 +331,7 @@ class _Builder:
     def __init__(self, filename: str) -> None:
         self.filename = filename
         self.lines: dict[DataPath, int] = {}
-        self.problems = Problems()
+        self.problems = Problems(Document(filename, None, self.lines))
         self._open: set[int] = set()
         self._nodes = 0
 
@@ -344,7 +345,7 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._open:
-            raise UsageError(f"{self.filename}:{line}: {_path_text(path)}an alias (*) inside of what it stands for")
+            raise UsageError(f"{self.filename}:{line}: {path_text(path)}: an alias (*) inside of what it stands for")
         self._open.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             self._refuse_tag(node, path, "seq")
