@@ -84,7 +84,7 @@ async def _approach(
     node: Node, now: Generation, route: Outbound, place: dial.Place, record: ConnectionRecord
 ) -> tuple[socket.socket, Endpoint]:
     """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
-    timeouts, what = node.config.timeouts, f"{route.to}'s sidecar"
+    timeouts, what = node.config.timeouts, f"{route.target}'s sidecar"
     expected = now.mesh.identity(route.service)
     record.peer_address = str(place)
     net = await dial.connect(place, what, timeouts.connect, node.listening)

@@ -62,14 +62,17 @@ class Server:
         """Serves until ``stop``, then drains: accepts no more, lets connections finish within the drain time, cuts the
         rest. Expects the node's relay, gate and resolver to be running."""
         drain = self.node.config.timeouts.drain
-        async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as accepting:
-                for listener in self.listeners:
-                    accepting.start_soon(self._accept, listener, connections)
-                await stop.wait()
-                accepting.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    for listener in self.listeners:
+                        accepting.start_soon(self._accept, listener, connections)
+                    await stop.wait()
+                    accepting.cancel_scope.cancel()
+                self.close()
+                connections.cancel_scope.deadline = trio.current_time() + drain
+        finally:
             self.close()
-            connections.cancel_scope.deadline = trio.current_time() + drain
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -82,8 +85,8 @@ class Server:
         for index, route in enumerate(config.outbound):
             where = f"{config.path}: outbound[{index}].listen"
             sock = sockets.listen(where, route.listen.host, route.listen.port, route.device)
-            peers = dial.Upstream(f"{route.to}'s sidecar", route.peers, node.resolver)
-            self._add(Listener(sock, "outbound", route.port, route.to, _outbound(node, route, peers)))
+            peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver)
+            self._add(Listener(sock, "outbound", route.port, str(route.target), _outbound(node, route, peers)))
 
     def _add(self, listener: Listener) -> None:
         self.listeners.append(listener)

@@ -70,7 +70,7 @@ _VERIFY_ERRORS = {  # what to tell OpenSSL, so that its alert says why (RFC 8446
 _ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fits
     20: "bad_record_mac",
     40: "handshake_failure",
-    42: "bad_identity",
+    42: "bad_certificate",
     43: "unsupported_certificate",
     44: Reason.REVOKED.value,
     45: Reason.EXPIRED.value,
@@ -121,10 +121,10 @@ class Context:
         context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
         # pyOpenSSL enables it; without it one write makes all the records of a buffer, as memory never blocks.
         context.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
-        context.use_certificate(crypto.X509.from_cryptography(keys.chain[0]))
+        context.use_certificate(keys.chain[0])
         for issuer in keys.chain[1:]:
-            context.add_extra_chain_cert(crypto.X509.from_cryptography(issuer))
-        context.use_privatekey(crypto.PKey.from_cryptography_key(keys.key))
+            context.add_extra_chain_cert(issuer)
+        context.use_privatekey(keys.key)
         _fill(context.get_cert_store(), keys.roots)
         context.set_verify_depth(_VERIFY_DEPTH)
         _lib.SSL_CTX_set_alpn_select_cb(context._context, _select_alpn, _NULL)
