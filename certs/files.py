@@ -124,7 +124,7 @@ def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
 def _refuse_occupied(directory: Path, names: list[str], *, force: bool) -> None:
     existing = [directory / name for name in names if os.path.lexists(directory / name)]
     if existing and not force:
-        raise UsageError(f"{', '.join(map(str, existing))} already there: nothing was written; --force overwrites")
+        raise UsageError(f"already there: {', '.join(map(str, existing))}; nothing was written (--force overwrites)")
     for path in existing:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UsageError(f"{path} is a symlink or no file at all, and is not overwritten: remove it yourself")

@@ -46,6 +46,7 @@ _USAGES = {  # RFC 5280 4.2.1.3, under its own names
     "key_cert_sign": "keyCertSign",
     "crl_sign": "cRLSign",
 }
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}  # SEC's names, NIST's names
 _MAX_LISTED = 20
 _NAME_KINDS: dict[type[x509.GeneralName], str] = {
     x509.UniformResourceIdentifier: "URI",
@@ -337,7 +338,7 @@ def _show_validity(certificate: x509.Certificate, now: datetime) -> str:
 def _show_key(certificate: x509.Certificate) -> str:
     match certificate.public_key():
         case ec.EllipticCurvePublicKey() as key:
-            return f"ECDSA {key.curve.name}"
+            return f"ECDSA {_CURVES.get(key.curve.name, key.curve.name)}"
         case rsa.RSAPublicKey() as key:
             return f"RSA {key.key_size}"
         case key:
