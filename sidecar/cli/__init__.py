@@ -13,6 +13,7 @@ import click
 from sidecar import __version__
 from sidecar.cli.check import check
 from sidecar.cli.policy import policy
+from sidecar.cli.run import run
 from sidecar.reasons import UsageError
 
 
@@ -35,3 +36,4 @@ def main() -> None:
 # One line a command.
 main.add_command(check)
 main.add_command(policy)
+main.add_command(run)
