@@ -74,7 +74,9 @@ def _check(keys: tls.KeyPair, path: Path, terms: Terms, now: datetime) -> Svid:
             raise UsageError(
                 f"{path}: the certificate is for {svid.id}, but this sidecar is {expected}; {renew}"
             ) from refusal
-        raise UsageError(f"{path}: every peer would refuse this certificate: {refusal.detail}; {renew}") from refusal
+        raise UsageError(
+            f"{path}: every peer would refuse this certificate, saying that it {refusal.detail}; {renew}"
+        ) from refusal
     return svid
 
 

@@ -150,7 +150,7 @@ async def connect(place: Place, what: str, seconds: float, listening: Iterable[S
     if is_own(sock.getsockname(), sock.getpeername(), listening):
         sock.close()
         place.failed()
-        raise Refused(Reason.CONNECT_FAILED, f"{place}, where {what} should be, is this sidecar itself: it would loop")
+        raise Refused(Reason.CONNECT_FAILED, f"would loop: {place}, where {what} should be, is this sidecar itself")
     return sock
 
 

@@ -27,13 +27,15 @@ async def shake_hands(sock: socket.socket, endpoint: Endpoint, gate: Gate) -> No
             await sockets.send_all(sock, endpoint.take_all())
             received = await sockets.receive(sock, _READ_BYTES)
             if not received:
-                raise Refused(Reason.HANDSHAKE_FAILED, "the peer closed the connection before the handshake was done")
+                raise Refused(
+                    Reason.HANDSHAKE_FAILED, "saw the peer close the connection before the handshake was done"
+                )
         await sockets.send_all(sock, endpoint.take_all())
     except Refused:
         await _try_send(sock, endpoint)
         raise
     except OSError as error:
-        detail = f"the connection broke before the handshake was done: {error.strerror or error}"
+        detail = f"lost the connection before the handshake was done: {error.strerror or error}"
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from error
 
 
@@ -60,17 +62,17 @@ async def _exactly(sock: socket.socket, endpoint: Endpoint, size: int) -> bytes:
         while len(data) < size:
             more = endpoint.read_some(size - len(data))
             if more is None:
-                raise Refused(Reason.PEER_REFUSED, "the peer ended the connection without a verdict")
+                raise Refused(Reason.PEER_REFUSED, "saw the peer end the connection without a verdict")
             data += more
             if not more:
                 received = await sockets.receive(sock, _READ_BYTES)
                 if not received:
-                    raise Refused(Reason.PEER_REFUSED, "the peer closed the connection without a verdict")
+                    raise Refused(Reason.PEER_REFUSED, "saw the peer close the connection without a verdict")
                 endpoint.feed_bytes(received)
     except ChannelError as error:
-        raise Refused(Reason.PEER_REFUSED, str(error), peer_reason=error.alert) from error
+        raise Refused(Reason.PEER_REFUSED, f"was refused: {error}", peer_reason=error.alert) from error
     except OSError as error:
-        detail = f"the connection broke before the peer's verdict: {error.strerror or error}"
+        detail = f"lost the connection before the peer's verdict: {error.strerror or error}"
         raise Refused(Reason.PEER_REFUSED, detail) from error
     return data
 

@@ -59,38 +59,38 @@ class Terms:
 def judge(presented: Presented, terms: Terms, now: datetime) -> Svid:
     """Returns the peer's verified SVID, or raises :class:`Refused`. ``now`` is an aware datetime."""
     if not presented.sent:
-        raise Refused(Reason.NO_CERTIFICATE, "the peer showed no certificate")
+        raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
     if len(presented.sent) > MAX_CHAIN:
         raise Refused(
             Reason.BAD_IDENTITY,
-            f"the peer sent a chain of {len(presented.sent)} certificates; at most {MAX_CHAIN} are read",
+            f"met a chain of {len(presented.sent)} certificates; at most {MAX_CHAIN} are read",
         )
     if presented.fault is not None:
         raise Refused(presented.fault.reason, presented.fault.detail)
     if not presented.path or presented.path[0] != presented.sent[0]:
-        raise Refused(Reason.UNKNOWN_CA, "the peer's certificate has no verified path to our trust bundle")
+        raise Refused(Reason.UNKNOWN_CA, "met a certificate without a verified path to our trust bundle")
     try:
         svid = parse_svid(presented.sent[0])
     except InvalidIdentityError as error:
-        raise Refused(Reason.BAD_IDENTITY, f"the peer's certificate is no X.509-SVID: {error}") from error
+        raise Refused(Reason.BAD_IDENTITY, f"met a certificate that is no X.509-SVID: {error}") from error
     if svid.id.trust_domain != terms.trust_domain:
         raise Refused(
             Reason.WRONG_TRUST_DOMAIN, f"met {svid.id}, which is not of our trust domain {terms.trust_domain}"
         )
     if now < svid.not_before:
         raise Refused(
-            Reason.NOT_YET_VALID, f"the certificate of {svid.id} is not valid before {svid.not_before:%FT%TZ}"
+            Reason.NOT_YET_VALID, f"met {svid.id} with a certificate that is not valid before {svid.not_before:%FT%TZ}"
         )
     if now > svid.not_after:
-        raise Refused(Reason.EXPIRED, f"the certificate of {svid.id} expired at {svid.not_after:%FT%TZ}")
+        raise Refused(Reason.EXPIRED, f"met {svid.id} with a certificate that expired at {svid.not_after:%FT%TZ}")
     if svid.lifetime > terms.max_leaf_ttl:
         raise Refused(
             Reason.BAD_IDENTITY,
-            f"the certificate of {svid.id} is valid for {svid.lifetime}, longer than max_leaf_ttl ({terms.max_leaf_ttl})",
+            f"met {svid.id} with a certificate valid for {svid.lifetime}, longer than max_leaf_ttl ({terms.max_leaf_ttl})",
         )
     _refuse_revoked(svid, presented.path, terms.revocations)
     if terms.expected is not None and svid.id != terms.expected:
-        raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA), not {terms.expected}")
+        raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA)")
     return svid
 
 
@@ -99,10 +99,10 @@ def _refuse_revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocation
     if before is not None and svid.not_before < before:
         raise Refused(
             Reason.REVOKED,
-            f"certificates of {svid.id} issued before {before:%FT%TZ} are revoked, this one is",
+            f"met {svid.id} with a revoked certificate: all issued before {before:%FT%TZ} are",
         )
     if (svid.issuer, svid.serial) in revocations.serials:
-        raise Refused(Reason.REVOKED, f"the certificate {svid.serial:x} of {svid.id} is revoked")
+        raise Refused(Reason.REVOKED, f"met {svid.id} with a revoked certificate (serial {svid.serial:x})")
     if not revocations.serials:
         return
     for der in path[1:]:
@@ -110,5 +110,5 @@ def _refuse_revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocation
         if (issuer.issuer.public_bytes(), issuer.serial_number) in revocations.serials:
             raise Refused(
                 Reason.REVOKED,
-                f"an issuer of {svid.id}'s certificate is revoked (serial {issuer.serial_number:x})",
+                f"met {svid.id} with a revoked issuer (serial {issuer.serial_number:x})",
             )

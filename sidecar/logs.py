@@ -31,6 +31,7 @@ class Log:
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
                 structlog.processors.add_log_level,
                 *([_briefly] if console else []),
+                _in_reading_order,
                 _escape_controls,
                 structlog.processors.format_exc_info,
                 renderer,
@@ -62,6 +63,11 @@ def _escape_controls(_logger: Any, _name: str, event: MutableMapping[str, Any]) 
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
     return event
+
+
+def _in_reading_order(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    first = {key: event.pop(key) for key in ("time", "level", "event")}
+    return {**first, **event}
 
 
 def _briefly(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

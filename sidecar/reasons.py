@@ -59,7 +59,8 @@ MITM_SUSPECTS = frozenset(
 
 
 class Refused(Exception):  # noqa: N818 (a verdict, not an error of the program)
-    """A connection that may not be. ``detail`` is one sentence for people; ``peer_reason`` what the other end called it."""
+    """A connection that may not be. ``detail`` is for people and goes on after our service's name ("met …", "may not …");
+    ``peer_reason`` is what the other end called it."""
 
     def __init__(self, reason: Reason, detail: str, *, peer_reason: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")

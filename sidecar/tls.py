@@ -224,7 +224,7 @@ class Endpoint:
         if self._received > MAX_HANDSHAKE_BYTES:
             raise Refused(
                 Reason.HANDSHAKE_FAILED,
-                f"the peer sent more than {MAX_HANDSHAKE_BYTES} bytes without ending its handshake",
+                f"met a peer that sent more than {MAX_HANDSHAKE_BYTES} bytes without ending its handshake",
             )
         if len(self._first) >= 3:
             return
@@ -232,8 +232,8 @@ class Endpoint:
         if self._first[0] in (_HANDSHAKE_RECORD, _ALERT_RECORD):
             return
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
-            raise Refused(Reason.TLS_VERSION, "the peer sent an SSLv2 hello; only TLS 1.3 is spoken here")
-        raise Refused(Reason.PLAINTEXT_REFUSED, f"the peer spoke {_guess(self._first)} where mutual TLS is required")
+            raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is spoken here")
+        raise Refused(Reason.PLAINTEXT_REFUSED, f"met {_guess(self._first)} where mutual TLS is required")
 
     def _judged(self) -> Svid:
         """The judgement that counts: over what the finished connection itself reports. None or doubt refuses."""
@@ -241,7 +241,8 @@ class Endpoint:
         protocol = connection.get_alpn_proto_negotiated()
         if protocol not in (b"", self._alpn):
             raise Refused(
-                Reason.HANDSHAKE_FAILED, f"the peer chose the protocol {shown(repr(protocol))}, which was not offered"
+                Reason.HANDSHAKE_FAILED,
+                f"met a peer that chose the protocol {shown(repr(protocol))}, which was not offered",
             )
         result = _lib.SSL_get_verify_result(self._ssl)
         leaf = connection.get_peer_certificate()
@@ -263,12 +264,12 @@ class Endpoint:
         if self._problem is not None:
             raise self._problem  # the judgement's refusal, or a fault of our own in a callback: refused, and to be seen
         if code == _NO_CERTIFICATE:
-            raise Refused(Reason.NO_CERTIFICATE, "the peer showed no certificate; every caller needs one")
+            raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
         if code in _VERSION_REASONS:
-            raise Refused(Reason.TLS_VERSION, f"the peer does not speak TLS 1.3 ({text})")
+            raise Refused(Reason.TLS_VERSION, f"met a peer that does not speak TLS 1.3 ({text})")
         if code >= _ALERT_BASE:
             raise alert_refusal(code - _ALERT_BASE)
-        raise Refused(Reason.HANDSHAKE_FAILED, f"the handshake failed: {text}")
+        raise Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {text}")
 
     # -- what the handshake found --------------------------------------------------------------------------------------
 
@@ -389,8 +390,8 @@ def alert_refusal(alert: int) -> Refused:
     """The peer's fatal alert, as a refusal that quotes the peer's reason."""
     reason = _ALERTS.get(alert, f"alert {alert}")
     if reason == Reason.TLS_VERSION:
-        return Refused(Reason.TLS_VERSION, "the peer does not speak TLS 1.3", peer_reason=reason)
-    return Refused(Reason.PEER_REFUSED, f"the peer refused the handshake: {reason}", peer_reason=reason)
+        return Refused(Reason.TLS_VERSION, "met a peer that does not speak TLS 1.3", peer_reason=reason)
+    return Refused(Reason.PEER_REFUSED, f"was refused by the peer in the handshake: {reason}", peer_reason=reason)
 
 
 # -- callbacks and translations ----------------------------------------------------------------------------------------
@@ -455,7 +456,7 @@ def _select_alpn(ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _ar
         at += 1 + length
     endpoint._problem = Refused(
         Reason.HANDSHAKE_FAILED,
-        f"the peer wants to speak {', '.join(names[:4])}, and only {endpoint._alpn.decode()} is spoken here",
+        f"met a peer that wants to speak {', '.join(names[:4])}, and only {endpoint._alpn.decode()} is spoken here",
     )
     return int(_lib.SSL_TLSEXT_ERR_ALERT_FATAL)  # (no_application_protocol; NOACK would go on)
 
@@ -470,8 +471,9 @@ def _fill(store: Any, roots: Sequence[x509.Certificate]) -> None:
 def _chain_fault(error: int, depth: int) -> ChainFault:
     reason = _CHAIN_REASONS.get(error, Reason.BAD_IDENTITY if depth == 0 else Reason.UNKNOWN_CA)
     text = _ffi.string(_lib.X509_verify_cert_error_string(error)).decode()
-    where = "the peer's certificate" if depth == 0 else f"certificate {depth} above the peer's"
-    return ChainFault(reason, f"{where} does not verify against our trust bundle: {text} (OpenSSL {error})")
+    where = "" if depth == 0 else f", {depth} above it"
+    detail = f"met a certificate that does not verify against our trust bundle: {text} (OpenSSL {error}{where})"
+    return ChainFault(reason, detail)
 
 
 def _take_error() -> tuple[int, str]:

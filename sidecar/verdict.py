@@ -23,7 +23,7 @@ def encode(reason: Reason) -> bytes:
 def word_length(header: bytes) -> int:
     """How many bytes follow the first one. Raises :class:`Refused` if no verdict begins so."""
     if not 0 < header[0] <= MAX_WORD:
-        raise Refused(Reason.PEER_REFUSED, f"the peer answered 0x{header[0]:02x} where a verdict was due")
+        raise Refused(Reason.PEER_REFUSED, f"heard 0x{header[0]:02x} where the peer's verdict was due")
     return header[0]
 
 
@@ -35,4 +35,4 @@ def admit(word: bytes) -> None:
         said = Reason(word.decode("ascii")).value
     except ValueError:
         said = shown(word.decode("latin-1"))
-    raise Refused(Reason.PEER_REFUSED, f"the peer refused us: {said}", peer_reason=said)
+    raise Refused(Reason.PEER_REFUSED, f"was refused by the peer: {said}", peer_reason=said)

@@ -195,7 +195,7 @@ def test_the_expected_peer_and_nobody_else() -> None:
     assert judge(presented(HONEST), replace(TERMS, expected=API), NOW).id == API
     refused = refusal(presented(MESH.leaf("web")), replace(TERMS, expected=API))
     assert refused.reason is Reason.UNEXPECTED_PEER
-    assert refused.detail == "met spiffe://shop.internal/web (valid, same CA), not spiffe://shop.internal/api"
+    assert refused.detail == "met spiffe://shop.internal/web (valid, same CA)"
 
 
 @pytest.mark.parametrize("name", ["API", "api-2", "ap", "api/x", "x/api", "api."])
@@ -233,9 +233,9 @@ def test_reasons_win_in_a_fixed_order() -> None:
     mesh = replace(mesh, max_leaf_ttl=3 * long)
     assert "issued before" in refusal(presented(web), mesh).detail
     mesh = replace(mesh, revocations=replace(mesh.revocations, identities={}))
-    assert "the certificate" in refusal(presented(web), mesh).detail
+    assert "revoked certificate (serial" in refusal(presented(web), mesh).detail
     mesh = replace(mesh, revocations=Revocations(serials=frozenset({entry(MESH.issuing)})))
-    assert "an issuer of" in refusal(presented(web), mesh).detail
+    assert "revoked issuer" in refusal(presented(web), mesh).detail
     mesh = replace(mesh, revocations=Revocations())
     assert refusal(presented(web), mesh).reason is Reason.UNEXPECTED_PEER
     assert judge(presented(web), replace(mesh, expected=WEB), NOW).id == WEB
