@@ -558,8 +558,7 @@ def _shape(merged: _Merged, mesh: Mesh | None) -> ConfigShape:
         shape = ConfigShape.model_validate(merged.data, context=mesh)
     except ValidationError as error:
         merged.problems.add_validation(error, ConfigShape)
-        merged.problems.raise_any()
-        raise  # not reached: an error of pydantic is always at least one problem
+        raise merged.problems.error() from error
     merged.problems.raise_any()
     return shape
 

@@ -190,8 +190,7 @@ def mesh_of(document: Document) -> Mesh:
         file = MeshShape.model_validate(document.data, context=names)
     except ValidationError as error:
         problems.add_validation(error, MeshShape)
-        problems.raise_any()
-        raise  # not reached: an error of pydantic is always at least one problem
+        raise problems.error() from error
     problems.raise_any()
     return _mesh(file, names, document)
 

@@ -176,18 +176,18 @@ def _ends(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision) -> t
     else:
         caller = f"whatever speaks for {source} (no service of this mesh)"
     outbound = (
-        f"before it dials, that the policy lets {source} call {target}; then, in the handshake, that it met "
+        f"before it dials, that the policy lets {source} call {target}; in the handshake, that it met "
         f"spiffe://{mesh.trust_domain}/{target.service} and nobody else"
     )
     inbound = (
-        f"in the handshake, that the caller proves an identity of {mesh.trust_domain}; then that the policy lets that "
-        f"identity call {target}, whatever the caller's sidecar thought"
+        f"in the handshake, that the caller proves an identity of {mesh.trust_domain}; after it, that the policy lets "
+        f"that identity call {target}, whatever the caller's sidecar thought"
     )
     return End(caller, outbound, decision.allowed), End(f"{target.service}'s sidecar", inbound, decision.allowed)
 
 
 def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision, now: datetime) -> Iterable[NearMiss]:
-    """Rules of which one end fits and the other not, and those that fit but do not count."""
+    """Rules that fit but did not decide, and, where none decided, those of which only one end fits."""
     if source.trust_domain != mesh.trust_domain:
         return
     for rule in mesh.rules:
@@ -200,6 +200,8 @@ def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decisio
             elif rule.name != decision.rule:
                 beaten = "and says the same" if (rule.action == "allow") == decision.allowed else "but deny beats allow"
                 yield NearMiss(rule.name, rule.line, f"fits, {beaten}")
+        elif decision.rule is not None:
+            continue  # a rule decided, so those that do not fit are no news
         elif from_fits:
             yield NearMiss(rule.name, rule.line, f"is for this caller, but to {', '.join(rule.to)}")
         elif to_fits:

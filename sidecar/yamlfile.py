@@ -40,7 +40,7 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_:./*-]+")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_*-][A-Za-z0-9_:./*-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +136,17 @@ class Problems:
             path, what = _in_words(found["type"], loc, found["input"], found.get("ctx", {}), model)
             self.add(path, what, line=self._document.line(loc))
 
-    def raise_any(self) -> None:
-        """Raises one :class:`UsageError` with a line for each problem, in the file's order, if there is any."""
+    def error(self) -> UsageError:
+        """All of them as one error: a line each, in the file's order and the environment's last."""
         texts = list(dict.fromkeys(text for _, _, text in sorted(self._found, key=lambda item: item[:2])))
         if len(texts) > MAX_PROBLEMS:
             more = len(texts) - MAX_PROBLEMS
             texts[MAX_PROBLEMS:] = [f"{self._document.filename}: and {more} more problems"]
-        if texts:
-            raise UsageError("\n".join(texts))
+        return UsageError("\n".join(texts))
+
+    def raise_any(self) -> None:
+        if self._found:
+            raise self.error()
 
 
 class Shape(BaseModel):

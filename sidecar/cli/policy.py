@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from sidecar.identity import InvalidIdentityError
 from sidecar.mesh import Mesh, load_mesh
 from sidecar.policy import Explanation, TestResult, explain, run_tests
 from sidecar.reasons import UsageError
@@ -53,9 +52,10 @@ def explain_(mesh: Path, from_: str, to: str) -> None:
     loaded = load_mesh(mesh)
     try:
         source, target = loaded.source(from_), loaded.target(to)
-    except (ValueError, InvalidIdentityError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
-    for line in _explanation_lines(explain(loaded, source, target.service, target.port, datetime.now(UTC))):
+    explanation = explain(loaded, source, target.service, target.port, datetime.now(UTC))
+    for line in _explanation_lines(loaded, explanation):
         click.echo(line)
 
 
@@ -65,15 +65,17 @@ def _result_line(mesh: Mesh, result: TestResult) -> str:
     return f"{word}  {test}: {result.decision.why}"
 
 
-def _explanation_lines(explanation: Explanation) -> list[str]:
+def _explanation_lines(mesh: Mesh, explanation: Explanation) -> list[str]:
     decision = explanation.decision
     lines = [f"{'ALLOWED' if decision.allowed else 'DENIED'}: {decision.why}", "", "Both ends decide, each for itself:"]
-    lines += [f"  {end.sidecar}: {'yes' if end.allowed else 'no'}; it checks {end.checks}" for end in explanation.ends]
+    lines += [
+        f"  {end.sidecar}: {'yes' if end.allowed else 'no'}. It checks, {end.checks}." for end in explanation.ends
+    ]
     if decision.dry_run:
         lines += ["", "Dry runs:", *(f"  {text}" for text in decision.dry_run)]
     if explanation.near_misses:
         lines += ["", "Other rules that come near:"]
-        lines += [f"  {miss.rule} (line {miss.line}) {miss.why}" for miss in explanation.near_misses]
+        lines += [f"  {miss.rule} ({mesh.filename}:{miss.line}) {miss.why}" for miss in explanation.near_misses]
     if explanation.would_allow is not None:
         lines += ["", "To allow it, add to `policy:`", "", explanation.would_allow.rstrip("\n")]
     return lines

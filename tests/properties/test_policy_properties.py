@@ -1,0 +1,269 @@
+"""Invariant: nothing is allowed that an allow rule in force does not name, or that a deny rule in force does; a file's
+text, whatever it is, gives a value or a UsageError that starts with the file's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import UTC, date, datetime
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sidecar.config import Config, parse_address, parse_config
+from sidecar.identity import SpiffeId
+from sidecar.mesh import Mesh, Pattern, Rule, Target, parse_mesh
+from sidecar.policy import decide
+from sidecar.reasons import UsageError
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+MESH_TEXT = """\
+trust_domain: t
+services:
+  a: {ports: {x: 1, y: 2}, dev: {app: {x: 8081}, calls: {"b:z": 18080}}}
+  b: {ports: {z: 3}}
+  c:
+policy:
+  - {name: one, from: [a, "spiffe://t/b/*"], to: ["b:z"], until: 2027-01-31}
+  - {name: two, from: "*", to: a, action: deny, mode: dry-run}
+tests:
+  - {from: c, to: "b", expect: deny}
+max_leaf_ttl: 25h
+"""
+CONFIG_TEXT = """\
+service: a
+mesh: mesh.yaml
+identity: {ca: "https://ca:8443", root: root.pem, state_dir: s}
+inbound:
+  - {port: x, listen: "0.0.0.0:8080", app: ["127.0.0.1:8081"], idle_timeout: 5m}
+outbound:
+  - {to: "b:z", listen: "10.0.0.1:6379", allow_from: [10.0.0.0/26], peers: ["b.mesh:6379"], device: eth1}
+admin: {listen: "127.0.0.1:15000"}
+timeouts: {drain: 3s}
+"""
+MESH = parse_mesh(MESH_TEXT, "mesh.yaml")
+TARGETS = MESH.targets("*")
+
+segments = st.sampled_from(["a", "b", "c", "a.b", "aXb", "A"])
+paths = st.lists(segments, min_size=1, max_size=4)
+pattern_segments = st.one_of(segments, st.sampled_from(["*", "**"]))
+patterns = st.lists(pattern_segments, min_size=1, max_size=5).map(lambda it: Pattern(tuple(it)))
+sources = st.builds(SpiffeId, st.sampled_from(["t", "t", "t", "u"]), paths.map(tuple))
+targets = st.one_of(st.sampled_from(TARGETS), st.builds(Target, segments, st.sampled_from(["x", "z"])))
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> list[Rule]:
+    names = draw(st.lists(st.text("rst", min_size=1, max_size=3), unique=True, max_size=6))
+    return [
+        Rule(
+            name=name,
+            line=line,
+            from_=("…",),
+            to=("…",),
+            sources=tuple(draw(st.lists(patterns, min_size=1, max_size=2))),
+            targets=frozenset(draw(st.lists(st.sampled_from(TARGETS), min_size=1))),
+            action=draw(st.sampled_from(["allow", "deny"])),
+            mode=draw(st.sampled_from(["enforce", "enforce", "dry-run"])),
+            until=draw(st.sampled_from([None, None, date(2020, 1, 1), date(2026, 6, 1)])),
+        )
+        for line, name in enumerate(names, 1)
+    ]
+
+
+def with_rules(among: list[Rule]) -> Mesh:
+    return dataclasses.replace(MESH, rules=tuple(among))
+
+
+def allowed(among: list[Rule], source: SpiffeId, target: Target) -> bool:
+    return decide(with_rules(among), source, target.service, target.port, NOW).allowed
+
+
+@given(rules(), sources, targets, st.randoms())
+def test_the_order_of_rules_never_matters(among: list[Rule], source: SpiffeId, target: Target, random: object) -> None:
+    shuffled = list(among)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    decisions = {decide(with_rules(order), source, target.service, target.port, NOW) for order in (among, shuffled)}
+    assert len(decisions) == 1
+
+
+@given(rules(), sources, targets, st.data())
+def test_one_more_deny_rule_never_allows_more(
+    among: list[Rule], source: SpiffeId, target: Target, data: st.DataObject
+) -> None:
+    assume(among)
+    *rest, extra = among
+    more = [*rest, dataclasses.replace(extra, action="deny", mode=data.draw(st.sampled_from(["enforce", "dry-run"])))]
+    assert allowed(more, source, target) <= allowed(rest, source, target)
+
+
+@given(rules(), sources, targets)
+def test_one_more_allow_rule_never_denies_more(among: list[Rule], source: SpiffeId, target: Target) -> None:
+    assume(among)
+    *rest, extra = among
+    assert allowed([*rest, dataclasses.replace(extra, action="allow")], source, target) >= allowed(rest, source, target)
+
+
+@given(rules(), sources, targets)
+def test_a_dry_run_rule_never_changes_anything(among: list[Rule], source: SpiffeId, target: Target) -> None:
+    enforced = [rule for rule in among if rule.mode == "enforce"]
+    assert allowed(among, source, target) == allowed(enforced, source, target)
+
+
+@given(sources, targets)
+def test_an_empty_policy_denies_everything(source: SpiffeId, target: Target) -> None:
+    assert not allowed([], source, target)
+
+
+@given(rules(), sources, targets)
+def test_what_is_allowed_is_allowed_by_the_rule_it_names(among: list[Rule], source: SpiffeId, target: Target) -> None:
+    decision = decide(with_rules(among), source, target.service, target.port, NOW)
+    if decision.allowed:
+        [rule] = [rule for rule in among if rule.name == decision.rule]
+        assert (rule.action, rule.mode, source.trust_domain) == ("allow", "enforce", "t")
+        assert target in rule.targets
+        assert any(naive_match(list(pattern.segments), list(source.segments)) for pattern in rule.sources)
+        assert rule.until is None or rule.until >= NOW.date()
+
+
+def naive_match(pattern: list[str], path: list[str]) -> bool:
+    """The definition, by recursion: no sets, no shortcuts."""
+    if not pattern:
+        return not path
+    first, rest = pattern[0], pattern[1:]
+    if first == "**":
+        return any(naive_match(rest, path[skipped:]) for skipped in range(len(path) + 1))
+    return bool(path) and first in {"*", path[0]} and naive_match(rest, path[1:])
+
+
+@given(patterns, paths)
+def test_patterns_match_as_their_definition_says(pattern: Pattern, path: list[str]) -> None:
+    assert pattern.matches(path) == naive_match(list(pattern.segments), path)
+
+
+# --- any text at all -------------------------------------------------------------------------------------------------
+
+wild_text = st.one_of(
+    st.text(),
+    st.text("[]{}:,-*&!|>'\"%@`#?~ \n\tab01.", max_size=60),
+    st.binary().map(lambda it: it.decode("utf-8", "surrogateescape")),
+    st.binary().map(lambda it: it.decode("latin-1")),
+)
+fragments = st.one_of(
+    st.sampled_from(
+        [
+            *(
+                "",
+                "*",
+                "null",
+                "true",
+                "5",
+                "-1",
+                "1.5",
+                "[]",
+                "{}",
+                "[[]]",
+                "{a: b}",
+                "'",
+                '"',
+                "&x ",
+                "*x",
+                "!!int ",
+                "!x ",
+            ),
+            *(
+                "\n",
+                "\t",
+                "\x00",
+                ":",
+                "- ",
+                "a: 1\n",
+                "\n---\n",
+                "...",
+                "0.0.0.0:0",
+                "[::]:80",
+                "spiffe://t/**",
+                '"\\ud800"',
+            ),
+        ]
+    ),
+    st.text(max_size=5),
+    st.from_regex(re.compile(r"[0-9]{1,30}"), fullmatch=True),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, text: str) -> str:
+    """A valid file with up to three of its parts cut out and replaced."""
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.one_of(st.integers(start, min(len(text), start + 12)), st.integers(start, len(text))))
+        text = text[:start] + draw(fragments) + text[end:]
+    return text
+
+
+@st.composite
+def with_other_tokens(draw: st.DrawFn, text: str) -> str:
+    """A valid file with some of its values replaced: it mostly stays YAML."""
+    tokens = re.split(r"([^\s{}\[\],:]+)", text)
+    for index in draw(st.lists(st.integers(0, len(tokens) - 1), min_size=1, max_size=4)):
+        tokens[index] = draw(fragments)
+    return "".join(tokens)
+
+
+def check_error(error: UsageError, filename: str) -> None:
+    lines = str(error).split("\n")
+    assert all(line.startswith(f"{filename}:") for line in lines)
+    assert all(line.isprintable() for line in lines)
+    for foreign in ("pydantic", "Input should", "Shape", "http://", "For further information"):
+        assert foreign not in str(error)
+
+
+@given(st.one_of(wild_text, mutated(MESH_TEXT), with_other_tokens(MESH_TEXT)))
+def test_any_text_is_a_mesh_or_a_usage_error(text: str) -> None:
+    try:
+        assert isinstance(parse_mesh(text, "mesh.yaml"), Mesh)
+    except UsageError as error:
+        check_error(error, "mesh.yaml")
+
+
+@given(st.one_of(wild_text, mutated(CONFIG_TEXT), with_other_tokens(CONFIG_TEXT)))
+def test_any_text_is_a_config_or_a_usage_error(text: str) -> None:
+    try:
+        config = parse_config(text, "s.yaml", {}, MESH)
+    except UsageError as error:
+        check_error(error, "s.yaml")
+    else:
+        check_plaintext_listeners(config)
+
+
+def check_plaintext_listeners(config: Config) -> None:
+    """Whatever the text was: what is accepted is closed to neighbours."""
+    for outbound in config.outbound:
+        assert not outbound.listen.is_wildcard
+        assert outbound.listen.is_loopback or outbound.allow_from
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["SIDECAR_SERVICE", "SIDECAR_TIMEOUTS_DRAIN", "SIDECAR_LIMITS_CONNECTIONS", "SIDECAR_X", "X"]),
+        st.text(),
+    )
+)
+def test_any_environment_is_a_config_or_a_usage_error(environ: dict[str, str]) -> None:
+    try:
+        parse_config(CONFIG_TEXT, "s.yaml", environ, MESH)
+        told = ""
+    except UsageError as error:
+        told = str(error)
+    assert all(line.startswith(("s.yaml:", "SIDECAR_")) for line in told.splitlines())
+
+
+@given(st.one_of(st.text(), st.text("0123456789abx.:[]%-", max_size=20)))
+def test_an_address_says_again_what_it_was_read_from(text: str) -> None:
+    try:
+        address = parse_address(text, listening=True)
+    except ValueError:
+        return
+    assert parse_address(str(address), listening=True) == address
