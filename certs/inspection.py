@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from cryptography import x509
@@ -29,8 +30,7 @@ MAX_BYTES = 1024 * 1024
 MAX_CERTIFICATES = 256
 """More than a system's trust store has; it bounds the work, since each may be tried as the issuer of each."""
 
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----.*?-----END \1-----", re.DOTALL)
-_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+_MARKER = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,40})-----")  # RFC 7468 2
 _CERTIFICATE_LABELS = (b"CERTIFICATE", b"X509 CERTIFICATE", b"TRUSTED CERTIFICATE")
 _EKU_NAMES = {
     ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
@@ -89,7 +89,7 @@ def read(data: bytes) -> list[x509.Certificate]:
         raise UsageError("empty: no certificate in it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is odd about a certificate is reported as a fault, not on stderr
-        if _BEGIN.search(data):
+        if _MARKER.search(data):
             return _read_pem(data)
         try:
             return [x509.load_der_x509_certificate(data)]
@@ -191,12 +191,9 @@ def describe_span(span: timedelta) -> str:
 
 
 def _read_pem(data: bytes) -> list[x509.Certificate]:
-    blocks = [(match[1], match[0]) for match in _BLOCK.finditer(data)]
+    blocks = _pem_blocks(data)
     labels = [label for label, _ in blocks]
     wanted = [block for label, block in blocks if label in _CERTIFICATE_LABELS]
-    begun = _BEGIN.findall(data)
-    if len(begun) != len(blocks):
-        raise UsageError(f"cut off or damaged: {len(begun)} PEM blocks begin and {len(blocks)} end")
     if not wanted and any(label.endswith(b"PRIVATE KEY") for label in labels):
         raise UsageError("a private key, not a certificate; it is not shown, and should be shown to nobody")
     if not wanted:
@@ -211,6 +208,17 @@ def _read_pem(data: bytes) -> list[x509.Certificate]:
         except Exception as error:  # as in read()
             raise UsageError(f"certificate {number} of {len(wanted)} in it is damaged, or not one") from error
     return certificates
+
+
+def _pem_blocks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(label, block) of each. From marker to marker, so that the time it takes grows with the size and no faster."""
+    markers = list(_MARKER.finditer(data))
+    blocks = []
+    for begin, end in zip_longest(markers[0::2], markers[1::2]):
+        if end is None or (begin[1], end[1], begin[2]) != (b"BEGIN", b"END", end[2]):
+            raise UsageError("cut off or damaged: a PEM block does not begin, or does not end")
+        blocks.append((begin[2], data[begin.start() : end.end()]))
+    return blocks
 
 
 def _is_der_key(data: bytes) -> bool:
@@ -266,8 +274,8 @@ def _link(certificates: Sequence[x509.Certificate], at: int) -> tuple[str, list[
         text = f"certificate {signer + 1}"
         if signer != at + 1:
             faults.append(f"the chain is out of order: certificate {signer + 1} signed it and does not follow it")
-        elif signer > _path_length(certificates[signer]) + 1:
-            faults.append(f"the path length of certificate {signer + 1} does not allow {signer - 1} CAs below it")
+        elif signer - 1 > (limit := _path_length(certificates[signer])):
+            faults.append(f"CAs below certificate {signer + 1}: {signer - 1}; its path length allows {limit}")
     return text, faults if is_chain else []
 
 
@@ -352,8 +360,14 @@ def _show_names(certificate: x509.Certificate) -> str:
 
 def _show_general_name(name: x509.GeneralName) -> str:
     kind = _NAME_KINDS.get(type(name), type(name).__name__)
-    value = name.value
-    return f"{kind} {shown(value.rfc4514_string() if isinstance(value, x509.Name) else str(value))}"
+    match name.value:
+        case x509.Name() as value:
+            text = value.rfc4514_string()
+        case x509.ObjectIdentifier() as value:
+            text = value.dotted_string
+        case value:
+            text = str(value)
+    return f"{kind} {shown(text)}"
 
 
 def _show_key_usage(certificate: x509.Certificate) -> str:
