@@ -1,4 +1,4 @@
-"""What is said, to whom: the access log and the alarms, as JSON lines on stdout, or in colours on a terminal."""
+"""What is said, to whom: the access log and the alarms, as JSON lines on stdout, or for eyes on a terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
+import click
 import structlog
 
 from sidecar.reasons import Reason
 
 _EXPECTED = frozenset({Reason.OK.value, Reason.DRAINED.value, Reason.IDLE_TIMEOUT.value, Reason.MAX_AGE.value})
+_COLOURS = {"info": None, "warning": "yellow", "error": "red"}
+
+Event = MutableMapping[str, Any]
 
 
 class Log:
@@ -20,21 +24,17 @@ class Log:
     def __init__(self, stream: TextIO | None = None, style: Literal["auto", "json", "console"] = "auto") -> None:
         stream = stream or sys.stdout
         console = style == "console" or (style == "auto" and stream.isatty())
-        renderer: Any = (
-            structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0, sort_keys=False)
-            if console
-            else structlog.processors.JSONRenderer()
-        )
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(stream),
+            structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
             processors=[
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
                 structlog.processors.add_log_level,
-                *([_briefly] if console else []),
-                _in_reading_order,
-                _escape_controls,
                 structlog.processors.format_exc_info,
-                renderer,
+                *(
+                    [_Console(colours=stream.isatty())]
+                    if console
+                    else [_in_reading_order, structlog.processors.JSONRenderer()]
+                ),
             ],
         )
 
@@ -58,18 +58,71 @@ class Log:
         self._logger.error(event, exc_info=error, **fields)
 
 
-def _escape_controls(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    return event
+class _Unbreakable:
+    """A stream that nobody reads any more (a closed pipe, a full disk) must not end the connections that are logged to it.
+    What was lost meanwhile is counted, and told when writing works again."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        try:
+            if self._lost:
+                self._stream.write(f'{{"event": "log_lost", "level": "error", "writes": {self._lost}}}\n')
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._lost += 1
+        else:
+            self._lost = 0
+
+    def flush(self) -> None:
+        """Each write does it."""
 
 
-def _in_reading_order(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _in_reading_order(_logger: Any, _name: str, event: Event) -> Event:
     first = {key: event.pop(key) for key in ("time", "level", "event")}
     return {**first, **event}
 
 
-def _briefly(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """On a terminal the fields that say nothing are left out."""
-    return {key: value for key, value in event.items() if value not in (None, False, 0, "", {})}
+class _Console:
+    """One event as a line for eyes: when, between whom, how it went; details only where something is wrong."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _logger: Any, _name: str, event: Event) -> str:
+        time, level, name = (event.pop(key) for key in ("time", "level", "event"))
+        traceback = event.pop("exception", None)
+        text = _connection(event) if name == "connection" else _other(name, event)
+        # Escaped last, over everything, so that nothing which a peer wrote drives the terminal or forges a line.
+        line = f"{time[11:19]} {_printable(text)}"
+        if self._colours and _COLOURS[level]:
+            line = click.style(line, fg=_COLOURS[level])
+        return "\n".join([line, *map(_printable, (traceback or "").splitlines())])
+
+
+def _connection(event: Event) -> str:
+    peer = event["peer_id"] or event["peer_address"] or "nobody"
+    if event["direction"] == "inbound":
+        ends = f"{event['service']}:{event['port']} <- {peer}"
+    else:
+        ends = f"{event['service']} -> {event['upstream']}"
+    sizes = f"{event['bytes_to_app']} B to app, {event['bytes_from_app']} B from app, {event['duration_ms']:g} ms"
+    parts = [ends, event["reason"], event.get("message"), sizes]
+    if event["rule"]:
+        parts.append(f"rule {event['rule']}")
+    if event["connection_id"]:
+        parts.append(f"id {event['connection_id']}")
+    return " | ".join(filter(None, parts))
+
+
+def _other(name: str, event: Event) -> str:
+    message = event.pop("message", None)
+    rest = " ".join(f"{key}={value}" for key, value in event.items())
+    return " | ".join(filter(None, [name, message, rest]))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
