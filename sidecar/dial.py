@@ -161,9 +161,9 @@ def is_own(local: SocketAddress, remote: SocketAddress, listening: Iterable[Sock
     """
     if local[:2] == remote[:2]:
         return True
-    here = sockets.plain_ip(str(remote[0]))
-    for address in listening:
-        there = sockets.plain_ip(str(address[0]))
-        if address[1] == remote[1] and (there == here or (there.is_unspecified and local[0] == remote[0])):
-            return True
+    for host, port in (address[:2] for address in listening):
+        if port == remote[1]:
+            here, there = sockets.plain_ip(str(remote[0])), sockets.plain_ip(str(host))
+            if there == here or (there.is_unspecified and local[0] == remote[0]):
+                return True
     return False

@@ -109,7 +109,10 @@ def bind_to_device(sock: socket.socket, device: str) -> None:
 
 def text(address: tuple[str | int, ...]) -> str:
     """``host:port``, with brackets for IPv6, and v4 addresses that came in by a v6 socket written as v4."""
-    ip = plain_ip(str(address[0]))
+    host = str(address[0])
+    if ":" not in host:
+        return f"{host}:{address[1]}"
+    ip = plain_ip(host)
     return f"[{ip}]:{address[1]}" if ip.version == 6 else f"{ip}:{address[1]}"
 
 
