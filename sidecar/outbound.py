@@ -122,9 +122,10 @@ def _told(
     node: Node, refusal: Refused, endpoint: Endpoint, expected: SpiffeId, place: dial.Place, record: ConnectionRecord
 ) -> Refused:
     """The refusal with its address and, where somebody may be in the middle, its alarm."""
-    if refusal.reason in MITM_SUSPECTS:
-        met = claims(endpoint.leaf) if endpoint.leaf is not None else {}
+    met = claims(endpoint.leaf) if endpoint.leaf is not None else {}
+    if endpoint.svid is None:
         record.unverified = met
+    if refusal.reason in MITM_SUSPECTS:
         detail = f"expected {expected} at {place} but {refusal.detail}: something answers in {expected.service}'s place"
         node.log.alarm(
             f"refused: {record.service} {detail}",
