@@ -10,7 +10,8 @@ from typing import IO, Any
 
 import click
 
-from certs import authority, inspection
+from certs import authority, encodings, inspection
+from certs.fields import describe_span
 from sidecar import __version__
 from sidecar.durations import parse_duration
 from sidecar.reasons import UsageError
@@ -85,7 +86,7 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool)
     authority.save(issued, out, force=force)
     click.echo(
         f"issued {issued.identity}, good until {issued.not_after:%FT%TZ} "
-        f"({inspection.describe_span(issued.not_after - now)}), in {out}:\n"
+        f"({describe_span(issued.not_after - now)}), in {out}:\n"
         f"  certificate.pem  the leaf, then the CA that issued it\n"
         f"  key.pem          its key; secret\n"
         f"  bundle.pem       the root that it and its peers trust\n"
@@ -105,7 +106,7 @@ def inspect(files: tuple[str, ...], as_json: bool) -> None:
     reports, code, now = [], 0, _now()
     for name in files:
         try:
-            report = inspection.examine(inspection.read(_read(name)), now, source=name)
+            report = inspection.examine(encodings.read(_read(name)), now, source=name)
         except UsageError as error:
             click.echo(f"error: {name}: {error}", err=True)
             code = _UNUSABLE
@@ -120,7 +121,7 @@ def inspect(files: tuple[str, ...], as_json: bool) -> None:
 
 
 def _read(name: str) -> bytes:
-    limit = inspection.MAX_BYTES + 1
+    limit = encodings.MAX_BYTES + 1
     if name == "-":
         return sys.stdin.buffer.read(limit)
     try:

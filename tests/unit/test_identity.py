@@ -188,6 +188,7 @@ BROKEN = {
     "an extension twice": (MESH.leaf(corrupt=(b"\x06\x03\x55\x1d\x23", b"\x06\x03\x55\x1d\x0e")), [UNREADABLE]),
     "malformed EKU": (MESH.leaf(eku=None, extensions=[raw(ExtensionOID.EXTENDED_KEY_USAGE, b"\x30\x05\x06")]), [UNREADABLE]),
     "malformed KeyUsage": (MESH.leaf(key_usage=None, extensions=[raw(ExtensionOID.KEY_USAGE, b"\xff")]), [UNREADABLE]),
+    "an odd TLSFeature": (MESH.leaf(extensions=[raw(ExtensionOID.TLS_FEATURE, b"\x30\x03\x02\x01\x07")]), [UNREADABLE]),
     "malformed SAN": (MESH.leaf(raw_san=b"\x30\x03\x86\x7f\x00"), [UNREADABLE]),
     "an x400 name": (MESH.leaf(raw_san=b"\x30\x02\xa3\x00"), [UNREADABLE]),
 }  # fmt: skip
