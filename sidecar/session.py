@@ -13,6 +13,9 @@ from sidecar.reasons import Reason
 from sidecar.record import ConnectionRecord
 from sidecar.tls import Endpoint
 
+UPLOAD_SECONDS = 30.0
+"""How long a peer may go on sending to an app that has answered and closed early, before its connection is closed."""
+
 
 async def relay(
     node: Node,
@@ -44,6 +47,6 @@ async def _close(sock: socket.socket, by_reset: bool, *, linger: bool) -> None:
     if by_reset:
         await sockets.reset(sock)
     elif linger:
-        await sockets.linger(sock)
+        await sockets.linger(sock, UPLOAD_SECONDS)
     else:
         sock.close()

@@ -125,17 +125,19 @@ def plain_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 # -- ways to close, gentlest first -------------------------------------------------------------------------------------
 
 
-async def linger(sock: socket.socket) -> None:
-    """Ends our direction, then reads and discards until the other side closes too, at most :data:`LINGER_SECONDS`.
+async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
+    """Ends our direction, then reads and discards until the other side closes too, is silent for :data:`LINGER_SECONDS`,
+    or has had ``longest`` seconds.
 
     Closing at once while bytes lie unread makes the kernel send a reset, which destroys what we said last (an alert,
-    a verdict, an app's early answer).
+    a verdict, an app's early answer to an upload that goes on).
     """
     try:
         sock.shutdown(socket.SHUT_WR)
-        with trio.move_on_after(LINGER_SECONDS):
+        with trio.move_on_after(longest) as silence:
+            until = silence.deadline
             while await receive(sock, 65536):
-                pass
+                silence.deadline = min(until, trio.current_time() + LINGER_SECONDS)
     except OSError:
         pass  # it is gone already
     finally:
