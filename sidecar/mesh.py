@@ -57,6 +57,7 @@ Mode = Literal["enforce", "dry-run"]
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _SPIFFE = "spiffe://"
+_WILDCARDS = frozenset({"*", "**"})
 
 
 class Target(NamedTuple):
@@ -96,21 +97,25 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of the policy. ``sources`` and ``targets`` are what its ``from`` and ``to`` stand for in this mesh."""
+    """One rule of the policy. ``from_`` and ``to`` are as the file has them.
+
+    ``identities`` (their path segments) and ``patterns`` are what ``from`` stands for in this mesh, ``targets`` is ``to``.
+    """
 
     name: str
     line: int
     from_: tuple[str, ...]
     to: tuple[str, ...]
-    sources: tuple[Pattern, ...]
+    identities: frozenset[tuple[str, ...]]
+    patterns: tuple[Pattern, ...]
     targets: frozenset[Target]
     action: Action
     mode: Mode
     until: date | None
 
-    def has_source(self, segments: Sequence[str]) -> bool:
+    def has_source(self, segments: tuple[str, ...]) -> bool:
         """Whether ``from`` names the identity with these path segments (in our trust domain)."""
-        return any(source.matches(segments) for source in self.sources)
+        return segments in self.identities or any(pattern.matches(segments) for pattern in self.patterns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,24 +262,25 @@ def one_target(text: str, ports: Mapping[str, tuple[str, ...] | None]) -> Target
     return found[0] if found else Target(text.partition(":")[0], "")
 
 
-def _patterns(text: str, names: _Names) -> tuple[Pattern, ...]:
-    """What one entry of ``from`` stands for. Raises :class:`ValueError`, worded for people."""
-    if text == "*":
-        return tuple(Pattern((service,)) for service in names.ports)
+def _source_segments(text: str, names: _Names) -> tuple[str, ...]:
+    """The path segments, with wildcards, that one entry of ``from`` other than ``*`` stands for.
+
+    Raises :class:`ValueError`, worded for people.
+    """
     if not text.startswith(_SPIFFE):
-        return (Pattern(_identity(text, names).segments),)
+        return _identity(text, names).segments
     trust_domain, *segments = text.removeprefix(_SPIFFE).split("/")
     if len(text) > MAX_ID_BYTES or not segments:
         raise ValueError(f"{shown(text)} is no pattern for identities: spiffe://<trust domain>/<segment or * or **>/…")
     if names.trust_domain is not None and trust_domain != names.trust_domain:
         raise ValueError(f"{shown(text)} is of another trust domain than {shown(names.trust_domain)}")
     for segment in segments:
-        if segment not in {"*", "**"} and not is_segment(segment):
+        if segment not in _WILDCARDS and not is_segment(segment):
             why = "* and ** stand for whole segments only" if "*" in segment else "it is not of A-Z a-z 0-9 . _ -"
             raise ValueError(f"{shown(text)}: path segment {shown(segment)} is no pattern: {why}")
-    if len(segments) == 1 and segments[0] not in {"*", "**"}:
+    if len(segments) == 1 and segments[0] not in _WILDCARDS:
         _identity(segments[0], names)  # one plain segment is a service, and a mistyped one would deny nothing
-    return (Pattern(tuple(segments)),)
+    return tuple(segments)
 
 
 def _identity(text: str, names: _Names) -> SpiffeId:
@@ -330,7 +336,7 @@ def _port_number(number: int) -> int:
 
 
 def _source(text: str, info: ValidationInfo) -> str:
-    return _checked(text, info, _patterns)
+    return text if text == "*" else _checked(text, info, _source_segments)
 
 
 def _test_source(text: str, info: ValidationInfo) -> str:
@@ -479,8 +485,15 @@ def _name_of(rule: Any) -> str | None:
 # --- the values ------------------------------------------------------------------------------------------------------
 
 
+class _Every(NamedTuple):
+    """What ``*`` stands for, made once: a thousand rules for it cost no more than one."""
+
+    services: frozenset[tuple[str, ...]]
+    targets: frozenset[Target]
+
+
 def _mesh(file: MeshShape, names: _Names, document: Document) -> Mesh:
-    every = frozenset(resolve_targets("*", names.ports))
+    every = _Every(frozenset((service,) for service in names.ports), frozenset(resolve_targets("*", names.ports)))
     return Mesh(
         filename=document.filename,
         trust_domain=file.trust_domain,
@@ -511,17 +524,21 @@ def _service(name: str, shape: ServiceShape, names: _Names, document: Document) 
     return Service(name, MappingProxyType(shape.ports), dev, document.line(("services", name)))
 
 
-def _rule(shape: RuleShape, every: frozenset[Target], names: _Names, document: Document, index: int) -> Rule:
+def _rule(shape: RuleShape, every: _Every, names: _Names, document: Document, index: int) -> Rule:
+    sources = [_source_segments(text, names) for text in shape.from_ if text != "*"]
+    plain = frozenset(segments for segments in sources if not _WILDCARDS.intersection(segments))
+    identities = plain
+    if "*" in shape.from_:
+        identities = every.services | plain if plain else every.services
+    targets = frozenset(chain.from_iterable(resolve_targets(text, names.ports) for text in shape.to if text != "*"))
     return Rule(
         name=shape.name or f"{','.join(shape.from_)}->{','.join(shape.to)}",
         line=document.line(("policy", index)),
         from_=tuple(shape.from_),
         to=tuple(shape.to),
-        sources=tuple(dict.fromkeys(chain.from_iterable(_patterns(text, names) for text in shape.from_))),
-        # Shared, so that a thousand rules for "*" cost no more than one.
-        targets=every
-        if "*" in shape.to
-        else frozenset(chain.from_iterable(resolve_targets(it, names.ports) for it in shape.to)),
+        identities=identities,
+        patterns=tuple(Pattern(segments) for segments in dict.fromkeys(sources) if segments not in plain),
+        targets=every.targets if "*" in shape.to else targets,
         action=shape.action,
         mode=shape.mode,
         until=None if shape.until is None else _parsed_date(shape.until),

@@ -62,7 +62,8 @@ def rules(draw: st.DrawFn) -> list[Rule]:
             line=line,
             from_=("…",),
             to=("…",),
-            sources=tuple(draw(st.lists(patterns, min_size=1, max_size=2))),
+            identities=frozenset(draw(st.lists(paths.map(tuple), max_size=2))),
+            patterns=tuple(draw(st.lists(patterns, max_size=2))),
             targets=frozenset(draw(st.lists(st.sampled_from(TARGETS), min_size=1))),
             action=draw(st.sampled_from(["allow", "deny"])),
             mode=draw(st.sampled_from(["enforce", "enforce", "dry-run"])),
@@ -123,7 +124,8 @@ def test_what_is_allowed_is_allowed_by_the_rule_it_names(among: list[Rule], sour
         [rule] = [rule for rule in among if rule.name == decision.rule]
         assert (rule.action, rule.mode, source.trust_domain) == ("allow", "enforce", "t")
         assert target in rule.targets
-        assert any(naive_match(list(pattern.segments), list(source.segments)) for pattern in rule.sources)
+        named = [list(segments) for segments in [*rule.identities, *(pattern.segments for pattern in rule.patterns)]]
+        assert any(naive_match(segments, list(source.segments)) for segments in named)
         assert rule.until is None or rule.until >= NOW.date()
 
 

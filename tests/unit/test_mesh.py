@@ -82,12 +82,20 @@ class TestParsed:
         ]
         scrape, batch = mesh.rules[3:]
         assert scrape.targets == {Target("api", "metrics"), Target("db", "5432")}
-        assert scrape.sources == tuple(Pattern((name,)) for name in ("web", "api", "db", "reporting"))
+        assert scrape.identities == {("web",), ("api",), ("db",), ("reporting",)}
+        assert scrape.patterns == ()
         assert batch.from_ == ("spiffe://shop.internal/batch/*", "api")
-        assert batch.sources == (Pattern(("batch", "*")), Pattern(("api",)))
+        assert batch.identities == {("api",)}
+        assert batch.patterns == (Pattern(("batch", "*")),)
         assert batch.targets == {
             Target(*it) for it in [("web", "http"), ("api", "http"), ("api", "metrics"), ("db", "5432")]
         }
+
+    def test_a_star_beside_others(self) -> None:
+        rest = 'policy: [{from: ["spiffe://shop.internal/x/y", "*"], to: ["*", "web:http"]}]'
+        [rule] = parse_mesh(mesh_with(rest=rest), "mesh.yaml").rules
+        assert rule.identities == {("web",), ("api",), ("idle",), ("x", "y")}
+        assert rule.targets == {Target("web", "http"), Target("api", "http"), Target("api", "tls")}
 
     def test_tests(self, mesh: Mesh) -> None:
         first, second = mesh.tests
