@@ -57,6 +57,7 @@ PREFIX = "SIDECAR_"
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 _LOOPBACKS: tuple[_IP, ...] = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+_EVERY_ADDRESS = ipaddress.IPv6Address("::")  # the sockets made for it take IPv4 too
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _LIKE_A_NUMBER = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -633,18 +634,16 @@ def _places(address: Address) -> frozenset[_IP | str]:
 
 
 def _collide(one: Address, other: Address) -> bool:
-    """Whether both cannot be listened on. ``::`` takes IPv6 only, as trio's listeners do. A name may be any address."""
+    """Whether both cannot be listened on: ``0.0.0.0`` takes all of IPv4, ``::`` that too. A name may be any address."""
     if one.port != other.port or one.port == 0:
         return False
-    if _places(one) & _places(other):
+    if _places(one) & _places(other) or _EVERY_ADDRESS in (one.ip, other.ip):
         return True
-    wildcards = {address.ip.version for address in (one, other) if address.ip is not None and address.is_wildcard}
     return any(
-        isinstance(place, str) or place.version in wildcards
-        for address in (one, other)
-        if not address.is_wildcard
-        for place in _places(address)
-        if wildcards
+        isinstance(place, str) or place.version == 4
+        for wildcard, beside in ((one, other), (other, one))
+        if wildcard.is_wildcard
+        for place in _places(beside)
     )
 
 
