@@ -50,7 +50,7 @@ class Port:
     def __init__(self, bed: MeshBed, sidecar: RunningSidecar, app: App) -> None:
         self.bed, self.sidecar, self.app = bed, sidecar, app
         self.address = sidecar.address("http")
-        self._lines = 0
+        self.lines = 0
         self._served = 0
 
     async def foreigner(self, credential: Credential | None, **options: Any) -> Foreigner:
@@ -68,8 +68,8 @@ class Port:
 
     async def refused(self, reason: str) -> dict[str, Any]:
         """Asserts that one more connection was refused for this reason; returns its line of the access log."""
-        self._lines += 1
-        line = await self.sidecar.log.connection(self._lines)
+        self.lines += 1
+        line = await self.sidecar.log.connection(self.lines)
         assert (line["reason"], line["decision"], line["direction"]) == (reason, "deny", "inbound"), line
         assert (line["bytes_to_app"], line["bytes_from_app"]) == (0, 0)
         await self.honest()
@@ -87,13 +87,13 @@ class Port:
             assert await caller.receive() == HONEST
             await caller.close()
             assert await caller.receive() == b""
-        self._lines += 1
+        self.lines += 1
         self._served += 1
-        line = await self.sidecar.log.connection(self._lines)
+        line = await self.sidecar.log.connection(self.lines)
         assert (line["reason"], line["decision"], line["peer_id"]) == ("ok", "allow", WEB), line
         assert self.app.connections == self._served
         assert bytes(self.app.received) == HONEST * self._served
-        assert len(self.sidecar.log.connections) == self._lines
+        assert len(self.sidecar.log.connections) == self.lines
         assert not self.sidecar.log.events("internal_error")
         return line
 
@@ -126,14 +126,16 @@ class Impostor:
         """Says nothing at all."""
 
     def says(self, *raw: bytes) -> Answer:
-        """Speaks first, plainly, and keeps what it hears."""
+        """Speaks first, plainly, and listens for the app's bytes: a ClientHello or an alert is no secret."""
 
         async def answer(sock: socket.socket) -> None:
+            heard = b""
             for one in raw:
                 await sockets.send_all(sock, one)
             while data := await sockets.receive(sock, 65536):
-                if not data.startswith(b"\x16\x03\x01"):  # a ClientHello is no secret
-                    self.received += data
+                heard += data
+                if STOLEN in heard:
+                    self.received += STOLEN
 
         return answer
 
@@ -164,7 +166,7 @@ class Call:
     def __init__(self, bed: MeshBed, sidecar: RunningSidecar, impostor: Impostor, place: Address) -> None:
         self.bed, self.sidecar, self.impostor, self.place = bed, sidecar, impostor, place
         self.entry = sidecar.address("api:http", "outbound")
-        self._lines = 0
+        self.lines = 0
         self._alarms = 0
 
     async def attack(self, answer: Answer) -> None:
@@ -177,8 +179,8 @@ class Call:
 
     async def refused(self, reason: str, *, alarm: bool) -> dict[str, Any]:
         """Asserts that the call was refused for this reason, with or without an alarm; returns its line."""
-        self._lines += 1
-        line = await self.sidecar.log.connection(self._lines)
+        self.lines += 1
+        line = await self.sidecar.log.connection(self.lines)
         assert (line["reason"], line["decision"], line["direction"]) == (reason, "deny", "outbound"), line
         assert (line["bytes_to_app"], line["bytes_from_app"]) == (0, 0)
         assert line["peer_address"] == str(self.place)
@@ -205,11 +207,11 @@ class Call:
             with trio.fail_after(PATIENCE):
                 assert await sockets.receive(client, 65536) == HONEST
                 assert await sockets.receive(client, 65536) == b""
-        self._lines += 1
-        line = await self.sidecar.log.connection(self._lines)
+        self.lines += 1
+        line = await self.sidecar.log.connection(self.lines)
         assert (line["reason"], line["decision"], line["peer_id"]) == ("ok", "allow", API), line
         assert bytes(self.impostor.received) == HONEST
-        assert len(self.sidecar.log.connections) == self._lines
+        assert len(self.sidecar.log.connections) == self.lines
         assert not self.sidecar.log.events("internal_error")
         self.impostor.received.clear()
         return line

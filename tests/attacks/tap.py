@@ -59,6 +59,10 @@ class Tap:
         self.meddle.clear()
 
     async def serve(self, caller: socket.socket, _app: App) -> None:
+        await self.answer(caller)
+
+    async def answer(self, caller: socket.socket) -> None:
+        """Forwards one connection."""
         callee = await connect(self.place)
         with callee:
             async with trio.open_nursery() as nursery:
