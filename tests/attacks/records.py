@@ -54,6 +54,8 @@ class KeyLog:
 
     def configure(self, context: SSL.Context) -> None:
         context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256")
+        context.set_options(SSL.OP_NO_TICKET)  # a ticket would be a record under the secret that the test is to use
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_keylog_callback(self._note)
 
     def _note(self, _connection: Any, line: bytes) -> None:
