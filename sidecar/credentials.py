@@ -12,7 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sidecar import tls
 from sidecar.identity import InvalidIdentityError, SpiffeId, Svid, parse_svid, shown
@@ -20,6 +22,9 @@ from sidecar.judge import Presented, Terms, judge
 from sidecar.reasons import Reason, Refused, UsageError
 
 MAX_FILE_BYTES = 1 << 20
+
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_RSA_BITS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ def load(certificate: Path, key: Path, bundle: Path, terms: Terms, now: datetime
     chain = _certificates(certificate, "certificate")
     roots = _certificates(bundle, "trust bundle")
     private = _key(key)
+    for one, path in (*((one, certificate) for one in chain), *((one, bundle) for one in roots)):
+        _check_strength(one, path)
     if private.public_key() != chain[0].public_key():
         raise UsageError(
             f"{key}: the key does not belong to the certificate in {certificate}; they must be issued together"
@@ -44,10 +51,10 @@ def load(certificate: Path, key: Path, bundle: Path, terms: Terms, now: datetime
     for root in roots:
         _check_root(root, bundle)
     keys = tls.KeyPair(chain, private, roots)
-    return Credentials(keys, _check(keys, certificate, terms, now))
+    return Credentials(keys, _check(keys, certificate, bundle, terms, now))
 
 
-def _check(keys: tls.KeyPair, path: Path, terms: Terms, now: datetime) -> Svid:
+def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: Terms, now: datetime) -> Svid:
     """Judges our own certificate as every peer will."""
     expected: SpiffeId = terms.expected or SpiffeId("", ())
     ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
@@ -75,7 +82,8 @@ def _check(keys: tls.KeyPair, path: Path, terms: Terms, now: datetime) -> Svid:
                 f"{path}: the certificate is for {svid.id}, but this sidecar is {expected}; {renew}"
             ) from refusal
         raise UsageError(
-            f"{path}: every peer would refuse this certificate, saying that it {refusal.detail}; {renew}"
+            f"{path}: every peer that trusts {bundle} would refuse this certificate, saying that it {refusal.detail}; "
+            f"{renew}"
         ) from refusal
     return svid
 
@@ -90,6 +98,23 @@ def _check_root(root: x509.Certificate, path: Path) -> None:
         raise UsageError(
             f"{path}: {name} is not a CA certificate, so it cannot anchor trust; the bundle holds roots only"
         )
+
+
+def _check_strength(certificate: x509.Certificate, path: Path) -> None:
+    """Whether TLS 1.3 can use its key (RFC 8446 4.2.3) and OpenSSL will (security level 2): else no handshake succeeds."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    strong = (
+        isinstance(key, ed25519.Ed25519PublicKey)
+        or (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES))
+        or (isinstance(key, rsa.RSAPublicKey) and key.key_size >= _RSA_BITS)
+    )
+    if not strong:
+        subject = certificate.subject.rfc4514_string()
+        whose = f"of {shown(subject)}" if subject else "in it"
+        raise UsageError(f"{path}: the key {whose} is of a kind or size that TLS 1.3 peers refuse; use P-256")
 
 
 def _certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
@@ -118,15 +143,18 @@ def _key(path: Path) -> tls.PrivateKey:
 
 def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
     try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):  # a FIFO would be waited for, for ever
+            found = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
+            raise UsageError(f"{path}: {found}, where the {what} file is expected")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if secret:
                 _check_secret(path, status)
             data = file.read(MAX_FILE_BYTES + 1)
-    except IsADirectoryError as error:
-        raise UsageError(f"{path}: a directory, where the {what} file is expected") from error
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise UsageError(f"{path}: cannot read the {what}: {reason}") from error
     if not data.strip():
         raise UsageError(f"{path}: the {what} file is empty")
     if len(data) > MAX_FILE_BYTES:

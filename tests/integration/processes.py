@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,15 +130,14 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*command: str | Path, cwd: Path | None = None, **variables: str) -> AsyncIterator[Running]:
+async def running(*command: str | Path, variables: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
     """A process that is killed, if need be, at the end of the block. ``variables`` are added to its environment."""
     process: trio.Process = await trio.lowlevel.open_process(
         [str(part) for part in command],
         stdin=subprocess.PIPE,  # held open: some programs end with their input
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=cwd,
-        env={**clean_environment(), **variables},
+        env={**clean_environment(), **(variables or {})},
     )
     program = Running(process)
     async with trio.open_nursery() as nursery:
@@ -172,8 +171,9 @@ async def output(*command: str | Path, stdin: bytes = b"", check: bool = True) -
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what would configure a sidecar or send an HTTP client elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(("SIDECAR_", "HTTP"))}
+    """Ours, without what would configure a sidecar or send an HTTP client elsewhere, and with this checkout importable."""
+    ours = {name: value for name, value in os.environ.items() if not name.upper().startswith(("SIDECAR_", "HTTP"))}
+    return {**ours, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 # -- the newcomer's files ----------------------------------------------------------------------------------------------
@@ -197,13 +197,13 @@ class Shop:
 
     def certs(self, *arguments: str) -> None:
         subprocess.run(
-            [*CERTS, *arguments], cwd=self.path, check=True, capture_output=True, timeout=DEADLINE, env=self.variables
+            [*CERTS, *arguments],
+            cwd=self.path,
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE,
+            env=clean_environment(),
         )
-
-    @property
-    def variables(self) -> dict[str, str]:
-        # The checkout is importable also where the package is not installed.
-        return {**clean_environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def wiring(self, service: str, body: str, *, certificates: str | None = None) -> Path:
         """Writes a sidecar.yaml, beside mesh.yaml; ``body`` is what follows service, mesh and identity."""
@@ -242,7 +242,7 @@ class SidecarProcess:
 @asynccontextmanager
 async def sidecar_process(file: Path) -> AsyncIterator[SidecarProcess]:
     """``sidecar run`` on a file, once it has started."""
-    async with running(*SIDECAR, "run", file, PYTHONPATH=str(Path(__file__).parents[2])) as program:
+    async with running(*SIDECAR, "run", file) as program:
         yield SidecarProcess(program, await program.event("started"))
 
 

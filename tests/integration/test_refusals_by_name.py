@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from tests.integration.processes import (
-    CERTS,
     DEADLINE,
     Shop,
     SidecarProcess,
@@ -75,7 +73,7 @@ def other_ca(shop: Shop, service: str) -> Path:
         ["init", "evil", "--trust-domain", "shop.internal"],
         ["issue", "evil", service, "--out", "stolen"],
     ):
-        subprocess.run([*CERTS, *arguments], cwd=shop.path, check=True, capture_output=True, env=shop.variables)
+        shop.certs(*arguments)
     return shop.path / "stolen"
 
 
