@@ -6,10 +6,11 @@ One connection, top to bottom (``inbound.py`` and ``outbound.py`` are each one f
 
 The rooms, and the one direction in which they may depend on each other:
 
-* **pure** (no trio, no sockets, no OpenSSL; time is an argument): ``reasons``, ``identity``, ``judge``, ``yamlfile``,
-  ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``
-* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``poller``, ``relay``, ``logs``
-* **wiring**: ``inbound``, ``outbound``, ``server``, ``run``
+* **pure** (no trio, no sockets, no OpenSSL; time is an argument): ``reasons``, ``identity``, ``judge``, ``durations``,
+  ``yamlfile``, ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``
+* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
+  ``poller``, ``relay``, ``logs``
+* **wiring**: ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``run``
 * **command line**: ``cli``; no logic
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one
