@@ -22,6 +22,9 @@ CLIENT_HELLO, NEW_SESSION_TICKET, ENCRYPTED_EXTENSIONS, CERTIFICATE, CERTIFICATE
     24,
 )
 
+TICKETS = 2
+"""Records that a server of OpenSSL's sends by itself right after the handshake, whether or not they can be used."""
+
 
 def plain_record(kind: int, content: bytes, version: bytes = b"\x03\x03") -> bytes:
     return bytes([kind]) + version + len(content).to_bytes(2, "big") + content
@@ -54,8 +57,6 @@ class KeyLog:
 
     def configure(self, context: SSL.Context) -> None:
         context.set_tls13_ciphersuites(b"TLS_AES_128_GCM_SHA256")
-        context.set_options(SSL.OP_NO_TICKET)  # a ticket would be a record under the secret that the test is to use
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_keylog_callback(self._note)
 
     def _note(self, _connection: Any, line: bytes) -> None:
@@ -64,10 +65,11 @@ class KeyLog:
 
 
 class Writer:
-    """Encrypts records of one direction, from the first one under this secret."""
+    """Encrypts records of one direction, behind those that OpenSSL ``sent`` under the same secret."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, *, sent: int = 0) -> None:
         self._use(secret)
+        self._number = sent
 
     def _use(self, secret: bytes) -> None:
         self._secret = secret

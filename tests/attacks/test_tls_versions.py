@@ -18,6 +18,7 @@ from tests.attacks.records import (
     DATA,
     HANDSHAKE,
     NEW_SESSION_TICKET,
+    TICKETS,
     KeyLog,
     Writer,
     message,
@@ -208,7 +209,7 @@ async def test_what_may_not_follow_the_handshake_at_a_caller(kind: int) -> None:
             async def answer(sock: Any, frame: bytes = frame) -> None:
                 peer = Foreigner(sock, call.bed.authority.leaf("api"), server=True, configure=log.configure)
                 await peer.handshake()
-                writer = Writer(log.secrets["SERVER_TRAFFIC_SECRET_0"])
+                writer = Writer(log.secrets["SERVER_TRAFFIC_SECRET_0"], sent=TICKETS)
                 if frame:
                     await sockets.send_all(sock, writer.record(DATA, frame))
                 await sockets.send_all(sock, writer.record(HANDSHAKE, message(kind, b"\0\0\0")))
