@@ -26,7 +26,7 @@ SocketAddress = tuple[str | int, ...]
 
 
 class Place:
-    """One socket address of a target. ``live``: connections now; ``failures``: in a row."""
+    """One socket address of a target. ``live``: connections now; ``used``: the turn it had last; ``failures``: in a row."""
 
     __slots__ = ("address", "aside_until", "failures", "family", "live", "used")
 
@@ -39,10 +39,12 @@ class Place:
         return sockets.text(self.address)
 
     def failed(self) -> None:
-        """It could not be reached, or was not who it should be: stand aside for a while."""
-        first, longest = BACKOFF_SECONDS
-        self.aside_until = trio.current_time() + min(first * 2**self.failures, longest)
-        self.failures = min(self.failures + 1, 16)
+        """It could not be reached, or was not who it should be: stand aside for a while. Fifty connections that fail in
+        the same moment are one failure: while it stands aside already, nothing more is held against it."""
+        now, (first, longest) = trio.current_time(), BACKOFF_SECONDS
+        if now >= self.aside_until:
+            self.aside_until = now + min(first * 2**self.failures, longest)
+            self.failures = min(self.failures + 1, 16)
 
     def answered(self) -> None:
         self.failures, self.aside_until = 0, 0.0
@@ -112,7 +114,7 @@ class Upstream:
             if key not in self._places:
                 self._places[key] = Place(*key)
         now = trio.current_time()
-        return sorted(
+        best = sorted(
             self._places.values(),
             key=lambda place: (
                 place.aside_until > now,
@@ -121,12 +123,14 @@ class Upstream:
                 place.used,
             ),
         )
+        # Its turn is now, not when it was reached: else all the connections of one moment would choose the same.
+        best[0].used = next(self._turns)
+        return best
 
     @contextmanager
     def using(self, place: Place) -> Iterator[None]:
         """Counts a connection of a place."""
         place.live += 1
-        place.used = next(self._turns)
         try:
             yield
         finally:
@@ -139,6 +143,11 @@ async def connect(place: Place, what: str, seconds: float, listening: Iterable[S
     try:
         with trio.fail_after(seconds):
             sock = await sockets.connect(place.family, place.address)
+        try:
+            ends = sock.getsockname(), sock.getpeername()
+        except OSError:  # accepted, and reset at once
+            sock.close()
+            raise
     except trio.TooSlowError as error:
         place.failed()
         raise Refused(
@@ -147,7 +156,7 @@ async def connect(place: Place, what: str, seconds: float, listening: Iterable[S
     except OSError as error:
         place.failed()
         raise Refused(Reason.CONNECT_FAILED, f"cannot reach {what} at {place}: {error.strerror or error}") from error
-    if is_own(sock.getsockname(), sock.getpeername(), listening):
+    if is_own(*ends, listening):
         sock.close()
         place.failed()
         raise Refused(Reason.CONNECT_FAILED, f"would loop: {place}, where {what} should be, is this sidecar itself")
