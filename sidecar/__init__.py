@@ -7,10 +7,10 @@ One connection, top to bottom (``inbound.py`` and ``outbound.py`` are each one f
 The rooms, and the one direction in which they may depend on each other:
 
 * **pure** (no trio, no sockets, no OpenSSL; time is an argument): ``reasons``, ``identity``, ``judge``, ``durations``,
-  ``yamlfile``, ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``
+  ``yamlfile``, ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``, ``devplan``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``poller``, ``relay``, ``logs``
-* **wiring**: ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``run``
+  ``poller``, ``relay``, ``logs``, ``watch``
+* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``run``
 * **command line**: ``cli``; no logic
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one

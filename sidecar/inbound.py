@@ -15,6 +15,7 @@ from sidecar.node import Node
 from sidecar.policy import decide
 from sidecar.reasons import Reason, Refused
 from sidecar.record import ConnectionRecord
+from sidecar.registry import Claim, Live
 from sidecar.tls import ALPN_PREFIX
 
 _WORDS = {
@@ -26,12 +27,14 @@ _WORDS = {
 }
 
 
-async def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord) -> None:
+async def serve(
+    node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
+) -> None:
     """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
-    now, timeouts = node.current, node.config.timeouts
+    timeouts = node.config.timeouts
 
     # Who is it? The judgement of its certificate is part of the handshake.
-    endpoint = now.context.server(ALPN_PREFIX + port.port, node.clock)
+    endpoint = node.current.context.server(ALPN_PREFIX + port.port, node.clock)
     try:
         with trio.fail_after(timeouts.handshake):
             await shake_hands(sock, endpoint, node.gate)
@@ -54,10 +57,14 @@ async def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.sock
             raise Refused(
                 Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
             )
-        decision = decide(now.mesh, caller, node.config.service, port.port, node.clock())
+        # (By what is in force now, not what was at the handshake's start: a reload in between must not be missed.)
+        live.claim = Claim(caller, node.config.service, port.port, endpoint.anchor)
+        decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
-            raise Refused(Reason.POLICY_DENIED, f"does not let {caller} reach {port.port}: {decision.why}")
+            raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
+        if (changed := node.standing(live.claim)) is not None:
+            raise Refused(changed, f"does not let {caller} in: what it trusts changed during the handshake")
         record.decision = "allow"
         # Is our app there?
         app_socket, place = await _reach(node, app)

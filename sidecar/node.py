@@ -14,6 +14,9 @@ from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
 from sidecar.logs import Log
 from sidecar.mesh import Mesh
+from sidecar.policy import decide
+from sidecar.reasons import Reason
+from sidecar.registry import Claim, Registry
 from sidecar.relay import Relay
 from sidecar.tls import Context, make_buffer, utc_now
 
@@ -25,6 +28,14 @@ class Generation:
     id: SpiffeId
     mesh: Mesh
     context: Context
+
+    def standing(self, claim: Claim, now: datetime) -> Reason | None:
+        """Why a connection that was let in may not go on; None if it may."""
+        if claim.anchor not in self.context.anchors:
+            return Reason.TRUST_CHANGED
+        if not decide(self.mesh, claim.source, claim.service, claim.port, now).allowed:
+            return Reason.POLICY_CHANGED
+        return None
 
 
 @dataclass(slots=True)
@@ -38,9 +49,13 @@ class Node:
     relay: Relay = field(default_factory=lambda: Relay(make_buffer))
     gate: Gate = field(default_factory=Gate)
     resolver: Resolver = field(default_factory=Resolver)
+    registry: Registry = field(default_factory=Registry)
     listening: list[SocketAddress] = field(default_factory=list)
-    live: int = 0
 
     def time(self) -> float:
         """Seconds on the clock that durations are measured with."""
         return trio.current_time()
+
+    def standing(self, claim: Claim) -> Reason | None:
+        """What is in force now says of a connection that was let in before."""
+        return self.current.standing(claim, self.clock())

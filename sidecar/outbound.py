@@ -15,6 +15,7 @@ from sidecar.node import Generation, Node
 from sidecar.policy import decide
 from sidecar.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.record import ConnectionRecord
+from sidecar.registry import Claim, Live
 from sidecar.tls import ALPN_PREFIX, Endpoint
 from sidecar.verdict import RETRY_ELSEWHERE
 
@@ -28,7 +29,7 @@ _WORDS = {
 
 
 async def serve(
-    node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord
+    node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
 ) -> None:
     """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
     now = node.current
@@ -41,12 +42,16 @@ async def serve(
     decision = decide(now.mesh, now.id, route.service, route.port, node.clock())
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
-        raise Refused(Reason.POLICY_DENIED, f"may not call {record.upstream}: {decision.why}")
+        raise Refused(Reason.POLICY_DENIED, decision.why.removeprefix(f"{node.config.service} "))
     record.decision = "allow"
 
     # A peer that proves to be the one we mean, and lets us in. Our app's first bytes wait in its socket until then.
     net, endpoint, place = await _find(node, now, route, upstream, record)
     try:
+        # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
+        live.claim = Claim(now.id, route.service, route.port, endpoint.anchor)
+        if (changed := node.standing(live.claim)) is not None:
+            raise Refused(changed, f"does not use {place}: policy or trust changed during the handshake")
         with upstream.using(place):
             await session.relay(node, route, endpoint, net, sock, record, _WORDS)
     finally:

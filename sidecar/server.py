@@ -14,6 +14,7 @@ from sidecar.config import Inbound, Outbound
 from sidecar.node import Node
 from sidecar.reasons import Reason, Refused
 from sidecar.record import ConnectionRecord, Direction
+from sidecar.registry import Live
 
 ACCEPTS_A_TICK = 16
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -21,7 +22,7 @@ ACCEPT_PAUSE_SECONDS = 0.1
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Handler = Callable[[socket.socket, ConnectionRecord], Awaitable[None]]
+Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,8 @@ class Server:
             if refused and listener.direction == "inbound":
                 await sockets.linger(sock)  # or the alert, or the verdict, would be lost
         finally:
-            sockets.hard_close(
-                sock
-            )  # a no-op where the session closed it; a plaintext caller sees a refusal as a reset
+            # Does nothing where the session closed it. A plaintext caller sees a refusal as a reset.
+            sockets.hard_close(sock)
 
     async def _recorded(self, listener: Listener, sock: socket.socket) -> bool:
         """Serves it and writes its one line, whatever happens. Returns whether it was refused."""
@@ -132,12 +132,14 @@ class Server:
         record = ConnectionRecord(
             listener.direction, node.config.service, listener.port, started=node.time(), upstream=listener.upstream
         )
-        node.live += 1
         try:
-            _greet(sock, record)
-            if node.live > node.config.limits.connections:
-                raise Refused(Reason.OVERLOADED, f"has {node.config.limits.connections} connections, its limit")
-            await listener.handler(sock, record)
+            with node.registry.enter() as live:
+                _greet(sock, record)
+                if len(node.registry) > node.config.limits.connections:
+                    raise Refused(Reason.OVERLOADED, f"has {node.config.limits.connections} connections, its limit")
+                await listener.handler(sock, record, live)
+            if live.reason is not None:
+                record.end(live.reason, f"cut: {live.claim} may not go on after a change" if live.claim else None)
         except Refused as refusal:
             record.refuse(refusal)
             return True
@@ -148,7 +150,6 @@ class Server:
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
         finally:
-            node.live -= 1
             node.log.connection(record.finish(node.time()))
         return False
 
@@ -167,14 +168,14 @@ def _greet(sock: socket.socket, record: ConnectionRecord) -> None:
 
 
 def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:
-    async def handle(sock: socket.socket, record: ConnectionRecord) -> None:
-        await inbound.serve(node, port, app, sock, record)
+    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> None:
+        await inbound.serve(node, port, app, sock, record, live)
 
     return handle
 
 
 def _outbound(node: Node, route: Outbound, peers: dial.Upstream) -> Handler:
-    async def handle(sock: socket.socket, record: ConnectionRecord) -> None:
-        await outbound.serve(node, route, peers, sock, record)
+    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> None:
+        await outbound.serve(node, route, peers, sock, record, live)
 
     return handle

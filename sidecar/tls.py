@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from sidecar.duplex import Buffer, ChannelError
@@ -108,10 +109,11 @@ class KeyPair:
 class Context:
     """One generation of TLS settings. ``alpn``: the one protocol that we accept or offer, ``mesh/1/<port name>``."""
 
-    __slots__ = ("_ssl", "terms")
+    __slots__ = ("_ssl", "anchors", "terms")
 
     def __init__(self, keys: KeyPair, terms: Terms) -> None:
         self.terms = terms
+        self.anchors = frozenset(_digest(root.public_bytes(Encoding.DER)) for root in keys.roots)
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_tls13_ciphersuites(CIPHERS)
@@ -157,7 +159,8 @@ class Context:
 class Endpoint:
     """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls.
 
-    After the handshake ``svid`` is the judged peer; before, and after a refusal, it is None. ``leaf`` is the certificate
+    After the handshake ``svid`` is the judged peer, verified up to the root with the digest ``anchor`` (one of
+    ``Context.anchors``); before, and after a refusal, it is None. ``leaf`` is the certificate
     that the peer showed, verified or not: evidence, never identity.
     """
 
@@ -174,6 +177,7 @@ class Endpoint:
         "_ssl",
         "_start",
         "_terms",
+        "anchor",
         "ended",
         "leaf",
         "svid",
@@ -196,6 +200,7 @@ class Endpoint:
         self.ended = False
         self.leaf: bytes | None = None
         self.svid: Svid | None = None
+        self.anchor = b""
         connection.set_app_data(self)  # until the handshake ends: the callbacks find their endpoint through it
 
     # -- handshake -----------------------------------------------------------------------------------------------------
@@ -259,7 +264,9 @@ class Endpoint:
             tuple(_ders(_lib.SSL_get0_verified_chain(self._ssl))),
             None if result == 0 else _chain_fault(result, 0),
         )
-        return judge(presented, self._terms, self._clock())
+        svid = judge(presented, self._terms, self._clock())
+        self.anchor = _digest(presented.path[-1])
+        return svid
 
     def _refuse(self) -> NoReturn:
         """Turns what ended the handshake into one of our reasons."""
@@ -506,6 +513,10 @@ def _der(certificate: Any) -> bytes:
         return bytes(_ffi.buffer(start[0], size))
     finally:
         _lib.BIO_free(bio)
+
+
+def _digest(der: bytes) -> bytes:
+    return hashlib.sha256(der).digest()
 
 
 def _ders(stack: Any) -> list[bytes]:

@@ -1,0 +1,121 @@
+"""Where everything is when a whole mesh runs on one machine: local ports, chosen the same way every time. Pure.
+
+Each call has a port of its own, for each caller: on one machine the port that an app connects to is all that tells who it
+is. What ``dev:`` in ``mesh.yaml`` names is taken as it is; the rest is derived from the names, so that it stays the same
+from run to run and from machine to machine, and does not move when other services come and go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+
+from sidecar.mesh import Mesh, Target
+from sidecar.policy import Decision, decide
+
+FIRST_PORT, LAST_PORT = 20_000, 29_999
+"""Derived ports lie here: above the well-known ones, below those that systems hand out to clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``caller``'s app reaches ``target`` at this local port; ``decision`` is the policy's answer when the plan was made."""
+
+    caller: str
+    target: Target
+    local_port: int
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class DevPlan:
+    """``apps``: where each port's app listens, on 127.0.0.1. ``calls``: where each call enters the mesh."""
+
+    apps: dict[Target, int]
+    calls: tuple[Call, ...]
+
+    def of(self, service: str) -> Iterator[Call]:
+        """The calls of one service."""
+        return (call for call in self.calls if call.caller == service)
+
+
+def plan(mesh: Mesh, now: datetime) -> DevPlan:
+    """An entry for every call that the policy allows, and for every one that ``dev:`` names, allowed or not."""
+    wanted: dict[str, int] = {}
+    for name, service in mesh.services.items():
+        if service.dev is not None:
+            wanted |= {f"app {Target(name, port)}": local for port, local in service.dev.app.items()}
+            wanted |= {f"call {name} {target}": local for target, local in service.dev.calls.items()}
+    targets = [Target(name, port) for name, service in mesh.services.items() for port in service.ports]
+    for target, number in _own_numbers(mesh, targets, set(wanted.values())):
+        wanted.setdefault(f"app {target}", number)
+    decisions = {
+        (caller, target): decide(mesh, mesh.identity(caller), *target, now)
+        for caller in mesh.services
+        for target in targets
+    }
+    calls = [
+        (caller, target)
+        for (caller, target), decision in decisions.items()
+        if decision.allowed or f"call {caller} {target}" in wanted
+    ]
+    keys = [*(f"app {target}" for target in targets), *(f"call {caller} {target}" for caller, target in calls)]
+    ports = _fill(wanted, keys)
+    return DevPlan(
+        {target: ports[f"app {target}"] for target in targets},
+        tuple(
+            Call(caller, target, ports[f"call {caller} {target}"], decisions[caller, target])
+            for caller, target in calls
+        ),
+    )
+
+
+def environment(plan: DevPlan, service: str) -> dict[str, str]:
+    """What the app of ``service`` needs to know: where to listen (``HTTP_PORT``) and whom to call where (``API_HTTP_HOST``,
+    ``API_HTTP_PORT``, ``API_HTTP_ADDRESS``). A service of one port is named without it too: ``PORT``, ``DB_HOST`` …"""
+    found: dict[str, str] = {}
+    own = [(target, port) for target, port in plan.apps.items() if target.service == service]
+    for target, port in own:
+        found[f"{_word(target.port)}_PORT"] = str(port)
+        if len(own) == 1:
+            found["PORT"] = str(port)
+    for call in plan.of(service):
+        names = [f"{_word(call.target.service)}_{_word(call.target.port)}"]
+        if sum(target.service == call.target.service for target in plan.apps) == 1:
+            names.append(_word(call.target.service))
+        for name in names:
+            found[f"{name}_HOST"] = "127.0.0.1"
+            found[f"{name}_PORT"] = str(call.local_port)
+            found[f"{name}_ADDRESS"] = f"127.0.0.1:{call.local_port}"
+    return found
+
+
+def _own_numbers(mesh: Mesh, targets: Iterable[Target], taken: set[int]) -> Iterator[tuple[Target, int]]:
+    """An app that nobody placed listens at its declared number, as it does by default, if that is its alone."""
+    numbers = [(target, mesh.services[target.service].ports[target.port]) for target in targets]
+    for target, number in numbers:
+        alone = sum(other == number for _, other in numbers) == 1
+        if alone and number not in taken and number >= 1024:
+            yield target, number
+
+
+def _fill(wanted: dict[str, int], keys: Iterable[str]) -> dict[str, int]:
+    """A port for every key: the wanted one, or else the first free one from where the key's hash points."""
+    ports = dict(wanted)
+    taken = set(ports.values())
+    for key in sorted(keys):
+        if key not in ports:
+            span = LAST_PORT - FIRST_PORT + 1
+            start = int.from_bytes(sha256(key.encode()).digest()[:4], "big") % span
+            ports[key] = next(port for step in range(span) if (port := FIRST_PORT + (start + step) % span) not in taken)
+            taken.add(ports[key])
+    return ports
+
+
+def _word(name: str) -> str:
+    """A name as part of a variable's: upper case, and nothing but letters, digits and underscores."""
+    word = re.sub(r"[^A-Z0-9]", "_", name.upper())
+    return f"P{word}" if word[0].isdigit() else word
