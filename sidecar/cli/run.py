@@ -17,7 +17,10 @@ from sidecar.run import run as run_sidecar
 def run(file: Path) -> None:
     """Runs one sidecar from FILE (sidecar.yaml by default).
 
+    The mesh file, certificate, key and trust bundle are followed: a change applies to new connections at once, and
+    connections that it forbids are cut. What is wrong with a change is said, and the last good stays in force.
+
     SIGTERM and SIGINT drain it: it accepts no more, and gives connections up to `timeouts.drain` (8 s) to finish.
     Exit codes: 0 after a drain, 2 if it could not start.
     """
-    trio.run(run_sidecar, load_config(file, os.environ))
+    trio.run(run_sidecar, load_config(file, os.environ), os.environ)
