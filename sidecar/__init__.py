@@ -10,7 +10,7 @@ The rooms, and the one direction in which they may depend on each other:
   ``yamlfile``, ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``, ``devplan``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
   ``poller``, ``relay``, ``logs``, ``watch``
-* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``
+* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``, ``dev``
 * **command line**: ``cli``; no logic
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one

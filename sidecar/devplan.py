@@ -32,10 +32,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class DevPlan:
-    """``apps``: where each port's app listens, on 127.0.0.1. ``calls``: where each call enters the mesh."""
+    """``apps``: where each port's app listens. ``calls``: where each call enters the mesh. ``inbound``: where each port's
+    sidecar takes mutual TLS. All on loopback."""
 
     apps: dict[Target, int]
     calls: tuple[Call, ...]
+    inbound: dict[Target, int]
 
     def of(self, service: str) -> Iterator[Call]:
         """The calls of one service."""
@@ -62,7 +64,8 @@ def plan(mesh: Mesh, now: datetime) -> DevPlan:
         for (caller, target), decision in decisions.items()
         if decision.allowed or f"call {caller} {target}" in wanted
     ]
-    keys = [*(f"app {target}" for target in targets), *(f"call {caller} {target}" for caller, target in calls)]
+    keys = [f"call {caller} {target}" for caller, target in calls]
+    keys += [f"{end} {target}" for end in ("app", "mesh") for target in targets]
     ports = _fill(wanted, keys)
     return DevPlan(
         {target: ports[f"app {target}"] for target in targets},
@@ -70,6 +73,7 @@ def plan(mesh: Mesh, now: datetime) -> DevPlan:
             Call(caller, target, ports[f"call {caller} {target}"], decisions[caller, target])
             for caller, target in calls
         ),
+        {target: ports[f"mesh {target}"] for target in targets},
     )
 
 

@@ -93,11 +93,11 @@ class Reloader:
         )
         changed = []
         if mesh != in_force.mesh:
-            changed.append(f"policy of {mesh.filename} ({len(mesh.rules)} rules)")
+            changed.append(f"policy of {mesh.filename}, rules: {len(mesh.rules)}")
         if loaded.keys.chain != self.loaded.keys.chain:
             changed.append(f"certificate, good until {loaded.svid.not_after:%F %T} UTC")
         if loaded.keys.roots != self.loaded.keys.roots:
-            changed.append(f"trust bundle ({len(loaded.keys.roots)} roots)")
+            changed.append(f"trust bundle, roots: {len(loaded.keys.roots)}")
         if not changed:
             return
         node.current, self.loaded = generation(node.config, mesh, loaded), loaded

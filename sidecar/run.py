@@ -41,7 +41,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     ``environ`` is what ``config`` was read with. Raises :class:`UsageError` at start."""
     log = Log(style=config.log_format)
     server, reloader = prepare(config, environ, log)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     stop = trio.Event()
     for warning in configuration.warnings(config, utc_now()):
         log.warning("warning", service=config.service, message=warning)
@@ -86,7 +86,7 @@ def _at(address: tuple[str, int]) -> str:
     return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """Two descriptors a connection: take as many as the system lets us have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

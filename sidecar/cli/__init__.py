@@ -12,6 +12,7 @@ import click
 
 from sidecar import __version__
 from sidecar.cli.check import check
+from sidecar.cli.dev import dev
 from sidecar.cli.policy import policy
 from sidecar.cli.run import run
 from sidecar.reasons import UsageError
@@ -35,5 +36,6 @@ def main() -> None:
 
 # One line a command.
 main.add_command(check)
+main.add_command(dev)
 main.add_command(policy)
 main.add_command(run)

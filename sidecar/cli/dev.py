@@ -1,0 +1,54 @@
+"""``sidecar dev``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Literal
+
+import click
+import trio
+
+from sidecar.dev import DevMesh, banner, run_dev
+from sidecar.devplan import environment, plan
+from sidecar.logs import Log
+from sidecar.mesh import load_mesh
+from sidecar.reasons import UsageError
+from sidecar.tls import utc_now
+
+
+@click.command()
+@click.argument("mesh", type=click.Path(path_type=Path), default=Path("mesh.yaml"))
+@click.option(
+    "--env", "service", metavar="SERVICE", help="Print what this service's app needs to know, as `export` lines."
+)
+@click.option("--env-file", is_flag=True, help="With --env: plain NAME=value lines, as `docker --env-file` reads them.")
+@click.option(
+    "--log", "style", type=click.Choice(["auto", "json", "console"]), default="auto", help="How the log is written."
+)
+def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", "json", "console"]) -> None:
+    """Runs a whole mesh on this machine: the CA and every sidecar of MESH (mesh.yaml by default) in one process.
+
+    Apps are started by hand, as ever. `dev:` in a service of the mesh file says where its app listens and on which local
+    port each of its calls enters the mesh; what is left out is chosen the same way every time. The file is followed.
+    Ctrl-C ends it.
+
+    \b
+    eval "$(sidecar dev mesh.yaml --env web)"     # in web's terminal, before web is started
+    """
+    if service is not None:
+        _print_environment(mesh, service, "" if env_file else "export ")
+        return
+    if env_file:
+        raise UsageError("--env-file goes with --env SERVICE: each service has an environment of its own")
+    running = DevMesh(mesh, Log(style=style))
+    click.echo(banner(running.mesh, running.plan), err=style == "json")
+    trio.run(run_dev, running)
+
+
+def _print_environment(path: Path, service: str, prefix: str) -> None:
+    mesh = load_mesh(path)
+    if service not in mesh.services:
+        raise UsageError(f"--env: {path} has no service {service!r}; it has: {', '.join(mesh.services)}")
+    for name, value in environment(plan(mesh, utc_now()), service).items():
+        click.echo(f"{prefix}{name}={shlex.quote(value)}")
