@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import trio
 
@@ -26,6 +27,17 @@ _WORDS = {
     How.PEER_ALERT: Reason.PEER_REFUSED,
     How.TRUNCATED: Reason.TRUNCATED,
 }
+
+_OF_A_PEER: dict[str, Any] = {
+    "peer_address": None,
+    "peer_id": None,
+    "unverified": {},
+    "handshake_ms": None,
+    "tls_group": None,
+    "resumed": False,
+    "connection_id": None,
+}
+"""What a record knows of one peer, and what it says while nothing is known."""
 
 
 async def serve(
@@ -64,15 +76,16 @@ async def _find(
     """Tries one peer after the other until one gave a verdict. Whoever is not the one we mean raises the alarm, and what
     is logged in the end is the gravest that was met."""
     seconds = node.config.timeouts.connect
-    refusals: list[Refused] = []
+    met: list[tuple[Refused, dict[str, Any]]] = []
     places: list[dial.Place] = []
     with trio.move_on_after(seconds):
         places = await upstream.places()
     for place in places:
+        _note(record, {"peer_address": str(place)})
         try:
             found = await _approach(node, now, route, place, record)
         except Refused as refusal:
-            refusals.append(refusal)
+            met.append((refusal, {name: getattr(record, name) for name in _OF_A_PEER}))
             if refusal.reason is Reason.PEER_REFUSED and refusal.peer_reason not in RETRY_ELSEWHERE:
                 place.answered()
                 break
@@ -80,9 +93,17 @@ async def _find(
         else:
             place.answered()
             return *found, place
-    if not refusals:
+    if not met:
         raise Refused(Reason.CONNECT_FAILED, f"cannot find {upstream.what}: no answer within {seconds:g} s")
-    raise next((refusal for refusal in refusals if refusal.reason in MITM_SUSPECTS), refusals[-1])
+    gravest, known = next((one for one in met if one[0].reason in MITM_SUSPECTS), met[-1])
+    _note(record, known)
+    raise gravest
+
+
+def _note(record: ConnectionRecord, known: dict[str, Any]) -> None:
+    """Makes the record tell of one peer alone: what was known of another one is forgotten."""
+    for name, nothing in _OF_A_PEER.items():
+        setattr(record, name, known.get(name, nothing))
 
 
 async def _approach(
@@ -91,7 +112,6 @@ async def _approach(
     """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
     timeouts, what = node.config.timeouts, f"{route.target}'s sidecar"
     expected = now.mesh.identity(route.service)
-    record.peer_address = str(place)
     net = await dial.connect(place, what, timeouts.connect, node.listening)
     endpoint = now.context.client(ALPN_PREFIX + route.port, expected, node.clock)
     began = node.time()

@@ -58,7 +58,11 @@ UNIT_JUDGE, UNIT_IDENTITY, UNIT_POLICY = (f"tests/unit/test_{name}.py" for name 
 UNIT_TLS, UNIT_VERDICT, UNIT_OUTBOUND = (f"tests/unit/test_{name}.py" for name in ("tls", "verdict", "outbound"))
 
 AFTERWARDS = "svid = judge(presented, self._terms, self._clock())\n        self.anchor = _digest(presented.path[-1])"
-UNJUDGED = 'svid = __import__("sidecar.identity").identity.parse_svid(sent[0])\n        self.anchor = ""'
+UNJUDGED = """\
+from sidecar.identity import parse_svid
+
+        svid = parse_svid(sent[0])
+        self.anchor = _digest(presented.path[-1]) if presented.path else b'none'"""
 
 MUTANTS = [
     # -- the judgement
@@ -126,6 +130,7 @@ MUTANTS = [
         (
             (TLS, "    if ok and depth > 0:\n        return 1\n", "    return 1\n"),
             (TLS, AFTERWARDS, UNJUDGED),
+            ("sidecar/node.py", "if claim.anchor not in self.context.anchors:", "if False:"),
         ),
         (CERTIFICATES,),
     ),
@@ -257,7 +262,7 @@ MUTANTS = [
 
 REDUNDANT = {
     "TLS: verify depth (_VERIFY_DEPTH)": "a chain that deep has more certificates than MAX_CHAIN, which judge() counts",
-    "inbound, outbound: `endpoint.svid is None`": "step() returns True only after _judged() gave an SVID; kept for the reader",
+    "inbound, outbound: `endpoint.svid is None`": "step() is True only after _judged() gave an SVID; kept for the reader",
     "judge: MAX_CHAIN in the verify callback": "the callback sees the leaf only; the count is judged after the handshake",
     "TLS: OP_NO_RENEGOTIATION, OP_NO_COMPRESSION": "TLS 1.3 has neither",
 }

@@ -51,7 +51,7 @@ class Port:
         self.bed, self.sidecar, self.app = bed, sidecar, app
         self.address = sidecar.address("http")
         self.lines = 0
-        self._served = 0
+        self.served = 0
 
     async def foreigner(self, credential: Credential | None, **options: Any) -> Foreigner:
         """A TLS client of the attacker's, connected, its handshake not begun."""
@@ -88,11 +88,11 @@ class Port:
             await caller.close()
             assert await caller.receive() == b""
         self.lines += 1
-        self._served += 1
+        self.served += 1
         line = await self.sidecar.log.connection(self.lines)
         assert (line["reason"], line["decision"], line["peer_id"]) == ("ok", "allow", WEB), line
-        assert self.app.connections == self._served
-        assert bytes(self.app.received) == HONEST * self._served
+        assert self.app.connections == self.served
+        assert bytes(self.app.received) == HONEST * self.served
         assert len(self.sidecar.log.connections) == self.lines
         assert not self.sidecar.log.events("internal_error")
         return line
