@@ -18,7 +18,7 @@ import trio
 from OpenSSL import SSL
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests.certificates import Authority, Credential
 from tests.harness import (
     MESH,
@@ -172,10 +172,7 @@ class Call:
     async def attack(self, answer: Answer) -> None:
         """web's app calls and sends at once; it must get a reset, and the impostor nothing."""
         self.impostor.answer = answer
-        with await connect(self.entry) as client:
-            with contextlib.suppress(OSError):
-                await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(self.entry)
 
     async def refused(self, reason: str, *, alarm: bool) -> dict[str, Any]:
         """Asserts that the call was refused for this reason, with or without an alarm; returns its line."""
@@ -226,6 +223,14 @@ async def attacked_call(mesh: str = MESH, *, authority: Authority | None = None,
         place = (await bed.app(impostor.serve)).address
         sidecar = await bed.sidecar("web", outbound=[outbound("api", "http", place, **options)], **of_sidecar)
         yield Call(bed, sidecar, impostor, place)
+
+
+async def assert_refused(entry: Address) -> None:
+    """A plaintext call that says something at once and must be reset, be it before it knows that it is connected."""
+    with contextlib.suppress(ConnectionResetError), await connect(entry) as client:
+        with contextlib.suppress(OSError):
+            await sockets.send_all(client, STOLEN)
+        await assert_reset(client)
 
 
 async def assert_reset(sock: socket.socket, *, after: Sequence[bytes] = ()) -> None:

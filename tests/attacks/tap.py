@@ -15,7 +15,7 @@ from typing import Literal
 import trio
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests.harness import PATIENCE, App, MeshBed, connect
 
 Side = Literal["caller", "callee"]

@@ -12,7 +12,7 @@ from OpenSSL import SSL
 
 from sidecar import sockets
 from tests.attacks.records import plain_record
-from tests.attacks.stage import HONEST, STOLEN, assert_reset, attacked_call, attacked_port
+from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call, attacked_port
 from tests.certificates import Authority
 from tests.harness import connect, inbound, mesh_bed, outbound
 
@@ -86,9 +86,7 @@ async def test_http_bent_to_metrics() -> None:
                 outbound("api", "metrics", api.address("metrics")),
             ],
         )
-        with await connect(web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(web.address("api:http", "outbound"))
         there, here = await web.log.connection(), await api.log.connection()
         assert (there["reason"], there["decision"]) == ("peer_refused", "deny")
         assert there["peer_reason"] == "no_application_protocol"

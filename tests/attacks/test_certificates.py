@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.tls import utc_now
-from tests.attacks.stage import Bend, assert_reset, attacked_call, attacked_port
+from tests.attacks.stage import Bend, assert_refused, attacked_call, attacked_port
 from tests.certificates import (
     ANY_EKU,
     CLIENT_AUTH,
@@ -23,7 +23,7 @@ from tests.certificates import (
     rsa_key,
     usage,
 )
-from tests.harness import connect, mesh_bed
+from tests.harness import mesh_bed
 
 
 def named(*uris: str) -> Bend:
@@ -252,8 +252,7 @@ async def test_an_expired_ca() -> None:
     async with mesh_bed(authority=old) as bed:
         app = await bed.app()
         web, api, entry = await bed.pair(app)
-        with await connect(entry) as client:
-            await assert_reset(client)
+        await assert_refused(entry)
         assert (await web.log.connection())["reason"] == "expired"
         line = await api.log.connection()
         assert (line["reason"], line["peer_reason"], line["decision"]) == ("peer_refused", "expired", "deny")

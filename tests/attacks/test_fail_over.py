@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from sidecar import sockets
-from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_reset
+from tests.attacks.stage import HONEST, Impostor, assert_refused
 from tests.certificates import Authority
 from tests.harness import App, MeshBed, RunningSidecar, connect, mesh_bed, outbound
 
@@ -63,9 +63,7 @@ async def test_the_gravest_that_was_met_is_what_is_logged() -> None:
     async with two() as on:
         on.first.answer = on.first.shows(on.bed.authority.leaf("db"))
         on.second.answer = on.second.hang_up
-        with await connect(on.web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(on.web.address("api:http", "outbound"))
         line = await on.web.log.connection()
         assert (line["reason"], line["decision"]) == ("unexpected_peer", "deny")
         # All of the line is about him, and not about the one who was asked after him.
@@ -94,9 +92,7 @@ async def test_a_callee_that_says_no_is_the_last_to_be_asked() -> None:
         api = on.bed.authority.leaf("api")
         on.first.answer = on.first.shows(api, frame=b"\x0dpolicy_denied")
         on.second.answer = on.second.shows(api)
-        with await connect(on.web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(on.web.address("api:http", "outbound"))
         line = await on.web.log.connection()
         assert (line["reason"], line["peer_reason"]) == ("peer_refused", "policy_denied")
         assert on.places[1].connections == 0
@@ -107,9 +103,7 @@ async def test_a_line_never_mixes_two_peers() -> None:
     async with two() as on:
         on.first.answer = on.first.shows(on.bed.authority.leaf("api"), frame=b"\x0aoverloaded")
         on.second.answer = on.second.shows(on.bed.authority.leaf("db"))
-        with await connect(on.web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(on.web.address("api:http", "outbound"))
         line = await on.web.log.connection()
         assert (line["reason"], line["peer_address"]) == ("unexpected_peer", str(on.places[1].address))
         assert line["peer_id"] is None

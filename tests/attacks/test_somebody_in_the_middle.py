@@ -9,8 +9,8 @@ import pytest
 from OpenSSL import SSL
 
 from sidecar import sockets
-from sidecar.config import Address
-from tests.attacks.stage import API, HONEST, STOLEN, Bend, assert_reset, attacked_call, attacked_port
+from sidecar.address import Address
+from tests.attacks.stage import API, HONEST, STOLEN, Bend, assert_refused, attacked_call, attacked_port
 from tests.attacks.tap import Tap, tapped
 from tests.certificates import Authority
 from tests.harness import App, Foreigner, connect, echo, inbound, mesh_bed, outbound
@@ -37,9 +37,7 @@ async def test_the_address_never_counts() -> None:
         app = await bed.app(echo)
         db = await bed.sidecar("db", inbound=[inbound("5432", app.address)])
         web = await bed.sidecar("web", outbound=[outbound("api", "http", db.address("5432"))])
-        with await connect(web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(web.address("api:http", "outbound"))
         there, here = await web.log.connection(), await db.log.connection()
         assert there["decision"] == here["decision"] == "deny"
         assert here["reason"] == "handshake_failed"  # asked for mesh/1/http, which db does not speak
@@ -56,9 +54,7 @@ policy: [{from: web, to: "*"}]
         app = await bed.app(echo)
         other = await bed.sidecar("other", inbound=[inbound("http", app.address)])
         web = await bed.sidecar("web", outbound=[outbound("api", "http", other.address("http"))])
-        with await connect(web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(web.address("api:http", "outbound"))
         there, here = await web.log.connection(), await other.log.connection()
         assert (there["reason"], there["decision"]) == ("unexpected_peer", "deny")
         assert len(web.log.alarms) == 1
@@ -129,9 +125,7 @@ async def test_a_relay_that_terminates_tls(shown: Bend, at_caller: str, used: Be
         relay = TerminatingRelay(api.address("http"), shown, used, bed.authority)
         between = await bed.app(relay.serve)
         web = await bed.sidecar("web", outbound=[outbound("api", "http", between.address)])
-        with await connect(web.address("api:http", "outbound")) as client:
-            await sockets.send_all(client, STOLEN)
-            await assert_reset(client)
+        await assert_refused(web.address("api:http", "outbound"))
         there, here = await web.log.connection(), await api.log.connection()
         assert (there["reason"], there["decision"]) == (at_caller, "deny")
         assert (here["reason"], here["decision"]) == (at_callee, "deny")

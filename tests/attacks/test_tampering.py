@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests.attacks.tap import Cut, Meddle, Side, Tap, tapped
 from tests.harness import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
 
