@@ -123,7 +123,7 @@ class Upstream:
                 place.used,
             ),
         )
-        # Its turn is now, not when it was reached: else all the connections of one moment would choose the same.
+        # Its turn is now, not only when it was reached: else all the connections of one moment would choose the same.
         best[0].used = next(self._turns)
         return best
 
@@ -131,6 +131,7 @@ class Upstream:
     def using(self, place: Place) -> Iterator[None]:
         """Counts a connection of a place."""
         place.live += 1
+        place.used = next(self._turns)
         try:
             yield
         finally:

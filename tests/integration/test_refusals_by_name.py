@@ -149,9 +149,11 @@ async def test_a_caller_is_told_by_its_own_sidecar_too(shop: Shop) -> None:
     """The caller's mesh.yaml is newer than the callee's: it lets pass what the other end refuses; both lines say why."""
     async with sidecar_process(await api_alone(shop)) as api:
         theirs = (shop.path / "mesh.yaml").read_text()
-        (shop.path / "mesh.yaml").write_text(theirs + '  - {from: reporting, to: "api:http"}\n')
+        (shop.path / "newer.yaml").write_text(theirs + '  - {from: reporting, to: "api:http"}\n')
         wiring = f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", peers: ["{api.at("http")}"]}}]\n'
-        async with sidecar_process(shop.wiring("reporting", wiring)) as reporting:
+        file = shop.wiring("reporting", wiring)
+        file.write_text(file.read_text().replace("mesh: mesh.yaml", "mesh: newer.yaml"))
+        async with sidecar_process(file) as reporting:
             assert await call(reporting) is None
             here, there = await reporting.program.connection(), await api.program.connection()
     check_refused(there, "policy_denied", peer_id="spiffe://shop.internal/reporting", direction="inbound")
