@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 
 from sidecar import sockets, verdict
-from sidecar.duplex import ChannelError
+from sidecar.duplex import MAX_SILENT_CIPHERTEXT, ChannelError
 from sidecar.gate import Gate
 from sidecar.reasons import Reason, Refused
 from sidecar.tls import Endpoint
@@ -57,7 +57,7 @@ async def hear(sock: socket.socket, endpoint: Endpoint) -> None:
 
 async def _exactly(sock: socket.socket, endpoint: Endpoint, size: int) -> bytes:
     """Reads decrypted bytes, and not one of those behind them: they are the app's."""
-    data = b""
+    data, silent = b"", 0
     try:
         while len(data) < size:
             more = endpoint.read_some(size - len(data))
@@ -68,6 +68,9 @@ async def _exactly(sock: socket.socket, endpoint: Endpoint, size: int) -> bytes:
                 received = await sockets.receive(sock, _READ_BYTES)
                 if not received:
                     raise Refused(Reason.PEER_REFUSED, "saw the peer close the connection without a verdict")
+                silent += len(received)
+                if silent > MAX_SILENT_CIPHERTEXT:  # a flood of KeyUpdates, say
+                    raise Refused(Reason.PEER_REFUSED, f"heard {silent} bytes of TLS records and no verdict: cut")
                 endpoint.feed_bytes(received)
     except ChannelError as error:
         raise Refused(Reason.PEER_REFUSED, f"was refused: {error}", peer_reason=error.alert) from error
