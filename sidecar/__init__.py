@@ -6,8 +6,10 @@ One connection, top to bottom (``inbound.py`` and ``outbound.py`` are each one f
 
 The rooms, and the one direction in which they may depend on each other:
 
-* **pure** (no trio, no sockets, no OpenSSL; time is an argument): ``reasons``, ``identity``, ``judge``, ``durations``,
-  ``yamlfile``, ``mesh``, ``policy``, ``config``, ``record``, ``verdict``, ``duplex``, ``devplan``
+* **pure** (no trio, no sockets, no OpenSSL; time is an argument):
+  files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
+  ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
+  verdicts: ``reasons``, ``identity``, ``judge``, ``policy``, ``verdict``, ``record``, ``duplex``, ``devplan``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
   ``poller``, ``relay``, ``logs``, ``watch``
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``, ``dev``

@@ -18,7 +18,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import profile
-from sidecar.config import Address, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.address import Address
+from sidecar.config import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.devplan import DevPlan, plan
 from sidecar.identity import SpiffeId
 from sidecar.judge import Terms

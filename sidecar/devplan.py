@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 
-from sidecar.mesh import Mesh, Target
+from sidecar.mesh import Mesh
+from sidecar.names import Target
 from sidecar.policy import Decision, decide
 
 FIRST_PORT, LAST_PORT = 20_000, 29_999

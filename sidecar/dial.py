@@ -15,7 +15,7 @@ from itertools import count
 import trio
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from sidecar.reasons import Reason, Refused
 
 REFRESH_SECONDS = 5.0

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sidecar.identity import SpiffeId
-from sidecar.mesh import Mesh, PolicyTest, Rule, Target
+from sidecar.mesh import Mesh, PolicyTest, Rule
+from sidecar.names import Target
 
 
 @dataclass(frozen=True, slots=True)

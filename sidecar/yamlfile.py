@@ -1,4 +1,4 @@
-"""YAML text to plain data that remembers its lines, and mistakes told as ``file:line: path: what``.
+"""YAML text to a :class:`Document`: plain data that remembers its lines.
 
 Pure, but for :func:`load_text`; fails closed: what is not understood is a :class:`UsageError`, never a guess.
 
@@ -10,28 +10,20 @@ more time or memory than its size suggests (aliases that multiply, deep nesting)
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError
 
+from sidecar.document import DataPath, Document, path_text
 from sidecar.identity import shown
+from sidecar.problems import Problems
 from sidecar.reasons import UsageError
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 MAX_DEPTH = 32
-MAX_PROBLEMS = 200
-
-DataPath = tuple[str | int, ...]
-"""Where in the data a value is: ``("policy", 2, "from")``."""
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"null|Null|NULL|~|")
@@ -40,22 +32,6 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_*-][A-Za-z0-9_:./*-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A file's data (dict, list, str, int, float, bool, None), and the line on which each part of it begins."""
-
-    filename: str
-    data: Any
-    lines: Mapping[DataPath, int]
-
-    def line(self, path: DataPath) -> int:
-        """The line of the value at ``path``, or of the nearest thing around it."""
-        while path not in self.lines:
-            path = path[:-1]
-        return self.lines[path]
 
 
 def load_text(path: Path) -> str:
@@ -99,181 +75,6 @@ def parse_yaml(text: str, filename: str) -> Document:
     return Document(filename, data, builder.lines)
 
 
-# --- telling what is wrong -------------------------------------------------------------------------------------------
-
-
-class Problems:
-    """Everything that is wrong with one file, so that it can be said at once.
-
-    ``variables`` names the values that came from the environment and not from the file.
-    """
-
-    def __init__(self, document: Document, variables: Mapping[DataPath, str] | None = None) -> None:
-        self._document = document
-        self._variables = variables or {}
-        self._found: list[tuple[str, int, str]] = []
-
-    def add(self, path: DataPath, what: str, *, line: int | None = None) -> None:
-        """Something is wrong at ``path``; ``line`` if it is told of another place than where it is."""
-        at = f"{path_text(path)}: " if path else ""
-        variable = next((name for known, name in self._variables.items() if path[: len(known)] == known), None)
-        if variable is not None:
-            self._found.append((variable, 0, f"{variable}: {at}{what}"))
-        else:
-            line = line or self._document.line(path)
-            self._found.append(("", line, f"{self._document.filename}:{line}: {at}{what}"))
-
-    def add_variable(self, name: str, what: str) -> None:
-        """Something is wrong with an environment variable that stands for no value."""
-        self._found.append((name, 0, f"{name if _PLAIN_KEY.fullmatch(name) else shown(name)}: {what}"))
-
-    def add_validation(self, error: ValidationError, model: type[BaseModel]) -> None:
-        """Takes over what pydantic found, in words for people."""
-        for found in error.errors(include_url=False):
-            loc = found["loc"]
-            while loc not in self._document.lines and loc not in self._variables and found["type"] != "missing":
-                loc = loc[:-1]  # a shorthand that was expanded, or pydantic's mark for a key
-            path, what = _in_words(found["type"], loc, found["input"], found.get("ctx", {}), model)
-            self.add(path, what, line=self._document.line(loc))
-
-    def error(self) -> UsageError:
-        """All of them as one error: a line each, in the file's order and the environment's last."""
-        texts = list(dict.fromkeys(text for _, _, text in sorted(self._found, key=lambda item: item[:2])))
-        if len(texts) > MAX_PROBLEMS:
-            more = len(texts) - MAX_PROBLEMS
-            texts[MAX_PROBLEMS:] = [f"{self._document.filename}: and {more} more problems"]
-        return UsageError("\n".join(texts))
-
-    def raise_any(self) -> None:
-        if self._found:
-            raise self.error()
-
-
-class Shape(BaseModel):
-    """What a mapping in a file looks like: unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def fault(what: str) -> PydanticCustomError:
-    """What a validator of a :class:`Shape` raises: ``what`` is a text for people, taken as it is."""
-    return PydanticCustomError("fault", "{what}", {"what": what})
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`` (did you mean 'web'?)``, or nothing if no option is near."""
-    near = difflib.get_close_matches(word, list(options), n=1) if len(word) <= 100 else []
-    return f" (did you mean {shown(near[0])}?)" if near else ""
-
-
-def path_text(path: DataPath) -> str:
-    """``policy[2].from``, safe to print."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif _PLAIN_KEY.fullmatch(step):
-            text += f".{step}" if text else step
-        else:
-            text += f"[{shown(step)}]"
-    return text
-
-
-def nothing_is_empty(value: Any) -> Any:
-    """``reporting:`` with nothing behind it is an empty mapping."""
-    return {} if value is None else value
-
-
-def nothing_is_none_of_them(value: Any) -> Any:
-    """``policy:`` with nothing behind it is an empty list."""
-    return [] if value is None else value
-
-
-def one_is_a_list(value: Any) -> Any:
-    """A single scalar stands for a list of one."""
-    return [value] if isinstance(value, str | int | float) else value
-
-
-def part(data: Any, *path: str | int) -> Any:
-    """The value at ``path``, or None if any step of it is not there: for checks that span a file that may be broken."""
-    for step in path:
-        try:
-            data = data[step]
-        except (TypeError, LookupError):
-            return None
-    return data
-
-
-def parts(data: Any) -> Iterator[tuple[Any, Any]]:
-    """The pairs of a mapping or the numbered items of a list; of anything else, none."""
-    if isinstance(data, dict):
-        yield from data.items()
-    elif isinstance(data, list):
-        yield from enumerate(data)
-
-
-def bare_type(annotation: Any) -> Any:
-    """``Annotated[X | None, …]`` → ``X``."""
-    while get_origin(annotation) in {Annotated, Union, types.UnionType}:
-        annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
-    return annotation
-
-
-def keys_at(model: type[BaseModel], path: DataPath) -> dict[str, Any]:
-    """The keys that the mapping at ``path`` of a ``model`` may have, with their types; empty for free keys."""
-    kind: Any = model
-    for step in path:
-        fields = _fields(kind)
-        kind = bare_type(fields[str(step)] if fields else get_args(kind)[-1])
-    return _fields(kind)
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {info.alias or name: info.annotation for name, info in kind.model_fields.items()}
-    return {}
-
-
-def _in_words(
-    kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[BaseModel]
-) -> tuple[DataPath, str]:
-    """One fault as pydantic has it → where it is and what to say of it. What is not foreseen stays a refusal."""
-    if kind == "missing":
-        return loc[:-1], f"{shown(str(loc[-1]))} is missing"
-    if kind == "extra_forbidden":
-        return loc[:-1], f"unknown key {shown(str(loc[-1]))}{did_you_mean(str(loc[-1]), keys_at(model, loc[:-1]))}"
-    if kind == "fault":
-        return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["what"])  # it quotes its item
-    if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", context["expected"])
-        return loc, f"must be {' or '.join(options)}, not {_kind(value)}{did_you_mean(str(value), options)}"
-    if kind == "string_type":
-        quote = " (quote it)" if isinstance(value, bool | int | float) else ""
-        return loc, f"must be text, not {_kind(value)}{quote}"
-    expected = {
-        "int_type": "a whole number",
-        "bool_type": "true or false",
-        "dict_type": "a mapping (key: value)",
-        "model_type": "a mapping (key: value)",
-        "list_type": "a list",
-    }.get(kind, "something else")
-    return loc, f"must be {expected}, not {_kind(value)}"
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return shown(value) if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else _number(value)
-
-
-def _number(value: int) -> str:
-    return str(value) if value.bit_length() <= 64 else "a number that large"
-
-
 def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
     mark = error.problem_mark or error.context_mark
     line = 1 if mark is None else mark.line + 1
@@ -292,9 +93,6 @@ def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
         begun = f" ({error.context} begun on line {error.context_mark.line + 1})" if error.context_mark else ""
         what = f"not YAML: {problem}{begun}"
     return f"{filename}:{line}: {what}"
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 class _Composer(

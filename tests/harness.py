@@ -19,7 +19,8 @@ import trio
 from OpenSSL import SSL
 
 from sidecar import sockets, tls
-from sidecar.config import Address, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.address import Address
+from sidecar.config import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.judge import Terms
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, parse_mesh

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import click
 
-from sidecar import config, mesh, policy, yamlfile
+from sidecar import config, mesh, policy
+from sidecar.configfile import ConfigShape
+from sidecar.document import parts
+from sidecar.meshfile import MeshShape
 from sidecar.reasons import UsageError
+from sidecar.shape import keys_at
+from sidecar.yamlfile import load_text, parse_yaml
 
 
 @click.command
@@ -40,8 +45,8 @@ def check(files: tuple[Path, ...]) -> None:
 
 def _check(file: Path, now: datetime) -> tuple[str, list[str]]:
     """One file's summary and warnings."""
-    keys = {key for key, _ in yamlfile.parts(yamlfile.parse_yaml(yamlfile.load_text(file), str(file)).data)}
-    mesh_keys, config_keys = (set(yamlfile.keys_at(shape, ())) for shape in (mesh.MeshShape, config.ConfigShape))
+    keys = {key for key, _ in parts(parse_yaml(load_text(file), str(file)).data)}
+    mesh_keys, config_keys = (set(keys_at(shape, ())) for shape in (MeshShape, ConfigShape))
     if len(keys & mesh_keys) > len(keys & config_keys):
         found = mesh.load_mesh(file)
         return f"{_count(len(found.services), 'service')}, {_count(len(found.rules), 'rule')}", policy.warnings(

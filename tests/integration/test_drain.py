@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests.harness import App, connect, echo, mesh_bed, receive_all
 from tests.integration.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 

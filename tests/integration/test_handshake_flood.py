@@ -12,7 +12,7 @@ import trio
 from OpenSSL import SSL
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests.harness import Foreigner, connect, mesh_bed, receive_all
 
 FLOOD = 500

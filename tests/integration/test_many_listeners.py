@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests import harness
 from tests.harness import PATIENCE, App, connect, mesh_bed, receive_all
 

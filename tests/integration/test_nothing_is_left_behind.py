@@ -15,7 +15,7 @@ from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from sidecar.duplex import Duplex
 from sidecar.record import ConnectionRecord
 from sidecar.tls import Endpoint

@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import dial, inbound, outbound, sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from sidecar.config import Limits, Timeouts
 from sidecar.tls import Endpoint
 from tests import harness

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from sidecar.config import Limits
 from sidecar.dial import REFRESH_SECONDS
 from tests import harness

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from sidecar import sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from tests import harness
 from tests.harness import RunningSidecar, connect, mesh_bed, receive_all
 

@@ -10,9 +10,11 @@ from datetime import UTC, date, datetime
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sidecar.config import Config, parse_address, parse_config
+from sidecar.address import parse_address
+from sidecar.config import Config, parse_config
 from sidecar.identity import SpiffeId
-from sidecar.mesh import Mesh, Pattern, Rule, Target, parse_mesh
+from sidecar.mesh import Mesh, Pattern, Rule, parse_mesh
+from sidecar.names import Target
 from sidecar.policy import decide
 from sidecar.reasons import UsageError
 

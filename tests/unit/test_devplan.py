@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sidecar.devplan import FIRST_PORT, LAST_PORT, environment, plan
-from sidecar.mesh import Target, parse_mesh
+from sidecar.mesh import parse_mesh
+from sidecar.names import Target
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 MESH = """

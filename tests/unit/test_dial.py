@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import dial, sockets
-from sidecar.config import Address
+from sidecar.address import Address
 from sidecar.dial import BACKOFF_SECONDS, LOOKUP_SECONDS, REFRESH_SECONDS, Place, Resolver, Upstream, is_own
 from sidecar.reasons import Reason, Refused
 

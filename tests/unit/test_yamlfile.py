@@ -8,19 +8,8 @@ from typing import Any
 
 import pytest
 
-from sidecar import yamlfile
 from sidecar.reasons import UsageError
-from sidecar.yamlfile import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_NODES,
-    did_you_mean,
-    load_text,
-    parse_yaml,
-    part,
-    parts,
-    path_text,
-)
+from sidecar.yamlfile import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_text, parse_yaml
 
 
 def mistake(text: str) -> str:
@@ -164,12 +153,6 @@ def test_every_value_has_its_line() -> None:
     assert document.line(("nowhere",)) == 1
 
 
-def test_a_flood_of_problems_is_cut() -> None:
-    lines = mistake("\n".join(["a: 1"] * 500)).splitlines()
-    assert len(lines) == yamlfile.MAX_PROBLEMS + 1
-    assert lines[-1] == "f.yaml: and 299 more problems"
-
-
 class TestLoadText:
     def test_reads(self, tmp_path: Path) -> None:
         (tmp_path / "f").write_text("é\n", encoding="utf-8")
@@ -200,29 +183,3 @@ class TestLoadText:
         (tmp_path / "f").write_bytes(b"a: 1\nb: \xff\n")
         with pytest.raises(UsageError, match="f:2: is not UTF-8 text"):
             load_text(tmp_path / "f")
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [("wbe", " (did you mean 'web'?)"), ("xyz", ""), ("w" * 101, ""), ("", "")],
-)
-def test_did_you_mean(word: str, said: str) -> None:
-    assert did_you_mean(word, ["web", "api"]) == said
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [((), ""), (("policy", 2, "from"), "policy[2].from"), (("services", "a b\n", "ports"), "services['a b\\n'].ports")],
-)
-def test_path_text(path: yamlfile.DataPath, text: str) -> None:
-    assert path_text(path) == text
-
-
-def test_parts_of_data_of_any_shape() -> None:
-    data = {"a": [{"b": 1}]}
-    assert part(data, "a", 0, "b") == 1
-    for path in [("x",), ("a", 1), ("a", "b"), ("a", 0, "b", "c")]:
-        assert part(data, *path) is None
-    assert list(parts(data)) == [("a", [{"b": 1}])]
-    assert list(parts(["x"])) == [(0, "x")]
-    assert list(parts("text")) == list(parts(None)) == []
