@@ -1,10 +1,11 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup test lint types format mutants lock clean
+.PHONY: help setup demo test lint types format mutants bench lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCHED := .venv/.bench
 
 help:          ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +22,9 @@ $(READY): pyproject.toml .lock/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict checked
+	@$(BIN)/python -m sidecar.demo
+
 test: $(READY) ## units, properties, integration, attacks; no Docker
 	@$(BIN)/python -m pytest
 
@@ -36,11 +40,22 @@ format: $(READY) ## lets ruff rewrite the code
 mutants: $(READY) ## removes each security check in turn; the attack tests must turn red
 	@$(BIN)/python tests/mutants.py
 
+ROUNDS ?= 5
+SECONDS ?= 2
+bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2
+	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) --seconds $(SECONDS) $(BENCH)
+
+$(BENCHED): $(READY) .lock/bench.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt
+	@touch $@
+
 lock: $(READY) ## resolves the dependencies again (needs uv)
 	@uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/runtime.txt
 	@uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/dev.txt
+	@uv pip compile --group pyproject.toml:bench --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/bench.txt
 
 clean:         ## removes what the above made
 	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -13,7 +13,7 @@ The rooms, and the one direction in which they may depend on each other:
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
   ``poller``, ``relay``, ``logs``, ``watch``
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``, ``dev``
-* **command line**: ``cli``; no logic
+* **command line**: ``cli``; no logic. ``demo`` shows it all, by real processes
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one
 of the words of ``reasons`` and a sentence that says what was met, what was expected and what to do.

@@ -1,0 +1,157 @@
+"""What the demo stands on: a CA and files in a directory of its own, apps and sidecars as processes, and their logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+PATIENCE_SECONDS = 20.0
+
+
+class StoryError(Exception):
+    """Something did not happen as it must; the demo fails."""
+
+
+class Log:
+    """One sidecar's lines as they come."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lines: list[dict[str, Any]] = []
+        self._news = trio.lowlevel.ParkingLot()
+
+    def add(self, text: str) -> None:
+        try:
+            self.lines.append(json.loads(text))
+        except ValueError as error:
+            raise StoryError(f"{self.name}'s sidecar wrote a line that is no JSON: {text!r}") from error
+        self._news.unpark_all()
+
+    async def find(self, since: int = 0, **expected: object) -> dict[str, Any]:
+        """The first line, after ``since`` of them, with these values. Raises :class:`StoryError` if none comes."""
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while True:
+                for line in self.lines[since:]:
+                    if all(line.get(key) == value for key, value in expected.items()):
+                        return line
+                await self._news.park()
+        wanted = ", ".join(f"{key}={value}" for key, value in expected.items())
+        seen = (
+            "; ".join(f"{line['event']} {line.get('reason', '')}".strip() for line in self.lines[since:]) or "nothing"
+        )
+        raise StoryError(f"{self.name}'s sidecar never logged {wanted}; it logged: {seen}")
+
+
+class Stage:
+    """The directory, and everything that runs."""
+
+    def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
+        self.directory = directory
+        self._nursery = nursery
+        self._environ = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+
+    async def certs(self, *words: str) -> None:
+        """Runs ``certs`` with these words."""
+        command = [sys.executable, "-m", "certs", *words]
+        await trio.run_process(command, cwd=self.directory, env=self._environ, capture_stdout=True)
+
+    def write(self, name: str, text: str) -> None:
+        (self.directory / name).write_text(text)
+
+    async def sidecar(self, name: str) -> Log:
+        """Starts ``sidecar run NAME.yaml``; returns its log once it serves."""
+        log = Log(name)
+        process = await self._start(
+            [sys.executable, "-m", "sidecar", "run", f"{name}.yaml"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._nursery.start_soon(self._read, process, log)
+        await log.find(event="started")
+        return log
+
+    async def _read(self, process: trio.Process, log: Log) -> None:
+        assert process.stdout is not None  # noqa: S101 (it was asked for)
+        rest = b""
+        async for chunk in process.stdout:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                log.add(line.decode())
+        if code := await process.wait():
+            assert process.stderr is not None  # noqa: S101 (likewise)
+            said = (await process.stderr.receive_some(4096)).decode()
+            raise StoryError(f"{log.name}'s sidecar ended with exit code {code}: {said}")
+
+    async def app(self, name: str, port: int, upstream: int = 0) -> None:
+        """Starts one of the demo's apps; returns when it takes connections."""
+        await self._start([sys.executable, "-m", "sidecar.demo.apps", name, str(port), str(upstream)])
+        await self._until_open(name, port)
+
+    async def redis(self, port: int) -> str:
+        """Starts a Redis, the real one if there is one; returns which, for people."""
+        if shutil.which("redis-server") is None:
+            await self.app("redis", port)
+            return "a stand-in (no redis-server is installed here)"
+        words = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory)]
+        await self._start(["redis-server", *words], stdout=subprocess.DEVNULL)
+        await self._until_open("redis-server", port)
+        return "a real redis-server"
+
+    async def _start(self, command: list[str], **options: Any) -> trio.Process:
+        """A process that ends with the stage."""
+        run = partial(trio.run_process, command, cwd=self.directory, env=self._environ, check=False, **options)
+        process: trio.Process = await self._nursery.start(run)
+        return process
+
+    async def background(self, task: Callable[..., Awaitable[None]]) -> None:
+        """Runs a task with the stage, once it has told that it started."""
+        await self._nursery.start(task)
+
+    async def _until_open(self, name: str, port: int) -> None:
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while True:
+                try:
+                    await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+                except OSError:
+                    await trio.sleep(0.02)  # another process's listener tells of itself by no event
+                else:
+                    return
+        raise StoryError(f"{name} does not listen on port {port}")
+
+
+@asynccontextmanager
+async def stage(directory: Path) -> AsyncIterator[Stage]:
+    """A :class:`Stage` whose processes end with the block."""
+    async with trio.open_nursery() as nursery:
+        yield Stage(directory, nursery)
+        nursery.cancel_scope.cancel()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in taken]
+    finally:
+        for one in taken:
+            one.close()
+
+
+def wiring(
+    service: str, mesh: str = "mesh.yaml", *, keys: str | None = None, **listeners: list[Mapping[str, Any]]
+) -> str:
+    """A sidecar's file. JSON is YAML."""
+    directory = keys or service
+    files = {name: f"{directory}/{name}.pem" for name in ("certificate", "key", "bundle")}
+    return json.dumps(
+        {"service": service, "mesh": mesh, "identity": {"files": files}, "log_format": "json", **listeners}, indent=1
+    )
