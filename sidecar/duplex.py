@@ -14,7 +14,7 @@ So memory per connection is bounded, and backpressure is just not reading.
 * the app resets -> what it had sent goes out, then the peer's connection is reset
 * the app closes without reading all (an early HTTP 413) -> its answer goes out whole, then as its close says
 
-Everything fails closed: an input that is not understood ends the connection with a reset on both sides.
+Everything fails closed: at an input that is not understood the app gets a reset, and the peer an alert.
 """
 
 from __future__ import annotations
@@ -226,8 +226,7 @@ class Duplex:
             size = self._channel.read(buffer)
         except ChannelError as error:
             self._more, self._take = False, True
-            refused = error.alert is not None and not self.to_app
-            self._end(Ending(How.PEER_ALERT if refused else How.TRUNCATED, str(error), reset_app=True))
+            self._end_broken(error)
             return 0
         if size > 0:
             self._silent = 0
@@ -264,6 +263,10 @@ class Duplex:
         self.ending = Ending(How.OK)
         return _END
 
+    def _end_broken(self, error: ChannelError) -> None:
+        refused = error.alert is not None and not self.to_app
+        self._end(Ending(How.PEER_ALERT if refused else How.TRUNCATED, str(error), reset_app=True))
+
     def _end(self, ending: Ending) -> None:
         """Decides how it ends, once: the first cause is the one that counts."""
         if self.decided is None:
@@ -288,7 +291,10 @@ class Duplex:
         """``size`` bytes of plaintext lie in ``plain_in``; 0 is a FIN."""
         if size:
             self.from_app += size
-            self._channel.write(self._buffers.plain_in, size)
+            try:
+                self._channel.write(self._buffers.plain_in, size)
+            except ChannelError as error:  # a fault behind the data that the app has not taken yet
+                self._end_broken(error)
             self._take = self._data_out = True
             return self.next()
         self._app_in = False
@@ -335,15 +341,13 @@ class Duplex:
         return self.next()
 
     def failed(self, op: Op, *, after_fin: bool = False) -> Op:
-        """The socket broke (a reset, a dead host). ``after_fin``: the app had sent a FIN before it (EPIPE says so)."""
+        """The socket broke (a reset, a dead host). ``after_fin``: that side had sent a FIN before (EPIPE says so)."""
         if op is _RECV_NET:
             self._end(Ending(How.TRUNCATED, "the peer's connection was reset before its stream ended", reset_app=True))
         elif op is _SEND_NET:
-            self._lost = self._app_in or self._data_out
-            self._net_out = self._take = False
-            self._net_left = _NOTHING
-            if not self._app_out:
-                self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
+            # The socket tells of a reset once, here: read after it, a reset looks like a FIN.
+            self._tolerant = self._tolerant and after_fin
+            self._lose_peer(unsent=self._app_in or self._data_out)
         elif op is _RECV_APP:
             self._app_in = self._app_out = False
             self._app_left = _NOTHING
@@ -361,10 +365,16 @@ class Duplex:
 
     def peer_gone(self) -> None:
         """The peer's connection is dead in both directions: told apart, since a finished stream is not read any more."""
-        if self._peer_done and self._net_out:
-            self._lost = self._data_out
-            self._net_out = self._take = False
-            self._net_left = _NOTHING
+        if self._net_out:
+            self._lose_peer(unsent=self._data_out)
+
+    def _lose_peer(self, *, unsent: bool) -> None:
+        """The peer takes nothing more. What it had sent is still read, to its end."""
+        self._lost = unsent
+        self._net_out = self._take = False
+        self._net_left = _NOTHING
+        if not self._app_out:
+            self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
 
 
 def _kept(out: memoryview, taken: int) -> memoryview:
