@@ -100,7 +100,8 @@ class _Console:
         line = f"{time[11:19]} {_printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
-        return "\n".join([line, *map(_printable, (traceback or "").splitlines())])
+        # Indented, because an exception may quote a peer, and its text may have several lines.
+        return "\n".join([line, *(f"  {_printable(part)}" for part in (traceback or "").splitlines())])
 
 
 def _connection(event: Event) -> str:

@@ -1,0 +1,80 @@
+"""What a sidecar's connections share: one generation at a time, swapped whole, and what it says of a live connection."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+from sidecar import tls
+from sidecar.config import Config, FileIdentity, Limits, Timeouts
+from sidecar.judge import Terms
+from sidecar.logs import Log
+from sidecar.mesh import Mesh, parse_mesh
+from sidecar.node import Generation, Node
+from sidecar.reasons import Reason
+from sidecar.registry import Claim
+from tests.certificates import Authority
+from tests.harness import MESH, LogSink
+
+NOWHERE = Path("x")
+AUTHORITY = Authority()
+
+
+def generation(mesh: Mesh) -> Generation:
+    leaf = AUTHORITY.leaf("api")
+    assert isinstance(leaf.key, tls.PrivateKey)
+    keys = tls.KeyPair(leaf.chain, leaf.key, AUTHORITY.roots)
+    return Generation(mesh.identity("api"), mesh, tls.Context(keys, Terms(mesh.trust_domain)))
+
+
+def node(mesh: Mesh) -> Node:
+    config = Config(
+        path=NOWHERE, service="api", mesh=mesh, mesh_path=NOWHERE, identity=FileIdentity(NOWHERE, NOWHERE, NOWHERE),
+        inbound=(), outbound=(), admin=None, timeouts=Timeouts(5, 5, 8), limits=Limits(1), log_format="json",
+    )  # fmt: skip
+    return Node(config, generation(mesh), Log(LogSink(), "json"), lambda: AUTHORITY.now)
+
+
+MESH_NOW = parse_mesh(MESH, "mesh.yaml")
+WITHOUT_WEB = parse_mesh(MESH.replace('  - {from: web, to: "api:http"}\n', ""), "mesh.yaml")
+
+
+def claim(anchor: bytes) -> Claim:
+    return Claim(MESH_NOW.identity("web"), "api", "http", anchor)
+
+
+async def test_a_generation_cannot_be_changed_only_replaced() -> None:
+    one = generation(MESH_NOW)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.mesh = WITHOUT_WEB  # type: ignore[misc]
+
+
+async def test_what_is_in_force_decides_of_a_live_connection() -> None:
+    one = node(MESH_NOW)
+    (anchor,) = one.current.context.anchors
+    assert one.standing(claim(anchor)) is None
+    one.current = generation(WITHOUT_WEB)
+    assert one.standing(claim(anchor)) is Reason.POLICY_CHANGED
+    one.current = generation(MESH_NOW)
+    assert one.standing(claim(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
+
+
+async def test_durations_are_measured_on_trio_s_clock(mock_clock: MockClock) -> None:
+    one = node(MESH_NOW)
+    before = one.time()
+    mock_clock.jump(12.5)
+    assert one.time() - before == pytest.approx(12.5)
+
+
+async def test_two_nodes_share_nothing_by_accident() -> None:
+    one, other = node(MESH_NOW), node(MESH_NOW)
+    shared: list[Any] = [
+        name
+        for name in ("relay", "gate", "resolver", "registry", "listening")
+        if getattr(one, name) is getattr(other, name)
+    ]
+    assert shared == []
