@@ -116,12 +116,7 @@ class Upstream:
         now = trio.current_time()
         best = sorted(
             self._places.values(),
-            key=lambda place: (
-                place.aside_until > now,
-                place.aside_until if place.aside_until > now else 0,
-                place.live,
-                place.used,
-            ),
+            key=lambda place: (max(place.aside_until - now, 0.0), place.live, place.used),
         )
         # Its turn is now, not only when it was reached: else all the connections of one moment would choose the same.
         best[0].used = next(self._turns)

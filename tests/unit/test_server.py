@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -14,7 +15,6 @@ from sidecar import server, sockets
 from sidecar.address import Address
 from sidecar.reasons import Reason, Refused, UsageError
 from sidecar.record import ConnectionRecord, Direction
-from sidecar.server import ACCEPTS_A_TICK
 from tests import harness
 from tests.harness import PATIENCE, connect, mesh_bed
 
@@ -92,28 +92,30 @@ async def test_a_drain_accepts_no_more_and_waits_for_what_runs(mock_clock: MockC
         assert all(listener.sock.fileno() == -1 for listener in web.server.listeners)
 
 
-async def test_a_crowd_in_the_backlog_is_accepted_in_portions() -> None:
+async def test_a_crowd_in_the_backlog_is_accepted_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tasks have their turn in between."""
+    portions = [0]
+    real = socket.socket.accept
+
+    def counted(self: socket.socket) -> Any:
+        portions[-1] += 1
+        return real(self)
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, _: trio.lowlevel.Task) -> None:
+            portions.append(0)
+
     async with mesh_bed() as bed:
         api = await bed.sidecar("api", inbound=[harness.inbound("http", NOBODY)])
         where = (api.address("http").host, api.address("http").port)
-        most = 0
-
-        class Watch(trio.abc.Instrument):
-            accepted = 0
-
-            def before_task_step(self, _: trio.lowlevel.Task) -> None:
-                nonlocal most
-                started = len(api.node.registry) + len(api.log.connections)
-                most = max(most, started - self.accepted)
-                self.accepted = started
-
         callers = [socket.create_connection(where) for _ in range(100)]
-        trio.lowlevel.add_instrument(Watch())
+        monkeypatch.setattr(socket.socket, "accept", counted)
+        trio.lowlevel.add_instrument(Steps())
         for caller in callers:
             caller.close()
         await api.log.connection(100)
-        assert 0 < most <= ACCEPTS_A_TICK
+        assert sum(portions) >= 100
+        assert max(portions) <= 32
         assert {line["reason"] for line in api.log.connections} == {"handshake_failed"}
 
 

@@ -104,6 +104,16 @@ async def test_each_side_hears_the_ending_as_it_was(ending: Ending, reason: str,
         assert both.net.fileno() == both.app_socket.fileno() == -1
 
 
+async def test_what_a_peer_still_sends_does_not_cost_it_what_was_said_last(autojump_clock: MockClock) -> None:
+    """A close with bytes unread would be a reset, which destroys an early answer that is still on its way."""
+    async with ends(Ending(How.APP_RESET, "answered early")) as both:
+        await sockets.send_all(both.net, b"the answer")
+        await sockets.send_all(both.client, b"more of the upload" * 1000)
+        await both.run()
+        assert await sockets.receive(both.client, 100) == b"the answer"
+        assert not await is_reset(both.client)
+
+
 @pytest.mark.parametrize("reason", [Reason.IDLE_TIMEOUT, Reason.MAX_AGE])
 async def test_what_we_cut_is_a_reset_on_both_sides(reason: Reason) -> None:
     async with ends(reason) as both:
