@@ -9,7 +9,7 @@ The rooms, and the one direction in which they may depend on each other:
 * **pure** (no trio, no sockets, no OpenSSL; time is an argument):
   files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
   ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
-  verdicts: ``reasons``, ``identity``, ``judge``, ``policy``, ``verdict``, ``record``, ``duplex``, ``devplan``
+  verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``, ``devplan``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
   ``poller``, ``relay``, ``logs``, ``watch``
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``, ``dev``

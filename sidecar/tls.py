@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
+from sidecar.diagnosis import alert_name, alert_refusal, chain_fault, talker
 from sidecar.duplex import Buffer, ChannelError
 from sidecar.identity import SpiffeId, Svid, shown
 from sidecar.judge import ChainFault, Presented, Terms, judge
@@ -57,39 +58,10 @@ MAX_HANDSHAKE_BYTES = 256 * 1024
 _VERIFY_DEPTH = 3
 _HANDSHAKE_RECORD, _ALERT_RECORD = 0x16, 0x15
 
-# X509_V_ERR_* of OpenSSL's x509_vfy.h that mean the same at any depth. Any other error is the leaf's own at depth 0
-# (bad_identity) and the chain's above it (unknown_ca): every error has a reason, and none of them lets anybody in.
-_CHAIN_REASONS = {
-    9: Reason.NOT_YET_VALID,
-    10: Reason.EXPIRED,
-    23: Reason.REVOKED,
-    47: Reason.WRONG_TRUST_DOMAIN,  # the issuing CA's name constraint permits our trust domain only
-    **dict.fromkeys((2, 7, 18, 19, 20, 21, 22, 24, 25, 27, 79), Reason.UNKNOWN_CA),
-}
 _VERIFY_ERRORS = {  # what to tell OpenSSL, so that its alert says why (RFC 8446 6.2)
     Reason.EXPIRED: _lib.X509_V_ERR_CERT_HAS_EXPIRED,
     Reason.REVOKED: _lib.X509_V_ERR_CERT_REVOKED,
     Reason.UNKNOWN_CA: _lib.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
-}
-_ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fits
-    20: "bad_record_mac",
-    40: "handshake_failure",
-    42: "bad_certificate",
-    43: "unsupported_certificate",
-    44: Reason.REVOKED.value,
-    45: Reason.EXPIRED.value,
-    46: "certificate_unknown",
-    47: "illegal_parameter",
-    48: Reason.UNKNOWN_CA.value,
-    49: Reason.POLICY_DENIED.value,
-    50: "decode_error",
-    51: "decrypt_error",
-    70: Reason.TLS_VERSION.value,
-    80: "internal_error",
-    90: "user_canceled",
-    109: "missing_extension",
-    116: Reason.NO_CERTIFICATE.value,
-    120: "no_application_protocol",
 }
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
 _NO_CERTIFICATE = 199
@@ -241,7 +213,7 @@ class Endpoint:
             return
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
             raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is spoken here")
-        raise Refused(Reason.PLAINTEXT_REFUSED, f"met {_guess(self._first)} where mutual TLS is required")
+        raise Refused(Reason.PLAINTEXT_REFUSED, f"met {talker(self._first)} where mutual TLS is required")
 
     def _judged(self) -> Svid:
         """The judgement that counts: over what the finished connection itself reports. None or doubt refuses."""
@@ -396,14 +368,6 @@ def verify_own_chain(keys: KeyPair) -> ChainFault | None:
     return None
 
 
-def alert_refusal(alert: int) -> Refused:
-    """The peer's fatal alert, as a refusal that quotes the peer's reason."""
-    reason = _ALERTS.get(alert, f"alert {alert}")
-    if reason == Reason.TLS_VERSION:
-        return Refused(Reason.TLS_VERSION, "met a peer that does not speak TLS 1.3", peer_reason=reason)
-    return Refused(Reason.PEER_REFUSED, f"was refused by the peer in the handshake: {reason}", peer_reason=reason)
-
-
 # -- callbacks and translations ----------------------------------------------------------------------------------------
 
 
@@ -479,11 +443,7 @@ def _fill(store: Any, roots: Sequence[x509.Certificate]) -> None:
 
 
 def _chain_fault(error: int, depth: int) -> ChainFault:
-    reason = _CHAIN_REASONS.get(error, Reason.BAD_IDENTITY if depth == 0 else Reason.UNKNOWN_CA)
-    text = _ffi.string(_lib.X509_verify_cert_error_string(error)).decode()
-    where = "" if depth == 0 else f", {depth} above it"
-    detail = f"met a certificate that does not verify against our trust bundle: {text} (OpenSSL {error}{where})"
-    return ChainFault(reason, detail)
+    return chain_fault(error, depth, _ffi.string(_lib.X509_verify_cert_error_string(error)).decode())
 
 
 def _take_error() -> tuple[int, str]:
@@ -498,7 +458,7 @@ def _take_error() -> tuple[int, str]:
 def _channel_error() -> ChannelError:
     code, text = _take_error()
     if code >= _ALERT_BASE:
-        alert = _ALERTS.get(code - _ALERT_BASE, f"alert {code - _ALERT_BASE}")
+        alert = alert_name(code - _ALERT_BASE)
         return ChannelError(f"the peer ended it with the TLS alert {alert}", alert=alert)
     return ChannelError(f"a TLS record was refused: {text}")
 
@@ -523,20 +483,6 @@ def _ders(stack: Any) -> list[bytes]:
     if stack == _NULL:
         return []
     return [_der(_lib.sk_X509_value(stack, index)) for index in range(_lib.sk_X509_num(stack))]
-
-
-def _guess(first: bytes) -> str:
-    """What a plaintext talker seems to be, without quoting it: its first bytes may be a password."""
-    for prefix, name in (
-        (b"GET ", "plain HTTP"), (b"POST", "plain HTTP"), (b"HEAD", "plain HTTP"), (b"PUT ", "plain HTTP"),
-        (b"HTTP", "plain HTTP"), (b"PRI ", "plain HTTP/2"), (b"OPTI", "plain HTTP"), (b"DELE", "plain HTTP"),
-        (b"SSH-", "SSH"), (b"PROX", "the PROXY protocol"), (b"\r\n\r\n", "the PROXY protocol"),
-        (b"*", "plaintext (Redis, it seems)"), (b"\x00\x00\x00", "plaintext (PostgreSQL, it seems)"),
-        (b"220", "plaintext (SMTP or FTP, it seems)"),
-    ):  # fmt: skip
-        if first.startswith(prefix):
-            return name
-    return f"plaintext (first byte 0x{first[0]:02x})"
 
 
 def utc_now() -> datetime:

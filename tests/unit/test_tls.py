@@ -393,31 +393,6 @@ def test_names_outside_of_the_issuers_constraint_have_a_reason_of_their_own() ->
         assert refused.reason is reason
 
 
-@pytest.mark.parametrize(
-    ("number", "depth", "reason"),
-    [
-        (10, 0, Reason.EXPIRED),
-        (9, 1, Reason.NOT_YET_VALID),
-        (20, 0, Reason.UNKNOWN_CA),
-        (23, 1, Reason.REVOKED),
-        (47, 0, Reason.WRONG_TRUST_DOMAIN),
-        (9999, 0, Reason.BAD_IDENTITY),
-        (9999, 1, Reason.UNKNOWN_CA),
-    ],
-)
-def test_every_error_of_a_chain_has_a_reason(number: int, depth: int, reason: Reason) -> None:
-    assert tls._chain_fault(number, depth).reason is reason
-
-
-@pytest.mark.parametrize(
-    ("alert", "reason"), [(70, Reason.TLS_VERSION), (48, Reason.PEER_REFUSED), (200, Reason.PEER_REFUSED)]
-)
-def test_every_alert_has_a_reason(alert: int, reason: Reason) -> None:
-    refused = tls.alert_refusal(alert)
-    assert refused.reason is reason
-    assert refused.peer_reason
-
-
 def test_our_own_chain_is_verified_as_peers_will() -> None:
     good = MESH.leaf("api")
     assert isinstance(good.key, tls.PrivateKey)
