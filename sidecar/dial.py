@@ -73,9 +73,13 @@ class _Name:
         self.addresses: list[tuple[int, str]] = []
         self.error: str | None = None
         self.looked_up = trio.Event()
+        ip = Address(host, 0).ip
+        self._fixed = ip is not None
+        if ip is not None:
+            self.addresses = [(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, str(ip))]
 
     async def refresh(self) -> None:
-        while True:
+        while not self._fixed:
             with trio.move_on_after(LOOKUP_SECONDS) as deadline:
                 try:
                     answers = await trio.socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
