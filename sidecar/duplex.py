@@ -200,8 +200,7 @@ class Duplex:
             if size:
                 self.out = self._buffers.plain_out.view[:size]
                 return _SEND_APP
-            if self._take:  # replies or an alert that decrypting left
-                return self.next()
+            return self.next()  # first of all, replies or an alert that decrypting left
         if self._peer_done or self.decided is not None:
             op = self._next_end()
             if op is not None:
@@ -222,18 +221,16 @@ class Duplex:
     def _decrypt(self) -> int:
         """Takes data, or an end, out of the channel; returns how many bytes of data."""
         buffer = self._buffers.plain_out
+        self._more, self._take = False, True
         try:
             size = self._channel.read(buffer)
         except ChannelError as error:
-            self._more, self._take = False, True
             self._end_broken(error)
             return 0
         if size > 0:
             self._silent = 0
             self._more = size == buffer.size or self._channel.ended
-            self._take = True
             return size
-        self._more, self._take = False, True
         if size < 0:
             self._peer_done = True
         elif self._silent > MAX_SILENT_CIPHERTEXT:
@@ -250,8 +247,7 @@ class Duplex:
                 return _WAIT
             self.ending = self.decided
             return _END
-        if self._app_left or not self._app_out:
-            return None
+        # The peer's end is read only after its last byte was passed on, so the app has all and is there.
         if not self._app_shut:
             return _SHUT_APP
         if not self._net_out:
