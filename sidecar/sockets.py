@@ -22,7 +22,9 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 
 async def receive(sock: socket.socket, limit: int) -> bytes:
-    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError."""
+    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint even when bytes are there already:
+    a peer that floods us must not outrun its own deadline, or hold up the others."""
+    await trio.lowlevel.checkpoint()
     while True:
         try:
             return sock.recv(limit)
@@ -42,7 +44,7 @@ async def send_all(sock: socket.socket, data: bytes) -> None:
 
 async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
     """A connected stream socket. Raises OSError; the caller sets the deadline."""
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         prepare(sock)
         try:
@@ -134,8 +136,8 @@ async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
     """
     try:
         sock.shutdown(socket.SHUT_WR)
-        with trio.move_on_after(longest) as silence:
-            until = silence.deadline
+        until = trio.current_time() + longest
+        with trio.move_on_after(min(longest, LINGER_SECONDS)) as silence:
             while await receive(sock, 65536):
                 silence.deadline = min(until, trio.current_time() + LINGER_SECONDS)
     except OSError:
