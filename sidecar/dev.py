@@ -1,15 +1,15 @@
 """``sidecar dev``: the CA and every sidecar of a mesh in one process, for a laptop. Keys live in memory only.
 
 Each service has a sidecar of its own with a certificate of its own, and calls between them cross real sockets in real
-mutual TLS; only the files and the network are missing. When ``mesh.yaml`` changes, a sidecar whose listeners stay the same
-gets the new policy and judges its live connections again; one whose listeners change is drained and started anew.
+mutual TLS; only the files and the network are missing. When ``mesh.yaml`` changes, the new policy is in force at once and
+live connections are judged again by it; then listeners come and go one by one, and those that stay are not disturbed.
 """
 
 from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,17 +20,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs import profile
 from sidecar.address import Address
 from sidecar.config import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
-from sidecar.devplan import DevPlan, plan
+from sidecar.devplan import news, plan
+from sidecar.dial import Resolver
+from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
-from sidecar.judge import Terms
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
-from sidecar.node import Generation, Node
-from sidecar.policy import Decision
+from sidecar.node import Node
 from sidecar.reasons import UsageError
+from sidecar.relay import Relay
+from sidecar.reload import generation
 from sidecar.run import raise_descriptor_limit
 from sidecar.server import Server
-from sidecar.tls import Context, KeyPair, utc_now
+from sidecar.tls import KeyPair, make_buffer, utc_now
 from sidecar.watch import LOOK_SECONDS, Watch, read_all
 
 DRAIN_SECONDS = 0.5
@@ -55,194 +57,247 @@ class MemoryCa:
 
 
 @dataclass(slots=True)
-class _Running:
-    """One service's sidecar. ``keys`` are its own; ``ended`` is set when ``stop`` has taken effect."""
+class _Door:
+    """One listener that is served. ``ended`` is set when ``stop`` has taken effect."""
 
     server: Server
-    keys: KeyPair
     stop: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(slots=True)
+class _Sidecar:
+    """One service's sidecar. Each of its doors has a server, so that it can come and go alone; they share ``node`` but for
+    what they listen on, and ``keys``."""
+
+    node: Node
+    keys: KeyPair
+    doors: dict[Inbound | Outbound, _Door] = field(default_factory=dict)
+
+    def take(self, mesh: Mesh, keys: KeyPair) -> None:
+        """Puts in force what connections are judged by from now on."""
+        self.keys = keys
+        current = generation(self.node.config.service, mesh, keys)
+        for node in (self.node, *(door.server.node for door in self.doors.values())):
+            node.current = current
+
+    def open(self, listener: Inbound | Outbound) -> _Door:
+        """Raises :class:`UsageError`."""
+        inbound = (listener,) if isinstance(listener, Inbound) else ()
+        outbound = (listener,) if isinstance(listener, Outbound) else ()
+        config = replace(self.node.config, inbound=inbound, outbound=outbound)
+        server = Server(replace(self.node, config=config, resolver=Resolver(), listening=[]))
+        door = self.doors[listener] = _Door(server)
+        return door
 
 
 class DevMesh:
     """A whole mesh in this process, following its file. Its listeners are open when it is made, which raises
     :class:`UsageError` if the file is wrong or a port is taken."""
 
-    def __init__(self, path: Path, log: Log, hosts: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, path: Path, log: Log, hosts: Iterable[str] | None = None, clock: Callable[[], datetime] = utc_now
+    ) -> None:
         self.path = path
         self.log = log
         self._hosts = tuple(hosts or _loopbacks())
+        self._clock = clock
+        self._relay, self._gate = Relay(make_buffer), Gate()
+        self._refused = False
+        self._shut: dict[Inbound | Outbound, str] = {}
         self.mesh = load_mesh(path)
-        self.plan = plan(self.mesh, utc_now())
-        self._ca = MemoryCa(self.mesh.trust_domain, utc_now())
-        self._sidecars: dict[str, _Running] = {}
-        self._shared: Node | None = None
+        self.plan = plan(self.mesh, clock())
         try:
-            for config in self._configs(self.mesh, self.plan):
-                self._open(config, self.mesh)
+            self._ca = MemoryCa(self.mesh.trust_domain, clock())
+        except profile.ProfileError as error:
+            raise UsageError(f"{path}: {error}") from error
+        raise_descriptor_limit()
+        self._sidecars = {name: self._sidecar(name) for name in self.mesh.services}
+        try:
+            for sidecar in self._sidecars.values():
+                for listener in self._listeners(sidecar):
+                    sidecar.open(listener)
         except BaseException:
-            for running in self._sidecars.values():
-                running.server.close()
+            for door in self._doors():
+                door.server.close()
             raise
 
     def node(self, service: str) -> Node:
         """The sidecar of a service."""
-        return self._sidecars[service].server.node
+        return self._sidecars[service].node
 
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``, then drains."""
-        async with trio.open_nursery() as machinery, trio.open_nursery() as nursery:
-            for running in self._sidecars.values():
-                nursery.start_soon(self._serve, running)
-            if self._shared is not None:
-                machinery.start_soon(self._shared.relay.run)
-                machinery.start_soon(self._shared.gate.run)
-            nursery.start_soon(self._follow, nursery)
-            await stop.wait()
-            for running in self._sidecars.values():
-                running.stop.set()
-            for running in list(self._sidecars.values()):
-                await running.ended.wait()
-            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as machinery:
+            machinery.start_soon(self._relay.run)
+            machinery.start_soon(self._gate.run)
+            async with trio.open_nursery() as serving:
+                for door in self._doors():
+                    serving.start_soon(_serve, door)
+                async with trio.open_nursery() as following:
+                    following.start_soon(self._follow, serving)
+                    await stop.wait()
+                    following.cancel_scope.cancel()
+                for door in self._doors():
+                    door.stop.set()
             machinery.cancel_scope.cancel()
 
-    # -- one sidecar ---------------------------------------------------------------------------------------------------
-
-    def _open(self, config: Config, mesh: Mesh) -> _Running:
-        keys = self._ca.issue(mesh.identity(config.service), utc_now())
-        node = Node(config, self._generation(config, mesh, keys), self.log)
-        if self._shared is None:
-            self._shared = node
-        node.relay, node.gate = self._shared.relay, self._shared.gate
-        running = self._sidecars[config.service] = _Running(Server(node), keys)
-        return running
-
-    def _generation(self, config: Config, mesh: Mesh, keys: KeyPair) -> Generation:
-        context = Context(keys, Terms(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl))
-        return Generation(mesh.identity(config.service), mesh, context)
-
-    async def _serve(self, running: _Running) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(running.server.node.resolver.run)
-                await running.server.serve(running.stop)
-                nursery.cancel_scope.cancel()
-        finally:
-            running.ended.set()
+    def _doors(self) -> list[_Door]:
+        return [door for sidecar in self._sidecars.values() for door in sidecar.doors.values()]
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
-    async def _follow(self, nursery: trio.Nursery) -> None:
+    async def _follow(self, serving: trio.Nursery) -> None:
         """Follows the file, and renews certificates at half of their life, by the wall clock."""
-        watch, day = Watch(read_all([self.path])), utc_now().date()
+        # It knows nothing yet, so what changed between the start's reading and now is not missed.
+        watch, day = Watch({}), self._clock().date()
         while True:
-            await trio.sleep(LOOK_SECONDS)
             if watch.look(read_all([self.path])) is not None:
-                await self.reload(nursery)
-            for running in self._sidecars.values():
-                leaf, now = running.keys.chain[0], utc_now()
-                if now - leaf.not_valid_before_utc >= (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 2:
-                    self.rotate(running.server.node.config.service)
-            if (today := utc_now().date()) != day:
+                await self.reload(serving)
+            self._open_doors(serving)  # a port that was taken may be free by now
+            for service, sidecar in self._sidecars.items():
+                leaf = sidecar.keys.chain[0]
+                half = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 2
+                if self._clock() >= leaf.not_valid_before_utc + half:
+                    self.rotate(service)
+            if (today := self._clock().date()) != day:  # rules end with a day
                 day = today
                 await self._rejudge()
+            await trio.sleep(LOOK_SECONDS)
 
     def rotate(self, service: str) -> None:
         """A new key and certificate for a service, in force for every connection that begins from now on."""
-        running = self._sidecars[service]
-        node = running.server.node
-        running.keys = self._ca.issue(node.current.id, utc_now())
-        node.current = self._generation(node.config, node.current.mesh, running.keys)
-        until = running.keys.chain[0].not_valid_after_utc
+        sidecar = self._sidecars[service]
+        sidecar.take(self.mesh, self._ca.issue(sidecar.node.current.id, self._clock()))
+        until = sidecar.keys.chain[0].not_valid_after_utc
         self.log.info("certificate_renewed", service=service, message=f"a new one, good until {until:%T} UTC")
 
-    async def reload(self, nursery: trio.Nursery) -> None:
+    async def reload(self, serving: trio.Nursery) -> None:
         """Takes the file as it is now; a mistake in it is said, and what was in force stays."""
+        refused_before, self._refused = self._refused, False
         try:
             mesh = load_mesh(self.path)
             if mesh.trust_domain != self.mesh.trust_domain:
                 raise UsageError(f"{self.path}: another trust_domain is another mesh: start it anew")
-            made = plan(mesh, utc_now())
+            made = plan(mesh, self._clock(), before=self.plan)
         except UsageError as error:
+            self._refused = True
             self.log.warning("reload_refused", message=f"{error}; still in force: {self.path} as it was read before")
             return
+        if mesh == self.mesh and not refused_before:
+            return
+        changed = news(self.plan, made)
         self.mesh, self.plan = mesh, made
-        configs = {config.service: config for config in self._configs(mesh, made)}
-        moved = [name for name, running in self._sidecars.items() if not _same(running, configs.get(name))]
-        for name in moved:
-            self._sidecars[name].stop.set()
-        for name in moved:
-            await self._sidecars[name].ended.wait()
-            del self._sidecars[name]
-        for name, running in self._sidecars.items():
-            running.server.node.current = self._generation(configs[name], mesh, running.keys)
-        for name, config in configs.items():
-            if name not in self._sidecars:
-                try:
-                    nursery.start_soon(self._serve, self._open(config, mesh))
-                except UsageError as error:
-                    self.log.warning("reload_incomplete", service=name, message=f"{error}; {name} has no sidecar now")
+        for service in mesh.services:
+            if service in self._sidecars:
+                self._sidecars[service].take(mesh, self._sidecars[service].keys)
+            else:
+                self._sidecars[service] = self._sidecar(service)
         cut = await self._rejudge()
-        self.log.info("reloaded", message=f"{self.path} is in force", connections_cut=cut)
+        await self._close_doors()
+        self._open_doors(serving)
+        message = "; ".join([f"{self.path} is in force", *changed])
+        self.log.info("reloaded", message=message, connections_cut=cut)
 
     async def _rejudge(self) -> int:
-        nodes = [running.server.node for running in self._sidecars.values()]
+        nodes = [sidecar.node for sidecar in self._sidecars.values()]
         return sum([await node.registry.rejudge(node.standing) for node in nodes])
+
+    async def _close_doors(self) -> None:
+        """Drains the listeners that are not in the plan any more, all at once."""
+        leaving = [
+            (sidecar, listener)
+            for sidecar in self._sidecars.values()
+            for listener in sidecar.doors.keys() - set(self._listeners(sidecar))
+        ]
+        for sidecar, listener in leaving:
+            sidecar.doors[listener].stop.set()
+        for sidecar, listener in leaving:
+            await sidecar.doors[listener].ended.wait()
+            del sidecar.doors[listener]
+        self._sidecars = {name: self._sidecars[name] for name in self.mesh.services}
+
+    def _open_doors(self, serving: trio.Nursery) -> None:
+        """Opens the listeners of the plan that are not open; says once why one cannot be."""
+        for service, sidecar in self._sidecars.items():
+            for listener in self._listeners(sidecar):
+                if listener in sidecar.doors:
+                    continue
+                try:
+                    serving.start_soon(_serve, sidecar.open(listener))
+                except UsageError as error:
+                    if self._shut.get(listener) != str(error):
+                        self.log.warning("reload_incomplete", service=service, message=f"{error}; trying again")
+                    self._shut[listener] = str(error)
+                else:
+                    if self._shut.pop(listener, None) is not None:
+                        self.log.info("listening", service=service, message=f"on {listener.listen} now")
 
     # -- wiring --------------------------------------------------------------------------------------------------------
 
-    def _configs(self, mesh: Mesh, made: DevPlan) -> list[Config]:
-        return [self._config(mesh, made, service) for service in mesh.services]
-
-    def _config(self, mesh: Mesh, made: DevPlan, service: str) -> Config:
-        """What ``sidecar.yaml`` would say for a service; its credentials are in no file."""
+    def _sidecar(self, service: str) -> _Sidecar:
+        """The sidecar of a service, without doors; what ``sidecar.yaml`` would say of it. Its credentials are in no file."""
         nowhere = Path("/nonexistent")
-        return Config(
+        config = Config(
             path=self.path,
             service=service,
-            mesh=mesh,
+            mesh=self.mesh,
             mesh_path=self.path,
             identity=FileIdentity(nowhere, nowhere, nowhere),
-            inbound=tuple(
-                Inbound(
-                    port=target.port,
-                    listen=Address("127.0.0.1", number),
-                    apps=tuple(Address(host, made.apps[target]) for host in self._hosts),
-                    require_alpn=True,
-                    tolerate_missing_close_notify=False,
-                    idle_timeout=None,
-                    max_age=timedelta(days=1).total_seconds(),
-                )
-                for target, number in made.inbound.items()
-                if target.service == service
-            ),
-            outbound=tuple(
-                Outbound(
-                    service=call.target.service,
-                    port=call.target.port,
-                    listen=Address(host, call.local_port),
-                    peers=(Address("127.0.0.1", made.inbound[call.target]),),
-                    allow_from=(),
-                    device=None,
-                    require_alpn=True,
-                    tolerate_missing_close_notify=False,
-                    idle_timeout=None,
-                    max_age=timedelta(days=1).total_seconds(),
-                )
-                for call in made.of(service)
-                for host in self._hosts
-            ),
+            inbound=(),
+            outbound=(),
             admin=None,
             timeouts=Timeouts(handshake=5.0, connect=5.0, drain=DRAIN_SECONDS),
             limits=Limits(connections=10_000),
             log_format="auto",
         )
+        keys = self._ca.issue(self.mesh.identity(service), self._clock())
+        current = generation(service, self.mesh, keys)
+        return _Sidecar(Node(config, current, self.log, self._clock, self._relay, self._gate), keys)
+
+    def _listeners(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
+        """What a service's sidecar listens on, by the plan; nothing if the service is gone."""
+        service, made, day = sidecar.node.config.service, self.plan, timedelta(days=1).total_seconds()
+        inbound = [
+            Inbound(
+                port=target.port,
+                listen=Address("127.0.0.1", number),
+                apps=tuple(Address(host, made.apps[target]) for host in self._hosts),
+                require_alpn=True,
+                tolerate_missing_close_notify=False,
+                idle_timeout=None,
+                max_age=day,
+            )
+            for target, number in made.inbound.items()
+            if target.service == service
+        ]
+        outbound = [
+            Outbound(
+                service=call.target.service,
+                port=call.target.port,
+                listen=Address(host, call.local_port),
+                peers=(Address("127.0.0.1", made.inbound[call.target]),),
+                allow_from=(),
+                device=None,
+                require_alpn=True,
+                tolerate_missing_close_notify=False,
+                idle_timeout=None,
+                max_age=day,
+            )
+            for call in made.of(service)
+            for host in self._hosts
+        ]
+        return [*inbound, *outbound]
 
 
-def _same(running: _Running, config: Config | None) -> bool:
-    """Whether a sidecar's wiring stays as it is; its policy is swapped without it."""
-    old = running.server.node.config
-    return config is not None and replace(config, mesh=old.mesh) == old
+async def _serve(door: _Door) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.server.node.resolver.run)
+            await door.server.serve(door.stop)
+            nursery.cancel_scope.cancel()
+    finally:
+        door.ended.set()
 
 
 def _loopbacks() -> list[str]:
@@ -256,28 +311,8 @@ def _loopbacks() -> list[str]:
     return [*found, "::1"]
 
 
-def banner(mesh: Mesh, made: DevPlan) -> str:
-    """Who may call whom, and where; for people."""
-    lines = [f"{mesh.trust_domain}: {len(mesh.services)} services, each behind its own sidecar; the CA is in memory"]
-    for name, service in mesh.services.items():
-        lines.append(f"\n  {name}")
-        for port in service.ports:
-            target = next(target for target in made.apps if (target.service, target.port) == (name, port))
-            lines.append(f"    its app should listen for {port} on 127.0.0.1:{made.apps[target]}")
-        for call in made.of(name):
-            lines.append(f"    calls {call.target} at 127.0.0.1:{call.local_port}{_verdict(call.decision)}")
-        if not service.ports and not any(made.of(name)):
-            lines.append("    neither calls nor is called")
-    return "\n".join(lines)
-
-
-def _verdict(decision: Decision) -> str:
-    return "" if decision.allowed else "  (denied: every call is refused)"
-
-
 async def run_dev(mesh: DevMesh) -> None:
     """Runs a mesh until Ctrl-C or SIGTERM; a second one does not wait for connections."""
-    raise_descriptor_limit()
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

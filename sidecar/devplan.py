@@ -16,6 +16,7 @@ from hashlib import sha256
 from sidecar.mesh import Mesh
 from sidecar.names import Target
 from sidecar.policy import Decision, decide
+from sidecar.reasons import UsageError
 
 FIRST_PORT, LAST_PORT = 20_000, 29_999
 """Derived ports lie here: above the well-known ones, below those that systems hand out to clients."""
@@ -40,13 +41,19 @@ class DevPlan:
     calls: tuple[Call, ...]
     inbound: dict[Target, int]
 
+    def services(self) -> Iterator[str]:
+        """Those that call or are called, more than once some of them."""
+        yield from (target.service for target in self.apps)
+        yield from (call.caller for call in self.calls)
+
     def of(self, service: str) -> Iterator[Call]:
         """The calls of one service."""
         return (call for call in self.calls if call.caller == service)
 
 
-def plan(mesh: Mesh, now: datetime) -> DevPlan:
-    """An entry for every call that the policy allows, and for every one that ``dev:`` names, allowed or not."""
+def plan(mesh: Mesh, now: datetime, before: DevPlan | None = None) -> DevPlan:
+    """An entry for every call that the policy allows, for every one that ``dev:`` names, allowed or not, and for those of
+    the plan ``before``: so a call that a change of the policy forbids is refused by name, and does not just meet nobody."""
     wanted: dict[str, int] = {}
     for name, service in mesh.services.items():
         if service.dev is not None:
@@ -60,10 +67,11 @@ def plan(mesh: Mesh, now: datetime) -> DevPlan:
         for caller in mesh.services
         for target in targets
     }
+    known = {(call.caller, call.target) for call in before.calls} if before is not None else set()
     calls = [
         (caller, target)
         for (caller, target), decision in decisions.items()
-        if decision.allowed or f"call {caller} {target}" in wanted
+        if decision.allowed or f"call {caller} {target}" in wanted or (caller, target) in known
     ]
     keys = [f"call {caller} {target}" for caller, target in calls]
     keys += [f"{end} {target}" for end in ("app", "mesh") for target in targets]
@@ -80,21 +88,63 @@ def plan(mesh: Mesh, now: datetime) -> DevPlan:
 
 def environment(plan: DevPlan, service: str) -> dict[str, str]:
     """What the app of ``service`` needs to know: where to listen (``HTTP_PORT``) and whom to call where (``API_HTTP_HOST``,
-    ``API_HTTP_PORT``, ``API_HTTP_ADDRESS``). A service of one port is named without it too: ``PORT``, ``DB_HOST`` …"""
-    found: dict[str, str] = {}
+    ``API_HTTP_PORT``, ``API_HTTP_ADDRESS``). A service of one port is named without it too: ``PORT``, ``DB_HOST`` …
+
+    Raises :class:`UsageError` where two names become the same variable: each would be taken for the other."""
+    values, meanings = dict[str, str](), dict[str, str]()
+
+    def add(name: str, value: str, meaning: str) -> None:
+        if meanings.setdefault(name, meaning) != meaning:
+            raise UsageError(f"{service}: the variable {name} would be both {meanings[name]} and {meaning}: rename one")
+        values[name] = value
+
     own = [(target, port) for target, port in plan.apps.items() if target.service == service]
     for target, port in own:
-        found[f"{_word(target.port)}_PORT"] = str(port)
-        if len(own) == 1:
-            found["PORT"] = str(port)
+        for name in [f"{_word(target.port)}_PORT", *(["PORT"] if len(own) == 1 else [])]:
+            add(name, str(port), f"its own port {target.port!r}")
     for call in plan.of(service):
-        names = [f"{_word(call.target.service)}_{_word(call.target.port)}"]
+        prefixes = [f"{_word(call.target.service)}_{_word(call.target.port)}"]
         if sum(target.service == call.target.service for target in plan.apps) == 1:
-            names.append(_word(call.target.service))
-        for name in names:
-            found[f"{name}_HOST"] = "127.0.0.1"
-            found[f"{name}_PORT"] = str(call.local_port)
-            found[f"{name}_ADDRESS"] = f"127.0.0.1:{call.local_port}"
+            prefixes.append(_word(call.target.service))
+        for prefix in prefixes:
+            meaning = f"that of {str(call.target)!r}"
+            add(f"{prefix}_HOST", "127.0.0.1", meaning)
+            add(f"{prefix}_PORT", str(call.local_port), meaning)
+            add(f"{prefix}_ADDRESS", f"127.0.0.1:{call.local_port}", meaning)
+    return values
+
+
+def banner(mesh: Mesh, plan: DevPlan) -> str:
+    """Who may call whom, and where; for people."""
+    lines = [f"{mesh.trust_domain}: {len(mesh.services)} services, each behind its own sidecar; the CA is in memory"]
+    for service in mesh.services:
+        lines.append(f"\n  {service}")
+        lines += [f"    {what} {where}" for what, where in _places(plan, service).items()]
+        if lines[-1] == f"\n  {service}":
+            lines.append("    neither calls nor is called")
+    return "\n".join(lines)
+
+
+def news(before: DevPlan, after: DevPlan) -> list[str]:
+    """What the banner says of ``after`` and did not say of ``before``, and what is gone."""
+    found = []
+    for service in dict.fromkeys([*before.services(), *after.services()]):
+        old, new = _places(before, service), _places(after, service)
+        found += [f"{service} no longer {what}" for what in old if what not in new]
+        found += [f"{service} {what} {where}" for what, where in new.items() if old.get(what) != where]
+    return found
+
+
+def _places(plan: DevPlan, service: str) -> dict[str, str]:
+    """What a service does, and where; each to be read after its name."""
+    found = {
+        f"serves {target.port}": f"from its app on 127.0.0.1:{number}"
+        for target, number in plan.apps.items()
+        if target.service == service
+    }
+    for call in plan.of(service):
+        denied = "" if call.decision.allowed else "  (denied: every call is refused)"
+        found[f"calls {call.target}"] = f"at 127.0.0.1:{call.local_port}{denied}"
     return found
 
 

@@ -16,11 +16,11 @@ import trio
 from sidecar.identity import SpiffeId
 from sidecar.reasons import Reason
 
-JUDGED_A_TICK = 500
-"""About 5 µs each: the relay waits no longer than a few milliseconds for them."""
+JUDGED_A_TICK = 100
+"""Measured, each: about 10 µs by a policy of 5 rules, 100 µs by one of 1,000. The relay waits no longer than for these."""
 
-CUT_A_TICK = 50
-"""Each wakes a task, which closes two sockets and logs a line: about 100 µs."""
+CUT_A_TICK = 16
+"""Each wakes a task, which closes two sockets and logs a line: about 250 µs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """What may change while a sidecar runs: its mesh file, and its certificate, key and trust bundle.
 
-:func:`load` makes a :class:`~sidecar.node.Generation` out of the files; the start and every reload go through it. A reload
-swaps one reference: connections that begin after it see all of the new, and those that live are judged again by it. What is
-wrong is refused as at the start, but then the last good stays in force, said loudly and with until when. A broken mesh file
-does not keep a new certificate out, nor the other way round.
+:func:`load_credentials` and :func:`generation` make what connections are judged by; the start and every reload go through
+them. A reload swaps one reference: connections that begin after it see all of the new, and those that live are judged again
+by it. What is wrong is refused as at the start, but then the last good stays in force, said loudly and with until when. A
+broken mesh file does not keep a new certificate out, nor the other way round; and the wiring, which only a restart changes,
+keeps neither out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,14 +19,15 @@ from typing import TypeVar
 import trio
 
 from sidecar import credentials
-from sidecar.config import Config, FileIdentity, load_config
+from sidecar.config import Config, FileIdentity, parse_config
 from sidecar.credentials import Credentials
 from sidecar.judge import Terms
-from sidecar.mesh import Mesh
+from sidecar.mesh import Mesh, load_mesh
 from sidecar.node import Generation, Node
 from sidecar.reasons import UsageError
-from sidecar.tls import Context
+from sidecar.tls import Context, KeyPair
 from sidecar.watch import LOOK_SECONDS, Watch, read_all
+from sidecar.yamlfile import load_text
 
 _T = TypeVar("_T")
 
@@ -43,10 +46,11 @@ def load_credentials(config: Config, mesh: Mesh, now: datetime) -> Credentials:
     return credentials.load(files.certificate, files.key, files.bundle, terms, now)
 
 
-def generation(config: Config, mesh: Mesh, loaded: Credentials) -> Generation:
-    """Everything that a connection is judged by."""
-    context = Context(loaded.keys, Terms(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl))
-    return Generation(mesh.identity(config.service), mesh, context)
+def generation(service: str, mesh: Mesh, keys: KeyPair) -> Generation:
+    """Everything that a connection of ``service`` is judged by."""
+    return Generation(
+        mesh.identity(service), mesh, Context(keys, Terms(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl))
+    )
 
 
 class Reloader:
@@ -56,26 +60,28 @@ class Reloader:
         self.node = node
         self.loaded = loaded
         self._environ = environ
+        self._refused = False
+        self._wiring_said = ""
         self._expiry_said = ""
         config = node.config
         self._paths = [config.path, config.mesh_path]
         if isinstance(config.identity, FileIdentity):
             self._paths += [config.identity.certificate, config.identity.key, config.identity.bundle]
+        # It knows nothing yet, so what changed between the start's reading and now is not missed.
+        self._watch = Watch({})
 
     async def run(self) -> None:
         """Looks at the files and at the clock, until cancelled."""
-        for path in _mounted(self._paths):
+        for path in mounted(self._paths):
             self._say(
                 "single_file_mount",
                 f"{path} is mounted as a single file: it will not change here when an editor replaces it there; "
                 "mount its directory instead",
             )
-        # It knows nothing yet, so what changed between the start's reading and now is not missed.
-        watch = Watch({})
         day = self.node.clock().date()
         while True:
             self._watch_expiry()
-            if watch.look(read_all(self._paths)) is not None:
+            if self._watch.look(read_all(self._paths)) is not None:
                 await self.reload()
             if (today := self.node.clock().date()) != day:  # rules end with a day
                 day = today
@@ -84,45 +90,82 @@ class Reloader:
 
     async def reload(self) -> None:
         """Takes what the files hold now, as far as it is good, and judges the live connections by it."""
-        node, now = self.node, self.node.clock()
-        in_force = node.current
-        until = f"{self.loaded.svid.not_after:%F %T} UTC"
+        # What is read from here on is known, so that whatever the files hold later is told, also what they held before.
+        self._watch = Watch(read_all(self._paths))
+        refused_before, self._refused = self._refused, False
+        try:
+            changed = self._take()
+        except Exception as error:  # a fault of ours, and no reason to end the connections that live
+            self.node.log.bug("reload_failed", error, service=self.node.config.service)
+            return
+        if not changed and refused_before and not self._refused:
+            changed = ["what was before, its files are good again"]
+        if changed:
+            cut = await self._rejudge()
+            message = f"in force now: {'; '.join(changed)}"
+            self.node.log.info("reloaded", service=self.node.config.service, message=message, connections_cut=cut)
+
+    def _take(self) -> list[str]:
+        """Puts in force what is new and good; returns what that is."""
+        node, in_force, before = self.node, self.node.current, self.loaded
+        until = f"{before.svid.not_after:%F %T} UTC"
         mesh = self._try(self._mesh, in_force.mesh, f"the policy of {in_force.mesh.filename} as it was read before")
         loaded = self._try(
-            lambda: load_credentials(node.config, mesh, now), self.loaded, f"the certificate that is good until {until}"
+            lambda: load_credentials(node.config, mesh, node.clock()),
+            before,
+            f"the certificate that is good until {until}",
         )
         changed = []
         if mesh != in_force.mesh:
             changed.append(f"policy of {mesh.filename}, rules: {len(mesh.rules)}")
-        if loaded.keys.chain != self.loaded.keys.chain:
+        if loaded.keys.chain != before.keys.chain:
             changed.append(f"certificate, good until {loaded.svid.not_after:%F %T} UTC")
-        if loaded.keys.roots != self.loaded.keys.roots:
+        if loaded.keys.roots != before.keys.roots:
             changed.append(f"trust bundle, roots: {len(loaded.keys.roots)}")
-        if not changed:
-            return
-        node.current, self.loaded = generation(node.config, mesh, loaded), loaded
-        cut = await self._rejudge()
-        node.log.info(
-            "reloaded", service=node.config.service, message=f"in force now: {'; '.join(changed)}", connections_cut=cut
-        )
+        if changed:
+            node.current, self.loaded = generation(node.config.service, mesh, loaded.keys), loaded
+        self._compare_wiring(mesh)
+        return changed
 
     async def _rejudge(self) -> int:
         return await self.node.registry.rejudge(self.node.standing)
 
     def _mesh(self) -> Mesh:
-        """The mesh file as it is now. The wiring stays as it was at the start, and a change of it is told."""
+        """The mesh file as it is now, if what this sidecar is wired to is still in it."""
         config = self.node.config
-        fresh = load_config(config.path, self._environ)
-        if fresh.mesh.trust_domain != config.mesh.trust_domain:
+        mesh = load_mesh(config.mesh_path)
+        if mesh.trust_domain != config.mesh.trust_domain:
             raise UsageError(f"{config.mesh_path}: another trust_domain is another mesh: restart to join it")
-        if replace(fresh, mesh=config.mesh) != config:
-            self._say("restart_needed", f"{config.path} has changed; what it says takes effect with a restart")
-        return fresh.mesh
+        if config.service not in mesh.services:
+            raise UsageError(
+                f"{config.mesh_path}: it has no service {config.service!r} any more, and this is its sidecar"
+            )
+        own = [f"{config.service}:{one.port}" for one in config.inbound]
+        for target in [*own, *(str(one.target) for one in config.outbound)]:
+            try:
+                mesh.target(target)
+            except ValueError as error:
+                raise UsageError(f"{config.mesh_path}: this sidecar is wired to {target}, and {error}") from error
+        return mesh
+
+    def _compare_wiring(self, mesh: Mesh) -> None:
+        """The wiring stays as it was at the start; that its file says something else by now is told, once."""
+        config, said = self.node.config, ""
+        try:
+            fresh = parse_config(load_text(config.path), str(config.path), self._environ, mesh)
+            if replace(fresh, mesh=config.mesh) != config:
+                said = f"{config.path} has changed; what it says takes effect with a restart"
+        except UsageError as error:
+            said = f"{error}; the wiring stays as it is, and a restart would not succeed"
+        if said and said != self._wiring_said:
+            self._say("restart_needed", said)
+        self._wiring_said = said
 
     def _try(self, attempt: Callable[[], _T], good: _T, what: str) -> _T:
         try:
             return attempt()
         except UsageError as error:
+            self._refused = True
             self._say("reload_refused", f"{error}; still in force: {what}")
             return good
 
@@ -142,11 +185,16 @@ class Reloader:
         self.node.log.warning(event, service=self.node.config.service, message=message)
 
 
-def _mounted(paths: Iterable[Path], mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
-    """Those of the paths that are mount points themselves (proc(5)); none where the system does not tell."""
+def mounted(paths: Iterable[Path], mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
+    """Those of the paths that are mount points themselves (proc_pid_mountinfo(5)); none where the system does not tell."""
     try:
-        lines = mounts.read_text().splitlines()
+        lines = mounts.read_bytes().splitlines()
     except OSError:
         return []
-    points = {line.split()[4] for line in lines}
-    return [path for path in paths if str(path.resolve()) in points]
+    points = {line.split(b" ")[4] for line in lines}
+    return [path for path in paths if _escaped(path.resolve()) in points]
+
+
+def _escaped(path: Path) -> bytes:
+    r"""A path as mountinfo has it: a space is ``\040``, and so on."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in os.fsencode(path))

@@ -21,7 +21,7 @@ from sidecar.tls import utc_now
 def prepare(config: Config, environ: Mapping[str, str], log: Log) -> tuple[Server, Reloader]:
     """Everything that can be wrong at start: credentials, then listeners. Raises :class:`UsageError`."""
     loaded = load_credentials(config, config.mesh, utc_now())
-    node = Node(config, generation(config, config.mesh, loaded), log)
+    node = Node(config, generation(config.service, config.mesh, loaded.keys), log)
     return Server(node), Reloader(node, loaded, environ)
 
 

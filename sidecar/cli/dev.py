@@ -9,8 +9,8 @@ from typing import Literal
 import click
 import trio
 
-from sidecar.dev import DevMesh, banner, run_dev
-from sidecar.devplan import environment, plan
+from sidecar.dev import DevMesh, run_dev
+from sidecar.devplan import banner, environment, plan
 from sidecar.logs import Log
 from sidecar.mesh import load_mesh
 from sidecar.reasons import UsageError
