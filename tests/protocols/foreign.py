@@ -22,6 +22,9 @@ from tests.integration.processes import Shop, SidecarProcess, free_port, output,
 BODY = base64.b64encode(os.urandom(750_000))
 WEB, API, DB, REPORTING = (f"spiffe://shop.internal/{name}" for name in ("web", "api", "db", "reporting"))
 
+RESUMING = (1, 2, 3)
+"""Connections one after the other: the second would resume the first one's TLS session, if there were any."""
+
 TOLERANT = ", tolerate_missing_close_notify: true"
 """For a listener's options: a peer that ends without close_notify is believed."""
 
@@ -104,11 +107,12 @@ class ForeignPeer(ABC):
         async with mesh_bed() as bed:
             app = await bed.app(http_echo)
             async with api_before(shop, app) as api, self.caller(shop, "web", api.at("http")) as entry:
-                assert await post(entry, body_in(tmp_path)) == BODY.decode()
-                line = await api.program.connection()
-        assert (line["decision"], line["reason"], line["rule"]) == ("allow", "ok", "web->api:http")
-        assert line["peer_id"] == WEB
-        assert line["bytes_to_app"] == len(app.received) > len(BODY)
+                for number in RESUMING:
+                    assert await post(entry, body_in(tmp_path)) == BODY.decode()
+                    line = await api.program.connection(number)
+                    assert (line["decision"], line["reason"], line["rule"]) == ("allow", "ok", "web->api:http")
+                    assert (line["peer_id"], line["resumed"]) == (WEB, False)
+                    assert line["bytes_to_app"] * number == len(app.received) > len(BODY)
 
     async def test_another_service_calls_our_port(self, shop: Shop, tmp_path: Path) -> None:
         async with mesh_bed() as bed:
@@ -150,12 +154,13 @@ class ForeignPeer(ABC):
         async with mesh_bed() as bed:
             app = await bed.app(http_echo)
             async with self.callee(shop, "api", str(app.address)) as peer, web_to(shop, peer) as web:
-                assert await post(web.at("api:http"), body_in(tmp_path)) == BODY.decode()
-                line = await web.program.connection()
+                for number in RESUMING:
+                    assert await post(web.at("api:http"), body_in(tmp_path)) == BODY.decode()
+                    line = await web.program.connection(number)
+                    assert (line["decision"], line["reason"], line["rule"]) == ("allow", self.ending, "web->api:http")
+                    assert (line["peer_id"], line["resumed"]) == (API, False)
+                    assert line["bytes_from_app"] * number == len(app.received) > len(BODY)
                 assert not web.program.events("mitm_suspected")
-        assert (line["decision"], line["reason"], line["rule"]) == ("allow", self.ending, "web->api:http")
-        assert line["peer_id"] == API
-        assert line["bytes_from_app"] == len(app.received) > len(BODY)
 
     async def test_another_service_answers_our_call(self, shop: Shop, tmp_path: Path) -> None:
         async with mesh_bed() as bed:
