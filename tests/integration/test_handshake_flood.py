@@ -13,6 +13,8 @@ from OpenSSL import SSL
 
 from sidecar import sockets
 from sidecar.address import Address
+from sidecar.config import Timeouts
+from tests import harness
 from tests.harness import Foreigner, connect, mesh_bed, receive_all
 
 FLOOD = 500
@@ -48,8 +50,14 @@ async def test_half_open_handshakes_hold_nobody_up(beginning: str) -> None:
     whole = hello()
     sent = {"nothing": b"", "half a hello": whole[: len(whole) // 2], "a hello": whole}[beginning]
     async with mesh_bed() as bed:
-        web, api, entry = await bed.pair()
+        app = await bed.app()
+        unhurried = Timeouts(
+            handshake=1000, connect=1000, drain=1
+        )  # so that the strangers stay, however slow this machine
+        api = await bed.sidecar("api", inbound=[harness.inbound("http", app.address)], timeouts=unhurried)
         target = api.address("http")
+        web = await bed.sidecar("web", outbound=[harness.outbound("api", "http", target)], timeouts=unhurried)
+        entry = web.address("api:http", "outbound")
         with ExitStack() as stack:
             live = stack.enter_context(await connect(entry))
             for _ in range(FLOOD):
@@ -63,6 +71,8 @@ async def test_half_open_handshakes_hold_nobody_up(beginning: str) -> None:
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(request, entry)
+            await web.log.connection(40)
+            await api.log.connection(40)
             assert [line["reason"] for line in web.log.connections] == ["ok"] * 40
             assert len(api.log.connections) == 40  # the others wait still
         await api.log.connection(40 + FLOOD + 1)

@@ -277,6 +277,7 @@ async def test_compose_scales_by_addresses(mock_clock: MockClock) -> None:
         await asked_again(["127.0.0.2"])
         await refused(entry)
         assert (await web.log.connection(6))["peer_address"] == f"127.0.0.2:{port}"
+        await api.log.connection(4)
         assert len(api.log.connections) == 4
 
 

@@ -247,7 +247,7 @@ def test_a_certificate_of_another_service(tmp_path: Path) -> None:
 
 
 def test_a_certificate_of_another_trust_domain(tmp_path: Path) -> None:
-    assert "bank.internal" in refused(tmp_path, Authority("bank.internal").leaf("api"))
+    assert "bank.internal" in refused(tmp_path, Authority("bank.internal", now=NOW).leaf("api"))
 
 
 @pytest.mark.parametrize("uris", [(), ("https://shop.internal/api",), ("spiffe://shop.internal/api", "spiffe://x/y")])
@@ -264,19 +264,19 @@ def test_a_chain_without_its_issuer(tmp_path: Path) -> None:
 
 
 def test_a_chain_whose_issuer_has_expired(tmp_path: Path) -> None:
-    assert "expired" in refused(tmp_path, Authority(age=91 * DAY).leaf("api"))
+    assert "expired" in refused(tmp_path, Authority(now=NOW, age=91 * DAY).leaf("api"))
 
 
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_bundle_that_does_not_verify_our_certificate(honest: Path) -> None:
-    (honest / BUNDLE).write_bytes(Authority().bundle_pem)
+    (honest / BUNDLE).write_bytes(Authority(now=NOW).bundle_pem)
     assert "does not verify against our trust bundle" in mistake(honest)
 
 
 def test_a_bundle_with_two_roots_is_fine_while_one_of_them_is_ours(honest: Path) -> None:
-    (honest / BUNDLE).write_bytes(Authority().bundle_pem + MESH.bundle_pem)
+    (honest / BUNDLE).write_bytes(Authority(now=NOW).bundle_pem + MESH.bundle_pem)
     assert len(load(honest).keys.roots) == 2
 
 
