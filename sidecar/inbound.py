@@ -63,8 +63,8 @@ async def serve(
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
             raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
-        if (changed := node.standing(live.claim)) is not None:
-            raise Refused(changed, f"does not let {caller} in: what it trusts changed during the handshake")
+        if endpoint.anchor not in node.current.context.anchors:
+            raise Refused(Reason.TRUST_CHANGED, f"does not let {caller} in: what it trusts changed meanwhile")
         record.decision = "allow"
         # Is our app there?
         app_socket, place = await _reach(node, app)
