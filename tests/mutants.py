@@ -54,6 +54,9 @@ def edit(what: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 JUDGE, IDENTITY, TLS = "sidecar/judge.py", "sidecar/identity.py", "sidecar/tls.py"
 IN, OUT, DUPLEX, DECIDE = "sidecar/inbound.py", "sidecar/outbound.py", "sidecar/duplex.py", "sidecar/policy.py"
+WIRING = "sidecar/configfile.py"
+UNIT_WIRING = ("tests/unit/test_configfile.py", "tests/unit/test_config.py", "tests/unit/test_collisions.py")
+OWN, UNIT_OWN = "sidecar/credentials.py", "tests/unit/test_credentials.py"
 UNIT_JUDGE, UNIT_IDENTITY, UNIT_POLICY = (f"tests/unit/test_{name}.py" for name in ("judge", "identity", "policy"))
 UNIT_TLS, UNIT_VERDICT, UNIT_OUTBOUND = (f"tests/unit/test_{name}.py" for name in ("tls", "verdict", "outbound"))
 
@@ -164,7 +167,6 @@ MUTANTS = [
     ),
     edit("TLS: strict chains", TLS, "    store.set_flags(crypto.X509StoreFlags.X509_STRICT)", "    pass", CERTIFICATES),
     edit("TLS: no tickets", TLS, "SSL.OP_NO_TICKET | ", "", SESSIONS),
-    edit("TLS: no session cache", TLS, "context.set_session_cache_mode(SSL.SESS_CACHE_OFF)", "pass", SESSIONS),
     edit(
         "TLS: ALPN at the callee",
         TLS,
@@ -244,9 +246,37 @@ MUTANTS = [
     never(
         "dial: never to ourselves",
         "sidecar/dial.py",
-        "if is_own(sock.getsockname(), sock.getpeername(), listening):",
+        "if is_own(*ends, listening):",
         POLICY,
     ),
+    # -- the wiring
+    never("wiring: plaintext on every address", WIRING, "if address is None or address.is_wildcard:", *UNIT_WIRING),
+    never(
+        "wiring: plaintext off loopback",
+        WIRING,
+        'if not address.is_loopback and info.data.get("allow_from", "broken") is None:',
+        *UNIT_WIRING,
+    ),
+    never("wiring: no loop", "sidecar/collisions.py", "if _leads_to(address, own, listeners.values()):", *UNIT_WIRING),
+    # -- our own files
+    never(
+        "own files: the key is the certificate's", OWN, "if private.public_key() != chain[0].public_key():", UNIT_OWN
+    ),
+    never("own files: the bundle holds CAs", OWN, "if not is_ca:", UNIT_OWN),
+    never("own files: strong keys", OWN, "if not strong:", UNIT_OWN),
+    never("own files: expired", OWN, "if now > svid.not_after:", UNIT_OWN),
+    never("own files: not yet valid", OWN, "if now < svid.not_before:", UNIT_OWN),
+    edit(
+        "own files: judged as peers will",
+        OWN,
+        "        judge(Presented(ders, ders, fault), terms, now)",
+        "        pass",
+        UNIT_OWN,
+    ),
+    never("own files: the key is its owner's", OWN, "if status.st_mode & forbidden:", UNIT_OWN),
+    never("own files: no FIFO", OWN, "if not stat.S_ISREG(kind):", UNIT_OWN),
+    never("own files: their size", OWN, "if len(data) > MAX_FILE_BYTES:", UNIT_OWN),
+    never("bytes before the verdict", "sidecar/handshake.py", "if silent > MAX_SILENT_CIPHERTEXT:", FLOODS),
     # -- the stream
     edit("stream: a FIN alone is no end", DUPLEX, "elif self._tolerant:", "elif True:", TAMPERING),
     edit("stream: altered, so reset", DUPLEX, "str(error), reset_app=True", "str(error), reset_app=False", TAMPERING),
@@ -264,6 +294,7 @@ REDUNDANT = {
     "TLS: verify depth (_VERIFY_DEPTH)": "a chain that deep has more certificates than MAX_CHAIN, which judge() counts",
     "inbound, outbound: `endpoint.svid is None`": "step() is True only after _judged() gave an SVID; kept for the reader",
     "judge: MAX_CHAIN in the verify callback": "the callback sees the leaf only; the count is judged after the handshake",
+    "TLS: SESS_CACHE_OFF": "with OP_NO_TICKET, OpenSSL caches no session of a verified peer that has no session id context",
     "TLS: OP_NO_RENEGOTIATION, OP_NO_COMPRESSION": "TLS 1.3 has neither",
 }
 
