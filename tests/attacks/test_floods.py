@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -41,6 +43,18 @@ async def pour(sock: socket.socket, pieces: list[bytes]) -> None:
             pass
 
 
+@pytest.fixture
+def enough_descriptors() -> Iterator[None]:
+    """Both ends of every connection are in this process, and many systems give it 1,024 unless asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip(f"this system gives a process {hard} descriptors, too few for a thousand connections")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("enough_descriptors")
 async def test_a_thousand_half_open_handshakes() -> None:
     async with attacked_port() as port:
         first = await port.foreigner(None)
