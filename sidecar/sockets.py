@@ -24,12 +24,17 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 async def receive(sock: socket.socket, limit: int) -> bytes:
     """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint even when bytes are there already:
     a peer that floods us must not outrun its own deadline, or hold up the others."""
-    await trio.lowlevel.checkpoint()
+    waited = False
     while True:
         try:
-            return sock.recv(limit)
+            data = sock.recv(limit)
         except (BlockingIOError, InterruptedError):
             await trio.lowlevel.wait_readable(sock)
+            waited = True
+        else:
+            if not waited:
+                await trio.lowlevel.checkpoint()
+            return data
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:
@@ -47,13 +52,15 @@ async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         prepare(sock)
-        try:
-            sock.connect(address)
-        except (BlockingIOError, InterruptedError):
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            code = sock.connect_ex(address)  # on this machine it is done by now, which saves a turn of the loop
+        if code in (errno.EINPROGRESS, errno.EALREADY):
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code)) from None
+        if code not in (0, errno.EISCONN):
+            raise OSError(code, os.strerror(code))
+        await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         sock.close()
         raise
