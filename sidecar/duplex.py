@@ -349,20 +349,28 @@ class Duplex:
             self._app_left = _NOTHING
             self._end(Ending(How.APP_RESET, "the app reset the connection", reset_net=True))
         else:
-            self._app_out = False
-            self._app_left = _NOTHING
-            if not self._net_out:
-                self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
-            elif self._app_in:
-                self._app_clean = after_fin  # its answer may still lie in the socket: read it, then end
-            else:
-                self._end(Ending(How.APP_RESET, "the app closed before it had read all"))
+            self._app_clean = after_fin
+            self._lose_app()
         return self.next()
 
     def peer_gone(self) -> None:
         """The peer's connection is dead in both directions: told apart, since a finished stream is not read any more."""
         if self._net_out:
             self._lose_peer(unsent=self._data_out)
+
+    def app_gone(self) -> None:
+        """The app's connection is dead in both directions: told apart, since a finished stream is not read any more."""
+        if self._app_out and not self._app_shut:
+            self._lose_app()
+
+    def _lose_app(self) -> None:
+        """The app takes nothing more. Its answer may still lie in its socket: that is read, and its end ends all."""
+        self._app_out = False
+        self._app_left = _NOTHING
+        if not self._net_out:
+            self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
+        elif not self._app_in:
+            self._end(Ending(How.APP_RESET, "the app closed before it had read all"))
 
     def _lose_peer(self, *, unsent: bool) -> None:
         """The peer takes nothing more. What it had sent is still read, to its end."""

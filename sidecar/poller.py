@@ -14,7 +14,8 @@ from itertools import product
 from typing import Any, Protocol
 
 READABLE, WRITABLE, BROKEN, ENDED = 1, 2, 4, 8
-"""Bits of an event. ``ENDED``: the other side sent a FIN. ``BROKEN``: reset, or closed in both directions."""
+"""Bits of an event. ``ENDED``: a FIN, or urgent data, was announced, so more may lie behind a read that comes back short.
+``BROKEN``: reset, or closed in both directions. A poller that cannot tell these two leaves them out."""
 
 
 class Poller(Protocol):
@@ -38,7 +39,7 @@ class EdgePoller:
         self.remove = self._epoll.unregister
 
     def add(self, descriptor: int) -> None:
-        flags = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+        flags = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
         self._epoll.register(descriptor, flags)
 
     def rearm(self, descriptor: int, what: int) -> None:
@@ -104,13 +105,13 @@ def _event(flags: int) -> int:
     return (
         (READABLE if broken or flags & (select.EPOLLIN | select.EPOLLRDHUP) else 0)
         | (WRITABLE if broken or flags & select.EPOLLOUT else 0)
-        | (ENDED if flags & select.EPOLLRDHUP else 0)
+        | (ENDED if flags & (select.EPOLLRDHUP | select.EPOLLPRI) else 0)
         | (BROKEN if broken else 0)
     )
 
 
 if hasattr(select, "epoll"):
-    _FLAGS = (select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLHUP, select.EPOLLERR)
+    _FLAGS = (select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLPRI, select.EPOLLHUP, select.EPOLLERR)
     _EVENT_MASK = sum(_FLAGS)
-    # All 32 combinations, so that an event costs one look-up.
+    # All 64 combinations, so that an event costs one look-up.
     _EVENTS = {flags: _event(flags) for flags in map(sum, product(*((0, flag) for flag in _FLAGS)))}

@@ -62,7 +62,7 @@ class _Link:
         self.duplex = duplex
         self.net, self.app = net, app
         self.net_fd, self.app_fd = net.fileno(), app.fileno()
-        self.net_ended = self.app_ended = False  # a FIN was announced: a short read does not mean drained
+        self.net_ended = self.app_ended = False  # more may lie behind a short read, see `poller.ENDED`
         self.idle_timeout, self.expires_at = idle_timeout, expires_at
         self.active_at = trio.current_time()
         self.queued = False
@@ -100,6 +100,7 @@ class Relay:
         try:
             self._poller.add(link.net_fd)
             self._poller.add(link.app_fd)
+            self._now = link.active_at  # the last pass may be long ago
             self._pump(link)  # always once: data may be inside the channel already, where no event will tell
             await link.done.wait()
         finally:
@@ -142,7 +143,7 @@ class Relay:
             for _ in range(len(queue)):
                 link = queue.popleft()
                 link.queued = False
-                if link.outcome is None:
+                if links.get(link.net_fd) is link:  # else it ended, or was cancelled, while it queued
                     self._pump(link)
                 if perf_counter() > until:
                     return
@@ -165,6 +166,8 @@ class Relay:
                 duplex.app_w = True
             if what & (ENDED | BROKEN):
                 link.app_ended = True
+                if what & BROKEN:
+                    duplex.app_gone()
 
     def _pump(self, link: _Link) -> None:
         """Does what the duplex says until it must wait, ends, or has had its share."""
@@ -237,7 +240,7 @@ class Relay:
                 del self._links[descriptor]
                 try:
                     self._poller.remove(descriptor)
-                except (OSError, KeyError):  # it was never added: `carry` failed half-way
+                except (OSError, KeyError, ValueError):  # never added, or the relay has stopped
                     continue
 
     async def _sweep(self) -> None:

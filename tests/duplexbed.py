@@ -54,7 +54,7 @@ class Connection:
         self.tolerant, self.tells_broken = tolerant, tells_broken
         self.peer_queue = self.app_queue = b""
         self.peer_ends = self.app_ends = False
-        self.told_gone = False
+        self.told_peer_gone = self.told_app_gone = False
         self.over = False
         self._sent = 0
         self.hiccups = cycle(hiccups or [False])
@@ -162,8 +162,11 @@ class Connection:
         duplex.app_r |= bool(app & READABLE)
         duplex.app_w |= bool(app & WRITABLE)
         if net & BROKEN and self.tells_broken:
-            self.told_gone = True
+            self.told_peer_gone = True
             duplex.peer_gone()
+        if app & BROKEN and self.tells_broken:
+            self.told_app_gone = True
+            duplex.app_gone()
 
     def pump(self, share: int) -> None:
         """As the relay does it; then somebody else uses the buffers."""
@@ -252,7 +255,7 @@ class Connection:
         net, app, source = self.net, self.app, self.from_peer(self.net.read)
         net_room = len(net.outbox) < net.room and not net.dead
         app_room = len(app.outbox) < app.room and not app.dead
-        peer_deaf = net.refused or self.told_gone
+        peer_deaf, app_deaf = net.refused or self.told_peer_gone, app.refused or self.told_app_gone
         ending = self.duplex.decided is not None
         if net_room:
             assert not self.duplex._net_left
@@ -260,14 +263,14 @@ class Connection:
             if not peer_deaf and not ending:
                 assert not app.inbox
                 assert app.ended or not (app.fin or app.dead)
-        if app_room and not app.refused:
+        if app_room and not app_deaf:
             assert not self.duplex._app_left
             if not ending and source.end is None and (net_room or peer_deaf or not self.duplex._net_left):
                 assert not net.inbox
                 assert net.ended or not (net.fin or net.dead)
             assert len(app.sent) == len(source.data) or ending
             assert not (source.end == "close" and not app.shut)
-        assert source.end in (None, "close") or not app_room or app.refused, "a fault of the peer's was forgotten"
+        assert source.end in (None, "close") or not app_room or app_deaf, "a fault of the peer's was forgotten"
         assert not (app.shut and (app.fin and app.ended) and net_room), "all was done, and it did not end"
 
     def check_end(self) -> None:
@@ -276,7 +279,7 @@ class Connection:
         ending = duplex.ending
         assert ending is not None
         source, there = self.from_peer(net.read), self.to_peer()
-        app_alive, peer_alive = not (app.dead or app.refused), not (net.dead or net.refused)
+        app_alive, peer_alive = not app.dead, not net.dead
         if ending.how is How.OK:
             assert app.shut or not app_alive
             assert not ending.reset_app

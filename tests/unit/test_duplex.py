@@ -541,6 +541,41 @@ def test_an_app_that_is_gone_and_then_a_peer_that_is(line: Line) -> None:
     assert line.ending.how is How.APP_RESET
 
 
+def test_an_app_that_ended_and_then_breaks_is_noticed_though_nothing_is_read_from_it(line: Line) -> None:
+    line.read(b"")
+    line.to_peer()
+    line.duplex.blocked(RECV_NET)
+    line.duplex.app_gone()
+    assert line.duplex.next() is END
+    assert line.ending == Ending(How.APP_RESET, "the app closed before it had read all")
+
+
+def test_an_app_that_was_gone_before_its_end_was_read(line: Line) -> None:
+    line.hear(records(b"for the app"))
+    assert line.duplex.blocked(SEND_APP) is RECV_APP
+    line.duplex.app_gone()
+    line.duplex.app_gone()
+    assert line.duplex.next() is RECV_APP
+    assert line.read(b"its answer") is SEND_NET
+    assert line.to_peer() is RECV_APP
+    assert line.read(b"") is SEND_NET
+    assert line.out == CLOSE_NOTIFY
+    assert line.to_peer() is END
+    assert line.ending == Ending(How.APP_RESET, "the app closed before it had read all")
+
+
+def test_the_twin_one_that_got_its_fin_and_whose_answer_is_still_there(line: Line) -> None:
+    """Closed in both directions is how a connection ends that has ended well, too."""
+    line.hear(CLOSE_NOTIFY)
+    line.duplex.shut_app()
+    line.duplex.app_gone()
+    assert line.read(b"its answer") is SEND_NET
+    assert line.to_peer() is RECV_APP
+    assert line.read(b"") is SEND_NET
+    assert line.to_peer() is END
+    assert line.ending == Ending(How.OK)
+
+
 def test_no_fin_for_an_app_that_is_gone(line: Line) -> None:
     """The peer's end was read together with the bytes that the app did not take: what counts is how the app ends."""
     line.hear(records(b"unread") + CLOSE_NOTIFY)
