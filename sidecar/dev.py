@@ -134,6 +134,7 @@ class DevMesh:
             async with trio.open_nursery() as serving:
                 for door in self._doors():
                     serving.start_soon(_serve, door)
+                self.log.info("started", message=f"{self.path}: {len(self._sidecars)} services; Ctrl-C ends it")
                 async with trio.open_nursery() as following:
                     following.start_soon(self._follow, serving)
                     await stop.wait()
