@@ -102,12 +102,14 @@ class How(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """``reset_app``, ``reset_net``: whether that side must learn of it by a reset rather than by a clean end."""
+    """``reset_app``, ``reset_net``: whether that side must learn of it by a reset rather than by a clean end. ``alert``: the
+    peer's, which ended it."""
 
     how: How
     detail: str | None = None
     reset_app: bool = False
     reset_net: bool = False
+    alert: str | None = None
 
 
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END = Op
@@ -261,7 +263,8 @@ class Duplex:
 
     def _end_broken(self, error: ChannelError) -> None:
         refused = error.alert is not None and not self.to_app
-        self._end(Ending(How.PEER_ALERT if refused else How.TRUNCATED, str(error), reset_app=True))
+        how = How.PEER_ALERT if refused else How.TRUNCATED
+        self._end(Ending(how, str(error), reset_app=True, alert=error.alert))
 
     def _end(self, ending: Ending) -> None:
         """Decides how it ends, once: the first cause is the one that counts."""

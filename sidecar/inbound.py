@@ -16,7 +16,7 @@ from sidecar.policy import decide
 from sidecar.reasons import Reason, Refused
 from sidecar.record import ConnectionRecord
 from sidecar.registry import Claim, Live
-from sidecar.tls import ALPN_PREFIX
+from sidecar.tls import ALPN_PREFIX, Endpoint
 
 _WORDS = {
     How.OK: Reason.OK,
@@ -38,6 +38,10 @@ async def serve(
     try:
         with trio.fail_after(timeouts.handshake):
             await shake_hands(sock, endpoint, node.gate)
+    except Refused as refusal:
+        if endpoint.established:
+            await _tell(node, sock, endpoint, refusal.reason)
+        raise
     except trio.TooSlowError as error:
         detail = f"heard no complete handshake within {timeouts.handshake:g} s"
         raise Refused(Reason.HANDSHAKE_TIMEOUT, detail) from error
@@ -69,19 +73,23 @@ async def serve(
         # Is our app there?
         app_socket, place = await _reach(node, app)
     except Refused as refusal:
-        with trio.move_on_after(timeouts.handshake):
-            await tell(sock, endpoint, refusal.reason)
+        await _tell(node, sock, endpoint, refusal.reason)
         raise
 
     # It hears yes, and bytes flow until their end.
     try:
         record.upstream = str(place)
-        with trio.move_on_after(timeouts.handshake):
-            await tell(sock, endpoint, Reason.OK)
+        await _tell(node, sock, endpoint, Reason.OK)
         with app.using(place):
             await session.relay(node, port, endpoint, sock, app_socket, record, _WORDS)
     finally:
         sockets.hard_close(app_socket)
+
+
+async def _tell(node: Node, sock: socket.socket, endpoint: Endpoint, reason: Reason) -> None:
+    """Says yes or no, as long as a handshake may take to a peer that does not read."""
+    with trio.move_on_after(node.config.timeouts.handshake):
+        await tell(sock, endpoint, reason)
 
 
 async def _reach(node: Node, app: dial.Upstream) -> tuple[socket.socket, dial.Place]:

@@ -47,7 +47,7 @@ async def serve(
     now = node.current
 
     # May this process call, and may our service? The callee's sidecar decides once more, and its answer counts too.
-    client = sockets.plain_ip(sock.getpeername()[0])
+    client = sockets.plain_ip((record.client_address or "").rpartition(":")[0].strip("[]"))
     if route.allow_from and not any(client in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
         raise Refused(Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {client}")
@@ -86,7 +86,8 @@ async def _find(
             found = await _approach(node, now, route, place, record)
         except Refused as refusal:
             met.append((refusal, {name: getattr(record, name) for name in _OF_A_PEER}))
-            if refusal.reason is Reason.PEER_REFUSED and refusal.peer_reason not in RETRY_ELSEWHERE:
+            verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
+            if verdict is not None and verdict not in RETRY_ELSEWHERE:
                 place.answered()
                 break
             place.failed()

@@ -244,15 +244,17 @@ class Relay:
                     continue
 
     async def _sweep(self) -> None:
-        """Ends what was idle too long, is too old, or cannot get rid of its last bytes."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            now = trio.current_time()
-            for link in list(self._links.values()):
-                idle = now - link.active_at
-                if now >= link.expires_at:
-                    self._finish(link, Reason.MAX_AGE)
-                elif link.idle_timeout is not None and idle >= link.idle_timeout:
-                    self._finish(link, Reason.IDLE_TIMEOUT)
-                elif link.duplex.decided is not None and idle >= ENDING_SECONDS:
-                    self._finish(link, link.duplex.decided)
+            self._end_overdue(trio.current_time())
+
+    def _end_overdue(self, now: float) -> None:
+        """Ends what was idle too long, is too old, or cannot get rid of its last bytes."""
+        for link in list(self._links.values()):
+            idle = now - link.active_at
+            if now >= link.expires_at:
+                self._finish(link, Reason.MAX_AGE)
+            elif link.idle_timeout is not None and idle >= link.idle_timeout:
+                self._finish(link, Reason.IDLE_TIMEOUT)
+            elif link.duplex.decided is not None and idle >= ENDING_SECONDS:
+                self._finish(link, link.duplex.decided)

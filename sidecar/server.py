@@ -109,7 +109,9 @@ class Server:
                         self.node.log.warning("accept_paused", service=self.node.config.service, message=str(error))
                     exhausted = True
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue  # else the caller gave up while it waited in the backlog (accept(2) reports that here)
+                else:  # the caller gave up while it waited in the backlog (accept(2) reports that here)
+                    await trio.lowlevel.checkpoint()
+                continue
             exhausted = False
             connections.start_soon(self._connection, listener, sock)
             accepted += 1

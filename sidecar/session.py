@@ -39,6 +39,7 @@ async def relay(
         sockets.hard_close(net)
         return
     record.end(words[outcome.how], outcome.detail)
+    record.peer_reason = outcome.alert
     await _close(app, outcome.reset_app, linger=False)
     await _close(net, outcome.reset_net, linger=outcome.how is not How.OK)
 

@@ -56,7 +56,8 @@ MAX_HANDSHAKE_BYTES = 256 * 1024
 """From one peer, in one handshake. OpenSSL itself stops at 100 KB of certificates."""
 
 _VERIFY_DEPTH = 3
-_HANDSHAKE_RECORD, _ALERT_RECORD = 0x16, 0x15
+_TLS_RECORDS = range(0x14, 0x17)
+"""change_cipher_spec, alert, handshake: the types (RFC 8446 5.1) of the records that a TLS stream may begin with."""
 
 _VERIFY_ERRORS = {  # what to tell OpenSSL, so that its alert says why (RFC 8446 6.2)
     Reason.EXPIRED: _lib.X509_V_ERR_CERT_HAS_EXPIRED,
@@ -92,8 +93,8 @@ class Context:
         context.set_options(
             SSL.OP_NO_TICKET | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION | _lib.SSL_OP_NO_RENEGOTIATION
         )
-        # Both this and OP_NO_TICKET are needed: either alone still resumes sessions, and a resumed session skips the
-        # verify callback, even for an expired certificate.
+        # Besides OP_NO_TICKET, for the release in which one of the two alone resumes: a resumed session skips the verify
+        # callback, even for an expired certificate.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
         # pyOpenSSL enables it; without it one write makes all the records of a buffer, as memory never blocks.
@@ -132,7 +133,8 @@ class Endpoint:
     """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls.
 
     After the handshake ``svid`` is the judged peer, verified up to the root with the digest ``anchor`` (one of
-    ``Context.anchors``); before, and after a refusal, it is None. ``leaf`` is the certificate
+    ``Context.anchors``); before, and after a refusal, it is None. ``established``: the handshake is over, and no alert can
+    say any more why it was refused; a verdict can. ``leaf`` is the certificate
     that the peer showed, verified or not: evidence, never identity.
     """
 
@@ -151,6 +153,7 @@ class Endpoint:
         "_terms",
         "anchor",
         "ended",
+        "established",
         "leaf",
         "svid",
     )
@@ -169,7 +172,7 @@ class Endpoint:
         self._received = 0
         self._first = b""
         self._start = _ffi.new("char **")
-        self.ended = False
+        self.ended = self.established = False
         self.leaf: bytes | None = None
         self.svid: Svid | None = None
         self.anchor = b""
@@ -191,6 +194,7 @@ class Endpoint:
                 if _SSL_get_error(self._ssl, result) == _WANT_READ:
                     return False
                 self._refuse()
+            self.established = True
             self.svid = self._judged()
             self._connection.set_app_data(None)
         except BaseException:
@@ -209,7 +213,7 @@ class Endpoint:
         if len(self._first) >= 3:
             return
         self._first = (self._first + received[:16])[:16]
-        if self._first[0] in (_HANDSHAKE_RECORD, _ALERT_RECORD):
+        if self._first[0] in _TLS_RECORDS:
             return
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
             raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is spoken here")

@@ -17,8 +17,9 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets
+from sidecar import sockets, verdict
 from sidecar.address import Address
+from sidecar.reasons import Reason
 from tests.certificates import Authority, Credential
 from tests.harness import (
     MESH,
@@ -37,6 +38,8 @@ from tests.harness import (
 STOLEN = b"bytes that nobody may get"
 HONEST = b"an honest request"
 API, WEB = "spiffe://shop.internal/api", "spiffe://shop.internal/web"
+
+OK = verdict.encode(Reason.OK)
 
 OF_SIDECAR = ("timeouts", "clock", "limits")
 
@@ -58,12 +61,15 @@ class Port:
         return Foreigner(await connect(self.address), credential, **options)
 
     async def attack(self, credential: Credential | None, **options: Any) -> str | None:
-        """Calls with this credential, sends bytes at once, and returns the alert that came back."""
+        """Calls with this credential, sends bytes at once, and returns the alert, or the verdict, that came back."""
         foreigner = await self.foreigner(credential, **options)
         with foreigner.sock, contextlib.suppress(SSL.Error, OSError, EOFError):
             await foreigner.handshake()
             await foreigner.send(STOLEN)
-            assert await foreigner.receive() == b"", "the app answered an attacker"
+            if heard := await foreigner.receive():
+                assert heard != OK, "an attacker was let in"
+                assert heard[0] == len(heard) - 1, "the app answered an attacker"
+                return heard[1:].decode()
         return foreigner.alert
 
     async def refused(self, reason: str) -> dict[str, Any]:

@@ -197,6 +197,12 @@ async def test_a_bad_certificate_at_a_port(bend: Bend, reason: str, alert: str) 
     assert line["message"].isprintable()
 
 
+async def test_who_is_refused_too_late_for_an_alert_hears_why_by_the_verdict() -> None:
+    async with attacked_port() as port:
+        assert await port.attack(junk_chain(port.bed.authority, "web")) == "bad_identity"
+        await port.refused("bad_identity")
+
+
 @EVERY_BAD
 async def test_a_bad_certificate_in_the_place_of_a_service(bend: Bend, reason: str, alert: str) -> None:
     async with attacked_call() as call:

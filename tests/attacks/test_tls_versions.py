@@ -111,7 +111,7 @@ async def test_change_cipher_spec_before_the_hello() -> None:
             await sockets.send_all(sock, CCS + old_client_hello(b"\x03\x03"))
             with contextlib.suppress(OSError):
                 await sockets.receive(sock, 100)
-        await port.refused("plaintext_refused")
+        await port.refused("handshake_failed")
 
 
 async def test_a_flood_of_change_cipher_spec() -> None:

@@ -62,7 +62,7 @@ def test_the_honest_chain_keeps_every_rule() -> None:
 
 
 def test_a_bundle_of_roots_is_no_chain() -> None:
-    assert report(MESH.root.certificate, Authority().root.certificate, MESH.issuing.certificate).is_clean
+    assert report(MESH.root.certificate, Authority(now=NOW).root.certificate, MESH.issuing.certificate).is_clean
 
 
 def test_the_account_for_people() -> None:
