@@ -54,10 +54,12 @@ class Site:
         self.reloader = self.follow()
         self.node = self.reloader.node
 
-    def follow(self) -> Reloader:
+    def follow(self, meanwhile: Callable[[], None] = lambda: None) -> Reloader:
+        """Starts: reads the files, and then (``meanwhile`` they may change) begins to follow them."""
         config = load_config(self.wiring, {})
         loaded = load_credentials(config, config.mesh, self.now)
         node = Node(config, generation("api", config.mesh, loaded.keys), Log(self.log, "json"), clock=lambda: self.now)
+        meanwhile()
         return Reloader(node, loaded, {})
 
     def said(self, event: str) -> list[str]:
@@ -261,6 +263,13 @@ async def test_what_was_refused_is_told_again_when_the_files_are_good_again(
     rename(followed.mesh, MESH)
     await followed.looks()
     assert followed.said("reloaded") == ["in force now: what was before, its files are good again"]
+
+
+async def test_what_is_still_refused_is_not_called_good(followed: Site, autojump_clock: MockClock) -> None:
+    for text in (BROKEN, BROKEN + "# worse\n"):
+        rename(followed.mesh, text)
+        await followed.looks()
+    assert followed.events == ["reload_refused", "reload_refused"]
 
 
 @pytest.mark.parametrize("name", ["mesh.yaml", "own/certificate.pem", "own/key.pem", "own/bundle.pem"])
@@ -482,10 +491,11 @@ async def test_what_a_reload_by_hand_refused_is_not_refused_again_by_the_next_lo
 async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
     site: Site, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    rename(site.mesh, FORBIDDEN)
-    nursery.start_soon(site.reloader.run)
+    reloader = site.follow(meanwhile=lambda: rename(site.mesh, FORBIDDEN))
+    nursery.start_soon(reloader.run)
     await site.looks()
     assert site.events == ["reloaded"]
+    assert len(reloader.node.current.mesh.rules) == 2
 
 
 def test_certificates_from_a_ca_are_for_a_later_version(tmp_path: Path) -> None:
