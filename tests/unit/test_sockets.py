@@ -262,7 +262,8 @@ async def test_linger_gives_one_that_goes_on_sending_so_long_and_no_longer(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trickle)
             began = trio.current_time()
-            await sockets.linger(here, 5.0)
+            with trio.move_on_after(100):
+                await sockets.linger(here, 5.0)
             assert trio.current_time() - began == pytest.approx(5.0)
             nursery.cancel_scope.cancel()
 
