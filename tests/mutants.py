@@ -178,7 +178,7 @@ MUTANTS = [
     edit(
         "TLS: plaintext is told apart",
         TLS,
-        "if self._first[0] in (_HANDSHAKE_RECORD, _ALERT_RECORD):",
+        "if self._first[0] in _TLS_RECORDS:",
         "if True:",
         STRANGERS,
     ),
