@@ -618,8 +618,12 @@ async def test_the_twin_one_that_reads_now_and_then_gets_all_of_them(
     while one.outcome is None:
         mock_clock.jump(ENDING_SECONDS / 3)
         waited += ENDING_SECONDS / 3
-        said += one.net.recv(1 << 20)
-        await bed.settle()
+        for _ in range(1000):  # the kernel opens its window in its own time
+            heard = drain(one.net)
+            said += heard
+            await bed.settle()
+            if heard or one.outcome is not None:
+                break
     said += drain(one.net)
     assert len(said) == LongFarewell.length
     assert said.endswith(CLOSE_NOTIFY)
