@@ -113,6 +113,7 @@ async def live(poller: Any, schedule: list[tuple[tuple[int, str, int], str]]) ->
                     assert await ends.connection.ending() == Ending(How.OK)
                     assert ends.connection.duplex.to_app == ends.said["net"]
                     assert ends.connection.duplex.from_app == ends.said["app"]
+            await bed.settle()
             assert not bed.relay._links
             nursery.cancel_scope.cancel()
 
