@@ -1,15 +1,15 @@
 """Whole meshes in one process for tests: a mesh file whose ports are free here, and apps where it says.
 
 Local ports are made of names, so a name that ends in ``-TAG`` gets another tag until all of its ports are free on this
-machine: several runs of these tests do not meet.
+machine, and reserved: several runs of these tests at once do not meet.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -49,13 +49,6 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_port() -> int:
-    """Another one each time, in no range that anybody else's ports come from."""
-    while not is_free(port := 30_000 + secrets.randbelow(2_700)):
-        pass
-    return port
-
-
 async def connect_to(port: int, host: str = "127.0.0.1") -> socket.socket:
     """A plaintext connection to a port of loopback."""
     with trio.fail_after(PATIENCE):
@@ -63,15 +56,42 @@ async def connect_to(port: int, host: str = "127.0.0.1") -> socket.socket:
 
 
 class MeshFile:
-    """A ``mesh.yaml`` for ``sidecar dev``. Services are named without their tags."""
+    """A ``mesh.yaml`` for ``sidecar dev``, to be used as a context. Services are named without their tags."""
 
     def __init__(self, directory: Path, text: str = MESH) -> None:
         self.path = directory / "mesh.yaml"
+        self._reserved = ExitStack()
         while True:
             self.tag = secrets.token_hex(3)
-            if all(is_free(port) for port in self._ports(self.plan(text))):
+            if self._reserve(self._ports(self.plan(text))):
                 break
         self.write(text)
+
+    def __enter__(self) -> MeshFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reserved.close()
+
+    def free_port(self) -> int:
+        """One that no name leads to, another each time."""
+        while not self._reserve([port := 30_000 + secrets.randbelow(2_700)]):
+            pass
+        return port
+
+    def _reserve(self, ports: Iterable[int]) -> bool:
+        """Whether these TCP ports are free and ours. The UDP ports of the same numbers say so to other runs."""
+        with ExitStack() as attempt:
+            for port in ports:
+                mark = attempt.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                try:
+                    mark.bind(("127.0.0.1", port))
+                except OSError:
+                    return False
+                if not is_free(port):
+                    return False
+            self._reserved.push(attempt.pop_all())
+        return True
 
     def write(self, text: str) -> None:
         fresh = self.path.with_suffix(".fresh")

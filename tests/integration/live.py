@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -188,6 +188,17 @@ async def exchange(sock: socket.socket, data: bytes = b"hello") -> None:
 async def is_reset(sock: socket.socket) -> None:
     """Passes once the connection is reset; a clean end fails."""
     with sock, pytest.raises(ConnectionResetError):
+        await receive_all(sock)
+
+
+async def is_refused(connecting: Awaitable[socket.socket]) -> None:
+    """Passes if a connection that is about to be made is reset, be it so soon that it never seemed to be there."""
+    with pytest.raises(ConnectionResetError):
+        await _read_to_end(connecting)
+
+
+async def _read_to_end(connecting: Awaitable[socket.socket]) -> None:
+    with await connecting as sock:
         await receive_all(sock)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,14 +13,15 @@ import pytest
 from sidecar import sockets
 from tests.devmesh import MESH, MeshFile, connect_to, is_free
 from tests.harness import App, echo, mesh_bed
-from tests.integration.live import ends_well, exchange, is_reset
+from tests.integration.live import ends_well, exchange, is_refused, is_reset
 from tests.integration.processes import SIDECAR, Running, output, running
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> MeshFile:
+def file(tmp_path: Path) -> Iterator[MeshFile]:
     (tmp_path / "project").mkdir()
-    return MeshFile(tmp_path / "project")
+    with MeshFile(tmp_path / "project") as made:
+        yield made
 
 
 @asynccontextmanager
@@ -42,7 +43,7 @@ async def test_a_mesh_from_one_file_is_used_changed_and_interrupted(file: MeshFi
         await is_reset(sock)
         line = await program.event("connection", service=file.name("web"))
         assert (line["reason"], line["decision"]) == ("policy_changed", "allow")
-        await is_reset(await connect_to(file.call("web", "db:sql")))  # no app is there
+        await is_refused(connect_to(file.call("web", "db:sql")))  # no app is there
         await program.event("connection", service=file.name("db"), reason="connect_failed")
         sock = await connect_to(file.call("job", "api:http"))
         await exchange(sock)

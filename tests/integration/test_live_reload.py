@@ -25,7 +25,7 @@ from sidecar.reload import generation
 from sidecar.tls import KeyPair
 from tests.certificates import Authority, Credential
 from tests.harness import PATIENCE, App, Foreigner, LogSink, connect, echo, mesh_bed, receive_all
-from tests.integration.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_reset, stage
+from tests.integration.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_refused, is_reset, stage
 from tests.integration.processes import Shop, sidecar_pair
 
 End = Literal["web", "api"]
@@ -80,7 +80,7 @@ async def test_after_a_change_new_connections_are_refused_and_after_the_next_let
     async with stage(tmp_path) as made:
         here: Live = getattr(made, end)
         await here.policy(NO_HTTP)
-        await is_reset(await connect(made.web.address("api:http")))
+        await is_refused(connect(made.web.address("api:http")))
         assert (await here.log.connection())["reason"] == "policy_denied"
         await here.policy(MESH)
         await ends_well(await made.call())
@@ -142,7 +142,7 @@ async def test_a_rule_s_last_day_ends_the_connections_that_it_let_in(tmp_path: P
         await is_reset(sock)
         assert (await made.api.log.connection())["reason"] == "policy_changed"
         await exchange(other)
-        await is_reset(await connect(made.web.address("api:http")))
+        await is_refused(connect(made.web.address("api:http")))
         line = await made.api.log.connection(2)
         assert line["reason"] == "policy_denied"
         assert "ran out" in line["message"]
@@ -244,7 +244,7 @@ async def test_a_root_that_goes_takes_its_connections_with_it_and_no_others(tmp_
         line = await here.log.connection()
         assert (line["reason"], line["decision"]) == ("trust_changed", "allow")
         await made.http.until("reset")
-        await is_reset(await connect(made.web.address("api:http")))
+        await is_refused(connect(made.web.address("api:http")))
         assert "unknown_ca" in made.web.reasons + made.api.reasons
         await here.trusts(first, second)  # and at once it may again
         await ends_well(await made.call())
@@ -269,7 +269,7 @@ async def test_a_root_that_comes_is_trusted_at_once(tmp_path: Path) -> None:
     async with stage(
         tmp_path, api=first.leaf("api"), web=second.leaf("web").trusting(*first.roots, *second.roots)
     ) as made:
-        await is_reset(await connect(made.web.address("api:http")))
+        await is_refused(connect(made.web.address("api:http")))
         assert made.api.reasons == ["unknown_ca"]
         await made.api.trusts(first, second)
         await ends_well(await made.call())
@@ -372,16 +372,16 @@ async def at_every_step(made: Stage, live: Live, change: Generation, *, forbids:
     while in_setup:
         step, reset = AfterStep(live, len(lines) + 1, swap(live, change)), False
         trio.lowlevel.add_instrument(step)
-        with await connect(made.web.address("api:http")) as sock:
-            try:
+        try:
+            with await connect(made.web.address("api:http")) as sock:
                 await exchange(sock)
                 in_setup = step.acted
                 step.act()
                 if not forbids:
                     sock.shutdown(socket.SHUT_WR)
                 await receive_all(sock)
-            except (ConnectionResetError, BrokenPipeError):
-                reset = True
+        except (ConnectionResetError, BrokenPipeError):
+            reset = True
         assert reset is forbids, f"changed after step {step.steps}"
         lines.append(await live.log.connection(len(lines) + 1))
         trio.lowlevel.remove_instrument(step)

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def placed(tmp_path: Path) -> Path:
     path = tmp_path / "mesh.yaml"
     path.write_text(PLACED)
     return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[MeshFile]:
+    with MeshFile(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -123,8 +130,7 @@ def test_two_services_that_become_one_variable(tmp_path: Path) -> None:
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_banner_names_who_calls_whom_and_where(tmp_path: Path, meshes: list[DevMesh]) -> None:
-    file = MeshFile(tmp_path)
+def test_the_banner_names_who_calls_whom_and_where(file: MeshFile, meshes: list[DevMesh]) -> None:
     result = dev(file.path)
     assert result.exit_code == 0
     web, job, api, db = map(file.name, ("web", "job", "api", "db"))
@@ -150,15 +156,14 @@ shop.internal: 4 services, each behind its own sidecar; the CA is in memory
     assert len(meshes) == 1
 
 
-def test_the_banner_is_not_in_the_way_of_a_json_log(tmp_path: Path, meshes: list[DevMesh]) -> None:
-    result = dev(MeshFile(tmp_path).path, "--log", "json")
+def test_the_banner_is_not_in_the_way_of_a_json_log(file: MeshFile, meshes: list[DevMesh]) -> None:
+    result = dev(file.path, "--log", "json")
     assert result.stdout == ""
     assert "4 services" in result.stderr
 
 
-def test_without_a_file_it_is_mesh_yaml(tmp_path: Path, meshes: list[DevMesh], monkeypatch: pytest.MonkeyPatch) -> None:
-    MeshFile(tmp_path)
-    monkeypatch.chdir(tmp_path)
+def test_without_a_file_it_is_mesh_yaml(file: MeshFile, meshes: list[DevMesh], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.path.parent)
     assert dev().exit_code == 0
     assert [mesh.path for mesh in meshes] == [Path("mesh.yaml")]
 
@@ -172,8 +177,7 @@ def test_a_broken_file_and_a_missing_one(tmp_path: Path) -> None:
     assert dev(path).stderr == f"error: {path}:10: unknown key 'polices' (did you mean 'policy'?)\n"
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    file = MeshFile(tmp_path)
+def test_a_port_that_is_taken(file: MeshFile) -> None:
     taken = file.call("job", "api:http")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", taken))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,16 +20,17 @@ from sidecar.logs import Log
 from sidecar.poller import LevelPoller
 from sidecar.reasons import UsageError
 from sidecar.sockets import listen
-from tests.devmesh import MESH, MeshFile, connect_to, dev_bed, free_port, is_free
+from tests.devmesh import MESH, MeshFile, connect_to, dev_bed, is_free
 from tests.harness import PATIENCE, LogSink
-from tests.integration.live import ends_well, exchange, is_reset
+from tests.integration.live import ends_well, exchange, is_refused, is_reset
 
 HAS_IPV6 = "::1" in dev._loopbacks()
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> MeshFile:
-    return MeshFile(tmp_path)
+def file(tmp_path: Path) -> Iterator[MeshFile]:
+    with MeshFile(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -52,11 +54,11 @@ async def test_calls_cross_real_mutual_tls_and_each_caller_s_port_is_its_identit
         await mesh.works("web", "db:sql")
 
 
-async def test_a_call_that_the_policy_denies_is_refused_by_name(tmp_path: Path) -> None:
-    port = free_port()
-    file = MeshFile(tmp_path, MESH.replace("job-TAG: {}", f'job-TAG: {{dev: {{calls: {{"db-TAG:sql": {port}}}}}}}'))
+async def test_a_call_that_the_policy_denies_is_refused_by_name(file: MeshFile) -> None:
+    port = file.free_port()
+    file.write(MESH.replace("job-TAG: {}", f'job-TAG: {{dev: {{calls: {{"db-TAG:sql": {port}}}}}}}'))
     async with dev_bed(file) as mesh:
-        await is_reset(await connect_to(port))
+        await is_refused(connect_to(port))
         line = await mesh.line("job")
         assert (line["reason"], line["upstream"]) == ("policy_denied", f"{file.name('db')}:sql")
         assert "no rule allows it" in str(line["message"])
@@ -83,7 +85,7 @@ async def test_without_an_ipv6_loopback_there_is_one_less(file: MeshFile, monkey
 
 async def test_an_app_that_does_not_run_is_named(file: MeshFile) -> None:
     async with dev_bed(file, apps=False) as mesh:
-        await is_reset(await mesh.call("web", "api:http"))
+        await is_refused(mesh.call("web", "api:http"))
         line = await mesh.line("api")
         assert line["reason"] == "connect_failed"
         assert f"{file.name('api')}'s app" in str(line["message"])
@@ -186,7 +188,7 @@ async def test_a_rule_that_goes_cuts_its_connections_and_new_calls_are_refused_b
         assert f"; {web} calls {api}:http at 127.0.0.1:" in said
         assert said.endswith("(denied: every call is refused)")
         assert mesh.log.events("reloaded")[0]["connections_cut"] == 2  # at both ends
-        await is_reset(await mesh.call("web", "api:http"))  # the port is still there, to say why
+        await is_refused(mesh.call("web", "api:http"))  # the port is still there, to say why
         assert (await mesh.line("web", 2))["reason"] == "policy_denied"
         await mesh.works("job", "api:http")
         await exchange(allowed)
@@ -238,7 +240,7 @@ async def test_a_call_moves_to_another_port(file: MeshFile, virtual_time: MockCl
         moves, stays = await mesh.call("web", "api:http"), await mesh.call("web", "db:sql")
         for sock in (moves, stays):
             await exchange(sock)
-        new = free_port()
+        new = file.free_port()
         file.write(MESH.replace("web-TAG: {}", f'web-TAG: {{dev: {{calls: {{"api-TAG:http": {new}}}}}}}'))
         said = await mesh.event("reloaded")
         assert f"{file.name('web')} calls {file.name('api')}:http at 127.0.0.1:{new}" in said
@@ -253,7 +255,7 @@ async def test_a_call_moves_to_another_port(file: MeshFile, virtual_time: MockCl
 async def test_an_app_moves_to_another_port(file: MeshFile, virtual_time: MockClock) -> None:
     async with dev_bed(file) as mesh:
         await mesh.works("web", "api:http")
-        new = free_port()
+        new = file.free_port()
         app_moves = MESH.replace(
             "api-TAG: {ports: {http: 80}}", f"api-TAG: {{ports: {{http: 80}}, dev: {{app: {{http: {new}}}}}}}"
         )
@@ -328,9 +330,9 @@ async def test_what_changed_before_the_first_look_is_not_missed(file: MeshFile, 
         stop.set()
 
 
-async def test_a_rule_s_last_day_ends_its_connections(tmp_path: Path, virtual_time: MockClock) -> None:
+async def test_a_rule_s_last_day_ends_its_connections(file: MeshFile, virtual_time: MockClock) -> None:
     wall = datetime.now(UTC)
-    file = MeshFile(tmp_path, MESH.replace('to: "api-TAG:http"}', f'to: "api-TAG:http", until: {wall.date()}}}'))
+    file.write(MESH.replace('to: "api-TAG:http"}', f'to: "api-TAG:http", until: {wall.date()}}}'))
     async with dev_bed(file, clock=lambda: wall) as mesh:
         limited, other = await mesh.call("web", "api:http"), await mesh.call("web", "db:sql")
         for sock in (limited, other):
