@@ -1,12 +1,21 @@
 """The mini-CA on disk: ``root.pem root.key issuing.pem issuing.key`` in one directory. Fails closed.
 
+Beside them: ``revocation.pem``, certificate and key of the root's delegate for lists of revocations, ``bundle.json``, the
+newest trust bundle, and ``store.db`` (:mod:`certs.store`).
+
 Whoever can read ``issuing.key`` can make any identity of the mesh, so :func:`issue` asks nobody for leave: names under
 ``mesh/`` too, which no enrolment can have, may be issued by whoever holds the directory. What a name may be made of is the
-SPIFFE grammar's (:mod:`sidecar.identity`). ``root.key`` is needed by :func:`init` only and may be kept elsewhere after it.
+SPIFFE grammar's (:mod:`sidecar.identity`). ``root.key`` is needed by :func:`init`, :func:`renew_issuing` and a rotation of
+the root only, and may be kept elsewhere between them.
+
+An issuing certificate and its key are two files, which cannot be replaced at once. The key goes first, under the name
+``issuing.key.next``; replacing ``issuing.pem`` is what counts; then the key gets its place. Whenever that is cut off,
+:func:`load` finds the key that belongs to the certificate that is there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,29 +23,38 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
 
-from certs import files, profile
+from certs import files, profile, trust
 from certs.files import PUBLIC, SECRET, NewFile
 from certs.inspection import ca_faults, is_signed_by
+from certs.profile import Issuer
 from sidecar.identity import InvalidIdentityError, SpiffeId, is_trust_domain, parse_spiffe_id, shown
 from sidecar.reasons import UsageError
 
 ROOT, ROOT_KEY, ISSUING, ISSUING_KEY = "root.pem", "root.key", "issuing.pem", "issuing.key"
+NEXT_KEY = "issuing.key.next"
+DELEGATE, BUNDLE_DOCUMENT, STORE = "revocation.pem", "bundle.json", "store.db"
 CERTIFICATE, KEY, BUNDLE = "certificate.pem", "key.pem", "bundle.pem"
+RENEWAL_WARNING = timedelta(days=30)
+"""How long before an issuing CA's end it is time to say so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA that can issue: checked when it was loaded. ``roots`` is what its leaves' peers must trust."""
+    """A CA that can issue: checked when it was loaded. ``roots`` is what its leaves' peers must trust, ``root`` the one that
+    it is under. ``delegate`` signs lists of revocations; None in a directory that was made before there were any."""
 
     trust_domain: str
     roots: tuple[x509.Certificate, ...]
-    issuer: profile.Issuer
+    root: x509.Certificate
+    issuer: Issuer
+    delegate: Issuer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +72,90 @@ class Issued:
 
     @property
     def chain_pem(self) -> bytes:
-        return _pem(*self.chain)
+        return pem(*self.chain)
 
     @property
     def key_pem(self) -> bytes:
-        return _key_pem(self.key)
+        return key_pem(self.key)
 
     @property
     def bundle_pem(self) -> bytes:
-        return _pem(*self.roots)
+        return pem(*self.roots)
 
 
-def init(directory: Path, trust_domain: str, now: datetime, *, force: bool = False) -> Authority:
-    """Makes a root and an issuing CA for ``trust_domain`` and writes all four files, or none.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new root and what it signed at once: an issuing CA, and a delegate for revocations."""
 
-    Raises :class:`UsageError`: any of them exists (and no ``force``), no trust domain, an unwritable directory.
-    """
-    root_key, issuing_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    root: Issuer
+    issuing: Issuer
+    delegate: Issuer
+
+
+def make(trust_domain: str, now: datetime) -> Made:
+    """New keys for everything. Raises :class:`UsageError` for no trust domain."""
+    key = _new_key()
     try:
-        root = profile.root(trust_domain, root_key, now)
-        issuing = profile.intermediate(trust_domain, issuing_key.public_key(), profile.Issuer(root, root_key), now)
+        root = Issuer(profile.root(trust_domain, key, now), key)
+        return Made(root, *_under(root, trust_domain, now))
     except profile.ProfileError as error:
         raise UsageError(str(error)) from error
+
+
+def _under(root: Issuer, trust_domain: str, now: datetime) -> tuple[Issuer, Issuer]:
+    """A new issuing CA and a new delegate under a root."""
+    issuing, delegate = _new_key(), _new_key()
+    return (
+        Issuer(profile.intermediate(trust_domain, issuing.public_key(), root, now), issuing),
+        Issuer(profile.delegate(delegate.public_key(), root, now), delegate),
+    )
+
+
+def init(
+    directory: Path,
+    trust_domain: str,
+    now: datetime,
+    *,
+    force: bool = False,
+    root_key_out: Path | None = None,
+    passphrase: bytes | None = None,
+) -> Authority:
+    """Makes a root and an issuing CA for ``trust_domain`` and writes all files, or none.
+
+    ``root_key_out``: another directory for ``root.key``, which is encrypted if there is a ``passphrase``.
+    Raises :class:`UsageError`: any of the files exists (and no ``force``), no trust domain, an unwritable directory.
+    """
+    made = make(trust_domain, now)
+    bundle = trust.Bundle(
+        trust_domain, trust.next_version(0, now), (made.root.certificate,), trust.digest(made.root.certificate)
+    )
+    key = NewFile(ROOT_KEY, key_pem(made.root.key, passphrase), SECRET)
+    rest = [
+        NewFile(ISSUING_KEY, key_pem(made.issuing.key), SECRET),
+        NewFile(DELEGATE, delegate_pem(made.delegate), SECRET),
+        NewFile(ROOT, pem(made.root.certificate), PUBLIC),
+        NewFile(ISSUING, pem(made.issuing.certificate), PUBLIC),
+        NewFile(BUNDLE_DOCUMENT, trust.sign_bundle(bundle, [made.root]), PUBLIC),
+    ]
     files.make_directory(directory)
-    with files.locked(directory, exclusive=True):
-        files.write(
-            directory,
-            [
-                NewFile(ROOT_KEY, _key_pem(root_key), SECRET),
-                NewFile(ISSUING_KEY, _key_pem(issuing_key), SECRET),
-                NewFile(ROOT, _pem(root), PUBLIC),
-                NewFile(ISSUING, _pem(issuing), PUBLIC),
-            ],
-            force=force,
-        )
-    return Authority(trust_domain, (root,), profile.Issuer(issuing, issuing_key))
+    if root_key_out is None:
+        with files.locked(directory, exclusive=True):
+            files.write(directory, [key, *rest], force=force)
+    else:
+        files.make_directory(root_key_out)
+        if (directory / ROOT_KEY).exists():
+            raise UsageError(
+                f"{directory / ROOT_KEY} is there, and the new root's key is to be kept elsewhere: remove it"
+            )
+        with files.locked(directory, exclusive=True), files.locked(root_key_out, exclusive=True):
+            files.write(root_key_out, [key], force=force)
+            try:
+                files.write(directory, rest, force=force)
+            except BaseException:
+                if not force:
+                    (root_key_out / ROOT_KEY).unlink()
+                raise
+    return Authority(trust_domain, (made.root.certificate,), made.root.certificate, made.issuing, made.delegate)
 
 
 def load(directory: Path, now: datetime) -> Authority:
@@ -97,45 +164,135 @@ def load(directory: Path, now: datetime) -> Authority:
 
     Raises :class:`UsageError` naming the file and what to do.
     """
-    if missing := files.missing(directory, (ROOT, ISSUING, ISSUING_KEY)):
+    if missing := [*files.missing(directory, (ROOT, ISSUING)), *_missing_key(directory)]:
         raise UsageError(
             f"{directory} holds no CA: {', '.join(missing)} missing; make one: certs init {directory} --trust-domain …"
         )
     with files.locked(directory, exclusive=False):
-        files.check_secret(directory / ROOT_KEY)
-        roots = _certificates(directory / ROOT, files.read(directory / ROOT))
-        issuing, *more = _certificates(directory / ISSUING, files.read(directory / ISSUING))
-        key = _private_key(directory / ISSUING_KEY, files.read(directory / ISSUING_KEY, secret=True))
+        return _load(directory, now)
+
+
+def _load(directory: Path, now: datetime) -> Authority:
+    files.check_secret(directory / ROOT_KEY)
+    roots = _certificates(directory / ROOT, files.read(directory / ROOT))
+    issuing, *more = _certificates(directory / ISSUING, files.read(directory / ISSUING))
     if more:
         raise UsageError(f"{directory / ISSUING} holds {1 + len(more)} certificates instead of one")
     for path, certificate in ((directory / ISSUING, issuing), *((directory / ROOT, root) for root in roots)):
         for fault in ca_faults(certificate):
             raise UsageError(f"{path} is no CA certificate to issue with: {fault}")
-    if key.public_key() != issuing.public_key():
-        raise UsageError(
-            f"{directory / ISSUING_KEY} does not belong to {directory / ISSUING}: restore the matching pair"
-        )
+    key = _issuing_key(directory, issuing)
     root = next((root for root in roots if is_signed_by(issuing, root)), None)
     if root is None:
         raise UsageError(f"{directory / ISSUING} was not signed by {directory / ROOT}: they are from two different CAs")
-    for path, certificate in ((directory / ISSUING, issuing), (directory / ROOT, root)):
-        _check_valid(path, certificate, now)
-    return Authority(_trust_domain(directory / ISSUING, issuing), tuple(roots), profile.Issuer(issuing, key))
+    _check_valid(directory / ISSUING, issuing, now, f"certs renew-issuing {directory}")
+    _check_valid(directory / ROOT, root, now, f"certs init {directory} --trust-domain … --force")
+    return Authority(
+        _trust_domain(directory / ISSUING, issuing),
+        tuple(roots),
+        root,
+        Issuer(issuing, key),
+        _delegate(directory, roots, now),
+    )
 
 
-def issue(authority: Authority, name: str, now: datetime, ttl: timedelta = profile.DEFAULT_TTL) -> Issued:
+def renew_issuing(
+    directory: Path, now: datetime, root_key: Path | None = None, passphrase: bytes | None = None
+) -> tuple[Authority, Issuer]:
+    """Makes a new issuing CA and a new delegate under the root whose key this is; returns what is there then, and the root.
+
+    What was issued before goes on to be good. A ``bundle.json`` that is missing is made too. Raises :class:`UsageError`.
+    """
+    if missing := files.missing(directory, (ROOT, ISSUING)):
+        raise UsageError(f"{directory} holds no CA: {', '.join(missing)} missing")
+    root = load_root(directory, root_key, passphrase)
+    _check_valid(directory / ROOT, root.certificate, now, f"certs rotate-root {directory}")
+    (old,) = _certificates(directory / ISSUING, files.read(directory / ISSUING))[:1]
+    trust_domain = _trust_domain(directory / ISSUING, old)
+    issuing, delegate = _under(root, trust_domain, now)
+    with files.locked(directory, exclusive=True):
+        install(directory, issuing, delegate)
+        if files.missing(directory, (BUNDLE_DOCUMENT,)):
+            bundle = trust.Bundle(
+                trust_domain, trust.next_version(0, now), (root.certificate,), trust.digest(root.certificate)
+            )
+            document = trust.sign_bundle(bundle, [root])
+            files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
+        return _load(directory, now), root
+
+
+def install(directory: Path, issuing: Issuer, delegate: Issuer) -> None:
+    """Puts an issuing CA and a delegate in the place of those that are there; call it with the directory locked. May be cut
+    off anywhere, and done again."""
+    files.write(directory, [NewFile(NEXT_KEY, key_pem(issuing.key), SECRET)], force=True)
+    files.write(directory, [NewFile(DELEGATE, delegate_pem(delegate), SECRET)], force=True)
+    files.write(directory, [NewFile(ISSUING, pem(issuing.certificate), PUBLIC)], force=True)
+    files.write(directory, [NewFile(ISSUING_KEY, key_pem(issuing.key), SECRET)], force=True)
+    (directory / NEXT_KEY).unlink(missing_ok=True)
+
+
+def load_root(directory: Path, key_file: Path | None, passphrase: bytes | None) -> Issuer:
+    """A root with its key, for signing. ``key_file``: where the key is kept, if not in the directory. Raises
+    :class:`UsageError`."""
+    path = key_file or directory / ROOT_KEY
+    if not path.exists():
+        raise UsageError(f"{path} is not there: the root's key is needed for this; say where it is: --root-key FILE")
+    key = _private_key(path, files.read(path, secret=True), passphrase)
+    for root in _certificates(directory / ROOT, files.read(directory / ROOT)):
+        if root.public_key() == key.public_key():
+            return Issuer(root, key)
+    raise UsageError(f"{path} is the key of no root in {directory / ROOT}")
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a key asks for a passphrase."""
+    return b"ENCRYPTED" in files.read(path, secret=True)
+
+
+def bundle_document(directory: Path) -> bytes:
+    """The newest bundle that this directory knows. Raises :class:`UsageError`."""
+    if files.missing(directory, (BUNDLE_DOCUMENT,)):
+        raise UsageError(
+            f"{directory / BUNDLE_DOCUMENT} is missing: this CA was made by an older version; with the root's key at hand: "
+            f"certs renew-issuing {directory}"
+        )
+    return files.read(directory / BUNDLE_DOCUMENT)
+
+
+def soon_over(authority: Authority, now: datetime) -> str | None:
+    """What to say when the issuing CA will not be good for much longer; None if it will."""
+    end = authority.issuer.certificate.not_valid_after_utc
+    if end - now > RENEWAL_WARNING:
+        return None
+    return f"the issuing CA is good until {end:%FT%TZ} only; with the root's key at hand: certs renew-issuing"
+
+
+def issue(
+    authority: Authority,
+    name: str,
+    now: datetime,
+    ttl: timedelta = profile.DEFAULT_TTL,
+    *,
+    not_before: datetime | None = None,
+    dns: Sequence[str] = (),
+) -> Issued:
     """A certificate for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE ID), with a key
-    made for it. Raises :class:`UsageError`."""
+    made for it. ``not_before`` and ``dns`` as in :func:`certs.profile.leaf`. Raises :class:`UsageError`."""
+    identity = identity_of(authority, name)
+    key = _new_key()
     try:
-        identity = parse_spiffe_id(f"spiffe://{authority.trust_domain}/{name}")
-    except InvalidIdentityError as error:
-        raise UsageError(f"{shown(name)} cannot be a service's name: {error}") from error
-    key = ec.generate_private_key(ec.SECP256R1())
-    try:
-        leaf = profile.leaf(identity, key.public_key(), authority.issuer, now, ttl)
+        leaf = profile.leaf(identity, key.public_key(), authority.issuer, now, ttl, not_before=not_before, dns=dns)
     except profile.ProfileError as error:
         raise UsageError(str(error)) from error
     return Issued(identity, (leaf, authority.issuer.certificate), key, authority.roots)
+
+
+def identity_of(authority: Authority, name: str) -> SpiffeId:
+    """The identity that a service's name stands for. Raises :class:`UsageError`."""
+    try:
+        return parse_spiffe_id(f"spiffe://{authority.trust_domain}/{name}")
+    except InvalidIdentityError as error:
+        raise UsageError(f"{shown(name)} cannot be a service's name: {error}") from error
 
 
 def save(issued: Issued, out: Path, *, force: bool = False) -> None:
@@ -166,21 +323,53 @@ def _certificates(path: Path, content: bytes) -> list[x509.Certificate]:
         raise UsageError(f"{path} is no certificate in PEM, or a damaged one: restore it from a copy") from error
 
 
-def _private_key(path: Path, content: bytes) -> ec.EllipticCurvePrivateKey:
+def _missing_key(directory: Path) -> list[str]:
+    return [] if len(files.missing(directory, (ISSUING_KEY, NEXT_KEY))) < 2 else [ISSUING_KEY]
+
+
+def _issuing_key(directory: Path, issuing: x509.Certificate) -> ec.EllipticCurvePrivateKey:
+    """The key that belongs to the issuing certificate: in its place, or on its way there."""
+    for name in (ISSUING_KEY, NEXT_KEY):
+        path = directory / name
+        if not files.missing(directory, (name,)):
+            key = _private_key(path, files.read(path, secret=True))
+            if key.public_key() == issuing.public_key():
+                return key
+    raise UsageError(f"{directory / ISSUING_KEY} does not belong to {directory / ISSUING}: restore the matching pair")
+
+
+def _delegate(directory: Path, roots: list[x509.Certificate], now: datetime) -> Issuer | None:
+    path = directory / DELEGATE
+    if files.missing(directory, (DELEGATE,)):
+        return None
+    content = files.read(path, secret=True)
+    (certificate,) = _certificates(path, content)[:1]
+    key = _private_key(path, content)
+    if key.public_key() != certificate.public_key():
+        raise UsageError(f"{path}: its key does not belong to its certificate: restore it from a copy")
+    if not any(is_signed_by(certificate, root) for root in roots):
+        raise UsageError(f"{path} was not signed by a root in {directory / ROOT}: they are from two different CAs")
+    _check_valid(path, certificate, now, f"certs renew-issuing {directory}")
+    return Issuer(certificate, key)
+
+
+def _private_key(path: Path, content: bytes, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
     try:
-        key = load_pem_private_key(content, password=None)
+        key = load_pem_private_key(content, password=passphrase)
     except TypeError as error:
-        raise UsageError(f"{path} is encrypted, and an issuing key has to be readable without a password") from error
-    except (
-        Exception
-    ) as error:  # what a parser of damaged keys raises is not one class (ValueError, UnsupportedAlgorithm)
+        if passphrase is not None:
+            raise UsageError(f"{path} is not encrypted, and a passphrase was given for it") from error
+        raise UsageError(f"{path} is encrypted, and its passphrase was not given") from error
+    except Exception as error:  # what a parser of damaged keys raises is not one class
+        if passphrase is not None:
+            raise UsageError(f"{path} cannot be read with this passphrase") from error
         raise UsageError(f"{path} is no private key in PEM, or a damaged one: restore it from a copy") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UsageError(f"{path} is no ECDSA key, so it is none that 'certs init' made")
     return key
 
 
-def _check_valid(path: Path, certificate: x509.Certificate, now: datetime) -> None:
+def _check_valid(path: Path, certificate: x509.Certificate, now: datetime, mend: str) -> None:
     if now < certificate.not_valid_before_utc:
         raise UsageError(
             f"{path} is not valid before {certificate.not_valid_before_utc:%FT%TZ}, and it is {now:%FT%TZ}: "
@@ -189,7 +378,7 @@ def _check_valid(path: Path, certificate: x509.Certificate, now: datetime) -> No
     if now >= certificate.not_valid_after_utc:
         raise UsageError(
             f"{path} expired: it was good until {certificate.not_valid_after_utc:%FT%TZ}, and it is {now:%FT%TZ}. "
-            f"Make a new CA (certs init {path.parent} --trust-domain … --force), then issue every certificate again"
+            f"Make a new one: {mend}"
         )
 
 
@@ -206,9 +395,21 @@ def _trust_domain(path: Path, issuing: x509.Certificate) -> str:
     return permitted[0]
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def _new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(*certificates: x509.Certificate) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A key as PKCS #8 in PEM, encrypted if there is a passphrase."""
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def delegate_pem(delegate: Issuer) -> bytes:
+    """Certificate and key in one file, which is replaced at once."""
+    return pem(delegate.certificate) + key_pem(delegate.key)
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    """Certificates in PEM, one after the other."""
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)

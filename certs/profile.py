@@ -13,11 +13,16 @@ EKU            none                   none                           serverAuth,
 names          CN                     CN                             no subject; one URI, a DNS name where it is one
 constraints    none                   URIs of the trust domain only  none
 ============== ====================== ============================== ===========================================
+
+A root appoints a *delegate* too, who signs lists of revocations for it: 90 days, cA false, digitalSignature, and OCSPSigning
+as its only extended usage, which is what RFC 6960 4.2.2.2 calls such a certificate's purpose. It has no URI and no TLS
+purpose, so no sidecar takes it for a service.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -76,20 +81,41 @@ def intermediate(trust_domain: str, public_key: PublicKeyTypes, issuer: Issuer, 
     )
 
 
+def delegate(public_key: PublicKeyTypes, issuer: Issuer, now: datetime) -> x509.Certificate:
+    """Who may sign lists of revocations in a root's name, since the root's key need not be at hand every minute. The issuing
+    key may not: whoever stole it could take back a revocation of his own. Raises :class:`ProfileError`."""
+    builder = _under(issuer, _ca_name("revocations", _p256(public_key)), public_key, now, ISSUING_LIFETIME)
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=True)
+        .sign(issuer.key, hashes.SHA256())
+    )
+
+
 def leaf(
-    identity: SpiffeId, public_key: PublicKeyTypes, issuer: Issuer, now: datetime, ttl: timedelta = DEFAULT_TTL
+    identity: SpiffeId,
+    public_key: PublicKeyTypes,
+    issuer: Issuer,
+    now: datetime,
+    ttl: timedelta = DEFAULT_TTL,
+    *,
+    not_before: datetime | None = None,
+    dns: Sequence[str] = (),
 ) -> x509.Certificate:
     """The X.509-SVID of ``identity``, good for ``ttl`` from ``now`` and no longer than its issuer.
 
     Whether the caller may have this identity is not asked here. The subject stays empty, so that no field but the URI
-    can be taken for the name. Raises :class:`ProfileError`.
+    can be taken for the name. ``not_before``: not good before that, however far certificates are dated back; for an identity
+    that was revoked up to then. ``dns``: names for people's tools, besides the service's. Raises :class:`ProfileError`.
     """
     check_ttl(ttl)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     if identity.service is not None and is_dns_name(identity.service):
         names.append(x509.DNSName(identity.service))
+    names += [x509.DNSName(name) for name in dns if is_dns_name(name)]
     return (
-        _under(issuer, x509.Name([]), public_key, now, ttl)
+        _under(issuer, x509.Name([]), public_key, now, ttl, not_before)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(
@@ -135,7 +161,12 @@ def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey) -> x509.Name:
 
 
 def _under(
-    issuer: Issuer, subject: x509.Name, public_key: PublicKeyTypes, now: datetime, lifetime: timedelta
+    issuer: Issuer,
+    subject: x509.Name,
+    public_key: PublicKeyTypes,
+    now: datetime,
+    lifetime: timedelta,
+    earliest: datetime | None = None,
 ) -> x509.CertificateBuilder:
     """What is the same in all that an issuer signs; its validity lies within the issuer's."""
     above = issuer.certificate
@@ -146,8 +177,10 @@ def _under(
             f"the issuer's certificate is good from {above.not_valid_before_utc:%FT%TZ} "
             f"to {above.not_valid_after_utc:%FT%TZ}, and it is {now:%FT%TZ}"
         )
-    not_before = max(now - BACKDATED, above.not_valid_before_utc)
+    not_before = max(now - BACKDATED, above.not_valid_before_utc, earliest or now - BACKDATED)
     not_after = min(now + lifetime, above.not_valid_after_utc)
+    if not_before >= not_after:
+        raise ProfileError(f"it would be good from {not_before:%FT%TZ} to {not_after:%FT%TZ}, which is never")
     return _builder(above.subject, subject, _p256(public_key), issuer.key.public_key(), not_before, not_after)
 
 

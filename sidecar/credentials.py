@@ -54,13 +54,18 @@ def load(certificate: Path, key: Path, bundle: Path, terms: Terms, now: datetime
     return Credentials(keys, _check(keys, certificate, bundle, terms, now))
 
 
+def judge_own(keys: tls.KeyPair, terms: Terms, now: datetime) -> Svid:
+    """Judges our own certificate as every peer will; ``terms.expected`` is who we are. Raises :class:`Refused`."""
+    ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
+    return judge(Presented(ders, ders, tls.verify_own_chain(keys)), terms, now)
+
+
 def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: Terms, now: datetime) -> Svid:
     """Judges our own certificate as every peer will."""
     expected: SpiffeId = terms.expected or SpiffeId("", ())
-    ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
     renew = f"get a new one: certs issue CA_DIR {expected.service} --out {path.parent} --force"
     try:
-        svid = parse_svid(ders[0])
+        svid = parse_svid(keys.chain[0].public_bytes(serialization.Encoding.DER))
     except InvalidIdentityError as error:
         raise UsageError(f"{path}: not usable as this service's identity: {error}; {renew}") from error
     # Said before the chain is judged, which would report the same less helpfully.
@@ -73,9 +78,8 @@ def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: Terms, now: datet
             f"{path}: the certificate of {svid.id} is good only from {svid.not_before:%F %T} UTC, and it is "
             f"{now:%F %T} UTC; is the clock right?"
         )
-    fault = tls.verify_own_chain(keys)
     try:
-        judge(Presented(ders, ders, fault), terms, now)
+        judge_own(keys, terms, now)
     except Refused as refusal:
         if refusal.reason is Reason.UNEXPECTED_PEER:
             raise UsageError(

@@ -62,13 +62,13 @@ async def serve(
                 Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
             )
         # (By what is in force now, not what was at the handshake's start: a reload in between must not be missed.)
-        live.claim = Claim(caller, node.config.service, port.port, endpoint.anchor)
+        live.claim = Claim(caller, node.config.service, port.port, endpoint.svid, endpoint.path, endpoint.anchor)
         decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
             raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
-        if endpoint.anchor not in node.current.context.anchors:
-            raise Refused(Reason.TRUST_CHANGED, f"does not let {caller} in: what it trusts changed meanwhile")
+        if (changed := node.current.distrust(live.claim)) is not None:
+            raise Refused(changed, f"does not let {caller} in: what it trusts changed meanwhile")
         record.decision = "allow"
         # Is our app there?
         app_socket, place = await _reach(node, app)

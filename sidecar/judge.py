@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sidecar.identity import DEFAULT_MAX_LEAF_TTL, InvalidIdentityError, SpiffeId, Svid, parse_svid
 from sidecar.reasons import Reason, Refused
@@ -40,20 +43,27 @@ class Presented:
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """What may no longer be trusted: identities by the time before which they were issued, and (issuer name, serial)."""
+    """What may no longer be trusted: identities by the time before which they were issued, (issuer name, serial), and CAs
+    by their key (:func:`key_digest`), whoever signed for it.
+
+    ``fresh_until``: when this knowledge is too old to let anybody in; None where nobody keeps such a list."""
 
     identities: dict[SpiffeId, datetime] = field(default_factory=dict)
     serials: frozenset[tuple[bytes, int]] = frozenset()
+    keys: frozenset[bytes] = frozenset()
+    fresh_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What we accept. ``expected`` pins the peer's identity (outbound); None leaves it to the policy (inbound)."""
+    """What we accept. ``expected`` pins the peer's identity (outbound); None leaves it to the policy (inbound).
+    ``anonymous``: a peer without any certificate gets through the handshake, and is nobody; only the CA has it so."""
 
     trust_domain: str
     expected: SpiffeId | None = None
     max_leaf_ttl: timedelta = DEFAULT_MAX_LEAF_TTL
     revocations: Revocations = field(default_factory=Revocations)
+    anonymous: bool = False
 
 
 def judge(presented: Presented, terms: Terms, now: datetime) -> Svid:
@@ -88,27 +98,43 @@ def judge(presented: Presented, terms: Terms, now: datetime) -> Svid:
             Reason.BAD_IDENTITY,
             f"met {svid.id} with a certificate valid for {svid.lifetime}, longer than max_leaf_ttl ({terms.max_leaf_ttl})",
         )
-    _refuse_revoked(svid, presented.path, terms.revocations)
+    if (why := revoked(svid, presented.path, terms.revocations)) is not None:
+        raise Refused(Reason.REVOKED, f"met {svid.id} with {why}")
+    if terms.revocations.fresh_until is not None and now > terms.revocations.fresh_until:
+        raise Refused(
+            Reason.REVOCATIONS_STALE,
+            f"cannot know whether {svid.id} was revoked: its list of revocations was good until "
+            f"{terms.revocations.fresh_until:%FT%TZ} and the CA has given no newer one",
+        )
     if terms.expected is not None and svid.id != terms.expected:
         raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA)")
     return svid
 
 
-def _refuse_revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> None:
+def revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> str | None:
+    """Which part of a verified path (DER, leaf first) is revoked, in words; None if none is. Asked in the handshake, and
+    again of live connections whenever the list changes."""
     before = revocations.identities.get(svid.id)
     if before is not None and svid.not_before < before:
-        raise Refused(
-            Reason.REVOKED,
-            f"met {svid.id} with a revoked certificate: all issued before {before:%FT%TZ} are",
-        )
+        return f"a revoked certificate: all issued before {before:%FT%TZ} are"
     if (svid.issuer, svid.serial) in revocations.serials:
-        raise Refused(Reason.REVOKED, f"met {svid.id} with a revoked certificate (serial {svid.serial:x})")
-    if not revocations.serials:
-        return
+        return f"a revoked certificate (serial {svid.serial:x})"
+    if not revocations.serials and not revocations.keys:
+        return None
     for der in path[1:]:
-        issuer = x509.load_der_x509_certificate(der)
-        if (issuer.issuer.public_bytes(), issuer.serial_number) in revocations.serials:
-            raise Refused(
-                Reason.REVOKED,
-                f"met {svid.id} with a revoked issuer (serial {issuer.serial_number:x})",
-            )
+        issuer, serial, key = _ca(der)
+        if (issuer, serial) in revocations.serials or key in revocations.keys:
+            return f"a revoked issuer (serial {serial:x})"
+    return None
+
+
+def key_digest(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of a certificate's public key (its SubjectPublicKeyInfo): the same for every certificate of that key."""
+    return sha256(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+@lru_cache(maxsize=64)
+def _ca(der: bytes) -> tuple[bytes, int, bytes]:
+    """Issuer's name, serial and key of a CA's certificate. Cached: a mesh has few, and each handshake asks."""
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.issuer.public_bytes(), certificate.serial_number, key_digest(certificate)

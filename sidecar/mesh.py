@@ -28,6 +28,9 @@ from sidecar.meshfile import Action, Mode, RuleShape, ServiceShape, parse_shape,
 from sidecar.names import WILDCARDS, Names, Target
 from sidecar.yamlfile import load_text, parse_yaml
 
+DEFAULT_STALENESS = timedelta(hours=1)
+DEFAULT_REENROL_WINDOW = timedelta(hours=24)
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -109,7 +112,10 @@ class PolicyTest:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """A whole, valid ``mesh.yaml``."""
+    """A whole, valid ``mesh.yaml``.
+
+    ``revocation_staleness``: how old a list of revocations may be before nobody new is let in. ``reenrol_window``: how long
+    after its end a certificate may still be renewed by its key."""
 
     filename: str
     trust_domain: str
@@ -117,6 +123,8 @@ class Mesh:
     rules: tuple[Rule, ...]
     tests: tuple[PolicyTest, ...]
     max_leaf_ttl: timedelta
+    revocation_staleness: timedelta
+    reenrol_window: timedelta
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""
@@ -167,6 +175,8 @@ def parse_mesh(text: str, filename: str) -> Mesh:
             for index, test in enumerate(file.tests)
         ),
         max_leaf_ttl=file.max_leaf_ttl or DEFAULT_MAX_LEAF_TTL,
+        revocation_staleness=file.revocation_staleness or DEFAULT_STALENESS,
+        reenrol_window=file.reenrol_window or DEFAULT_REENROL_WINDOW,
     )
 
 

@@ -134,6 +134,7 @@ _Some = Annotated[list[_T], BeforeValidator(one_is_a_list), AfterValidator(_not_
 _Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
 _Identity = Annotated[str, _stands_for(Names.identity)]
 _Targets = Annotated[str, _stands_for(Names.targets)]
+_Duration = Annotated[timedelta, read_by(parse_duration)]
 _Call = Annotated[str, _stands_for(Names.target)]
 
 
@@ -176,7 +177,9 @@ class MeshShape(Shape):
     ]
     policy: Annotated[list[RuleShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
     tests: Annotated[list[TestShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
-    max_leaf_ttl: Annotated[timedelta, read_by(parse_duration)] | None = None
+    max_leaf_ttl: _Duration | None = None
+    revocation_staleness: _Duration | None = None
+    reenrol_window: _Duration | None = None
 
 
 # --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------

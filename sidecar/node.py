@@ -12,6 +12,7 @@ from sidecar.config import Config
 from sidecar.dial import Resolver, SocketAddress
 from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
+from sidecar.judge import revoked
 from sidecar.logs import Log
 from sidecar.mesh import Mesh
 from sidecar.policy import decide
@@ -29,10 +30,18 @@ class Generation:
     mesh: Mesh
     context: Context
 
-    def standing(self, claim: Claim, now: datetime) -> Reason | None:
-        """Why a connection that was let in may not go on; None if it may."""
+    def distrust(self, claim: Claim) -> Reason | None:
+        """Why the peer of a verified connection is not believed any more; None if it still is."""
         if claim.anchor not in self.context.anchors:
             return Reason.TRUST_CHANGED
+        if revoked(claim.peer, claim.path, self.context.terms.revocations) is not None:
+            return Reason.REVOKED
+        return None
+
+    def standing(self, claim: Claim, now: datetime) -> Reason | None:
+        """Why a connection that was let in may not go on; None if it may."""
+        if (changed := self.distrust(claim)) is not None:
+            return changed
         if not decide(self.mesh, claim.source, claim.service, claim.port, now).allowed:
             return Reason.POLICY_CHANGED
         return None

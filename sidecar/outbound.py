@@ -11,7 +11,7 @@ from sidecar import dial, session, sockets
 from sidecar.config import Outbound
 from sidecar.duplex import How
 from sidecar.handshake import hear, shake_hands
-from sidecar.identity import SpiffeId, claims
+from sidecar.identity import SpiffeId, Svid, claims
 from sidecar.node import Generation, Node
 from sidecar.policy import decide
 from sidecar.reasons import MITM_SUSPECTS, Reason, Refused
@@ -58,10 +58,10 @@ async def serve(
     record.decision = "allow"
 
     # A peer that proves to be the one we mean, and lets us in. Our app's first bytes wait in its socket until then.
-    net, endpoint, place = await _find(node, now, route, upstream, record)
+    net, endpoint, peer, place = await _find(node, now, route, upstream, record)
     try:
         # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
-        live.claim = Claim(now.id, route.service, route.port, endpoint.anchor)
+        live.claim = Claim(now.id, route.service, route.port, peer, endpoint.path, endpoint.anchor)
         if (changed := node.standing(live.claim)) is not None:
             raise Refused(changed, f"does not use {place}: policy or trust changed during the handshake")
         with upstream.using(place):
@@ -72,7 +72,7 @@ async def serve(
 
 async def _find(
     node: Node, now: Generation, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
-) -> tuple[socket.socket, Endpoint, dial.Place]:
+) -> tuple[socket.socket, Endpoint, Svid, dial.Place]:
     """Tries one peer after the other until one gave a verdict. Whoever is not the one we mean raises the alarm, and what
     is logged in the end is the gravest that was met."""
     seconds = node.config.timeouts.connect
@@ -109,7 +109,7 @@ def _note(record: ConnectionRecord, known: dict[str, Any]) -> None:
 
 async def _approach(
     node: Node, now: Generation, route: Outbound, place: dial.Place, record: ConnectionRecord
-) -> tuple[socket.socket, Endpoint]:
+) -> tuple[socket.socket, Endpoint, Svid]:
     """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
     timeouts, what = node.config.timeouts, f"{route.target}'s sidecar"
     expected = now.mesh.identity(route.service)
@@ -141,7 +141,7 @@ async def _approach(
     except BaseException:
         sockets.hard_close(net)
         raise
-    return net, endpoint
+    return net, endpoint, endpoint.svid
 
 
 def _told(

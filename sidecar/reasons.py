@@ -30,6 +30,9 @@ class Reason(StrEnum):
     OVERLOADED = "overloaded"
     # A fault of ours, not of any peer: kept apart from `handshake_failed`, so that nobody hunts an attacker for our bug.
     INTERNAL_ERROR = "internal_error"
+    # Nothing is known against this peer, but our list of revocations is too old to know. Its own word, because "revoked"
+    # would accuse an honest peer, and no other says what to mend: our way to the CA.
+    REVOCATIONS_STALE = "revocations_stale"
 
     # ... or let in, and ended so:
     OK = "ok"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from sidecar.identity import SpiffeId
+from sidecar.identity import SpiffeId, Svid
 from sidecar.reasons import Reason
 
 JUDGED_A_TICK = 100
@@ -25,11 +25,14 @@ CUT_A_TICK = 16
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What was judged: ``source`` calls ``service:port``, its peer verified up to the root with the digest ``anchor``."""
+    """What was judged: ``source`` calls ``service:port``; the other end is ``peer``, verified along ``path`` (DER, leaf
+    first) up to the root with the digest ``anchor``."""
 
     source: SpiffeId
     service: str
     port: str
+    peer: Svid
+    path: tuple[bytes, ...]
     anchor: bytes
 
     def __str__(self) -> str:

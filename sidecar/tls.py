@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from cryptography import x509
@@ -79,14 +80,23 @@ class KeyPair:
     roots: tuple[x509.Certificate, ...]
 
 
+Roots = tuple[x509.Certificate, ...]
+
+
 class Context:
-    """One generation of TLS settings. ``alpn``: the one protocol that we accept or offer, ``mesh/1/<port name>``."""
+    """One generation of TLS settings: what we show and trust, or, for a client that has no certificate yet, bare ``roots``.
+    ``alpn``: the one protocol that we accept or offer, ``mesh/1/<port name>`` between sidecars.
 
-    __slots__ = ("_ssl", "anchors", "terms")
+    ``unverified``: whoever answers is believed to be anybody. Only for fetching what a root itself has signed, from a CA
+    that the roots we have cannot vouch for; nothing of ours may be sent through it."""
 
-    def __init__(self, keys: KeyPair, terms: Terms) -> None:
+    __slots__ = ("_ssl", "_unverified", "anchors", "terms")
+
+    def __init__(self, keys: KeyPair | Roots, terms: Terms, *, unverified: bool = False) -> None:
+        own, roots = (keys, keys.roots) if isinstance(keys, KeyPair) else (None, keys)
         self.terms = terms
-        self.anchors = frozenset(_digest(root.public_bytes(Encoding.DER)) for root in keys.roots)
+        self.anchors = frozenset(digest(root) for root in roots)
+        self._unverified = unverified
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_tls13_ciphersuites(CIPHERS)
@@ -99,18 +109,19 @@ class Context:
         context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
         # pyOpenSSL enables it; without it one write makes all the records of a buffer, as memory never blocks.
         context.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
-        context.use_certificate(keys.chain[0])
-        for issuer in keys.chain[1:]:
-            context.add_extra_chain_cert(issuer)
-        context.use_privatekey(keys.key)
-        _fill(context.get_cert_store(), keys.roots)
+        if own is not None:
+            context.use_certificate(own.chain[0])
+            for issuer in own.chain[1:]:
+                context.add_extra_chain_cert(issuer)
+            context.use_privatekey(own.key)
+        _fill(context.get_cert_store(), roots)
         context.set_verify_depth(_VERIFY_DEPTH)
         _lib.SSL_CTX_set_alpn_select_cb(context._context, _select_alpn, _NULL)
-        _lib.SSL_CTX_set_verify(
-            context._context,
-            _lib.SSL_VERIFY_PEER | _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT,
-            _verify,
-        )
+        if unverified:
+            _lib.SSL_CTX_set_verify(context._context, _lib.SSL_VERIFY_NONE, _NULL)
+        else:
+            required = 0 if terms.anonymous else _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+            _lib.SSL_CTX_set_verify(context._context, _lib.SSL_VERIFY_PEER | required, _verify)
         self._ssl = context
 
     def server(self, alpn: str, clock: Callable[[], datetime]) -> Endpoint:
@@ -122,18 +133,19 @@ class Context:
     def client(self, alpn: str, expected: SpiffeId, clock: Callable[[], datetime]) -> Endpoint:
         """An endpoint that opens one connection to ``expected`` and to nobody else."""
         terms = Terms(self.terms.trust_domain, expected, self.terms.max_leaf_ttl, self.terms.revocations)
-        endpoint = Endpoint(self._ssl, terms, alpn, clock)
+        endpoint = Endpoint(self._ssl, terms, alpn, clock, unverified=self._unverified)
         endpoint._connection.set_connect_state()
         endpoint._connection.set_alpn_protos([alpn.encode()])
-        endpoint._connection.set_tlsext_host_name(str(expected.service)[:MAX_SERVER_NAME].encode())
+        endpoint._connection.set_tlsext_host_name(expected.segments[-1][:MAX_SERVER_NAME].encode())
         return endpoint
 
 
 class Endpoint:
     """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls.
 
-    After the handshake ``svid`` is the judged peer, verified up to the root with the digest ``anchor`` (one of
-    ``Context.anchors``); before, and after a refusal, it is None. ``established``: the handshake is over, and no alert can
+    After the handshake ``svid`` is the judged peer, verified along ``path`` (DER, leaf first) up to the root with the digest
+    ``anchor`` (one of ``Context.anchors``); before, and after a refusal, and of a peer that may be anybody, it is None.
+    ``established``: the handshake is over, and no alert can
     say any more why it was refused; a verdict can. ``leaf`` is the certificate
     that the peer showed, verified or not: evidence, never identity.
     """
@@ -151,14 +163,24 @@ class Endpoint:
         "_ssl",
         "_start",
         "_terms",
+        "_unverified",
         "anchor",
         "ended",
         "established",
         "leaf",
+        "path",
         "svid",
     )
 
-    def __init__(self, context: SSL.Context, terms: Terms, alpn: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        context: SSL.Context,
+        terms: Terms,
+        alpn: str,
+        clock: Callable[[], datetime],
+        *,
+        unverified: bool = False,
+    ) -> None:
         connection: Any = SSL.Connection(context, None)
         self._connection = connection
         self._ssl = connection._ssl
@@ -175,7 +197,9 @@ class Endpoint:
         self.ended = self.established = False
         self.leaf: bytes | None = None
         self.svid: Svid | None = None
+        self.path: tuple[bytes, ...] = ()
         self.anchor = b""
+        self._unverified = unverified
         connection.set_app_data(self)  # until the handshake ends: the callbacks find their endpoint through it
 
     # -- handshake -----------------------------------------------------------------------------------------------------
@@ -219,8 +243,9 @@ class Endpoint:
             raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is spoken here")
         raise Refused(Reason.PLAINTEXT_REFUSED, f"met {talker(self._first)} where mutual TLS is required")
 
-    def _judged(self) -> Svid:
-        """The judgement that counts: over what the finished connection itself reports. None or doubt refuses."""
+    def _judged(self) -> Svid | None:
+        """The judgement that counts: over what the finished connection itself reports. Doubt refuses; None is nobody, which
+        only an ``unverified`` connection and ``anonymous`` terms can end in."""
         connection = self._connection
         protocol = connection.get_alpn_proto_negotiated()
         if protocol not in (b"", self._alpn):
@@ -228,10 +253,12 @@ class Endpoint:
                 Reason.HANDSHAKE_FAILED,
                 f"met a peer that chose the protocol {shown(repr(protocol))}, which was not offered",
             )
+        if self._unverified:
+            return None
         result = _lib.SSL_get_verify_result(self._ssl)
         leaf = connection.get_peer_certificate()
         if leaf is None:
-            return judge(Presented(()), self._terms, self._clock())
+            return None if self._terms.anonymous else judge(Presented(()), self._terms, self._clock())
         sent = [_der(leaf._x509), *_ders(_lib.SSL_get_peer_cert_chain(self._ssl))]
         if len(sent) > 1 and sent[1] == sent[0]:
             del sent[0]  # a client's view of the chain starts with the leaf, a server's does not
@@ -241,6 +268,7 @@ class Endpoint:
             None if result == 0 else _chain_fault(result, 0),
         )
         svid = judge(presented, self._terms, self._clock())
+        self.path = tuple(map(_shared, presented.path))
         self.anchor = _digest(presented.path[-1])
         return svid
 
@@ -479,8 +507,19 @@ def _der(certificate: Any) -> bytes:
         _lib.BIO_free(bio)
 
 
+def digest(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of a certificate: how a root is told from others, and pinned."""
+    return _digest(certificate.public_bytes(Encoding.DER))
+
+
 def _digest(der: bytes) -> bytes:
     return hashlib.sha256(der).digest()
+
+
+@lru_cache(maxsize=1024)
+def _shared(der: bytes) -> bytes:
+    """The same bytes, once: ten thousand connections of a peer keep one copy of its path."""
+    return der
 
 
 def _ders(stack: Any) -> list[bytes]:

@@ -60,11 +60,15 @@ OWN, UNIT_OWN = "sidecar/credentials.py", "tests/unit/test_credentials.py"
 UNIT_JUDGE, UNIT_IDENTITY, UNIT_POLICY = (f"tests/unit/test_{name}.py" for name in ("judge", "identity", "policy"))
 UNIT_TLS, UNIT_VERDICT, UNIT_OUTBOUND = (f"tests/unit/test_{name}.py" for name in ("tls", "verdict", "outbound"))
 
-AFTERWARDS = "svid = judge(presented, self._terms, self._clock())\n        self.anchor = _digest(presented.path[-1])"
+AFTERWARDS = """\
+svid = judge(presented, self._terms, self._clock())
+        self.path = tuple(map(_shared, presented.path))
+        self.anchor = _digest(presented.path[-1])"""
 UNJUDGED = """\
 from sidecar.identity import parse_svid
 
         svid = parse_svid(sent[0])
+        self.path = presented.path
         self.anchor = _digest(presented.path[-1]) if presented.path else b'none'"""
 
 MUTANTS = [
@@ -82,8 +86,8 @@ MUTANTS = [
     edit(
         "judge: revocations",
         JUDGE,
-        "    _refuse_revoked(svid, presented.path",
-        "    _ = (svid, presented.path",
+        "    if (why := revoked(svid, presented.path, terms.revocations)) is not None:",
+        "    if (why := None) is not None:",
         UNIT_JUDGE,
     ),
     never("judge: revoked identity", JUDGE, "if before is not None and svid.not_before < before:", UNIT_JUDGE),
@@ -91,7 +95,7 @@ MUTANTS = [
     never(
         "judge: revoked issuer",
         JUDGE,
-        "if (issuer.issuer.public_bytes(), issuer.serial_number) in revocations.serials:",
+        "if (issuer, serial) in revocations.serials or key in revocations.keys:",
         UNIT_JUDGE,
     ),
     never("judge: the expected peer", JUDGE, "if terms.expected is not None and svid.id != terms.expected:", MIDDLE),

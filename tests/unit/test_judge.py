@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from sidecar.identity import SpiffeId
-from sidecar.judge import MAX_CHAIN, ChainFault, Presented, Revocations, Terms, judge
+from sidecar.judge import MAX_CHAIN, ChainFault, Presented, Revocations, Terms, judge, key_digest
 from sidecar.reasons import Reason, Refused
 from tests.certificates import Authority, Credential, pem, usage
 
@@ -180,6 +180,27 @@ def test_an_issuer_revoked_by_its_serial_takes_its_leaves_with_it(issuer: Creden
     assert refused.reason is Reason.REVOKED
     assert f"{issuer.certificate.serial_number:x}" in refused.detail
     assert judge(presented(HONEST), revoked(serials=frozenset({entry(Authority().issuing)})), NOW).id == API
+
+
+def test_an_issuer_is_distrusted_by_its_key_whoever_signed_for_it() -> None:
+    issuing = MESH.issuing.certificate
+    refused = refusal(presented(HONEST), revoked(keys=frozenset({key_digest(issuing)})))
+    assert refused.reason is Reason.REVOKED
+    assert "revoked issuer" in refused.detail
+    again = MESH.ca("issuing", key=MESH.issuing.key)
+    assert again.certificate != issuing
+    assert key_digest(again.certificate) == key_digest(issuing)
+    other = frozenset({key_digest(Authority().issuing.certificate)})
+    assert judge(presented(HONEST), revoked(keys=other), NOW).id == API
+
+
+def test_a_list_that_is_too_old_lets_nobody_in_and_says_which_it_is() -> None:
+    refused = refusal(presented(HONEST), revoked(fresh_until=NOW - SECOND))
+    assert refused.reason is Reason.REVOCATIONS_STALE
+    assert f"{NOW - SECOND:%FT%TZ}" in refused.detail
+    assert judge(presented(HONEST), revoked(fresh_until=NOW), NOW).id == API, "still good in its last second"
+    known = revoked(fresh_until=NOW - SECOND, identities={API: NOW})
+    assert refusal(presented(HONEST), known).reason is Reason.REVOKED, "what is known to be revoked is called so"
 
 
 def test_only_the_verified_path_is_looked_at_for_revoked_issuers() -> None:

@@ -140,7 +140,12 @@ def test_little_is_enough(rest: str) -> None:
 
 
 def test_default_leaf_ttl() -> None:
-    assert parse_mesh("trust_domain: a\nservices: {}", "mesh.yaml").max_leaf_ttl == timedelta(hours=25)
+    mesh = parse_mesh("trust_domain: a\nservices: {}", "mesh.yaml")
+    assert mesh.max_leaf_ttl == timedelta(hours=25)
+    assert (mesh.revocation_staleness, mesh.reenrol_window) == (timedelta(hours=1), timedelta(hours=24))
+    said = "trust_domain: a\nservices: {}\nrevocation_staleness: 5m\nreenrol_window: 7d"
+    mesh = parse_mesh(said, "mesh.yaml")
+    assert (mesh.revocation_staleness, mesh.reenrol_window) == (timedelta(minutes=5), timedelta(days=7))
 
 
 @pytest.mark.parametrize("name", ["no", "on", "yes", "null", "true", "5432", "1.5", "a.b", "A_b-c", "..."])

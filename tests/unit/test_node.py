@@ -11,7 +11,8 @@ from trio.testing import MockClock
 
 from sidecar import tls
 from sidecar.config import Config, FileIdentity, Limits, Timeouts
-from sidecar.judge import Terms
+from sidecar.identity import parse_svid
+from sidecar.judge import Revocations, Terms, key_digest
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, parse_mesh
 from sidecar.node import Generation, Node
@@ -22,13 +23,15 @@ from tests.harness import MESH, LogSink
 
 NOWHERE = Path("x")
 AUTHORITY = Authority()
+CALLER = AUTHORITY.leaf("web")
+NONE_REVOKED = Revocations()
 
 
-def generation(mesh: Mesh) -> Generation:
+def generation(mesh: Mesh, revocations: Revocations = NONE_REVOKED) -> Generation:
     leaf = AUTHORITY.leaf("api")
     assert isinstance(leaf.key, tls.PrivateKey)
     keys = tls.KeyPair(leaf.chain, leaf.key, AUTHORITY.roots)
-    return Generation(mesh.identity("api"), mesh, tls.Context(keys, Terms(mesh.trust_domain)))
+    return Generation(mesh.identity("api"), mesh, tls.Context(keys, Terms(mesh.trust_domain, revocations=revocations)))
 
 
 def node(mesh: Mesh) -> Node:
@@ -44,7 +47,8 @@ WITHOUT_WEB = parse_mesh(MESH.replace('  - {from: web, to: "api:http"}\n', ""), 
 
 
 def claim(anchor: bytes) -> Claim:
-    return Claim(MESH_NOW.identity("web"), "api", "http", anchor)
+    path = (*CALLER.chain_der, AUTHORITY.root.der)
+    return Claim(MESH_NOW.identity("web"), "api", "http", parse_svid(CALLER.der), path, anchor)
 
 
 async def test_a_generation_cannot_be_changed_only_replaced() -> None:
@@ -61,6 +65,32 @@ async def test_what_is_in_force_decides_of_a_live_connection() -> None:
     assert one.standing(claim(anchor)) is Reason.POLICY_CHANGED
     one.current = generation(MESH_NOW)
     assert one.standing(claim(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
+
+
+@pytest.mark.parametrize(
+    "revoked",
+    [
+        Revocations({MESH_NOW.identity("web"): AUTHORITY.now}),
+        Revocations(serials=frozenset({(parse_svid(CALLER.der).issuer, parse_svid(CALLER.der).serial)})),
+        Revocations(keys=frozenset({key_digest(AUTHORITY.issuing.certificate)})),
+    ],
+    ids=["identity", "serial", "issuer"],
+)
+async def test_a_live_connection_of_a_revoked_peer_may_not_go_on(revoked: Revocations) -> None:
+    one = node(MESH_NOW)
+    (anchor,) = one.current.context.anchors
+    one.current = generation(MESH_NOW, revoked)
+    assert one.standing(claim(anchor)) is Reason.REVOKED
+
+
+async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list() -> None:
+    one = node(MESH_NOW)
+    (anchor,) = one.current.context.anchors
+    others = Revocations(
+        {MESH_NOW.identity("db"): AUTHORITY.now}, frozenset({(b"another", 1)}), frozenset({b"another"}), AUTHORITY.now
+    )
+    one.current = generation(MESH_NOW, others)
+    assert one.standing(claim(anchor)) is None
 
 
 async def test_durations_are_measured_on_trio_s_clock(mock_clock: MockClock) -> None:

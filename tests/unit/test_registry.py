@@ -6,12 +6,14 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.identity import SpiffeId
+from sidecar.identity import SpiffeId, parse_svid
 from sidecar.reasons import Reason
 from sidecar.registry import CUT_A_TICK, JUDGED_A_TICK, Claim, Live, Registry
+from tests.certificates import Authority
 
-CLAIM = Claim(SpiffeId("shop.internal", ("web",)), "api", "http", b"root")
-OTHER = Claim(SpiffeId("shop.internal", ("job",)), "api", "http", b"root")
+PEER = parse_svid(Authority().leaf().der)
+CLAIM = Claim(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), b"root")
+OTHER = Claim(SpiffeId("shop.internal", ("job",)), "api", "http", PEER, (), b"root")
 
 
 def web_may_not(claim: Claim) -> Reason | None:

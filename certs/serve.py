@@ -1,0 +1,364 @@
+"""``certs serve``: the process. What is in force, what is followed (files, store, clock), and who is let in to ask.
+
+The CA follows its own directory, ``mesh.yaml`` and its store by looking at them once a second, so that whatever changed
+them (an editor, ``certs revoke`` in another terminal, another CA on the same database) is in force in a second, without a
+restart.
+What is wrong is said, and the last good stays. The list of revocations is signed anew each minute, but only while the store
+can be read: a CA that cannot know of a revocation does not vouch that there was none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+import trio
+
+from certs import authority, standing
+from certs.http import Peer, converse
+from certs.registrar import Terms as IssuingTerms
+from certs.service import Api, InForce, Limits, etag
+from certs.store import Store, StoreUnavailableError, Transaction
+from certs.trust import Bundle, RevocationList, UntrustedError, sign_revocations
+from certs.writer import Writer
+from sidecar import sockets
+from sidecar.address import Address
+from sidecar.gate import Gate
+from sidecar.handshake import shake_hands
+from sidecar.judge import Terms
+from sidecar.logs import Log
+from sidecar.mesh import Mesh, load_mesh
+from sidecar.reasons import Refused, UsageError
+from sidecar.stream import BrokenStreamError, SecureStream
+from sidecar.tls import Context, KeyPair
+from sidecar.watch import LOOK_SECONDS, Watch, read_all
+
+CA_SERVICE = "mesh/ca"
+ALPN = "http/1.1"
+SIGN_SECONDS = 60.0
+"""How often the list of revocations is signed anew."""
+
+OWN_TTL = timedelta(hours=24)
+HANDSHAKE_SECONDS = 5.0
+DRAIN_SECONDS = 5.0
+MAX_CONNECTIONS = 4096
+PRUNE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says. ``ttl``: of the certificates that it issues."""
+
+    directory: Path
+    mesh: Path
+    listen: Address
+    store_url: str
+    ttl: timedelta
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the store holds: the newest bundle's document, and what is revoked as of when it was asked."""
+
+    bundle: str
+    revoked: RevocationList
+
+
+class CaServer:
+    """One CA. Everything that can be wrong at start is a :class:`UsageError` of the constructor."""
+
+    def __init__(self, settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:
+        self.settings = settings
+        self.log = log
+        self.clock = clock
+        self.store = Store(settings.store_url, clock=lambda: int(clock().timestamp()))
+        self.gate = Gate()
+        self._followed = [
+            settings.mesh,
+            *(settings.directory / name for name in (authority.ROOT, authority.ISSUING, authority.DELEGATE)),
+        ]
+        self._watch = Watch({})
+        self._said: dict[str, str] = {}
+        try:
+            self.api = Api(self, self.store, Writer(self.store), log, clock, settings.limits)
+            self._authority = authority.load(settings.directory, clock())
+            self._mesh = self._load_mesh()
+            self._seed()
+            self._known = self.store.read(self._ask)
+            self.in_force = self._assemble()
+            self._own_until, self.context = self._show(self.in_force.bundle)
+            self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
+        except (UntrustedError, StoreUnavailableError) as error:
+            self.store.close()
+            raise UsageError(str(error)) from error
+        except BaseException:
+            self.store.close()
+            raise
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.socket.getsockname()[:2]
+        return host, port
+
+    async def run(self, stop: trio.Event) -> None:
+        """Serves until ``stop``; then lets requests that are under way end."""
+        try:
+            async with trio.open_nursery() as machinery:
+                machinery.start_soon(self.api.writer.run)
+                machinery.start_soon(self.gate.run)
+                machinery.start_soon(self._follow)
+                async with trio.open_nursery() as connections:
+                    async with trio.open_nursery() as accepting:
+                        accepting.start_soon(self._accept, connections)
+                        await stop.wait()
+                        accepting.cancel_scope.cancel()
+                    self.socket.close()
+                    connections.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+                machinery.cancel_scope.cancel()
+        finally:
+            self.socket.close()
+            self.store.close()
+
+    # -- what is in force ----------------------------------------------------------------------------------------------
+
+    def _load_mesh(self) -> Mesh:
+        mesh = load_mesh(self.settings.mesh)
+        if mesh.trust_domain != self._authority.trust_domain:
+            raise UsageError(
+                f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, and the CA in {self.settings.directory} "
+                f"is of {self._authority.trust_domain}"
+            )
+        return mesh
+
+    def _seed(self) -> None:
+        """An empty store gets the bundle that the directory has."""
+        document = (
+            self.store.read(standing.newest_bundle) or authority.bundle_document(self.settings.directory).decode()
+        )
+        bundle = self._read_bundle(document)
+
+        def add(transaction: Transaction) -> None:
+            if standing.newest_bundle(transaction.connection) is None:
+                standing.publish(transaction, bundle, document.encode())
+
+        self.store.write(add)
+
+    def _read_bundle(self, document: str) -> Bundle:
+        own = self._authority
+        try:
+            return standing.own_bundle(document, own.trust_domain, own.roots, self.clock())
+        except UntrustedError as error:
+            raise UntrustedError(
+                f"the store's trust bundle is not of the CA in {self.settings.directory}: {error}; "
+                "is it the store of another CA?"
+            ) from error
+
+    def _ask(self, connection: sa.Connection) -> _Known:
+        revoked = standing.revocations(connection, self._authority.trust_domain, self.clock())
+        return _Known(standing.newest_bundle(connection) or "", revoked)
+
+    def _assemble(self) -> InForce:
+        """From the directory, the mesh, and what the store was last known to hold. Raises :class:`UsageError` and
+        :class:`UntrustedError`."""
+        own = self._authority
+        if own.delegate is None:
+            raise UsageError(
+                f"{self.settings.directory / authority.DELEGATE} is missing: this CA was made by an older version; "
+                f"with the root's key at hand: certs renew-issuing {self.settings.directory}"
+            )
+        bundle = self._read_bundle(self._known.bundle)
+        signed = sign_revocations(self._known.revoked, own.delegate)
+        terms = IssuingTerms(
+            own,
+            frozenset(self._mesh.services),
+            self.settings.ttl,
+            self._mesh.reenrol_window,
+            bundle.distrusted,
+            self.api.admit,
+        )
+        return InForce(terms, bundle, signed, etag(signed))
+
+    def _show(self, bundle: Bundle) -> tuple[datetime, Context]:
+        """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
+        it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
+        names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
+        issued = authority.issue(self._authority, CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
+        keys = KeyPair(issued.chain, issued.key, bundle.roots)
+        terms = Terms(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
+        return issued.not_after, Context(keys, terms)
+
+    # -- following -----------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        pruned = trio.current_time()
+        while True:
+            await self._look()
+            if trio.current_time() - pruned > PRUNE_SECONDS:
+                pruned = trio.current_time()
+                with contextlib.suppress(StoreUnavailableError):
+                    await self.api.write(standing.prune)
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        """Takes what is new and good; says, once, what is new and is not."""
+        now = self.clock()
+        if self._watch.look(read_all(self._followed)) is not None:
+            self._try("directory", self._take_authority)
+            self._try("mesh", self._take_mesh)
+        try:
+            known = await trio.to_thread.run_sync(self.store.read, self._ask)
+        except StoreUnavailableError as error:
+            self.api.metrics.store_up(up=False)
+            self._tell("store", f"{error}; what was in force before stays")
+        else:
+            self.api.metrics.store_up(up=True)
+            self._try("store", lambda: self._take_store(known))
+        if now + OWN_TTL / 2 > self._own_until:
+            self._try("own certificate", self._take_own)
+        self._tell("issuing", authority.soon_over(self._authority, now))
+
+    def _take_authority(self) -> None:
+        loaded = authority.load(self.settings.directory, self.clock())
+        if loaded.trust_domain != self._authority.trust_domain:
+            raise UsageError(
+                f"{self.settings.directory} holds a CA of another trust domain now: restart to be that one"
+            )
+        if loaded != self._authority:
+            before, self._authority = self._authority, loaded
+            try:
+                self.in_force = self._assemble()
+                self._own_until, self.context = self._show(self.in_force.bundle)
+            except BaseException:
+                self._authority = before
+                raise
+            end = loaded.issuer.certificate.not_valid_after_utc
+            self.log.info("reloaded", message=f"the CA in {self.settings.directory}, issuing until {end:%FT%TZ}")
+
+    def _take_mesh(self) -> None:
+        mesh = self._load_mesh()
+        if mesh != self._mesh:
+            self._mesh = mesh
+            self.in_force = self._assemble()
+            self.log.info("reloaded", message=f"{self.settings.mesh}: {len(mesh.services)} services")
+
+    def _take_store(self, known: _Known) -> None:
+        """The bundle and the revocations, if they changed, or if it is time to sign again."""
+        age = (known.revoked.issued_at - self._known.revoked.issued_at).total_seconds()
+        changed = known.bundle != self._known.bundle or known.revoked.version != self._known.revoked.version
+        if changed or not 0 <= age < SIGN_SECONDS:
+            before = self.in_force.bundle
+            self._known = known
+            self.in_force = self._assemble()
+            if self.in_force.bundle != before:
+                self._own_until, self.context = self._show(self.in_force.bundle)
+                self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
+
+    def _take_own(self) -> None:
+        self._own_until, self.context = self._show(self.in_force.bundle)
+
+    def _try(self, what: str, take: Callable[[], None]) -> None:
+        try:
+            take()
+        except (UsageError, UntrustedError, StoreUnavailableError) as error:
+            self._tell(what, f"{error}; what was in force before stays")
+        except Exception as error:  # a fault of ours, and no reason to serve nobody
+            self.log.bug("reload_failed", error)
+        else:
+            self._tell(what, None)
+
+    def _tell(self, what: str, message: str | None) -> None:
+        """Says it once, and again when it is mended."""
+        if message is not None and self._said.get(what) != message:
+            self.log.warning("warning", message=message)
+        elif message is None and what in self._said:
+            self.log.info("mended", message=f"{what}: good again")
+        if message is None:
+            self._said.pop(what, None)
+        else:
+            self._said[what] = message
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    async def _accept(self, connections: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, _ = self.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                await trio.lowlevel.wait_readable(self.socket)
+                continue
+            except OSError as error:
+                self._tell("accepting", f"cannot accept connections: {error.strerror}")
+                await trio.sleep(0.1)
+                continue
+            self._tell("accepting", None)
+            if len(connections.child_tasks) > MAX_CONNECTIONS:
+                sock.close()
+                self.api.metrics.refused("overloaded")
+                continue
+            connections.start_soon(self._connection, sock)
+
+    async def _connection(self, sock: socket.socket) -> None:
+        """One connection. Nothing that happens in it escapes."""
+        address = ""
+        try:
+            address = sockets.text(sock.getpeername())
+            sockets.prepare(sock)
+            endpoint = self.context.server(ALPN, self.clock)
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                await shake_hands(sock, endpoint, self.gate)
+            stream = SecureStream(sock, endpoint)
+            try:
+                peer = Peer(address, endpoint.svid, endpoint.path)
+                await converse(stream, peer, self.api.routes(), self.api.metrics.answered)
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await stream.close()
+        except Refused as refusal:
+            self.api.metrics.refused(str(refusal.reason))
+            message = f"refused: the CA {refusal.detail}"
+            self.log.warning("refused", reason=str(refusal.reason), message=message, peer_address=address)
+            await sockets.linger(sock)
+        except trio.TooSlowError:
+            self.api.metrics.refused("handshake_timeout")
+        except (BrokenStreamError, OSError):
+            pass  # a caller that is gone; it asks again
+        except Exception as error:  # one connection's bug must not end the others
+            self.log.bug("internal_error", error, peer_address=address)
+        finally:
+            sockets.hard_close(sock)
+
+
+async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:
+    """Runs a CA until SIGTERM or SIGINT. Raises :class:`UsageError` at start."""
+    server = CaServer(settings, log, clock)
+    stop = trio.Event()
+    host, port = server.address
+    own = server.in_force
+    log.info(
+        "started",
+        message=f"CA of {own.terms.authority.trust_domain} for {len(own.terms.services)} services",
+        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        issuing_until=f"{own.terms.authority.issuer.certificate.not_valid_after_utc:%FT%TZ}",
+        root_sha256=own.bundle.active.hex(),
+        bundle=own.bundle.version,
+    )
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            nursery.start_soon(_obey, signals, stop, nursery.cancel_scope)
+            await server.run(stop)
+            nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _obey(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+    async for _ in signals:
+        if stop.is_set():
+            everything.cancel()
+        stop.set()
