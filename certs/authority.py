@@ -56,6 +56,11 @@ class Authority:
     issuer: Issuer
     delegate: Issuer | None
 
+    @property
+    def root_digest(self) -> bytes:
+        """SHA-256 of the root: what a sidecar pins."""
+        return trust.digest(self.root)
+
 
 @dataclass(frozen=True, slots=True)
 class Issued:
@@ -207,8 +212,7 @@ def renew_issuing(
         raise UsageError(f"{directory} holds no CA: {', '.join(missing)} missing")
     root = load_root(directory, root_key, passphrase)
     _check_valid(directory / ROOT, root.certificate, now, f"certs rotate-root {directory}")
-    (old,) = _certificates(directory / ISSUING, files.read(directory / ISSUING))[:1]
-    trust_domain = _trust_domain(directory / ISSUING, old)
+    trust_domain = _trust_domain(directory / ISSUING, issuing_certificate(directory))
     issuing, delegate = _under(root, trust_domain, now)
     with files.locked(directory, exclusive=True):
         install(directory, issuing, delegate)
@@ -219,6 +223,13 @@ def renew_issuing(
             document = trust.sign_bundle(bundle, [root])
             files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
         return _load(directory, now), root
+
+
+def issuing_certificate(directory: Path) -> x509.Certificate:
+    """The issuing CA's certificate, as it is. Raises :class:`UsageError`."""
+    if files.missing(directory, (ISSUING,)):
+        raise UsageError(f"{directory} holds no CA: {ISSUING} missing")
+    return _certificates(directory / ISSUING, files.read(directory / ISSUING))[0]
 
 
 def install(directory: Path, issuing: Issuer, delegate: Issuer) -> None:

@@ -181,9 +181,9 @@ def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: s
     transaction.record("issued", str(svid.id), how=how, serial=f"{svid.serial:x}", not_after=f"{svid.not_after:%FT%TZ}")
 
 
-def earliest(transaction: Transaction, identity: SpiffeId) -> datetime | None:
+def revoked_until(connection: sa.Connection, identity: SpiffeId) -> datetime | None:
     """What a new certificate's not-before must not lie before: the time up to which the identity is revoked."""
-    before = transaction.connection.execute(
+    before = connection.execute(
         sa.select(revoked_identities.c.before).where(revoked_identities.c.identity == str(identity))
     ).scalar_one_or_none()
     return None if before is None else _when(before)
@@ -202,7 +202,12 @@ def _certify(
     issuer = terms.authority.issuer
     try:
         leaf = profile.leaf(
-            identity, key, issuer, _when(transaction.now), terms.ttl, not_before=earliest(transaction, identity)
+            identity,
+            key,
+            issuer,
+            _when(transaction.now),
+            terms.ttl,
+            not_before=revoked_until(transaction.connection, identity),
         )
     except profile.ProfileError as error:
         raise Denied(Denial.UNAVAILABLE, f"this CA cannot issue now: {error}") from error
@@ -230,7 +235,7 @@ def _row(transaction: Transaction, certificate: bytes) -> sa.Row[tuple[object, .
 
 def _refuse_revoked(transaction: Transaction, certificate: bytes) -> None:
     svid = parse_svid(certificate)
-    before = earliest(transaction, svid.id)
+    before = revoked_until(transaction.connection, svid.id)
     by_serial = transaction.connection.execute(
         sa.select(revoked_serials.c.serial).where(
             (revoked_serials.c.issuer == b64encode(svid.issuer).decode())

@@ -21,7 +21,8 @@ import sqlalchemy as sa
 import trio
 
 from certs import authority, standing
-from certs.http import Peer, converse
+from certs.authority import Authority
+from certs.http1 import Peer, converse
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction
@@ -230,7 +231,7 @@ class CaServer:
             raise UsageError(
                 f"{self.settings.directory} holds a CA of another trust domain now: restart to be that one"
             )
-        if loaded != self._authority:
+        if _shape(loaded) != _shape(self._authority):
             before, self._authority = self._authority, loaded
             try:
                 self.in_force = self._assemble()
@@ -333,6 +334,12 @@ class CaServer:
             self.log.bug("internal_error", error, peer_address=address)
         finally:
             sockets.hard_close(sock)
+
+
+def _shape(loaded: Authority) -> tuple[object, ...]:
+    """What tells one state of the directory from another; keys go with their certificates."""
+    delegate = None if loaded.delegate is None else loaded.delegate.certificate
+    return loaded.roots, loaded.issuer.certificate, delegate
 
 
 async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from cryptography import x509
 
 from certs import profile
+from certs.authority import Authority
+from certs.profile import Issuer
 from certs.registrar import end_passes
 from certs.store import Transaction, bundles, followers, issued, meta, passes, revoked_identities, revoked_serials
-from certs.trust import Bundle, RevocationList, digest, next_version, read_bundle
+from certs.trust import Bundle, RevocationList, digest, next_version, read_bundle, sign_bundle
 from sidecar.identity import SpiffeId, parse_spiffe_id
 from sidecar.reasons import UsageError
 
@@ -64,6 +66,18 @@ def publish(transaction: Transaction, bundle: Bundle, document: bytes) -> None:
     transaction.record("bundle", "", version=bundle.version, roots=roots, active=bundle.active.hex()[:16])
 
 
+def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer, now: datetime) -> int:
+    """Publishes that a CA's key counts no longer, whoever signed for it; returns the bundle's version."""
+    document = newest_bundle(transaction.connection)
+    if document is None:
+        raise UsageError("the store has no trust bundle yet: start certs serve once")
+    before = own_bundle(document, own.trust_domain, own.roots, now)
+    bundle = replace(before, version=next_version(before.version, now), distrusted=before.distrusted | {key})
+    publish(transaction, bundle, sign_bundle(bundle, [root]))
+    transaction.record("distrusted", "", key=key.hex())
+    return bundle.version
+
+
 def own_bundle(document: str, trust_domain: str, roots: Iterable[x509.Certificate], now: datetime) -> Bundle:
     """A bundle from our own store, if it is of this CA: signed by one of these roots. Raises :class:`UntrustedError`."""
     return read_bundle(document.encode(), trust_domain, frozenset(map(digest, roots)), now)
@@ -76,7 +90,7 @@ def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
     """Revokes all that was issued for an identity until now, and ends its passes. Returns how many passes that were.
 
     The time is the next whole second, as certificates count, so that nothing issued in this one is left out; what is issued
-    later is not dated back before it (:func:`certs.registrar.earliest`)."""
+    later is not dated back before it (:func:`certs.registrar.revoked_until`)."""
     before = transaction.now + 1
     where = revoked_identities.c.identity == str(identity)
     if transaction.connection.execute(revoked_identities.update().where(where).values(before=before)).rowcount == 0:

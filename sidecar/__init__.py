@@ -9,10 +9,12 @@ The rooms, and the one direction in which they may depend on each other:
 * **pure** (no trio, no sockets, no OpenSSL; time is an argument):
   files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
   ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
-  verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``, ``devplan``
+  verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
+  ``schedule``, ``devplan``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``poller``, ``relay``, ``logs``, ``watch``
-* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``run``, ``dev``
+  ``stream``, ``poller``, ``relay``, ``logs``, ``watch``, ``statedir``, ``answers`` (what of a CA's answers is taken)
+* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
+  renews, follows the CA), ``run``, ``dev``
 * **command line**: ``cli``; no logic. ``demo`` shows it all, by real processes
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one

@@ -77,6 +77,17 @@ def parse_address(text: str, *, listening: bool = False) -> Address:
     return address
 
 
+def ca_address(url: str) -> Address:
+    """Where a CA is: ``https://ca:8443``, without a path; port 443 if it says none. Raises :class:`ValueError`."""
+    host = url.removeprefix("https://").removesuffix("/")
+    try:
+        if not url.startswith("https://"):
+            raise ValueError("no https")
+        return parse_address(host if re.search(r":[0-9]+$", host) else f"{host}:443")
+    except ValueError as error:
+        raise ValueError(f"{shown(url)} is no address of a CA: write it as https://ca:8443") from error
+
+
 def _is_ip(kind: type[IP], host: str) -> bool:
     try:
         kind(host)

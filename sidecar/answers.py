@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.profile import BACKDATED
 from certs.trust import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
 from sidecar.credentials import Credentials, judge_own
-from sidecar.identity import SpiffeId, shown
-from sidecar.judge import Revocations, Terms, key_digest
+from sidecar.identity import SpiffeId, parse_svid, shown
+from sidecar.judge import Revocations, Terms, key_digest, revoked
 from sidecar.reasons import Reason, Refused
-from sidecar.tls import KeyPair, PrivateKey
+from sidecar.tls import KeyPair, PrivateKey, digest
 
 MIN_LIFE = timedelta(minutes=1)
 """A certificate that ends sooner than that is none to go on with."""
@@ -130,21 +130,48 @@ def take_certificate(
     return Credentials(keys, svid)
 
 
-def must_renew(credentials: Credentials, bundle: Bundle) -> bool:
-    """Whether a certificate has to be replaced whatever its age: it is not under the active root, or its issuer counts no
-    longer."""
-    root = next((root for root in bundle.roots if _digest(root) == bundle.active), None)
+def must_renew(credentials: Credentials, bundle: Bundle, listed: RevocationList | None) -> bool:
+    """Whether a certificate has to be replaced whatever its age: it is not under the active root, its issuer counts no
+    longer, or it was revoked itself (and whoever did that may have made a new secret since)."""
+    if listed is not None and revoked(credentials.svid, (), revocations(bundle, listed, timedelta())) is not None:
+        return True
+    root = next((root for root in bundle.roots if digest(root) == bundle.active), None)
     chain = credentials.keys.chain
     under_active = root is not None and chain[-1].issuer == root.subject
     return not under_active or any(key_digest(issuer) in bundle.distrusted for issuer in chain[1:])
 
 
+def with_roots(credentials: Credentials, bundle: Bundle) -> Credentials:
+    """The same certificate, trusting what the bundle says."""
+    keys = credentials.keys
+    return Credentials(KeyPair(keys.chain, keys.key, bundle.roots), credentials.svid)
+
+
+def kept_certificate(pem: bytes, own: SpiffeId, bundle: Bundle) -> Credentials:
+    """What :func:`identity_pem` made, if it is whole and ours; it may have ended, and be under a root that is gone: then it
+    is good for re-enrolment still. Raises :class:`AnswerRefusedError`."""
+    key = read_key(pem)
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(pem))
+        svid = parse_svid(chain[0].public_bytes(serialization.Encoding.DER))
+    except Exception as error:  # whatever the parsers raise
+        raise AnswerRefusedError("it has no certificate that is an SVID") from error
+    if svid.id != own or chain[0].public_key() != key.public_key() or len(chain) < 2:
+        raise AnswerRefusedError(f"its certificate is not one of {own} with its key and its issuer")
+    return Credentials(KeyPair(chain, key, bundle.roots), svid)
+
+
 def identity_pem(credentials: Credentials) -> bytes:
     """Key and chain, as they are kept."""
-    key = credentials.keys.key.private_bytes(
+    chain = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in credentials.keys.chain)
+    return key_pem(credentials.keys.key) + chain
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    """A key alone, as it is kept."""
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return key + b"".join(one.public_bytes(serialization.Encoding.PEM) for one in credentials.keys.chain)
 
 
 def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
@@ -160,10 +187,6 @@ def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 def describe(error: Exception) -> str:
     return shown(str(error), 500)[1:-1]
-
-
-def _digest(certificate: x509.Certificate) -> bytes:
-    return certificate.fingerprint(hashes.SHA256())
 
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from sidecar.address import DEVICE, Address, parse_address
+from sidecar.address import DEVICE, Address, ca_address, parse_address
 from sidecar.collisions import add_listener_faults
 from sidecar.document import part, parts
 from sidecar.durations import parse_duration
@@ -103,13 +103,7 @@ def _device(text: str) -> str:
 
 
 def _ca_url(text: str) -> str:
-    host = text.removeprefix("https://").removesuffix("/")
-    try:
-        if not text.startswith("https://"):
-            raise ValueError("no https")
-        parse_address(host if re.search(r":[0-9]+$", host) else f"{host}:443")
-    except ValueError as error:
-        raise ValueError(f"{shown(text)} is no address of a CA: write it as https://ca:8443") from error
+    ca_address(text)
     return text
 
 

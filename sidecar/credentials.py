@@ -39,8 +39,8 @@ def load(certificate: Path, key: Path, bundle: Path, terms: Terms, now: datetime
     """Reads and checks the three files; ``terms.expected`` is our own identity. Raises :class:`UsageError`."""
     if terms.expected is None:
         raise ValueError("terms.expected must be our own identity")
-    chain = _certificates(certificate, "certificate")
-    roots = _certificates(bundle, "trust bundle")
+    chain = read_certificates(certificate, "certificate")
+    roots = read_certificates(bundle, "trust bundle")
     private = _key(key)
     for one, path in (*((one, certificate) for one in chain), *((one, bundle) for one in roots)):
         _check_strength(one, path)
@@ -121,8 +121,9 @@ def _check_strength(certificate: x509.Certificate, path: Path) -> None:
         raise UsageError(f"{path}: the key {whose} is of a kind or size that TLS 1.3 peers refuse; use P-256")
 
 
-def _certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
-    data = _read(path, what)
+def read_certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM file; ``what`` it is, for messages. Raises :class:`UsageError`."""
+    data = read_file(path, what)
     try:
         certificates = x509.load_pem_x509_certificates(data)
     except ValueError as error:
@@ -131,7 +132,7 @@ def _certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
 
 
 def _key(path: Path) -> tls.PrivateKey:
-    data = _read(path, "key", secret=True)
+    data = read_file(path, "key", secret=True)
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except TypeError as error:
@@ -145,7 +146,8 @@ def _key(path: Path) -> tls.PrivateKey:
     return key
 
 
-def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
+def read_file(path: Path, what: str, *, secret: bool = False) -> bytes:
+    """A file's content; a ``secret`` one must be its owner's alone. Raises :class:`UsageError`."""
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):  # a FIFO would be waited for, for ever
@@ -154,7 +156,7 @@ def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if secret:
-                _check_secret(path, status)
+                _check_secret(path, what, status)
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
@@ -166,12 +168,12 @@ def _read(path: Path, what: str, *, secret: bool = False) -> bytes:
     return data
 
 
-def _check_secret(path: Path, status: os.stat_result) -> None:
+def _check_secret(path: Path, what: str, status: os.stat_result) -> None:
     """A key is its owner's alone; root may let one group read it (as PostgreSQL has it)."""
     forbidden = stat.S_IRWXG | stat.S_IRWXO
     if status.st_uid == 0 and os.getuid() != 0:
         forbidden = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
     if status.st_mode & forbidden:
         raise UsageError(
-            f"{path}: the key can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); do: chmod 600 {path}"
+            f"{path}: the {what} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); do: chmod 600 {path}"
         )

@@ -21,7 +21,7 @@ import trio
 from sidecar import credentials
 from sidecar.config import Config, FileIdentity, parse_config
 from sidecar.credentials import Credentials
-from sidecar.judge import Terms
+from sidecar.judge import Revocations, Terms
 from sidecar.mesh import Mesh, load_mesh
 from sidecar.node import Generation, Node
 from sidecar.reasons import UsageError
@@ -32,33 +32,37 @@ from sidecar.yamlfile import load_text
 _T = TypeVar("_T")
 
 EXPIRY_WARNING = timedelta(minutes=10)
+NOTHING_REVOKED = Revocations()
 
 
 def load_credentials(config: Config, mesh: Mesh, now: datetime) -> Credentials:
-    """Our own certificate, key and bundle, checked. Raises :class:`UsageError`."""
+    """Our own certificate, key and bundle from files, checked. Raises :class:`UsageError`."""
     if not isinstance(config.identity, FileIdentity):
-        raise UsageError(
-            f"{config.path}: identity.ca: this version takes certificates from files only; "
-            "make them with `certs issue` and write identity: {files: {certificate: …, key: …, bundle: …}}"
-        )
+        raise TypeError("credentials that a CA gives are not in files of the configuration")
     files, own = config.identity, mesh.identity(config.service)
     terms = Terms(mesh.trust_domain, own, mesh.max_leaf_ttl)
     return credentials.load(files.certificate, files.key, files.bundle, terms, now)
 
 
-def generation(service: str, mesh: Mesh, keys: KeyPair) -> Generation:
+def generation(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations = NOTHING_REVOKED) -> Generation:
     """Everything that a connection of ``service`` is judged by."""
-    return Generation(
-        mesh.identity(service), mesh, Context(keys, Terms(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl))
-    )
+    terms = Terms(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, revocations=revocations)
+    return Generation(mesh.identity(service), mesh, Context(keys, terms))
 
 
 class Reloader:
-    """Follows one sidecar's files. ``environ`` is what its configuration was read with."""
+    """Follows one sidecar's files, and takes what its CA gives. ``environ`` is what its configuration was read with."""
 
-    def __init__(self, node: Node, loaded: Credentials, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        loaded: Credentials,
+        environ: Mapping[str, str],
+        revocations: Revocations = NOTHING_REVOKED,
+    ) -> None:
         self.node = node
         self.loaded = loaded
+        self.revocations = revocations
         self._environ = environ
         self._refused = False
         self._wiring_said = ""
@@ -105,16 +109,29 @@ class Reloader:
             message = f"in force now: {'; '.join(changed)}"
             self.node.log.info("reloaded", service=self.node.config.service, message=message, connections_cut=cut)
 
+    async def adopt(self, loaded: Credentials, revocations: Revocations) -> None:
+        """Puts in force what the CA gave; lives on what was let in before, unless that is not believed any more."""
+        before = self.loaded.keys.roots, replace(self.revocations, fresh_until=None)
+        self.loaded, self.revocations = loaded, revocations
+        node = self.node
+        node.current = generation(node.config.service, node.current.mesh, loaded.keys, revocations)
+        if (loaded.keys.roots, replace(revocations, fresh_until=None)) != before:
+            cut = await self._rejudge()
+            message = "in force now: what the CA says of trust and revocations"
+            node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
+
     def _take(self) -> list[str]:
         """Puts in force what is new and good; returns what that is."""
         node, in_force, before = self.node, self.node.current, self.loaded
         until = f"{before.svid.not_after:%F %T} UTC"
         mesh = self._try(self._mesh, in_force.mesh, f"the policy of {in_force.mesh.filename} as it was read before")
-        loaded = self._try(
-            lambda: load_credentials(node.config, mesh, node.clock()),
-            before,
-            f"the certificate that is good until {until}",
-        )
+        loaded = before
+        if isinstance(node.config.identity, FileIdentity):
+            loaded = self._try(
+                lambda: load_credentials(node.config, mesh, node.clock()),
+                before,
+                f"the certificate that is good until {until}",
+            )
         changed = []
         if mesh != in_force.mesh:
             changed.append(f"policy of {mesh.filename}, rules: {len(mesh.rules)}")
@@ -123,7 +140,8 @@ class Reloader:
         if loaded.keys.roots != before.keys.roots:
             changed.append(f"trust bundle, roots: {len(loaded.keys.roots)}")
         if changed:
-            node.current, self.loaded = generation(node.config.service, mesh, loaded.keys), loaded
+            node.current = generation(node.config.service, mesh, loaded.keys, self.revocations)
+            self.loaded = loaded
         self._compare_wiring(mesh)
         return changed
 
@@ -175,10 +193,10 @@ class Reloader:
         left = until - self.node.clock()
         stage = "expired" if left <= timedelta() else "expiring" if left <= EXPIRY_WARNING else ""
         if stage and stage != self._expiry_said:
-            self._say(
-                f"certificate_{stage}",
-                f"our certificate is good until {until:%F %T} UTC and no longer; put a new one in its place",
-            )
+            mend = "put a new one in its place"
+            if not isinstance(self.node.config.identity, FileIdentity):
+                mend = "the CA has not given a new one"
+            self._say(f"certificate_{stage}", f"our certificate is good until {until:%F %T} UTC and no longer; {mend}")
         self._expiry_said = stage
 
     def _say(self, event: str, message: str) -> None:

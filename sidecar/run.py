@@ -10,19 +10,30 @@ from contextlib import asynccontextmanager
 import trio
 
 from sidecar import config as configuration
-from sidecar.config import Config
+from sidecar.config import Config, FileIdentity
+from sidecar.credentials import Credentials
+from sidecar.judge import Revocations
 from sidecar.logs import Log
+from sidecar.member import Member
 from sidecar.node import Node
-from sidecar.reload import Reloader, generation, load_credentials
+from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
 from sidecar.tls import utc_now
 
 
-def prepare(config: Config, environ: Mapping[str, str], log: Log) -> tuple[Server, Reloader]:
-    """Everything that can be wrong at start: credentials, then listeners. Raises :class:`UsageError`."""
-    loaded = load_credentials(config, config.mesh, utc_now())
-    node = Node(config, generation(config.service, config.mesh, loaded.keys), log)
-    return Server(node), Reloader(node, loaded, environ)
+def prepare(
+    config: Config,
+    environ: Mapping[str, str],
+    log: Log,
+    loaded: Credentials | None = None,
+    revocations: Revocations = NOTHING_REVOKED,
+) -> tuple[Server, Reloader]:
+    """Everything that can be wrong at start: credentials (those of the files, unless a CA gave some), then listeners.
+    Raises :class:`UsageError`."""
+    if loaded is None:
+        loaded = load_credentials(config, config.mesh, utc_now())
+    node = Node(config, generation(config.service, config.mesh, loaded.keys, revocations), log)
+    return Server(node), Reloader(node, loaded, environ, revocations)
 
 
 @asynccontextmanager
@@ -40,7 +51,39 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal cuts at once; SIGHUP reloads the files at once.
     ``environ`` is what ``config`` was read with. Raises :class:`UsageError` at start."""
     log = Log(style=config.log_format)
-    server, reloader = prepare(config, environ, log)
+    if isinstance(config.identity, FileIdentity):
+        await _serve(config, log, *prepare(config, environ, log))
+        return
+    member = Member(config.service, config.identity, lambda: config.mesh, log, utc_now)
+    try:
+        joined = await _join(member)
+        if joined is None:
+            return
+        server, reloader = prepare(config, environ, log, joined, member.revocations())
+        member.follow(lambda: server.node.current.mesh)
+        await _serve(config, log, server, reloader, member)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await member.close()
+
+
+async def _join(member: Member) -> Credentials | None:
+    """Waits until we are somebody; None if a signal came first."""
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+            async def give_up() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            await member.join()
+            nursery.cancel_scope.cancel()
+            return member.credentials
+    return None
+
+
+async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Member | None = None) -> None:
     raise_descriptor_limit()
     stop = trio.Event()
     for warning in configuration.warnings(config, utc_now()):
@@ -49,6 +92,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             nursery.start_soon(_obey, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
+            if member is not None:
+                nursery.start_soon(member.run, reloader.adopt)
             svid = reloader.loaded.svid
             log.info(
                 "started",

@@ -19,7 +19,7 @@ from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_ke
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DOMAIN = "shop.internal"
-NAMES = ["issuing.key", "issuing.pem", "root.key", "root.pem"]
+NAMES = ["bundle.json", "issuing.key", "issuing.pem", "revocation.pem", "root.key", "root.pem"]
 
 
 @pytest.fixture
@@ -35,12 +35,13 @@ def content(directory: Path) -> dict[str, bytes]:
 # -- init --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_ca_is_four_files_and_can_issue(tmp_path: Path) -> None:
+def test_a_new_ca_is_its_files_and_can_issue(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "ca"
     made = authority.init(directory, DOMAIN, NOW)
     assert sorted(content(directory)) == NAMES
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
-    assert {name: modes[name] & 0o077 for name in ("root.key", "issuing.key")} == {"root.key": 0, "issuing.key": 0}
+    secret = ("root.key", "issuing.key", "revocation.pem")
+    assert {name for name in modes if modes[name] & 0o077 == 0} == set(secret)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     loaded = authority.load(directory, NOW)
     assert (loaded.trust_domain, loaded.roots, loaded.issuer.certificate) == (
@@ -271,7 +272,7 @@ def test_files_of_two_cas(ca: Path, tmp_path: Path) -> None:
 def test_an_expired_issuing_ca_says_until_when_it_was_good_and_what_to_do(ca: Path) -> None:
     told = refusal(ca, NOW + 90 * DAY)
     assert f"issuing.pem expired: it was good until {NOW + 90 * DAY:%FT%TZ}" in told
-    assert "certs init" in told
+    assert "certs renew-issuing" in told
     assert authority.load(ca, NOW + 90 * DAY - timedelta(seconds=1))
 
 

@@ -156,10 +156,10 @@ def test_root_may_let_one_group_read_it(mode: int, allowed: bool, monkeypatch: p
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     status = os.stat_result((mode, 0, 0, 1, 0, 0, 100, 0, 0, 0))
     if allowed:
-        credentials._check_secret(Path("key.pem"), status)
+        credentials._check_secret(Path("key.pem"), "key", status)
     else:
         with pytest.raises(UsageError, match="chmod 600"):
-            credentials._check_secret(Path("key.pem"), status)
+            credentials._check_secret(Path("key.pem"), "key", status)
 
 
 def test_the_key_of_another_certificate(honest: Path) -> None:

@@ -160,14 +160,45 @@ def test_tls_is_the_only_importer_of_openssl() -> None:
     assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == {TLS}
 
 
+EDGE = {f"sidecar.{name}" for name in ("gate", "handshake", "logs", "sockets", "stream", "tls", "watch")}
+"""What both programs stand on: TLS has one implementation, and so do sockets and the log."""
+
+CERTS_PURE = {
+    f"certs.{name}"
+    for name in ("audit", "encodings", "fields", "inspection", "issuance", "limits", "passes", "profile", "trust")
+}
+
+
 @pytest.mark.parametrize("name", sorted(name for name in SOURCES if name.startswith("certs")))
-def test_certs_knows_pure_modules_of_sidecar_only(name: str) -> None:
+def test_certs_knows_pure_modules_and_the_edge_of_sidecar_only(name: str) -> None:
+    assert strangers(SOURCES[name], PURE | EDGE) == set()
+
+
+@pytest.mark.parametrize("name", sorted(CERTS_PURE))
+def test_a_pure_module_of_certs_is_pure(name: str) -> None:
+    assert impurities(SOURCES[name]) == set()
     assert strangers(SOURCES[name], PURE) == set()
+    ours = {other for other in SOURCES[name].imports() if other.startswith("certs.")}
+    assert {other for other in ours if other not in CERTS_PURE and other.rpartition(".")[0] not in CERTS_PURE} == set()
+
+
+def test_unverified_tls_is_for_the_client_s_question_after_bundles_alone() -> None:
+    """Whoever asks for it gives up knowing whom he talks to."""
+    asking = {
+        name
+        for name, source in SOURCES.items()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and "Context" in ast.unparse(node.func)
+        and any(keyword.arg == "unverified" for keyword in node.keywords)
+    }
+    assert asking == {"certs.client"}
 
 
 def test_the_sidecar_does_not_know_its_ca() -> None:
-    """But for the client and the profile, which DESIGN lets it."""
-    allowed = {"certs.client", "certs.profile"}
+    """But for the client, and pure modules that both ends must agree on: what is in a certificate, the signed documents,
+    and how a token reads."""
+    allowed = {"certs.client", "certs.profile", "certs.trust", "certs.passes"}
     for name, source in SOURCES.items():
         if name.startswith("sidecar"):
             known = {other for other in source.imports() if other.split(".")[0] == "certs"}
@@ -178,8 +209,10 @@ def test_the_sidecar_does_not_know_its_ca() -> None:
 
 def test_nothing_knows_the_command_line_but_itself() -> None:
     for name, source in SOURCES.items():
-        if not name.startswith("sidecar.cli") and not name.endswith("__main__"):
-            assert not [other for other in source.imports() if other.startswith(("sidecar.cli", "certs.cli"))], name
+        if not name.startswith(("sidecar.cli", "certs.cli")) and not name.endswith("__main__"):
+            assert not [
+                other for other in source.imports() if f"{other}.".startswith(("sidecar.cli.", "certs.cli."))
+            ], name
 
 
 def test_nothing_imports_in_circles() -> None:

@@ -15,6 +15,7 @@ from sidecar.verdict import MAX_WORD
 VOCABULARY = """
 plaintext_refused no_certificate unknown_ca expired not_yet_valid bad_identity wrong_trust_domain unexpected_peer revoked
 policy_denied tls_version handshake_failed handshake_timeout connect_failed peer_refused overloaded internal_error
+revocations_stale
 ok client_reset app_reset truncated idle_timeout max_age drained policy_changed trust_changed
 """
 

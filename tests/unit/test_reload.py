@@ -20,7 +20,6 @@ from sidecar import reload
 from sidecar.config import load_config
 from sidecar.logs import Log
 from sidecar.node import Node
-from sidecar.reasons import UsageError
 from sidecar.reload import Reloader, generation, load_credentials, mounted
 from sidecar.watch import LOOK_SECONDS
 from tests.certificates import DAY, Authority, Credential
@@ -496,15 +495,6 @@ async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
     await site.looks()
     assert site.events == ["reloaded"]
     assert len(reloader.node.current.mesh.rules) == 2
-
-
-def test_certificates_from_a_ca_are_for_a_later_version(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    site.wiring.write_text(
-        "service: api\nmesh: mesh.yaml\nidentity: {ca: 'https://ca:8443', root: r.pem, state_dir: /var/lib/sidecar}\n"
-    )
-    with pytest.raises(UsageError, match="takes certificates from files only"):
-        site.follow()
 
 
 # -- the clock ---------------------------------------------------------------------------------------------------------

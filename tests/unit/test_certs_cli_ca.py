@@ -62,6 +62,7 @@ def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
     assert modes == {
         "deep": 0o700, "deep/ca": 0o700, "web": 0o700,
         "deep/ca/root.key": 0o600, "deep/ca/issuing.key": 0o600, "web/key.pem": 0o600,
+        "deep/ca/revocation.pem": 0o600, "deep/ca/store.db": 0o600, "deep/ca/bundle.json": 0o644,
         "deep/ca/root.pem": 0o644, "deep/ca/issuing.pem": 0o644, "web/certificate.pem": 0o644, "web/bundle.pem": 0o644,
     }  # fmt: skip
 
@@ -79,7 +80,7 @@ def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
         (["issue", "ca", "web", "--out", "ca/root.pem"], b"error: cannot make the directory"),
         (
             ["init", "ca", "--trust-domain", "shop.internal"],
-            b"error: already there: ca/root.key, ca/issuing.key, ca/root.pem",
+            b"error: already there: ca/root.key, ca/issuing.key, ca/revocation.pem, ca/root.pem",
         ),
         (["init", "new", "--trust-domain", "Shop"], b"error: 'Shop' is no trust domain"),
         (["inspect", "ca/root.key"], b"error: ca/root.key: a private key, not a certificate"),

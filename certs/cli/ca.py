@@ -1,0 +1,184 @@
+"""``certs init``, ``issue``, ``renew-issuing``, ``inspect``: what is done with the CA's own files."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import click
+
+from certs import authority, encodings, inspection, registrar, standing
+from certs import store as stores
+from certs.cli.options import (
+    DIRECTORY,
+    directory,
+    duration,
+    encrypt_option,
+    new_passphrase,
+    now,
+    open_store,
+    passphrase,
+    root_key_option,
+    store_option,
+)
+from certs.cli.options import store_url as url_of
+from certs.fields import describe_span
+from certs.profile import Issuer
+from certs.store import Transaction
+from sidecar.judge import key_digest
+from sidecar.reasons import UsageError
+
+_BROKEN_RULE, _UNUSABLE = 1, 2
+
+
+@click.command()
+@click.argument("directory", type=DIRECTORY)
+@click.option("--trust-domain", required=True, metavar="NAME", help="The mesh's name, such as shop.internal.")
+@click.option("--root-key-out", type=DIRECTORY, metavar="DIR", help="Put root.key there: it is not needed for issuing.")
+@encrypt_option
+@click.option("--force", is_flag=True, help="Replace a CA that is there; nothing that it issued is trusted afterwards.")
+def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt: bool, force: bool) -> None:
+    """Make a CA in DIRECTORY: root.pem, root.key, issuing.pem, issuing.key, and its store."""
+    secret = new_passphrase() if encrypt else None
+    time = now()
+    made = authority.init(directory, trust_domain, time, force=force, root_key_out=root_key_out, passphrase=secret)
+    _begin_store(directory, made, time)
+    root, issuing = made.root, made.issuer.certificate
+    where = "" if root_key_out is None else f", in {root_key_out}"
+    click.echo(
+        f"made a CA for {trust_domain} in {directory}:\n"
+        f"  root.pem     what every sidecar trusts, until {root.not_valid_after_utc:%F}\n"
+        f"  root.key     secret{where}; issuing does not need it, so it may be kept elsewhere\n"
+        f"  issuing.pem  what signs certificates, until {issuing.not_valid_after_utc:%F}\n"
+        f"  issuing.key  secret: whoever can read it can be any service\n"
+        f"  store.db     what was issued and revoked; with it bundle.json and revocation.pem, for certs serve\n"
+        f"root_sha256: {made.root_digest.hex()}\n"
+        f"next: certs serve {shlex.quote(str(directory))} --mesh mesh.yaml, "
+        f"or by hand: certs issue {shlex.quote(str(directory))} web --out web"
+    )
+
+
+def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> None:
+    """An empty store with the first bundle; that of a CA that was there before is kept beside it."""
+    for kept in (authority.STORE, f"{authority.STORE}-wal", f"{authority.STORE}-shm"):
+        if (directory / kept).exists():
+            (directory / kept).rename(directory / f"{kept}.before-{int(time.timestamp())}")
+    document = authority.bundle_document(directory).decode()
+    bundle = standing.own_bundle(document, made.trust_domain, made.roots, time)
+
+    def begin(transaction: Transaction) -> None:
+        transaction.record("init", "", trust_domain=made.trust_domain, root=made.root_digest.hex())
+        standing.publish(transaction, bundle, document.encode())
+
+    with open_store(directory, None) as store:
+        store.write(begin)
+
+
+@click.command()
+@click.argument("directory", type=DIRECTORY)
+@click.argument("service")
+@click.option("--out", required=True, type=DIRECTORY, help="The directory to write to; made if need be.")
+@click.option("--ttl", default="1h", callback=duration, show_default=True, help="How long it is good: 5m to 24h.")
+@click.option("--force", is_flag=True, help="Replace the files that are there.")
+@store_option
+def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool, store_url: str | None) -> None:
+    """Issue SERVICE's certificate with the CA in DIRECTORY, with a fresh key.
+
+    SERVICE is a service's name (web) or a longer SPIFFE path (mesh/ca, batch/nightly).
+    """
+    time = now()
+    loaded = authority.load(directory, time)
+    identity = authority.identity_of(loaded, service)
+    with open_store(directory, store_url) as store:
+        earliest = store.read(lambda connection: registrar.revoked_until(connection, identity))
+        issued = authority.issue(loaded, service, time, ttl, not_before=earliest)
+        # Remembered first: there is no certificate that the CA does not know of.
+        store.write(lambda transaction: registrar.remember(transaction, issued.chain, "command"))
+    authority.save(issued, out, force=force)
+    click.echo(
+        f"issued {issued.identity}, good until {issued.not_after:%FT%TZ} "
+        f"({describe_span(issued.not_after - time)}), in {out}:\n"
+        f"  certificate.pem  the leaf, then the CA that issued it\n"
+        f"  key.pem          its key; secret\n"
+        f"  bundle.pem       the root that it and its peers trust\n"
+        f"next: name the three in sidecar.yaml (identity: files:), or look: "
+        f"certs inspect {shlex.quote(str(out / authority.CERTIFICATE))}"
+    )
+
+
+@click.command("renew-issuing")
+@click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
+@root_key_option
+@click.option(
+    "--distrust",
+    is_flag=True,
+    help="The old issuing key may be stolen: nothing that it signed counts any more, and every sidecar renews at once.",
+)
+@store_option
+def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, store_url: str | None) -> None:
+    """Make a new issuing CA under the root, whose key this needs. A CA that serves takes it up by itself.
+
+    Certificates that the old one issued stay good until they end, unless --distrust.
+    """
+    where, time = directory(given), now()
+    secret = passphrase(root_key or where / authority.ROOT_KEY)
+    old = authority.issuing_certificate(where)
+    made, root = authority.renew_issuing(where, time, root_key, secret)
+    with stores.opened(url_of(where, store_url), clock=lambda: int(now().timestamp())) as store:
+        gone = key_digest(old) if distrust else None
+        version = store.write(lambda transaction: _renewed(transaction, made, root, gone, time))
+    until = made.issuer.certificate.not_valid_after_utc
+    click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
+    if distrust:
+        click.echo(f"what the old one signed counts no longer (trust bundle {version}); sidecars renew within seconds")
+
+
+def _renewed(
+    transaction: Transaction,
+    made: authority.Authority,
+    root: Issuer,
+    gone: bytes | None,
+    time: datetime,
+) -> int | None:
+    transaction.record("renew_issuing", "", until=f"{made.issuer.certificate.not_valid_after_utc:%FT%TZ}")
+    if gone is None:
+        return None
+    return standing.distrust(transaction, gone, made, root, time)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def inspect(files: tuple[str, ...], as_json: bool) -> None:
+    """Say what the certificates in FILEs (- for standard input; PEM or DER) are, and which rules they break.
+
+    Exit code: 0 every rule kept, 1 a rule broken or a certificate expired, 2 a file that is no certificate.
+    """
+    reports, code, time = [], 0, now()
+    for name in files:
+        try:
+            report = inspection.examine(encodings.read(_read(name)), time, source=name)
+        except UsageError as error:
+            click.echo(f"error: {name}: {error}", err=True)
+            code = _UNUSABLE
+            continue
+        reports.append(report)
+        code = max(code, 0 if report.is_clean else _BROKEN_RULE)
+    if as_json:
+        click.echo(inspection.as_json(reports))
+    else:
+        click.echo("\n".join(map(inspection.as_text, reports)), nl=False)
+    sys.exit(code)
+
+
+def _read(name: str) -> bytes:
+    limit = encodings.MAX_BYTES + 1
+    if name == "-":
+        return sys.stdin.buffer.read(limit)
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(limit)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}") from error

@@ -1,0 +1,139 @@
+"""``certs list`` and ``certs audit``: what the CA has done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import sqlalchemy as sa
+
+from certs import audit as chain
+from certs import standing
+from certs.audit import Entry
+from certs.cli.options import DIRECTORY, directory, now, open_store, store_option
+from certs.store import audit_entries, issued, passes, revoked_identities
+from sidecar.reasons import UsageError
+
+_OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
+
+
+@click.command("list")
+@_OPTIONAL
+@click.option("--all", "everything", is_flag=True, help="Certificates that have ended, too.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@store_option
+def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | None) -> None:
+    """List certificates, enrolment secrets, what is revoked, and the sidecars that ask for news."""
+    time = now()
+    with open_store(directory(given), store_url) as store:
+        found = store.read(lambda connection: _found(connection, time, everything))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for title, rows in found.items():
+        click.echo(f"{title}: {len(rows)}")
+        for line in _aligned(rows):
+            click.echo(f"  {line}")
+
+
+@click.command()
+@_OPTIONAL
+@click.option("--verify", is_flag=True, help="Check the chain instead; exit code 1 if it was tampered with.")
+@click.option("--expect", metavar="N:HASH", help="With --verify: entry N is there, and has this hash.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@store_option
+def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, store_url: str | None) -> None:
+    """Print the audit log: one line for each thing that the CA did.
+
+    Each entry's hash covers the one before. Keep the last line's number and hash elsewhere: with --verify --expect they show
+    that the log's end was not cut off.
+    """
+    if expect is not None and not verify:
+        raise UsageError("--expect goes with --verify")
+    wanted = None if expect is None else _expected(expect)
+    with open_store(directory(given), store_url) as store:
+        entries = store.read(lambda connection: list(audit_entries(connection)))
+    if verify:
+        _verify(entries, wanted)
+        return
+    for entry in entries:
+        if as_json:
+            said = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
+            click.echo(json.dumps({**said, "detail": json.loads(entry.detail), "hash": entry.hash}))
+        else:
+            click.echo(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}")
+    if entries and not as_json:
+        click.echo(f"newest: {entries[-1].number}:{entries[-1].hash}", err=True)
+
+
+def _verify(entries: Sequence[Entry], wanted: tuple[int, str] | None) -> None:
+    faults = list(chain.faults(entries))
+    if wanted is not None:
+        number, hash_ = wanted
+        there = next((entry.hash for entry in entries if entry.number == number), None)
+        if there is None:
+            faults.append(f"entry {number} is not there: the log's end was cut off")
+        elif there != hash_:
+            faults.append(f"entry {number} has another hash: the log is not the one that was expected")
+    for fault in faults:
+        click.echo(f"TAMPERED: {fault}")
+    if faults:
+        raise SystemExit(1)
+    newest = f", the newest {entries[-1].number}:{entries[-1].hash}" if entries else ""
+    click.echo(f"{len(entries)} entries, as they were written{newest}")
+
+
+def _expected(text: str) -> tuple[int, str]:
+    number, _, hash_ = text.partition(":")
+    if not number.isdigit() or len(hash_) != len(chain.START):
+        raise UsageError("--expect: write it as the audit log's last line has it, number:hash")
+    return int(number), hash_
+
+
+def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[str, list[dict[str, Any]]]:
+    since = 0 if everything else int(time.timestamp())
+    certificates = connection.execute(
+        sa.select(issued).where(issued.c.not_after >= since).order_by(issued.c.identity, issued.c.issued_at)
+    )
+    secrets = connection.execute(
+        sa.select(passes)
+        .where((passes.c.kind == "secret") & passes.c.ended_at.is_(None))
+        .order_by(passes.c.identity, passes.c.made_at)
+    )
+    revoked = connection.execute(sa.select(revoked_identities).order_by(revoked_identities.c.identity))
+    return {
+        "certificates": [
+            {"identity": row.identity, "until": _time(row.not_after), "how": row.how, "serial": row.serial}
+            for row in certificates
+        ],
+        "enrolment secrets": [{"identity": row.identity, "made": _time(row.made_at)} for row in secrets],
+        "revoked": [{"identity": row.identity, "issued before": _time(row.before)} for row in revoked],
+        "sidecars that ask": [
+            {
+                "identity": one.identity,
+                "instance": one.instance[:12],
+                "bundle": one.bundle,
+                "root": one.root[:16],
+                "certificate until": f"{one.not_after:%FT%TZ}",
+                "seen": f"{one.seen_at:%FT%TZ}",
+            }
+            for one in standing.all_followers(connection, time)
+        ],
+    }
+
+
+def _aligned(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
+    if not rows:
+        return
+    lines = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    for line in lines:
+        yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _time(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}"

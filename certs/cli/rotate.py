@@ -1,0 +1,141 @@
+"""``certs rotate-root``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import trio
+
+from certs import authority, rotation
+from certs.cli.options import (
+    DIRECTORY,
+    directory,
+    duration,
+    encrypt_option,
+    new_passphrase,
+    now,
+    open_store,
+    passphrase,
+    root_key_option,
+    store_option,
+)
+from certs.rotation import Rotation, Rotator
+from certs.store import StoreUnavailableError
+
+LOOK_SECONDS = 0.5
+TELL_SECONDS = 10.0
+
+
+@click.command("rotate-root")
+@click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
+@root_key_option
+@click.option("--root-key-out", type=DIRECTORY, metavar="DIR", help="Where the new root.key goes. [default: DIRECTORY]")
+@encrypt_option
+@click.option(
+    "--max-age",
+    default="24h",
+    callback=duration,
+    show_default=True,
+    help="How long connections may live (max_age of the sidecars): the old root is kept for that long.",
+)
+@click.option(
+    "--force", is_flag=True, help="Wait for nobody. Laggards lose their connections until they have caught up."
+)
+@store_option
+def rotate_root(
+    given: Path | None,
+    root_key: Path | None,
+    root_key_out: Path | None,
+    encrypt: bool,
+    max_age: timedelta,
+    force: bool,
+    store_url: str | None,
+) -> None:
+    """Put a new root in the place of the old one. No sidecar is restarted, and no connection fails.
+
+    Each stage waits for every sidecar; whoever is waited for is named. It may be interrupted at any time, and goes on when
+    it is run again. The CA must be serving meanwhile: sidecars learn from it.
+    """
+    where = directory(given)
+    loaded = authority.load(where, now())
+    old = authority.load_root(where, root_key, passphrase(root_key or where / authority.ROOT_KEY))
+    secret = new_passphrase() if encrypt else None
+    with open_store(where, store_url) as store:
+        rotator = Rotator(where, store, old, loaded.trust_domain)
+        found = rotation.current(store)
+        if found is None and rotator.clean_up():
+            click.echo("the last rotation is complete; what it left is cleaned up")
+            return
+        trio.run(_rotate, rotator, found, max_age, force)
+        rotator.finish(root_key_out or where, secret)
+    click.echo(
+        f"done: {where / authority.ROOT} is the new root, and the old one is refused everywhere.\n"
+        "Sidecars that pin root.pem or root_sha256 in their files need no change while they keep their state_dir; give new "
+        "ones the new root."
+    )
+
+
+async def _rotate(rotator: Rotator, found: Rotation | None, max_age: timedelta, force: bool) -> None:
+    """Goes through the stages from where it stands. Each is announced, done, and waited for."""
+    if found is None:
+        if not rotator.is_prepared():
+            rotator.prepare(now())
+        click.echo("prepare: a new root is made; nobody knows it yet")
+        found = rotator.distribute(now())
+    if found.stage == "distribute":
+        click.echo(f"distribute: bundle {found.bundle} has both roots")
+        await _wait_for_all(rotator, found, force)
+        found = rotator.activate(now())
+    if found.stage == "activate":
+        click.echo(f"activate: certificates come from the new root (bundle {found.bundle})")
+        await _wait_for_all(rotator, found, force)
+        found = rotator.settle(found)
+    if found.stage == "settle":
+        await _wait_for_age(found, max_age, force)
+        found = rotator.retire(now())
+    click.echo(f"retire: the old root is trusted no longer (bundle {found.bundle})")
+    await _wait_for_all(rotator, found, force)
+
+
+async def _wait_for_all(rotator: Rotator, stage: Rotation, force: bool) -> None:
+    said = -TELL_SECONDS
+    while True:
+        try:
+            late = rotator.laggards(stage, now())
+        except StoreUnavailableError as error:
+            click.echo(f"  {error}; trying again", err=True)
+            await trio.sleep(TELL_SECONDS)
+            continue
+        if not late:
+            click.echo("  all have it")
+            return
+        if force:
+            click.echo(
+                f"  WARNING: not waiting for {len(late)}, which lose trust now, until they have caught up:", err=True
+            )
+            _each(late, "    ", err=True)
+            return
+        if trio.current_time() - said >= TELL_SECONDS:
+            said = trio.current_time()
+            click.echo(f"  waiting for {len(late)}; whoever has not come by its certificate's end is not waited for:")
+            _each(late, "    ")
+        await trio.sleep(LOOK_SECONDS)
+
+
+def _each(late: list[rotation.Laggard], indent: str, *, err: bool = False) -> None:
+    for one in late:
+        click.echo(f"{indent}{one}", err=err)
+
+
+async def _wait_for_age(stage: Rotation, max_age: timedelta, force: bool) -> None:
+    until = rotation.may_retire(stage, max_age, now())
+    if until is None:
+        return
+    if force:
+        click.echo("  WARNING: connections that were verified by the old root are cut now", err=True)
+        return
+    click.echo(f"settle: until {until:%FT%TZ} connections may live that the old root verified; --max-age says how long")
+    while rotation.may_retire(stage, max_age, now()) is not None:  # noqa: ASYNC110 (the wall clock tells by no event)
+        await trio.sleep(LOOK_SECONDS)

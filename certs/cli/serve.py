@@ -1,0 +1,54 @@
+"""``certs serve``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import click
+import trio
+
+from certs import serve as serving
+from certs.cli.options import DIRECTORY, directory, duration, store_option
+from certs.cli.options import store_url as url_of
+from certs.profile import ProfileError, check_ttl
+from sidecar.address import parse_address
+from sidecar.logs import Log
+from sidecar.reasons import UsageError
+from sidecar.tls import utc_now
+
+
+@click.command()
+@click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
+@click.option("--mesh", required=True, type=DIRECTORY, help="The mesh.yaml: only its services get certificates.")
+@click.option("--listen", default="0.0.0.0:8443", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--ttl", default="1h", callback=duration, show_default=True, help="How long certificates live: 5m to 24h."
+)
+@click.option(
+    "--log", "style", type=click.Choice(["auto", "json", "console"]), default="auto", help="How the log is written."
+)
+@store_option
+def serve(
+    given: Path | None,
+    mesh: Path,
+    listen: str,
+    ttl: timedelta,
+    style: Literal["auto", "json", "console"],
+    store_url: str | None,
+) -> None:
+    """Serve the CA: sidecars enrol, renew, and hear what is revoked and whom to trust, over HTTPS (TLS 1.3).
+
+    The directory, MESH and the store are followed. SIGTERM ends it. Exit codes: 0 after that, 2 if it could not start.
+    """
+    where = directory(given)
+    try:
+        address = parse_address(listen, listening=True)
+        check_ttl(ttl)
+    except ProfileError as error:
+        raise UsageError(f"--ttl: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from error
+    settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl)
+    trio.run(serving.serve, settings, Log(style=style), utc_now)
