@@ -8,7 +8,8 @@ authorisation in somebody else's CA.)
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -82,18 +83,44 @@ class _Close(Exception):  # noqa: N818 (no error: the connection has had its las
         self.answer = answer
 
 
-async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Observe) -> None:
+class Closing:
+    """Lets a server end: connections that wait for their next request end at once, the others after their answer."""
+
+    def __init__(self) -> None:
+        self._idle: set[trio.CancelScope] = set()
+        self.has_begun = False
+
+    def begin(self) -> None:
+        self.has_begun = True
+        for scope in self._idle:
+            scope.cancel()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """While a connection waits for its next request."""
+        with trio.move_on_after(0 if self.has_begun else IDLE_SECONDS) as scope:
+            self._idle.add(scope)
+            try:
+                yield
+            finally:
+                self._idle.discard(scope)
+
+
+async def converse(
+    stream: SecureStream, peer: Peer, routes: Routes, observe: Observe, closing: Closing | None = None
+) -> None:
     """Answers requests until either end has had enough. Nothing that the peer does escapes but a broken stream's end."""
+    closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
         name = "other"
         try:
-            head = await _head(stream, connection)
+            head = await _head(stream, connection, closing)
             with trio.fail_after(REQUEST_SECONDS):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
             answer = await handler(request)
-            last = number + 1 == MAX_REQUESTS
+            last = number + 1 == MAX_REQUESTS or closing.has_begun
         except _Close as close:
             if close.answer is None:
                 return
@@ -110,11 +137,11 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
         connection.start_next_cycle()
 
 
-async def _head(stream: SecureStream, connection: h11.Connection) -> h11.Request:
+async def _head(stream: SecureStream, connection: h11.Connection, closing: Closing) -> h11.Request:
     """The next request's head; its time is counted from its first byte."""
     event: Any = connection.next_event()
     if event is h11.NEED_DATA:
-        with trio.move_on_after(IDLE_SECONDS):
+        with closing.idle():
             connection.receive_data(await stream.receive_some())
             event = connection.next_event()
     with trio.fail_after(REQUEST_SECONDS):
