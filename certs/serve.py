@@ -22,7 +22,7 @@ import trio
 
 from certs import authority, standing
 from certs.authority import Authority
-from certs.http1 import Closing, Peer, converse
+from sidecar.http1 import Closing, Peer, converse
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction

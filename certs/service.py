@@ -37,7 +37,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import metrics, registrar, standing
-from certs.http1 import Handler, Request, Response, Routes, error
+from sidecar.http1 import Handler, Request, Response, Routes, error
 from certs.issuance import Denial, Denied
 from certs.limits import Buckets, Rate
 from certs.passes import parse as parse_pass
