@@ -22,7 +22,6 @@ import trio
 
 from certs import authority, standing
 from certs.authority import Authority
-from sidecar.http1 import Closing, Peer, converse
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction
@@ -32,6 +31,7 @@ from sidecar import sockets
 from sidecar.address import Address
 from sidecar.gate import Gate
 from sidecar.handshake import shake_hands
+from sidecar.http1 import Closing, Peer, converse
 from sidecar.identity import claims
 from sidecar.judge import Terms
 from sidecar.logs import Log

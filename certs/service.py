@@ -37,7 +37,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import metrics, registrar, standing
-from sidecar.http1 import Handler, Request, Response, Routes, error
 from certs.issuance import Denial, Denied
 from certs.limits import Buckets, Rate
 from certs.passes import parse as parse_pass
@@ -45,6 +44,7 @@ from certs.standing import Follower
 from certs.store import Operation, Store, StoreUnavailableError
 from certs.trust import Bundle
 from certs.writer import Writer
+from sidecar.http1 import Handler, Request, Response, Routes, error
 from sidecar.logs import Log
 
 NONCE_SECONDS = 60
