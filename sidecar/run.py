@@ -19,6 +19,7 @@ from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.member import Member
 from sidecar.node import Node
+from sidecar.reasons import UsageError
 from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
 from sidecar.status import Standing, describe
@@ -72,8 +73,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _join(member: Member) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first."""
-    joined = None
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError`, which no nursery wraps."""
+    joined, refused = None, None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -82,9 +83,14 @@ async def _join(member: Member) -> Credentials | None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            await member.join()
-            joined = member.credentials
+            try:
+                await member.join()
+                joined = member.credentials
+            except UsageError as error:
+                refused = error
             nursery.cancel_scope.cancel()
+    if refused is not None:
+        raise refused
     return joined
 
 
