@@ -36,7 +36,7 @@ from sidecar.identity import claims
 from sidecar.judge import Terms
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
-from sidecar.reasons import Refused, UsageError
+from sidecar.reasons import Reason, Refused, UsageError
 from sidecar.stream import BrokenStreamError, SecureStream
 from sidecar.tls import Context, KeyPair
 from sidecar.watch import LOOK_SECONDS, Watch, read_all
@@ -327,6 +327,8 @@ class CaServer:
         except Refused as refusal:
             self.api.metrics.refused(str(refusal.reason))
             message = f"refused: the CA {refusal.detail}"
+            if refusal.reason is Reason.HANDSHAKE_FAILED and endpoint.connection_id is None:
+                return  # it said nothing and went: whoever looks whether the port is open, every few seconds
             self.log.warning(
                 "refused",
                 reason=str(refusal.reason),
