@@ -195,9 +195,7 @@ def test_a_reader_waits_for_no_writer_and_sees_nothing_unfinished(kept: Store) -
 
 def test_it_is_durable_before_a_write_returns(kept: Store) -> None:
     def pragmas(connection: sa.Connection) -> tuple[Any, Any]:
-        return tuple(
-            connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
-        )  # type: ignore[return-value]
+        return tuple(connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous"))  # type: ignore[return-value]
 
     assert kept.read(pragmas) == ("wal", 2)
 
@@ -236,9 +234,12 @@ def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_works_again_when
 def test_it_fills_up_by_many_small_writes_and_all_that_were_answered_are_there(kept: Store) -> None:
     fill(kept, 8)
     answered: list[str] = []
-    with pytest.raises(StoreUnavailableError):
-        for number in range(10_000):
+    for number in range(10_000):
+        try:
             answered.append(kept.write(put(f"key {number}", "x" * 500)))
+        except StoreUnavailableError:
+            break
+    assert 0 < len(answered) < 10_000
     assert keys(kept) == set(answered)
     assert len(told_on_full(kept)) == len(answered)
 
@@ -419,7 +420,7 @@ def test_two_that_open_a_new_store_at_once(path: Path) -> None:
 
 
 def test_a_key_is_certified_once_by_the_table_itself(kept: Store) -> None:
-    def insert(sha256: str) -> store.Operation[None]:
+    def insert(sha256: str) -> store.Operation[Any]:
         row = dict.fromkeys(("key_hash", "serial", "identity", "how", "certificate"), "x")
         return lambda transaction: transaction.connection.execute(
             issued.insert().values(sha256=sha256, issued_at=0, not_after=0, **row)
