@@ -39,6 +39,7 @@ from sidecar.reasons import UsageError
 
 ROOT, ROOT_KEY, ISSUING, ISSUING_KEY = "root.pem", "root.key", "issuing.pem", "issuing.key"
 NEXT_KEY = "issuing.key.next"
+DISTRUSTED = "issuing.distrusted.pem"
 DELEGATE, BUNDLE_DOCUMENT, STORE = "revocation.pem", "bundle.json", "store.db"
 CERTIFICATE, KEY, BUNDLE = "certificate.pem", "key.pem", "bundle.pem"
 RENEWAL_WARNING = timedelta(days=30)
@@ -304,6 +305,32 @@ def identity_of(authority: Authority, name: str) -> SpiffeId:
         return parse_spiffe_id(f"spiffe://{authority.trust_domain}/{name}")
     except InvalidIdentityError as error:
         raise UsageError(f"{shown(name)} cannot be a service's name: {error}") from error
+
+
+def note_distrusted(directory: Path) -> None:
+    """Writes down that the issuing CA that is there now is to count no longer, before another takes its place."""
+    olds = [*noted_distrusted(directory), issuing_certificate(directory)]
+    with files.locked(directory, exclusive=True):
+        files.write(directory, [NewFile(DISTRUSTED, pem(*olds), PUBLIC)], force=True)
+
+
+def noted_distrusted(directory: Path) -> list[x509.Certificate]:
+    """The issuing CAs that are to count no longer, where the store has not been told so yet."""
+    if files.missing(directory, (DISTRUSTED,)):
+        return []
+    return _certificates(directory / DISTRUSTED, files.read(directory / DISTRUSTED))
+
+
+def forget_distrusted(directory: Path) -> None:
+    """The store has been told."""
+    (directory / DISTRUSTED).unlink(missing_ok=True)
+
+
+def check_place(out: Path, *, force: bool) -> None:
+    """Raises :class:`UsageError` where :func:`save` would, for what can be known before."""
+    files.make_directory(out)
+    with files.locked(out, exclusive=True):
+        files.refuse_occupied(out, [BUNDLE, KEY, CERTIFICATE], force=force)
 
 
 def save(issued: Issued, out: Path, *, force: bool = False) -> None:

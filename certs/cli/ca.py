@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from certs import authority, encodings, inspection, registrar, standing
-from certs import store as stores
+from certs import authority, encodings, files, inspection, registrar, standing
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -23,7 +22,6 @@ from certs.cli.options import (
     root_key_option,
     store_option,
 )
-from certs.cli.options import store_url as url_of
 from certs.fields import describe_span
 from certs.profile import Issuer
 from certs.store import Transaction
@@ -62,9 +60,10 @@ def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt:
 
 def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> None:
     """An empty store with the first bundle; that of a CA that was there before is kept beside it."""
-    for kept in (authority.STORE, f"{authority.STORE}-wal", f"{authority.STORE}-shm"):
-        if (directory / kept).exists():
-            (directory / kept).rename(directory / f"{kept}.before-{int(time.timestamp())}")
+    beside = files.unused_name(directory / f"{authority.STORE}.before-{int(time.timestamp())}")
+    for more in ("", "-wal", "-shm"):  # SQLite finds its other files by the name of the first
+        if (directory / f"{authority.STORE}{more}").exists():
+            (directory / f"{authority.STORE}{more}").rename(directory / f"{beside.name}{more}")
     document = authority.bundle_document(directory).decode()
     bundle = standing.own_bundle(document, made.trust_domain, made.roots, time)
 
@@ -94,6 +93,7 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
     with open_store(directory, store_url) as store:
         earliest = store.read(lambda connection: registrar.revoked_until(connection, identity))
         issued = authority.issue(loaded, service, time, ttl, not_before=earliest)
+        authority.check_place(out, force=force)  # nobody is waited for whose certificate was never written
         # Remembered first: there is no certificate that the CA does not know of.
         store.write(lambda transaction: registrar.remember(transaction, issued.chain, "command"))
     authority.save(issued, out, force=force)
@@ -124,14 +124,19 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
     """
     where, time = directory(given), now()
     secret = passphrase(root_key or where / authority.ROOT_KEY)
-    old = authority.issuing_certificate(where)
-    made, root = authority.renew_issuing(where, time, root_key, secret)
-    with stores.opened(url_of(where, store_url), clock=lambda: int(now().timestamp())) as store:
-        gone = key_digest(old) if distrust else None
+    with open_store(where, store_url) as store:
+        store.write(lambda transaction: _check_can_distrust(transaction) if distrust else None)
+        authority.load_root(where, root_key, secret)
+        if distrust:
+            authority.note_distrusted(where)
+        # Whom to distrust is on the disk by now: if this is cut off after the next line, the next run still knows.
+        made, root = authority.renew_issuing(where, time, root_key, secret)
+        gone = [key_digest(old) for old in authority.noted_distrusted(where)]
         version = store.write(lambda transaction: _renewed(transaction, made, root, gone, time))
+        authority.forget_distrusted(where)
     until = made.issuer.certificate.not_valid_after_utc
     click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
-    if distrust:
+    if version is not None:
         click.echo(f"what the old one signed counts no longer (trust bundle {version}); sidecars renew within seconds")
 
 
@@ -139,25 +144,31 @@ def _renewed(
     transaction: Transaction,
     made: authority.Authority,
     root: Issuer,
-    gone: bytes | None,
+    gone: list[bytes],
     time: datetime,
 ) -> int | None:
     transaction.record("renew_issuing", "", until=f"{made.issuer.certificate.not_valid_after_utc:%FT%TZ}")
-    if gone is None:
-        return None
-    return standing.distrust(transaction, gone, made, root, time)
+    version = None
+    for key in gone:
+        version = standing.distrust(transaction, key, made, root, time)
+    return version
+
+
+def _check_can_distrust(transaction: Transaction) -> None:
+    if standing.newest_bundle(transaction.connection) is None:
+        raise UsageError("the store has no trust bundle yet: start certs serve once")
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def inspect(files: tuple[str, ...], as_json: bool) -> None:
+def inspect(names: tuple[str, ...], as_json: bool) -> None:
     """Say what the certificates in FILEs (- for standard input; PEM or DER) are, and which rules they break.
 
     Exit code: 0 every rule kept, 1 a rule broken or a certificate expired, 2 a file that is no certificate.
     """
     reports, code, time = [], 0, now()
-    for name in files:
+    for name in names:
         try:
             report = inspection.examine(encodings.read(_read(name)), time, source=name)
         except UsageError as error:
