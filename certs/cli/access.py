@@ -10,7 +10,7 @@ from certs import authority, files, passes, registrar, standing
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
 from certs.files import SECRET, NewFile
 from certs.passes import Kind, Pass
-from certs.store import Transaction
+from certs.store import Store, Transaction
 from sidecar.identity import SpiffeId
 from sidecar.reasons import UsageError
 
@@ -85,23 +85,23 @@ def _make(kind: Kind, directory: Path, service: str, out: Path | None, force: bo
     if identity.service is None:
         raise UsageError(f"{identity} is no service's identity, and only services enrol")
     made = passes.make(kind, loaded.root_digest)
-    if out is None:
-        _remember(made, identity, directory, store_url)
-        click.echo(str(made))
-        return
-    # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
-    with files.locked(out.parent, exclusive=True):
-        files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
-    try:
-        _remember(made, identity, directory, store_url)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
-
-
-def _remember(made: Pass, identity: SpiffeId, directory: Path, store_url: str | None) -> None:
     with open_store(directory, store_url) as store:
-        store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
+        if out is None:
+            _remember(made, identity, store)
+            click.echo(str(made))
+            return
+        # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
+        with files.locked(out.parent, exclusive=True):
+            files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
+        try:
+            _remember(made, identity, store)
+        except BaseException:
+            out.unlink(missing_ok=True)
+            raise
+
+
+def _remember(made: Pass, identity: SpiffeId, store: Store) -> None:
+    store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
 
 
 def _end(transaction: Transaction, identity: SpiffeId) -> int:
