@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-import certs
 import sidecar
-from certs.cli import main
 from tests.certificates import DAY, HOUR, Authority, pem
+from tests.commands import run, spawn
 
-ROOT = Path(certs.__file__).parent.parent
 MESH = Authority()
 
 
@@ -26,26 +20,12 @@ def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(*arguments: str, stdin: bytes = b"") -> Result:
-    """In this process: what escapes from the command is a failure of the test, not of the command."""
-    result = CliRunner().invoke(main, arguments, input=stdin, prog_name="certs")
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def spawn(*arguments: str, stdin: bytes = b"", umask: int = 0) -> subprocess.CompletedProcess[bytes]:
-    """In a process of its own, with no umask to help."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", "-m", "certs", *arguments]
-    return subprocess.run(
-        command, input=stdin, capture_output=True, env=environment, umask=umask, timeout=60, check=False
-    )
-
-
 def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
     made = spawn("init", "deep/ca", "--trust-domain", "shop.internal")
     assert (made.returncode, made.stderr) == (0, b"")
-    assert made.stdout.splitlines()[-1] == b"next: certs issue deep/ca web --out web"
+    assert made.stdout.splitlines()[-1] == (
+        b"next: certs serve deep/ca --mesh mesh.yaml, or by hand: certs issue deep/ca web --out web"
+    )
 
     issued = spawn("issue", "deep/ca", "web", "--out", "web")
     assert (issued.returncode, issued.stderr) == (0, b"")
