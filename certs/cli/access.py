@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -75,7 +76,10 @@ def revoke(words: tuple[str, ...], serial: str | None, store_url: str | None) ->
     directory, service = where(words, usage)
     identity = authority.identity_of(authority.load(directory, now()), service)
     with open_store(directory, store_url) as store:
+        known = store.read(lambda connection: registrar.is_known(connection, identity))
         ended = store.write(lambda transaction: standing.revoke_identity(transaction, identity))
+    if not known:  # revoked all the same: a stolen issuing key may have made what this CA knows nothing of
+        click.echo(f"this CA remembers nothing that it issued for {identity}: is the name right?", err=True)
     click.echo(f"revoked all certificates of {identity} issued until now, and {ended} tokens and secrets")
 
 
@@ -112,7 +116,7 @@ def _end(transaction: Transaction, identity: SpiffeId) -> int:
 
 
 def _number(serial: str) -> int:
-    try:
-        return int(serial.replace(":", ""), 16)
-    except ValueError as error:
-        raise UsageError(f"--serial: {serial[:50]!a} is no hexadecimal number; see: certs list") from error
+    digits = serial.replace(":", "")
+    if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,64}", digits) is None:
+        raise UsageError(f"--serial: {serial[:50]!a} is no hexadecimal number; see: certs list")
+    return int(digits, 16)
