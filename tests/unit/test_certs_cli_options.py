@@ -38,7 +38,9 @@ def test_the_ca_is_the_one_that_is_named_else_the_variable_s_else_here_else_in_c
     assert "shop.internal" in ran("audit", variables={"CERTS_DIR": "../ca"})
 
 
-def test_with_no_ca_anywhere_every_command_says_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_no_ca_anywhere_every_command_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
