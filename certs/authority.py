@@ -312,6 +312,13 @@ def identity_of(authority: Authority, name: str) -> SpiffeId:
         raise UsageError(f"{shown(name)} cannot be a service's name: {error}") from error
 
 
+def check_place(out: Path, *, force: bool) -> None:
+    """Raises :class:`UsageError` where :func:`save` would, for what can be known before."""
+    files.make_directory(out)
+    with files.locked(out, exclusive=True):
+        files.refuse_occupied(out, [BUNDLE, KEY, CERTIFICATE], force=force)
+
+
 def save(issued: Issued, out: Path, *, force: bool = False) -> None:
     """Writes ``bundle.pem``, ``key.pem`` and ``certificate.pem``, in this order, each atomically.
 

@@ -106,7 +106,7 @@ def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
     fresh: dict[str, Path] = {}
     named: list[Path] = []
     try:
-        _refuse_occupied(directory, [file.name for file in files], force=force)
+        refuse_occupied(directory, [file.name for file in files], force=force)
         for file in files:
             fresh[file.name] = _write_temporary(directory, file)
         for name, temporary in fresh.items():
@@ -121,7 +121,18 @@ def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
         raise
 
 
-def _refuse_occupied(directory: Path, names: list[str], *, force: bool) -> None:
+def unused_name(path: Path) -> Path:
+    """The path, or one beside it, that nothing has yet."""
+    number = 1
+    candidate = path
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def refuse_occupied(directory: Path, names: list[str], *, force: bool) -> None:
+    """Raises :class:`UsageError` if any of the names is taken; with ``force``, if by something else than a file."""
     existing = [directory / name for name in names if os.path.lexists(directory / name)]
     if existing and not force:
         raise UsageError(f"already there: {', '.join(map(str, existing))}; nothing was written (--force overwrites)")

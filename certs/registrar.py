@@ -184,6 +184,12 @@ def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: s
     transaction.record("issued", str(svid.id), how=how, serial=f"{svid.serial:x}", not_after=f"{svid.not_after:%FT%TZ}")
 
 
+def is_known(connection: sa.Connection, identity: SpiffeId) -> bool:
+    """Whether the store has a certificate, a token or a secret of an identity."""
+    found = (sa.select(table.c.identity).where(table.c.identity == str(identity)) for table in (issued, passes_table))
+    return any(connection.execute(one.limit(1)).first() is not None for one in found)
+
+
 def revoked_until(connection: sa.Connection, identity: SpiffeId) -> datetime | None:
     """What a new certificate's not-before must not lie before: the time up to which the identity is revoked."""
     before = connection.execute(

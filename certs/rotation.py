@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -113,6 +113,7 @@ class Rotator:
     def distribute(self, now: datetime) -> Rotation:
         """Both roots are trusted from here on; the old one says so."""
         new = self.new_root()
+        self._store.read(lambda connection: self._newest(connection, [self._old], now))  # a wrong store changes no file
         self._write_roots(self._old.certificate, new.certificate)
         bundle = self._bundle(now, (self._old.certificate, new.certificate), self._old.certificate)
         return self._publish("distribute", bundle, [self._old, new], now)
@@ -210,10 +211,7 @@ class Rotator:
 
     def _publish(self, stage: str, wanted: Bundle, signers: list[Issuer], now: datetime) -> Rotation:
         def publish(transaction: Transaction) -> tuple[Rotation, bytes]:
-            document = standing.newest_bundle(transaction.connection)
-            if document is None:
-                raise UsageError("the store has no trust bundle yet: start certs serve once")
-            before = standing.own_bundle(document, self._trust_domain, [one.certificate for one in signers], now)
+            before = self._newest(transaction.connection, signers, now)
             bundle = replace(wanted, version=next_version(before.version, now), distrusted=before.distrusted)
             signed = trust.sign_bundle(bundle, signers)
             standing.publish(transaction, bundle, signed)
@@ -228,6 +226,14 @@ class Rotator:
         rotation, signed = self._store.write(publish)
         authority.keep_bundle(self._directory, signed)
         return rotation
+
+    def _newest(self, connection: sa.Connection, signers: Sequence[Issuer], now: datetime) -> Bundle:
+        """The bundle in force, if the store is of this CA: signed by one of these. Raises :class:`UsageError` and
+        :class:`~certs.trust.UntrustedError`."""
+        document = standing.newest_bundle(connection)
+        if document is None:
+            raise UsageError("the store has no trust bundle yet: start certs serve once")
+        return standing.own_bundle(document, self._trust_domain, [one.certificate for one in signers], now)
 
     def _write_roots(self, *roots: x509.Certificate) -> None:
         with files.locked(self._directory, exclusive=True):

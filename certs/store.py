@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 10
+_SECRETS = ("password", "sslpassword")  # what PostgreSQL takes as parameters of a URL, too
 
 _tables = sa.MetaData()
 _Time = sa.BigInteger  # Unix seconds
@@ -150,7 +151,7 @@ class Store:
         """Opens, makes if need be, and migrates. Raises :class:`UsageError`."""
         self._clock = clock
         parsed = _parse(url)
-        self._where = parsed.render_as_string(hide_password=True)
+        self._where = _without_secrets(parsed)
         self._engine = _engine(parsed)
         try:
             self._migrate()
@@ -253,11 +254,21 @@ def audit_entries(connection: sa.Connection) -> Iterator[audit.Entry]:
         yield audit.Entry(row.number, row.at, row.event, row.identity, row.detail, row.hash)
 
 
+def holds_password(url: str) -> bool:
+    """Whether a store's URL has a password in it, in whichever place. Raises :class:`UsageError` for no URL."""
+    parsed = _parse(url)
+    return bool(parsed.password) or any(name in parsed.query for name in _SECRETS)
+
+
 def _parse(url: str) -> sa.URL:
     try:
         return sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise UsageError("the store's URL cannot be read: write it as postgresql://user@host/database") from error
+
+
+def _without_secrets(url: sa.URL) -> str:
+    return url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
 
 
 def _engine(parsed: sa.URL) -> sa.Engine:

@@ -13,6 +13,7 @@ from certs.cli.records import audit, list_
 from certs.cli.rotate import rotate_root
 from certs.cli.serve import serve
 from certs.store import StoreUnavailableError
+from certs.trust import UntrustedError
 from sidecar import __version__
 from sidecar.reasons import UsageError
 
@@ -25,13 +26,17 @@ class _Refusal(click.ClickException):
 
 
 class _Group(click.Group):
-    """Commands whose :class:`UsageError` is printed as it is, with exit code 2."""
+    """Commands whose mistakes are printed as one sentence, with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (UsageError, StoreUnavailableError) as error:
             raise _Refusal(str(error)) from error
+        except UntrustedError as error:
+            raise _Refusal(
+                f"the store's trust bundle is not of this CA: {error}; is it the store of another CA?"
+            ) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from certs import authority, files, passes, registrar, standing
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
 from certs.files import SECRET, NewFile
 from certs.passes import Kind, Pass
-from certs.store import Transaction
+from certs.store import Store, Transaction
 from sidecar.identity import SpiffeId
 from sidecar.reasons import UsageError
 
@@ -75,7 +76,10 @@ def revoke(words: tuple[str, ...], serial: str | None, store_url: str | None) ->
     directory, service = where(words, usage)
     identity = authority.identity_of(authority.load(directory, now()), service)
     with open_store(directory, store_url) as store:
+        known = store.read(lambda connection: registrar.is_known(connection, identity))
         ended = store.write(lambda transaction: standing.revoke_identity(transaction, identity))
+    if not known:  # revoked all the same: a stolen issuing key may have made what this CA knows nothing of
+        click.echo(f"this CA remembers nothing that it issued for {identity}: is the name right?", err=True)
     click.echo(f"revoked all certificates of {identity} issued until now, and {ended} tokens and secrets")
 
 
@@ -85,23 +89,23 @@ def _make(kind: Kind, directory: Path, service: str, out: Path | None, force: bo
     if identity.service is None:
         raise UsageError(f"{identity} is no service's identity, and only services enrol")
     made = passes.make(kind, loaded.root_digest)
-    if out is None:
-        _remember(made, identity, directory, store_url)
-        click.echo(str(made))
-        return
-    # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
-    with files.locked(out.parent, exclusive=True):
-        files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
-    try:
-        _remember(made, identity, directory, store_url)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
-
-
-def _remember(made: Pass, identity: SpiffeId, directory: Path, store_url: str | None) -> None:
     with open_store(directory, store_url) as store:
-        store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
+        if out is None:
+            _remember(made, identity, store)
+            click.echo(str(made))
+            return
+        # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
+        with files.locked(out.parent, exclusive=True):
+            files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
+        try:
+            _remember(made, identity, store)
+        except BaseException:
+            out.unlink(missing_ok=True)
+            raise
+
+
+def _remember(made: Pass, identity: SpiffeId, store: Store) -> None:
+    store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
 
 
 def _end(transaction: Transaction, identity: SpiffeId) -> int:
@@ -112,7 +116,7 @@ def _end(transaction: Transaction, identity: SpiffeId) -> int:
 
 
 def _number(serial: str) -> int:
-    try:
-        return int(serial.replace(":", ""), 16)
-    except ValueError as error:
-        raise UsageError(f"--serial: {serial[:50]!a} is no hexadecimal number; see: certs list") from error
+    digits = serial.replace(":", "")
+    if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,64}", digits) is None:
+        raise UsageError(f"--serial: {serial[:50]!a} is no hexadecimal number; see: certs list")
+    return int(digits, 16)

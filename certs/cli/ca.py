@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from certs import authority, encodings, inspection, registrar, rotation, standing
+from certs import authority, encodings, files, inspection, registrar, rotation, standing
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -60,9 +60,10 @@ def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt:
 
 def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> None:
     """An empty store with the first bundle; that of a CA that was there before is kept beside it."""
-    for kept in (authority.STORE, f"{authority.STORE}-wal", f"{authority.STORE}-shm"):
-        if (directory / kept).exists():
-            (directory / kept).rename(directory / f"{kept}.before-{int(time.timestamp())}")
+    beside = files.unused_name(directory / f"{authority.STORE}.before-{int(time.timestamp())}")
+    for more in ("", "-wal", "-shm"):  # SQLite finds its other files by the name of the first
+        if (directory / f"{authority.STORE}{more}").exists():
+            (directory / f"{authority.STORE}{more}").rename(directory / f"{beside.name}{more}")
     document = authority.bundle_document(directory).decode()
     bundle = standing.own_bundle(document, made.trust_domain, made.roots, time)
 
@@ -92,6 +93,7 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
     with open_store(directory, store_url) as store:
         earliest = store.read(lambda connection: registrar.revoked_until(connection, identity))
         issued = authority.issue(loaded, service, time, ttl, not_before=earliest)
+        authority.check_place(out, force=force)  # nobody is waited for whose certificate was never written
         # Remembered first: there is no certificate that the CA does not know of.
         store.write(lambda transaction: registrar.remember(transaction, issued.chain, "command"))
     authority.save(issued, out, force=force)
@@ -150,15 +152,15 @@ def _refuse_during_rotation(found: Rotation | None) -> None:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def inspect(files: tuple[str, ...], as_json: bool) -> None:
+def inspect(names: tuple[str, ...], as_json: bool) -> None:
     """Say what the certificates in FILEs (- for standard input; PEM or DER) are, and which rules they break.
 
     Exit code: 0 every rule kept, 1 a rule broken or a certificate expired, 2 a file that is no certificate.
     """
     reports, code, time = [], 0, now()
-    for name in files:
+    for name in names:
         try:
             report = inspection.examine(encodings.read(_read(name)), time, source=name)
         except UsageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,12 +19,13 @@ from sidecar.reasons import UsageError
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 DIRECTORY = click.Path(path_type=Path)
+_LONGEST_PASSPHRASE = 1023  # OpenSSL's limit
 
 
 def _without_password(context: click.Context, option: click.Parameter, url: str | None) -> str | None:
     """A command line is everybody's to read (`ps`): a password may be in the environment, or in ~/.pgpass."""
     typed = context.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE
-    if url is not None and typed and re.search(r"://[^/@]*:[^/@]*@|[?&]password=", url):
+    if url is not None and typed and store.holds_password(url):
         raise UsageError("--store: a password on the command line can be read by others; give the URL by $CERTS_STORE")
     return url
 
@@ -56,7 +56,10 @@ def new_passphrase() -> bytes:
     text = given or click.prompt("passphrase for the root's key", hide_input=True, confirmation_prompt=True, err=True)
     if len(text) < 8:
         raise UsageError("a passphrase has at least 8 characters")
-    return str(text).encode()
+    secret = os.fsencode(text)  # the bytes that were typed, whatever the terminal takes them for
+    if len(secret) > _LONGEST_PASSPHRASE:
+        raise UsageError(f"a passphrase has at most {_LONGEST_PASSPHRASE} bytes")
+    return secret
 
 
 def duration(_context: click.Context, option: click.Parameter, text: str) -> timedelta:
@@ -93,19 +96,24 @@ def directory(given: Path | None) -> Path:
     raise UsageError("there is no CA in this directory nor in ./ca: name its directory, or set $CERTS_DIR")
 
 
-def store_url(directory: Path, given: str | None) -> str:
-    """The URL of the CA's store. A missing directory is said so, before SQLite says something else."""
+def store_url(directory: Path, given: str | None, *, there: bool = False) -> str:
+    """The URL of the CA's store, which is made where there is none, unless it has to be ``there``: who asks what the CA has
+    done is not told "nothing" by an empty one. None is made where no CA is. Raises :class:`UsageError`."""
     if given:
         return given
-    if not directory.is_dir():
+    if not (directory / authority.ISSUING).exists():
         raise UsageError(f"{directory} holds no CA; make one: certs init {directory} --trust-domain …")
+    if there and not (directory / authority.STORE).exists():
+        raise UsageError(
+            f"{directory / authority.STORE} is missing: restore it from a copy, or say where it is: --store"
+        )
     return store.file_url(directory / authority.STORE)
 
 
 @contextmanager
-def open_store(directory: Path, given: str | None) -> Iterator[Store]:
-    """The CA's store for the time of the block."""
-    with store.opened(store_url(directory, given), clock=lambda: int(now().timestamp())) as opened:
+def open_store(directory: Path, given: str | None, *, there: bool = False) -> Iterator[Store]:
+    """The CA's store for the time of the block; ``there`` as in :func:`store_url`."""
+    with store.opened(store_url(directory, given, there=there), clock=lambda: int(now().timestamp())) as opened:
         yield opened
 
 
@@ -114,4 +122,4 @@ def passphrase(key: Path) -> bytes | None:
     if not key.exists() or not authority.is_encrypted(key):
         return None
     given = os.environ.get("CERTS_ROOT_PASSPHRASE")
-    return (given or click.prompt(f"passphrase of {key}", hide_input=True, err=True)).encode()
+    return os.fsencode(given or click.prompt(f"passphrase of {key}", hide_input=True, err=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from certs import standing
 from certs.audit import Entry
 from certs.cli.options import DIRECTORY, directory, now, open_store, store_option
 from certs.store import audit_entries, issued, passes, revoked_identities
+from sidecar.identity import shown
 from sidecar.reasons import UsageError
 
 _OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
@@ -29,7 +31,7 @@ _OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DI
 def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | None) -> None:
     """List certificates, enrolment secrets, what is revoked, and the sidecars that ask for news."""
     time = now()
-    with open_store(directory(given), store_url) as store:
+    with open_store(directory(given), store_url, there=True) as store:
         found = store.read(lambda connection: _found(connection, time, everything))
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -55,7 +57,7 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
     if expect is not None and not verify:
         raise UsageError("--expect goes with --verify")
     wanted = None if expect is None else _expected(expect)
-    with open_store(directory(given), store_url) as store:
+    with open_store(directory(given), store_url, there=True) as store:
         entries = store.read(lambda connection: list(audit_entries(connection)))
     if verify:
         _verify(entries, wanted)
@@ -63,9 +65,9 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
     for entry in entries:
         if as_json:
             said = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
-            click.echo(json.dumps({**said, "detail": json.loads(entry.detail), "hash": entry.hash}))
+            click.echo(json.dumps({**said, "detail": _detail(entry.detail), "hash": entry.hash}))
         else:
-            click.echo(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}")
+            click.echo(_plain(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}"))
     if entries and not as_json:
         click.echo(f"newest: {entries[-1].number}:{entries[-1].hash}", err=True)
 
@@ -80,18 +82,30 @@ def _verify(entries: Sequence[Entry], wanted: tuple[int, str] | None) -> None:
         elif there != hash_:
             faults.append(f"entry {number} has another hash: the log is not the one that was expected")
     for fault in faults:
-        click.echo(f"TAMPERED: {fault}")
+        click.echo(f"TAMPERED: {_plain(fault)}")
     if faults:
         raise SystemExit(1)
     newest = f", the newest {entries[-1].number}:{entries[-1].hash}" if entries else ""
     click.echo(f"{len(entries)} entries, as they were written{newest}")
 
 
+def _plain(text: str) -> str:
+    """Whoever tampered with a log may have written for the terminal of whoever reads it."""
+    return text if text.isascii() and text.isprintable() else shown(text, len(text))
+
+
+def _detail(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # tampered with, which --verify says
+        return text
+
+
 def _expected(text: str) -> tuple[int, str]:
-    number, _, hash_ = text.partition(":")
-    if not number.isdigit() or len(hash_) != len(chain.START):
+    said = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if said is None:
         raise UsageError("--expect: write it as the audit log's last line has it, number:hash")
-    return int(number), hash_
+    return int(said[1]), said[2]
 
 
 def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[str, list[dict[str, Any]]]:

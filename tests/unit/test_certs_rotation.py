@@ -15,7 +15,7 @@ import trio.testing
 from click.testing import CliRunner
 
 from certs import authority, registrar, rotation, standing, store, trust
-from certs.cli import main
+from certs.cli import ca, main, options
 from certs.cli import rotate as command
 from certs.rotation import Laggard, Rotation, Rotator
 from certs.standing import Follower
@@ -25,6 +25,13 @@ from sidecar.reasons import UsageError
 from tests.certificates import DAY, HOUR
 from tests.harness import PATIENCE
 from tests.mini_ca import API, DOMAIN, NOW, Clock
+
+
+@pytest.fixture(autouse=True)
+def it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the commands too: these tests may take longer than certificates are dated back."""
+    for module in (command, options, ca):
+        monkeypatch.setattr(module, "now", lambda: NOW)
 
 
 def start(directory: Path, **options: Any) -> None:
