@@ -52,6 +52,9 @@ HEALTHY_SECONDS = 1.0
 SEEN_SECONDS = 30.0
 """How often it is noted that a sidecar which has nothing new still asks."""
 
+NOTE_SECONDS = 2.0
+"""How long an answer waits for that note to be on the disk."""
+
 _INSTANCE = re.compile(r"[0-9a-f]{32}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
@@ -194,6 +197,9 @@ class Api:
             if denied.denial is not Denial.BAD_PASS:
                 self._guesses.give_back(source, trio.current_time())
             raise
+        except StoreUnavailableError:  # nothing was compared
+            self._guesses.give_back(source, trio.current_time())
+            raise
         self._guesses.give_back(source, trio.current_time())
         return self._granted(certificate, shown.kind)
 
@@ -261,7 +267,12 @@ class Api:
         return Response.of(200, {"bundles": [json.loads(document) for document in documents]})
 
     async def revocations(self, request: Request) -> Response:
-        await self._note(request)
+        # The list is at hand, and who has none lets nobody in: a store that cannot be written keeps it from nobody.
+        with trio.move_on_after(NOTE_SECONDS):
+            try:
+                await self._note(request)
+            except StoreUnavailableError as gone:
+                self.log.warning("store_unavailable", message=str(gone))
         now = self.desk.in_force
         headers = {"ETag": now.etag, "Mesh-Bundle": str(now.bundle.version)}
         if request.headers.get("if-none-match") == now.etag:
@@ -307,7 +318,7 @@ def _same(one: Follower, other: Follower) -> bool:
 def _fields(body: bytes, *names: str) -> dict[str, str]:
     """A JSON object of exactly these texts. Raises :class:`Denied`."""
     try:
-        said = json.loads(body)
+        said = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as fault:
         raise Denied(Denial.BAD_REQUEST, "the body is no JSON") from fault
     if not isinstance(said, dict) or set(said) != set(names) or not all(isinstance(it, str) for it in said.values()):
@@ -321,3 +332,11 @@ def _source(address: str) -> str:
     """Whose guesses count together: an IPv4 address, or the /64 that one host has of IPv6."""
     ip = ip_address(address.rpartition(":")[0].strip("[]"))
     return str(ip) if ip.version == 4 else ip.exploded[:19]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, each of whose names is there once: two readers might take two that are there as different ones."""
+    said = dict(pairs)
+    if len(said) != len(pairs):
+        raise ValueError("a name is there twice")
+    return said
