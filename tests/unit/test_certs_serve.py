@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import trio
 import trio.testing
 from cryptography import x509
@@ -30,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs import authority, passes, registrar, serve, standing
 from certs.client import ALPN, CA_SEGMENTS, CaClient, CaDeniedError, CaError
 from certs.serve import DRAIN_SECONDS, HANDSHAKE_SECONDS, CaServer, Settings
-from certs.store import Store, file_url
+from certs.store import Store, file_url, issued
 from certs.trust import Bundle, RevocationList, read_bundle, read_revocations, sign_bundle
 from sidecar import sockets
 from sidecar.address import Address
@@ -104,8 +105,8 @@ class Site:
 
     def keys(self, service: str = "api", ttl: timedelta = timedelta(hours=1)) -> KeyPair:
         """A certificate that this CA made, and its key."""
-        issued = authority.issue(authority.load(self.directory, self.clock()), service, self.clock(), ttl)
-        return KeyPair(issued.chain, issued.key, issued.roots)
+        made = authority.issue(authority.load(self.directory, self.clock()), service, self.clock(), ttl)
+        return KeyPair(made.chain, made.key, made.roots)
 
     def bundle(self, version: int) -> tuple[Bundle, bytes]:
         bundle = Bundle(DOMAIN, version, self.own.roots, self.own.root_digest)
@@ -474,6 +475,29 @@ async def test_but_not_while_it_cannot_be_known_what_is_revoked(site: Site, mock
         assert (await ca.listed())[0].issued_at == site.clock.now
         assert (len(ca.warnings()), ca.mended()) == (1, ["store: good again"])
         assert "mesh_ca_store_up 1.0" in await ca.metrics()
+
+
+async def test_what_ended_long_ago_is_forgotten_now_and_then(
+    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "PRUNE_SECONDS", 20.0)
+
+    def certificates(connection: sa.Connection) -> int:
+        return connection.execute(sa.select(sa.func.count()).select_from(issued)).scalar_one()
+
+    async with serving(site, mock_clock) as ca:
+        await ca.enrol("api", site.make_secret(API))
+        await ca.look()
+        site.clock.now += timedelta(days=29)
+        ca.wait(20)
+        await ca.look()
+        assert ca.server.store.read(certificates) == 1
+        site.clock.now += timedelta(days=2)
+        await ca.look()
+        assert ca.server.store.read(certificates) == 1, "not yet"
+        ca.wait(20)
+        await ca.look()
+        assert ca.server.store.read(certificates) == 0
 
 
 # -- its policy file ---------------------------------------------------------------------------------------------------

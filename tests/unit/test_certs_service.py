@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, passes, registrar, standing
+from certs import authority, passes, registrar, service, standing
 from certs.authority import Authority
 from certs.issuance import proof_of_possession
 from certs.limits import Rate
@@ -412,6 +412,22 @@ async def test_a_thousand_guesses_at_once_are_a_thousand(tmp_path: Path, mock_cl
         assert denial(await ca.enrol(ca.make_pass(), peer="192.0.2.2:9")) == "ok"
 
 
+async def test_two_hundred_services_of_one_address_enrol_at_once(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    answers: Counter[str] = Counter()
+    async with office(tmp_path) as ca:
+        secret = ca.make_pass()
+
+        async def enrol() -> None:
+            answers[denial(await ca.enrol(secret))] += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(enrol)
+    assert answers == {"ok": 200}
+
+
 async def test_certificates_are_counted_by_identity_and_in_all(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
@@ -640,6 +656,19 @@ async def test_nobody_overwrites_what_another_said(tmp_path: Path) -> None:
             ("api", 5),
             ("web", 9),
         ]
+
+
+async def test_who_calls_itself_something_else_each_time_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(service, "MOST_SEEN", 8)
+    async with office(tmp_path) as ca:
+        sidecar = ca.sidecar()
+        for number in range(30):
+            assert (await ca.poll(replace(sidecar, instance=f"{number:032x}"))).status == 200
+            told = (await ca.metrics()).split("\nmesh_ca_followers ")[1].split()[0]
+            assert float(told) <= 8
+        assert len(ca.followers()) == 30, "and whoever waits for them forgets nobody"
 
 
 async def test_a_full_disk_keeps_no_list_from_who_needs_it(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
