@@ -10,6 +10,7 @@ can be read: a CA that cannot know of a revocation does not vouch that there was
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -286,27 +287,28 @@ class CaServer:
         self._own_until, self.context = self._show(self.in_force.bundle)
 
     def _try(self, what: str, take: Callable[[], None]) -> bool:
+        """Returns False where another try may be of use."""
         try:
             take()
         except (UsageError, UntrustedError, StoreUnavailableError) as error:
             self._tell(what, f"{error}; what was in force before stays")
+            return False
         except Exception as error:  # a fault of ours, and no reason to serve nobody
             self.log.bug("reload_failed", error)
         else:
             self._tell(what, None)
-            return True
-        return False
+        return True
 
     def _tell(self, what: str, message: str | None) -> None:
         """Says it once, and again when it is mended."""
-        if message is not None and self._said.get(what) != message:
-            self.log.warning("warning", message=message)
-        elif message is None and what in self._said:
-            self.log.info("mended", message=f"{what}: good again")
         if message is None:
-            self._said.pop(what, None)
-        else:
-            self._said[what] = message
+            if self._said.pop(what, None) is not None:
+                self.log.info("mended", message=f"{what}: good again")
+            return
+        plain = re.sub(r"[0-9]+", "", message)  # the time that it is may be part of it
+        if self._said.get(what) != plain:
+            self.log.warning("warning", message=message)
+        self._said[what] = plain
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
