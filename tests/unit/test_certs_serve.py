@@ -7,8 +7,11 @@ forward where a test would have to wait.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -662,7 +665,15 @@ async def test_an_issuing_ca_that_ended_issues_nothing_and_the_process_lives(
         await ca.look()
         with pytest.raises(CaError):
             await ca.enrol("api", secret)  # its own certificate has ended too
-        assert any("expired" in warning or "issuing" in warning for warning in ca.warnings())
+        (site.directory / "root.pem").write_bytes(
+            (site.directory / "root.pem").read_bytes() + b"\n"
+        )  # so it is looked at
+        for _ in range(3):
+            site.clock.now += timedelta(seconds=1)
+            await ca.look()
+        assert any("issuing.pem expired" in warning for warning in ca.warnings())
+        kinds = [re.sub("[0-9]+", "", warning) for warning in ca.warnings()]
+        assert len(kinds) == len(set(kinds)), "each is said once, though the time in it passes"
         authority.renew_issuing(site.directory, site.clock.now)
         await ca.look()
         assert identity_of(await ca.enrol("api", secret)) == API
@@ -744,6 +755,72 @@ async def test_more_connections_than_it_may_have_are_closed_at_once(
             await ca.look()
         async with ca.client() as client:
             assert await client.bundles(0)
+
+
+async def test_descriptors_run_out_and_come_back(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        await ca.look()
+        sock = socket.socket()
+        taken: list[int] = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            sock.connect((ca.address.host, ca.address.port))
+            await ca.log.until(lambda: any("cannot accept connections" in warning for warning in ca.warnings()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+        await ca.log.until(lambda: "accepting: good again" in ca.mended())
+        assert sum("cannot accept" in warning for warning in ca.warnings()) == 1
+        sock.close()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+
+
+async def test_a_bug_in_one_connection_ends_that_one(
+    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with serving(site, mock_clock) as ca:
+        monkeypatch.setattr(serve, "converse", broken)
+        async with ca.client() as client:
+            with pytest.raises(CaError):
+                await client.bundles(0)
+        monkeypatch.undo()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+        (line,) = ca.log.events("internal_error")
+        assert "ZeroDivisionError" in line["exception"]
+        assert line["peer_address"].startswith("127.0.0.1:")
+        ca.log.lines.clear()
+
+
+async def test_a_bug_in_following_ends_nothing(
+    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise ZeroDivisionError
+
+    async with serving(site, mock_clock) as ca:
+        await ca.look()
+        secret = site.make_secret(SpiffeId(DOMAIN, ("db",)))
+        monkeypatch.setattr(serve, "load_mesh", broken)
+        site.mesh.write_text(f"{MESH}  # the same\n")
+        await ca.look()
+        await ca.look()
+        (line,) = ca.log.events("reload_failed")
+        assert "ZeroDivisionError" in line["exception"]
+        monkeypatch.undo()
+        site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}}\n")
+        await ca.look()
+        assert await ca.enrol("db", secret)
+        ca.log.lines.clear()
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
