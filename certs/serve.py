@@ -10,10 +10,11 @@ can be read: a CA that cannot know of a revocation does not vouch that there was
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -215,8 +216,9 @@ class CaServer:
         """Takes what is new and good; says, once, what is new and is not."""
         now = self.clock()
         if self._watch.look(read_all(self._followed)) is not None:
-            self._try("directory", self._take_authority)
-            self._try("mesh", self._take_mesh)
+            taken = [self._try("directory", self._take_authority), self._try("mesh", self._take_mesh)]
+            if not all(taken):
+                self._watch = Watch({})  # once more when it has settled: another program may have been at work in there
         try:
             known = await trio.to_thread.run_sync(self.store.read, self._ask)
         except StoreUnavailableError as error:
@@ -238,8 +240,7 @@ class CaServer:
         if _shape(loaded) != _shape(self._authority):
             before, self._authority = self._authority, loaded
             try:
-                self.in_force = self._assemble()
-                self._own_until, self.context = self._show(self.in_force.bundle)
+                self._take_all()
             except BaseException:
                 self._authority = before
                 raise
@@ -249,45 +250,65 @@ class CaServer:
     def _take_mesh(self) -> None:
         mesh = self._load_mesh()
         if mesh != self._mesh:
-            self._mesh = mesh
-            self.in_force = self._assemble()
+            before, self._mesh = self._mesh, mesh
+            try:
+                self._take_all()
+            except BaseException:
+                self._mesh = before
+                raise
             self.log.info("reloaded", message=f"{self.settings.mesh}: {len(mesh.services)} services")
 
     def _take_store(self, known: _Known) -> None:
         """The bundle and the revocations, if they changed, or if it is time to sign again."""
         age = (known.revoked.issued_at - self._known.revoked.issued_at).total_seconds()
         changed = known.bundle != self._known.bundle or known.revoked.version != self._known.revoked.version
-        if changed or not 0 <= age < SIGN_SECONDS:
-            before = self.in_force.bundle
+        if not changed and 0 <= age < SIGN_SECONDS:
+            return
+        before, bundle = self._known, self.in_force.bundle
+        try:
             self._known = known
             self.in_force = self._assemble()
-            if self.in_force.bundle != before:
-                self._own_until, self.context = self._show(self.in_force.bundle)
-                self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
+        except UntrustedError:
+            # The bundle is no reason not to tell what is revoked.
+            self._known = replace(known, bundle=before.bundle)
+            self.in_force = self._assemble()
+            raise
+        if self.in_force.bundle != bundle:
+            self._take_own()
+            self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
+
+    def _take_all(self) -> None:
+        """All at once, or nothing."""
+        in_force = self._assemble()
+        self._own_until, self.context = self._show(in_force.bundle)
+        self.in_force = in_force
 
     def _take_own(self) -> None:
         self._own_until, self.context = self._show(self.in_force.bundle)
 
-    def _try(self, what: str, take: Callable[[], None]) -> None:
+    def _try(self, what: str, take: Callable[[], None]) -> bool:
+        """Returns False where another try may be of use."""
         try:
             take()
         except (UsageError, UntrustedError, StoreUnavailableError) as error:
             self._tell(what, f"{error}; what was in force before stays")
+            return False
         except Exception as error:  # a fault of ours, and no reason to serve nobody
             self.log.bug("reload_failed", error)
         else:
             self._tell(what, None)
+        return True
 
     def _tell(self, what: str, message: str | None) -> None:
         """Says it once, and again when it is mended."""
-        if message is not None and self._said.get(what) != message:
-            self.log.warning("warning", message=message)
-        elif message is None and what in self._said:
-            self.log.info("mended", message=f"{what}: good again")
         if message is None:
-            self._said.pop(what, None)
-        else:
-            self._said[what] = message
+            if self._said.pop(what, None) is not None:
+                self.log.info("mended", message=f"{what}: good again")
+            return
+        plain = re.sub(r"[0-9]+", "", message)  # the time that it is may be part of it
+        if self._said.get(what) != plain:
+            self.log.warning("warning", message=message)
+        self._said[what] = plain
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

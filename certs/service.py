@@ -37,6 +37,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import metrics, registrar, standing
+from certs.guesses import Guesses
 from certs.issuance import Denial, Denied
 from certs.limits import Buckets, Rate
 from certs.passes import parse as parse_pass
@@ -51,6 +52,11 @@ NONCE_SECONDS = 60
 HEALTHY_SECONDS = 1.0
 SEEN_SECONDS = 30.0
 """How often it is noted that a sidecar which has nothing new still asks."""
+
+NOTE_SECONDS = 2.0
+"""How long an answer waits for that note to be on the disk."""
+
+MOST_SEEN = 10_000
 
 _INSTANCE = re.compile(r"[0-9a-f]{32}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -102,7 +108,7 @@ class Api:
     clock: Callable[[], datetime]
     limits: Limits = field(default_factory=Limits)
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
-    _guesses: Buckets = field(init=False)
+    _guesses: Guesses = field(init=False)
     _identities: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
     _healthy_at: float = -math.inf
@@ -110,7 +116,7 @@ class Api:
     _nonce_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
 
     def __post_init__(self) -> None:
-        self._guesses = Buckets(self.limits.guesses)
+        self._guesses = Guesses(self.limits.guesses)
         self._identities = Buckets(self.limits.identity)
         self._everybody = Buckets(self.limits.everybody)
 
@@ -175,26 +181,15 @@ class Api:
 
     async def enrol(self, request: Request) -> Response:
         said = _fields(request.body, "service", "pass", "csr")
-        source = _source(request.peer.address)
-        # Taken before anything is compared, and given back if it was no guess: a thousand guesses at once are a thousand.
-        if not self._guesses.take(source, trio.current_time()):
-            raise Denied(
-                Denial.RATE_LIMITED, "too many wrong tokens or secrets came from this address; try again later"
-            )
-        terms = self._terms()
-        try:
-            shown = parse_pass(said["pass"])
-        except ValueError as fault:
-            raise Denied(Denial.BAD_PASS, f"the pass is {fault}") from fault
-        try:
+        async with self._guesses.turn(_source(request.peer.address)):
+            terms = self._terms()
+            try:
+                shown = parse_pass(said["pass"])
+            except ValueError as fault:
+                raise Denied(Denial.BAD_PASS, f"the pass is {fault}") from fault
             certificate = await self.writer.write(
                 lambda transaction: registrar.enrol(transaction, terms, shown, said["service"], said["csr"])
             )
-        except Denied as denied:
-            if denied.denial is not Denial.BAD_PASS:
-                self._guesses.give_back(source, trio.current_time())
-            raise
-        self._guesses.give_back(source, trio.current_time())
         return self._granted(certificate, shown.kind)
 
     async def renew(self, request: Request) -> Response:
@@ -261,7 +256,12 @@ class Api:
         return Response.of(200, {"bundles": [json.loads(document) for document in documents]})
 
     async def revocations(self, request: Request) -> Response:
-        await self._note(request)
+        # The list is at hand, and who has none lets nobody in: a store that cannot be written keeps it from nobody.
+        with trio.move_on_after(NOTE_SECONDS):
+            try:
+                await self._note(request)
+            except StoreUnavailableError as gone:
+                self.log.warning("store_unavailable", message=str(gone))
         now = self.desk.in_force
         headers = {"ETag": now.etag, "Mesh-Bundle": str(now.bundle.version)}
         if request.headers.get("if-none-match") == now.etag:
@@ -288,8 +288,10 @@ class Api:
             return
         await self.writer.write(lambda transaction: standing.seen(transaction, found))
         self._seen[found.instance] = (found, now)
-        if len(self._seen) > 10_000:
-            self._seen = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}
+        if len(self._seen) > MOST_SEEN:
+            lately = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}
+            # A peer may call itself something else each time. Who is forgotten is noted once more.
+            self._seen = lately if len(lately) < MOST_SEEN / 2 else {}
 
     async def write(self, operation: Operation[Any]) -> Any:
         """For what is no request."""
@@ -307,7 +309,7 @@ def _same(one: Follower, other: Follower) -> bool:
 def _fields(body: bytes, *names: str) -> dict[str, str]:
     """A JSON object of exactly these texts. Raises :class:`Denied`."""
     try:
-        said = json.loads(body)
+        said = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as fault:
         raise Denied(Denial.BAD_REQUEST, "the body is no JSON") from fault
     if not isinstance(said, dict) or set(said) != set(names) or not all(isinstance(it, str) for it in said.values()):
@@ -321,3 +323,11 @@ def _source(address: str) -> str:
     """Whose guesses count together: an IPv4 address, or the /64 that one host has of IPv6."""
     ip = ip_address(address.rpartition(":")[0].strip("[]"))
     return str(ip) if ip.version == 4 else ip.exploded[:19]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, each of whose names is there once: two readers might take two that are there as different ones."""
+    said = dict(pairs)
+    if len(said) != len(pairs):
+        raise ValueError("a name is there twice")
+    return said

@@ -121,10 +121,11 @@ async def converse(
     closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
-        name = "other"
+        name, bodiless = "other", False
         try:
-            head = await _head(stream, connection, closing)
-            with trio.fail_after(REQUEST_SECONDS):
+            head, deadline = await _head(stream, connection, closing)
+            bodiless = head.method == b"HEAD"  # (RFC 9110 9.3.2; h11 lets nobody send one)
+            with trio.fail_at(deadline):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
             answer = await handler(request)
@@ -139,20 +140,20 @@ async def converse(
             answer, last = error(408, "bad_request", f"no complete request within {REQUEST_SECONDS:g} s"), True
         observe(name, answer.status)
         with trio.move_on_after(REQUEST_SECONDS) as taken:
-            await _send(stream, connection, answer, last=last)
+            await _send(stream, connection, answer, last=last, bodiless=bodiless or answer.status == 304)
         if taken.cancelled_caught or last or connection.our_state is h11.MUST_CLOSE:
             return
         connection.start_next_cycle()
 
 
-async def _head(stream: Stream, connection: h11.Connection, closing: Closing) -> h11.Request:
-    """The next request's head; its time is counted from its first byte."""
+async def _head(stream: Stream, connection: h11.Connection, closing: Closing) -> tuple[h11.Request, float]:
+    """The next request's head, and by when the rest of it must be there: the time is counted from its first byte."""
     event: Any = connection.next_event()
     if event is h11.NEED_DATA:
         with closing.idle():
             connection.receive_data(await stream.receive_some())
             event = connection.next_event()
-    with trio.fail_after(REQUEST_SECONDS):
+    with trio.fail_after(REQUEST_SECONDS) as scope:
         while event is h11.NEED_DATA:
             if not connection.trailing_data[0]:
                 raise _Close  # idle: nobody waits for an answer
@@ -160,7 +161,7 @@ async def _head(stream: Stream, connection: h11.Connection, closing: Closing) ->
             event = connection.next_event()
     if not isinstance(event, h11.Request):
         raise _Close
-    return event
+    return event, scope.deadline
 
 
 def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
@@ -201,10 +202,10 @@ async def _request(stream: Stream, connection: h11.Connection, head: h11.Request
     return Request(peer, pairs, headers, body)
 
 
-async def _send(stream: Stream, connection: h11.Connection, answer: Response, *, last: bool) -> None:
+async def _send(stream: Stream, connection: h11.Connection, answer: Response, *, last: bool, bodiless: bool) -> None:
+    described = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
     headers = [
-        ("Content-Type", answer.content_type),
-        ("Content-Length", str(len(answer.body))),
+        *(described if answer.status != 304 else []),  # (it would have to be the length of what a 200 brings)
         ("Cache-Control", "no-store"),
         *answer.headers.items(),
         *([("Connection", "close")] if last else []),
@@ -212,7 +213,7 @@ async def _send(stream: Stream, connection: h11.Connection, answer: Response, *,
     if connection.our_state is h11.ERROR:
         raise BrokenStreamError("the connection is past answering")
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
-    if answer.body and answer.status != 304:
+    if answer.body and not bodiless:
         data += _bytes(connection, h11.Data(data=answer.body))
     await stream.send_all(data + _bytes(connection, h11.EndOfMessage()))
 
