@@ -183,8 +183,8 @@ class Api:
             certificate = await self.writer.write(
                 lambda transaction: registrar.enrol(transaction, terms, shown, said["service"], said["csr"])
             )
-        except Denied as denied:
-            if denied.denial is not Denial.BAD_PASS:
+        except Exception as error:  # a store that is away too: whoever tries again then does not guess
+            if not (isinstance(error, Denied) and error.denial is Denial.BAD_PASS):
                 self._guesses.give_back(source, trio.current_time())
             raise
         self._guesses.give_back(source, trio.current_time())
