@@ -86,9 +86,10 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
     """Answers requests until either end has had enough. Nothing that the peer does escapes but a broken stream's end."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
-        name = "other"
+        name, to_head = "other", False
         try:
             head = await _head(stream, connection)
+            to_head = head.method == b"HEAD"
             with trio.fail_after(REQUEST_SECONDS):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
@@ -104,7 +105,7 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
             answer, last = error(408, "bad_request", f"no complete request within {REQUEST_SECONDS:g} s"), True
         observe(name, answer.status)
         with trio.move_on_after(REQUEST_SECONDS) as taken:
-            await _send(stream, connection, answer, last=last)
+            await _send(stream, connection, answer, last=last, to_head=to_head)
         if taken.cancelled_caught or last or connection.our_state is h11.MUST_CLOSE:
             return
         connection.start_next_cycle()
@@ -142,6 +143,8 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
 
 async def _request(stream: SecureStream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("ascii", "replace") for name, value in head.headers}
+    if headers.keys() >= {"content-length", "transfer-encoding"}:  # RFC 9112 6.1: may be an attempt at smuggling
+        raise _Close(error(400, "bad_request", "a body has a length or chunks, not both"))
     length = headers.get("content-length", "0")
     if int(length) > MAX_BODY_BYTES:  # (h11 has seen to it that it is a number)
         raise _Close(error(413, "bad_request", f"a body has at most {MAX_BODY_BYTES} bytes"))
@@ -166,7 +169,10 @@ async def _request(stream: SecureStream, connection: h11.Connection, head: h11.R
     return Request(peer, pairs, headers, body)
 
 
-async def _send(stream: SecureStream, connection: h11.Connection, answer: Response, *, last: bool) -> None:
+async def _send(
+    stream: SecureStream, connection: h11.Connection, answer: Response, *, last: bool, to_head: bool = False
+) -> None:
+    """``to_head``: the answer to a HEAD, which has no body whatever its status (RFC 9110 9.3.2)."""
     headers = [
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),
@@ -177,7 +183,7 @@ async def _send(stream: SecureStream, connection: h11.Connection, answer: Respon
     if connection.our_state is h11.ERROR:
         raise BrokenStreamError("the connection is past answering")
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
-    if answer.body and answer.status != 304:
+    if answer.body and answer.status != 304 and not to_head:
         data += _bytes(connection, h11.Data(data=answer.body))
     await stream.send_all(data + _bytes(connection, h11.EndOfMessage()))
 
