@@ -50,7 +50,11 @@ SIGN_SECONDS = 60.0
 OWN_TTL = timedelta(hours=24)
 HANDSHAKE_SECONDS = 5.0
 DRAIN_SECONDS = 5.0
+ACCEPT_PAUSE_SECONDS = 0.05
 MAX_CONNECTIONS = 4096
+"""When there are as many, a new one takes the place of the oldest whose peer has shown no certificate: whoever holds
+thousands open and asks nothing keeps no sidecar from its renewal."""
+
 PRUNE_SECONDS = 3600.0
 
 
@@ -90,6 +94,7 @@ class CaServer:
         self._closing = Closing()
         self._watch = Watch({})
         self._said: dict[str, str] = {}
+        self._strangers: dict[trio.CancelScope, None] = {}  # in the order in which they came
         try:
             self.api = Api(self, self.store, Writer(self.store), log, clock, settings.limits)
             self._routes = self.api.routes()
@@ -321,16 +326,35 @@ class CaServer:
                 continue
             except OSError as error:
                 self._tell("accepting", f"cannot accept connections: {error.strerror}")
-                await trio.sleep(0.1)
+                self._cut_a_stranger()
+                await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             self._tell("accepting", None)
-            if len(connections.child_tasks) > MAX_CONNECTIONS:
+            if len(connections.child_tasks) > MAX_CONNECTIONS and not self._cut_a_stranger():
                 sock.close()
                 self.api.metrics.refused("overloaded")
                 continue
             connections.start_soon(self._connection, sock)
 
+    def _cut_a_stranger(self) -> bool:
+        """Makes room; returns whether there was anybody to cut."""
+        oldest = next(iter(self._strangers), None)
+        if oldest is None:
+            return False
+        del self._strangers[oldest]
+        self.api.metrics.refused("overloaded")
+        oldest.cancel()
+        return True
+
     async def _connection(self, sock: socket.socket) -> None:
+        with trio.CancelScope() as scope:
+            self._strangers[scope] = None
+            try:
+                await self._serve_one(sock, scope)
+            finally:
+                self._strangers.pop(scope, None)
+
+    async def _serve_one(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """One connection. Nothing that happens in it escapes."""
         address, endpoint = "", self.context.server(ALPN, self.clock)
         try:
@@ -338,12 +362,15 @@ class CaServer:
             sockets.prepare(sock)
             with trio.fail_after(HANDSHAKE_SECONDS):
                 await shake_hands(sock, endpoint, self.gate)
+            if endpoint.svid is not None:
+                self._strangers.pop(scope, None)
             stream = SecureStream(sock, endpoint)
             try:
                 peer = Peer(address, endpoint.svid, endpoint.path)
                 await converse(stream, peer, self._routes, self.api.metrics.answered, self._closing)
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                grace = 0 if scope.cancel_called else 1
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + grace):
                     await stream.close()
         except Refused as refusal:
             self.api.metrics.refused(str(refusal.reason))

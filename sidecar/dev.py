@@ -27,10 +27,10 @@ from sidecar.identity import SpiffeId
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
 from sidecar.node import Node
+from sidecar.process import raise_descriptor_limit
 from sidecar.reasons import UsageError
 from sidecar.relay import Relay
 from sidecar.reload import generation
-from sidecar.run import raise_descriptor_limit
 from sidecar.server import Server
 from sidecar.tls import KeyPair, make_buffer, utc_now
 from sidecar.watch import LOOK_SECONDS, Watch, read_all

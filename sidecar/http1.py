@@ -178,6 +178,8 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
 
 async def _request(stream: Stream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("ascii", "replace") for name, value in head.headers}
+    if headers.keys() >= {"content-length", "transfer-encoding"}:  # RFC 9112 6.1: may be an attempt at smuggling
+        raise _Close(error(400, "bad_request", "a body has a length or chunks, not both"))
     length = headers.get("content-length", "0")
     if int(length) > MAX_BODY_BYTES:  # (h11 has seen to it that it is a number)
         raise _Close(error(413, "bad_request", f"a body has at most {MAX_BODY_BYTES} bytes"))

@@ -15,6 +15,7 @@ from certs.cli.options import store_url as url_of
 from certs.profile import ProfileError, check_ttl
 from sidecar.address import parse_address
 from sidecar.logs import Log
+from sidecar.process import keep_memory_private, raise_descriptor_limit
 from sidecar.reasons import UsageError
 from sidecar.tls import utc_now
 
@@ -51,4 +52,6 @@ def serve(
     except ValueError as error:
         raise UsageError(f"--listen: {error}") from error
     settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl)
+    keep_memory_private()
+    raise_descriptor_limit()
     trio.run(serving.serve, settings, Log(style=style), utc_now)

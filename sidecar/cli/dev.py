@@ -13,6 +13,7 @@ from sidecar.dev import DevMesh, run_dev
 from sidecar.devplan import banner, environment, plan
 from sidecar.logs import Log
 from sidecar.mesh import load_mesh
+from sidecar.process import keep_memory_private
 from sidecar.reasons import UsageError
 from sidecar.tls import utc_now
 
@@ -41,6 +42,7 @@ def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", 
         return
     if env_file:
         raise UsageError("--env-file goes with --env SERVICE: each service has an environment of its own")
+    keep_memory_private()
     running = DevMesh(mesh, Log(style=style))
     click.echo(banner(running.mesh, running.plan), err=style == "json")
     trio.run(run_dev, running)

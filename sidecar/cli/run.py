@@ -9,6 +9,7 @@ import click
 import trio
 
 from sidecar.config import load_config
+from sidecar.process import keep_memory_private
 from sidecar.run import run as run_sidecar
 
 
@@ -23,4 +24,5 @@ def run(file: Path) -> None:
     SIGTERM and SIGINT drain it: it accepts no more, and gives connections up to `timeouts.drain` (8 s) to finish.
     Exit codes: 0 after a drain, 2 if it could not start.
     """
+    keep_memory_private()
     trio.run(run_sidecar, load_config(file, os.environ), os.environ)

@@ -160,8 +160,10 @@ def test_tls_is_the_only_importer_of_openssl() -> None:
     assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == {TLS}
 
 
-EDGE = {f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "sockets", "stream", "tls", "watch")}
-"""What both programs stand on: TLS has one implementation, and so do sockets and the log."""
+EDGE = {
+    f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "process", "sockets", "stream", "tls", "watch")
+}
+"""What both programs stand on: TLS has one implementation, and so do sockets, the log and how a process keeps its keys."""
 
 CERTS_PURE = {
     f"certs.{name}"

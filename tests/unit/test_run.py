@@ -24,6 +24,7 @@ from sidecar.address import Address
 from sidecar.cli import main
 from sidecar.config import Admin, Config, load_config
 from sidecar.logs import Log
+from sidecar.process import raise_descriptor_limit
 from sidecar.reasons import UsageError
 from sidecar.run import machinery, prepare, run
 from sidecar.statedir import StateDir
@@ -227,7 +228,7 @@ def test_the_descriptor_limit_is_raised_to_what_may_be(monkeypatch: pytest.Monke
     said: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: said.append(limits))
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
-    run_module.raise_descriptor_limit()
+    raise_descriptor_limit()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (4096, 4096))
-    run_module.raise_descriptor_limit()
+    raise_descriptor_limit()
     assert said == [(4096, 4096)]

@@ -1,0 +1,390 @@
+"""Trust bundles and lists of revocations that do not count: unsigned, signed by whoever may not, older, of another kind.
+
+They come from a CA that proved who it is. The sidecar keeps what it has, says why, and takes the next one that counts.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from certs import authority, profile, standing, trust
+from certs.profile import Issuer
+from certs.trust import Bundle, RevocationList
+from sidecar.http1 import Request, Response
+from sidecar.judge import Revocations
+from sidecar.reasons import UsageError
+from tests.attacks.castage import (
+    HOUR,
+    TRUST_DOMAIN,
+    Desk,
+    FalseCa,
+    Sidecar,
+    always,
+    ca_desk,
+    false_ca,
+    membership,
+    service_id,
+    until,
+)
+from tests.certificates import Authority
+from tests.harness import PATIENCE
+
+
+@dataclass
+class Signers:
+    """Everybody who might sign."""
+
+    root: Issuer
+    issuing: Issuer
+    delegate: Issuer
+    leaf: Issuer
+    other: authority.Made
+
+
+@dataclass
+class Poll:
+    """web's sidecar, which is about to ask for news."""
+
+    desk: Desk
+    false: FalseCa
+    sidecar: Sidecar
+    nursery: trio.Nursery
+    signers: Signers
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.desk.server.in_force.bundle
+
+    @property
+    def listed(self) -> RevocationList:
+        """A list with something new in it."""
+        known = self.desk.server._known.revoked
+        return replace(
+            known,
+            version=known.version + 1,
+            issued_at=self.desk.clock().replace(microsecond=0),
+            identities={service_id("api"): self.desk.clock().replace(microsecond=0)},
+        )
+
+    @property
+    def newer(self) -> Bundle:
+        """A bundle with another root in it."""
+        roots = (*self.bundle.roots, self.signers.other.root.certificate)
+        return replace(self.bundle, version=self.bundle.version + 1, roots=roots)
+
+    def run(self) -> None:
+        self.nursery.start_soon(self.sidecar.member.run, self.sidecar.adopt)
+
+    async def says(self, event: str) -> str:
+        await self.sidecar.log.until(lambda: bool(self.sidecar.log.events(event)))
+        assert not self.sidecar.log.events("membership_failed")
+        return self.sidecar.said(event)
+
+    def lie(self, *, listed: bytes | None = None, bundles: list[bytes] | None = None) -> None:
+        version = str(self.bundle.version + 5 if bundles is not None else self.bundle.version)
+
+        async def answer(request: Request) -> Response:
+            if listed is not None:
+                return Response(200, listed, headers={"ETag": '"new"', "Mesh-Bundle": version})
+            truth = await self.desk.server.api.revocations(request)
+            return replace(truth, headers={**truth.headers, "Mesh-Bundle": version})
+
+        self.false.lies["/v1/revocations"] = answer
+        if bundles is not None:
+            self.false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(one) for one in bundles]})
+
+
+@asynccontextmanager
+async def poll(path: Path) -> AsyncIterator[Poll]:
+    async with ca_desk(path) as desk, false_ca(desk) as false:
+        desk.write(lambda transaction: standing.revoke_identity(transaction, service_id("ca")))
+        await desk.server._look()
+        sidecar = membership(desk, false.address, text=desk.make_pass("web"))
+        with trio.fail_after(PATIENCE):
+            await sidecar.member.join()
+        root = authority.load_root(path / "ca", None, None)
+        leaf = authority.issue(desk.ca, "web", desk.clock(), HOUR)
+        assert desk.ca.delegate is not None
+        signers = Signers(
+            root,
+            desk.ca.issuer,
+            desk.ca.delegate,
+            Issuer(leaf.chain[0], leaf.key),
+            authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0)),
+        )
+        async with trio.open_nursery() as nursery:
+            made = Poll(desk, false, sidecar, nursery, signers)
+            try:
+                yield made
+            finally:
+                nursery.cancel_scope.cancel()
+        await made.sidecar.member.close()
+
+
+def unsigned(document: bytes) -> bytes:
+    return json.dumps({**json.loads(document), "signatures": []}).encode()
+
+
+def altered(document: bytes) -> bytes:
+    """Its payload with one version more, under the old signatures."""
+    envelope = json.loads(document)
+    body = json.loads(b64decode(envelope["payload"]))
+    body["version"] += 1
+    return json.dumps({**envelope, "payload": b64encode(json.dumps(body).encode()).decode()}).encode()
+
+
+def bent(document: bytes, **fields: Any) -> bytes:
+    return json.dumps({**json.loads(document), **fields}).encode()
+
+
+def payload(kind: str, said: Any, signer: Issuer) -> bytes:
+    """Anything at all, well signed."""
+    return trust._seal(kind, said, [signer])
+
+
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+List = Callable[[Poll], bytes]
+LISTS: dict[str, tuple[List, str]] = {
+    "unsigned": (lambda it: unsigned(trust.sign_revocations(it.listed, it.signers.root)), "not signed"),
+    "altered": (lambda it: altered(trust.sign_revocations(it.listed, it.signers.delegate)), "signature that is wrong"),
+    "by the issuing key": (lambda it: trust.sign_revocations(it.listed, it.signers.issuing), "not made for that"),
+    "by a service": (lambda it: trust.sign_revocations(it.listed, it.signers.leaf), "nobody whom a trusted root"),
+    "by another root": (lambda it: trust.sign_revocations(it.listed, it.signers.other.root), "nobody whom"),
+    "by another's delegate": (lambda it: trust.sign_revocations(it.listed, it.signers.other.delegate), "nobody whom"),
+    "by a delegate of the issuing CA's": (
+        lambda it: trust.sign_revocations(it.listed, delegate_of_the_issuing_ca(it)),
+        "nobody whom",
+    ),
+    "by a delegate whose time is over": (
+        lambda it: trust.sign_revocations(it.listed, old_delegate(it)),
+        "by a certificate that is good from",
+    ),
+    "of an older version": (
+        lambda it: trust.sign_revocations(replace(it.listed, version=it.listed.version - 2), it.signers.delegate),
+        "it is older",
+    ),
+    "of an older time": (
+        lambda it: trust.sign_revocations(
+            replace(it.listed, version=it.listed.version - 1, issued_at=it.desk.clock() - HOUR), it.signers.delegate
+        ),
+        "it is older",
+    ),
+    "of another mesh": (
+        lambda it: trust.sign_revocations(replace(it.listed, trust_domain="evil.internal"), it.signers.delegate),
+        "trust domain 'evil.internal'",
+    ),
+    "a bundle": (lambda it: trust.sign_bundle(it.bundle, [it.signers.root]), "type 'mesh-bundle/1'"),
+    "a bundle that says it is a list": (
+        lambda it: bent(trust.sign_bundle(it.bundle, [it.signers.root]), type=trust.REVOCATIONS),
+        "signature that is wrong",
+    ),
+    "garbage": (lambda _: b"garbage", "no signed document"),
+    "nothing": (lambda _: b"", "no signed document"),
+    "deep": (lambda _: b"[" * 100_000, "no signed document"),
+    "large": (lambda _: b" " * (2 << 20), "larger than 1024 KiB"),
+    "of no version": (
+        lambda it: payload(trust.REVOCATIONS, {"trust_domain": TRUST_DOMAIN}, it.signers.delegate),
+        "cannot be read",
+    ),
+    "of names that are none": (
+        lambda it: payload(
+            trust.REVOCATIONS,
+            {"trust_domain": TRUST_DOMAIN, "version": 1 << 40, "issued_at": 1, "identities": {"*": 1}, "serials": []},
+            it.signers.delegate,
+        ),
+        "cannot be read",
+    ),
+}
+
+
+def delegate_of_the_issuing_ca(it: Poll) -> Issuer:
+    key = authority._new_key()
+    return Issuer(profile.delegate(key.public_key(), it.signers.issuing, it.desk.clock()), key)
+
+
+def old_delegate(it: Poll) -> Issuer:
+    """One that the root really appointed, for last year."""
+    key, root = authority._new_key(), it.signers.root
+    made = profile.delegate(key.public_key(), root, it.desk.clock())
+    builder = (
+        x509.CertificateBuilder()
+        .issuer_name(made.issuer)
+        .subject_name(made.subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(it.desk.clock() - 9 * HOUR)
+        .not_valid_after(it.desk.clock() - HOUR)
+    )
+    for extension in made.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return Issuer(builder.sign(root.key, hashes.SHA256()), key)
+
+
+def known(found: Revocations) -> tuple[Any, ...]:
+    return found.identities, found.serials, found.keys
+
+
+@pytest.mark.parametrize(("make", "words"), LISTS.values(), ids=LISTS.keys())
+async def test_a_list_that_does_not_count(make: List, words: str, tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        before, file = known(it.sidecar.member.revocations()), (it.sidecar.state / "revocations.json").read_bytes()
+        it.lie(listed=make(it))
+        it.run()
+        said = await it.says("revocations_failed")
+        assert words in said, said
+        assert "lets new connections in until" in said
+        assert known(it.sidecar.member.revocations()) == before
+        assert (it.sidecar.state / "revocations.json").read_bytes() == file
+
+
+@pytest.mark.parametrize("signer", ["root", "delegate"])
+async def test_the_twin_of_these_lists_is_taken(signer: str, tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        it.lie(listed=trust.sign_revocations(it.listed, getattr(it.signers, signer)))
+        it.run()
+        await until(lambda: service_id("api") in it.sidecar.member.revocations().identities)
+        assert not it.sidecar.log.events("revocations_failed")
+
+
+# -- bundles -----------------------------------------------------------------------------------------------------------
+
+BUNDLES: dict[str, tuple[List, str]] = {
+    "unsigned": (lambda it: unsigned(trust.sign_bundle(it.newer, [it.signers.root])), "not signed"),
+    "altered": (lambda it: altered(trust.sign_bundle(it.newer, [it.signers.root])), "signature that is wrong"),
+    "by the issuing key": (lambda it: trust.sign_bundle(it.newer, [it.signers.issuing]), "not by a root"),
+    "by the delegate": (lambda it: trust.sign_bundle(it.newer, [it.signers.delegate]), "not by a root"),
+    "by a service": (lambda it: trust.sign_bundle(it.newer, [it.signers.leaf]), "not by a root"),
+    "by the new root alone": (lambda it: trust.sign_bundle(it.newer, [it.signers.other.root]), "not by a root"),
+    "by another's key under the root's name": (
+        lambda it: trust.sign_bundle(it.newer, [Issuer(it.signers.root.certificate, it.signers.other.root.key)]),
+        "signature that is wrong",
+    ),
+    "older": (
+        lambda it: trust.sign_bundle(replace(it.newer, version=it.bundle.version - 1), [it.signers.root]),
+        "is no newer",
+    ),
+    "of the same version": (
+        lambda it: trust.sign_bundle(replace(it.newer, version=it.bundle.version), [it.signers.root]),
+        "is no newer",
+    ),
+    "of another mesh": (
+        lambda it: trust.sign_bundle(replace(it.newer, trust_domain="evil.internal"), [it.signers.root]),
+        "trust domain 'evil.internal'",
+    ),
+    "a list": (lambda it: trust.sign_revocations(it.listed, it.signers.root), "type 'mesh-revocations/1'"),
+    "a list that says it is a bundle": (
+        lambda it: bent(trust.sign_revocations(it.listed, it.signers.root), type=trust.BUNDLE),
+        "signature that is wrong",
+    ),
+    "of no roots": (lambda it: trust.sign_bundle(replace(it.newer, roots=()), [it.signers.root]), "no roots"),
+    "of an active root that is not in it": (
+        lambda it: trust.sign_bundle(replace(it.newer, active=b"\7" * 32), [it.signers.root]),
+        "active root that is not in it",
+    ),
+    "of an intermediate": (
+        lambda it: trust.sign_bundle(
+            replace(it.newer, roots=(*it.bundle.roots, it.signers.other.issuing.certificate)), [it.signers.root]
+        ),
+        "is no root",
+    ),
+    "of a leaf": (
+        lambda it: trust.sign_bundle(
+            replace(it.newer, roots=(*it.bundle.roots, Authority().leaf("x", self_signed=True).certificate)),
+            [it.signers.root],
+        ),
+        "is no root",
+    ),
+    "of nine roots": (
+        lambda it: trust.sign_bundle(replace(it.newer, roots=it.newer.roots * 5), [it.signers.root]),
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BUNDLES.values(), ids=BUNDLES.keys())
+async def test_a_bundle_that_does_not_count(make: List, words: str, tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        roots, file = it.sidecar.in_force.keys.roots, (it.sidecar.state / "bundle.json").read_bytes()
+        it.lie(bundles=[make(it)])
+        it.run()
+        said = await it.says("bundle_failed")
+        assert words in said, said
+        assert it.sidecar.in_force.keys.roots == roots
+        assert (it.sidecar.state / "bundle.json").read_bytes() == file
+        assert len(it.sidecar.log.events("trust_bundle")) == 1, "the first one, at joining"
+
+
+async def test_the_twin_of_these_bundles_is_taken_by_the_old_root_s_word(tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        it.lie(bundles=[trust.sign_bundle(it.newer, [it.signers.root])])
+        it.run()
+        await it.sidecar.log.until(lambda: len(it.sidecar.log.events("trust_bundle")) == 2)
+        assert it.signers.other.root.certificate in it.sidecar.in_force.keys.roots
+
+
+async def test_one_that_slept_goes_from_bundle_to_bundle_and_not_past_a_gap(tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        first, second = it.newer, authority.make(TRUST_DOMAIN, it.desk.clock().replace(microsecond=0))
+        anchor = it.signers.other.root.certificate
+        last = replace(
+            first,
+            version=first.version + 1,
+            roots=(anchor, second.root.certificate),
+            active=trust.digest(anchor),
+        )
+        by_new = trust.sign_bundle(last, [it.signers.other.root])
+        it.lie(bundles=[by_new])
+        it.run()
+        assert "not by a root that is trusted here" in await it.says("bundle_failed")
+        assert len(it.sidecar.in_force.keys.roots) == 1
+        it.lie(bundles=[trust.sign_bundle(first, [it.signers.root]), by_new])
+        await it.sidecar.log.until(lambda: len(it.sidecar.log.events("trust_bundle")) == 2)
+        assert it.sidecar.in_force.keys.roots == last.roots
+
+
+# -- what is kept on the disk ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"{}", b'{"payload": "AAAA"}'])
+async def test_a_garbage_bundle_on_the_disk_stops_the_start(content: bytes, tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        at = it.desk.address
+        await it.sidecar.member.close()
+        file = it.sidecar.state / "bundle.json"
+        good = file.read_bytes()
+        for bad in (content, good[:-9], good.replace(b'"payload": "', b'"payload": "AAAA')):
+            file.write_bytes(bad)
+            with pytest.raises(UsageError, match="not known whom to trust"):
+                membership(it.desk, at)
+        file.write_bytes(good)
+        it.sidecar = membership(it.desk, at)
+        with trio.fail_after(PATIENCE):
+            await it.sidecar.member.join()
+        assert it.sidecar.member.credentials is not None
+
+
+async def test_a_garbage_list_on_the_disk_lets_nobody_in_until_there_is_a_new_one(tmp_path: Path) -> None:
+    async with poll(tmp_path) as it:
+        await it.sidecar.member.close()
+        (it.sidecar.state / "revocations.json").write_bytes(b"garbage")
+        it.sidecar = membership(it.desk, it.desk.address)
+        stale = it.sidecar.member.revocations().fresh_until
+        assert stale is not None
+        assert stale < it.desk.clock()
+        assert "no signed document" in it.sidecar.said("state_ignored")
+        await it.sidecar.member.join()
+        it.run()
+        await until(lambda: (it.sidecar.member.revocations().fresh_until or stale) > it.desk.clock())

@@ -1,0 +1,299 @@
+"""Strangers who want the CA to be busy: half a handshake, half a request, nothing at all, thousands of times; with honest
+renewals beside them."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from OpenSSL import SSL
+from trio.testing import MockClock
+
+from certs import serve
+from certs.serve import HANDSHAKE_SECONDS
+from sidecar import sockets
+from sidecar.http1 import IDLE_SECONDS, REQUEST_SECONDS
+from sidecar.tls import KeyPair
+from tests.attacks.camesh import CaProcess, ca_process
+from tests.attacks.castage import Desk, ca_desk
+from tests.attacks.records import KeyLog, Writer
+from tests.harness import PATIENCE, Foreigner, connect
+from tests.integration.processes import SIDECAR, running
+
+HALF_OPEN = 2000
+IDLE = 2000
+BLINK = 0.05
+"""Seconds of real time for what needs the kernel, while the virtual clock stands."""
+
+
+@pytest.fixture(autouse=True)
+def _many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 3 * IDLE:
+        pytest.skip(f"needs {3 * IDLE} descriptors, and the system allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def hello() -> bytes:
+    """A valid ClientHello: the CA has to compute for it."""
+    client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+    client.set_connect_state()
+    client.set_alpn_protos([b"http/1.1"])
+    with pytest.raises(SSL.WantReadError):
+        client.do_handshake()
+    return client.bio_read(65536)
+
+
+async def renews(desk: Desk, keys: KeyPair) -> float:
+    """An honest renewal over a new connection; returns how many seconds it took."""
+    before = trio.current_time()
+    assert (await desk.renew(keys)).status == 200
+    return trio.current_time() - before
+
+
+@pytest.mark.parametrize("beginning", ["nothing", "half a hello", "a hello"])
+async def test_half_open_handshakes_hold_no_renewal_up(
+    beginning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "HANDSHAKE_SECONDS", 1000.0)  # so that they stay, however slow this machine
+    whole = hello()
+    sent = {"nothing": b"", "half a hello": whole[: len(whole) // 2], "a hello": whole}[beginning]
+    async with ca_desk(tmp_path) as desk:
+        keys = [desk.keys("web") for _ in range(5)]
+        with ExitStack() as stack:
+            for _ in range(HALF_OPEN):
+                stranger = stack.enter_context(await connect(desk.address))
+                if sent:
+                    await sockets.send_all(stranger, sent)
+            slowest = max([await renews(desk, one) for one in keys])
+        assert slowest < PATIENCE
+        print(f"{HALF_OPEN} half-open ({beginning}): slowest renewal {slowest * 1000:.0f} ms")
+        await desk.honest()
+
+
+async def test_two_thousand_idle_connections_hold_no_renewal_up(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        keys = [desk.keys("web") for _ in range(5)]
+        async with trio.open_nursery() as nursery:
+            streams = []
+
+            async def opens(number: int) -> None:
+                for _ in range(number):
+                    streams.append(await desk.stream())
+
+            async with trio.open_nursery() as opening:
+                for _ in range(20):
+                    opening.start_soon(opens, IDLE // 20)
+            slowest = max([await renews(desk, one) for one in keys])
+            assert slowest < PATIENCE
+            print(f"{len(streams)} idle: slowest renewal {slowest * 1000:.0f} ms")
+            assert len(desk.server._strangers) == IDLE
+            for stream in streams:
+                sockets.hard_close(stream._sock)
+            nursery.cancel_scope.cancel()
+        await desk.honest()
+
+
+async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 20)
+    async with ca_desk(tmp_path) as desk:
+        keys = desk.keys("web")
+        member = await desk.stream(keys)
+        strangers = [await desk.stream() for _ in range(60)]
+        await renews(desk, keys)
+        await desk.honest()
+        await member.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+        assert (await member.receive_some()).startswith(b"HTTP/1.1 200 ")
+        assert len(desk.server._strangers) <= 21
+        metrics = (await desk.ask("GET", "/metrics")).body
+        assert b'mesh_ca_handshakes_refused_total{reason="overloaded"}' in metrics
+        for stream in [*strangers, member]:
+            sockets.hard_close(stream._sock)
+
+
+async def test_with_members_only_a_stranger_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 5)
+    async with ca_desk(tmp_path) as desk:
+        keys = desk.keys("web")
+        members = [await desk.stream(keys) for _ in range(6)]
+        with await connect(desk.address) as stranger, suppress(ConnectionResetError):
+            await sockets.send_all(stranger, hello())
+            with trio.fail_after(PATIENCE):
+                assert await sockets.receive(stranger, 1) == b""
+        for one in members:
+            sockets.hard_close(one._sock)
+        await trio.testing.wait_all_tasks_blocked(BLINK)
+        await desk.honest()
+
+
+# -- slowly ------------------------------------------------------------------------------------------------------------
+
+
+async def drip(mock_clock: MockClock, slow: Slow, data: bytes, seconds: float) -> float:
+    """A byte at a time, one each tenth of the time that is allowed; returns after how much of it the CA had enough."""
+    begun = trio.current_time()
+    closed = trio.Event()
+
+    async def read() -> None:
+        await slow.listen()
+        closed.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for at in range(len(data)):
+            with suppress(Exception):
+                await slow.send(data[at : at + 1])
+            await trio.testing.wait_all_tasks_blocked(BLINK)
+            if closed.is_set():
+                break
+            mock_clock.jump(seconds / 10)
+        nursery.cancel_scope.cancel()
+    return trio.current_time() - begun
+
+
+class Slow:
+    """A connection over which bytes go one by one: through TLS, or before it."""
+
+    def __init__(self, sock: socket.socket, foreigner: Foreigner | None) -> None:
+        self.sock, self.foreigner = sock, foreigner
+        self.heard = b""
+
+    async def send(self, data: bytes) -> None:
+        if self.foreigner is None:
+            await sockets.send_all(self.sock, data)
+        else:
+            self.foreigner.tls.sendall(data)
+            await self.foreigner.flush()
+
+    async def listen(self) -> None:
+        with suppress(OSError):
+            while data := await sockets.receive(self.sock, 65536):
+                self.heard += data
+
+
+BODY = b"POST /v1/enrol HTTP/1.1\r\nHost: ca\r\nContent-Length: 60000\r\n\r\n" + b" " * 50
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds"),
+    [
+        (None, HANDSHAKE_SECONDS),
+        (b"GET /healthz HTTP/1.1\r\nHost: ca\r\nX: " + b"a" * 30, REQUEST_SECONDS),
+        (b" " * 30, REQUEST_SECONDS),
+        (b"\r\n" * 15, REQUEST_SECONDS),
+    ],
+    ids=["handshake", "head", "spaces", "newlines"],
+)
+async def test_a_byte_at_a_time_gets_the_time_of_one_request_and_no_more(
+    sent: bytes | None, seconds: float, tmp_path: Path, mock_clock: MockClock
+) -> None:
+    mock_clock.rate = 1
+    async with ca_desk(tmp_path) as desk:
+        with await connect(desk.address) as sock:
+            foreigner = None
+            if sent is not None:
+                foreigner = Foreigner(sock, None, alpn=[b"http/1.1"])
+                await foreigner.handshake()
+            took = await drip(mock_clock, Slow(sock, foreigner), sent or hello()[:40], seconds)
+            assert took < 1.5 * seconds + PATIENCE / 2
+        await desk.honest()
+
+
+async def test_a_body_a_byte_at_a_time(tmp_path: Path, mock_clock: MockClock) -> None:
+    mock_clock.rate = 1
+    async with ca_desk(tmp_path) as desk:
+        with await connect(desk.address) as sock:
+            foreigner = Foreigner(sock, None, alpn=[b"http/1.1"])
+            await foreigner.handshake()
+            slow = Slow(sock, foreigner)
+            await slow.send(BODY)
+            took = await drip(mock_clock, slow, b" " * 40, REQUEST_SECONDS)
+            assert took < 1.5 * REQUEST_SECONDS + PATIENCE / 2
+        await desk.honest()
+
+
+async def test_a_connection_that_asks_nothing_is_closed_after_a_minute_and_one_that_asks_is_kept(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    mock_clock.rate = 1
+    async with ca_desk(tmp_path) as desk:
+        silent, busy = await desk.stream(), await desk.stream()
+        for _ in range(4):
+            await busy.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+            assert (await busy.receive_some()).startswith(b"HTTP/1.1 200 ")
+            mock_clock.jump(IDLE_SECONDS / 3)
+            await trio.testing.wait_all_tasks_blocked(BLINK)
+        with trio.fail_after(PATIENCE):
+            assert await silent.receive_some() == b""
+        for one in (silent, busy):
+            sockets.hard_close(one._sock)
+        await desk.honest()
+
+
+async def test_a_caller_that_never_reads_is_cut(tmp_path: Path, mock_clock: MockClock) -> None:
+    """It asks and asks; its answers fill the kernel's buffers, and then nothing is done for it any more."""
+    mock_clock.rate = 1
+    async with ca_desk(tmp_path) as desk:
+        stream = await desk.stream()
+        stream._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        question = b"GET /metrics HTTP/1.1\r\nHost: ca\r\n\r\n" * 50
+        with trio.move_on_after(1000 * REQUEST_SECONDS), suppress(Exception):
+            while True:
+                with trio.move_on_after(1) as full:
+                    await stream.send_all(question)
+                if full.cancelled_caught:
+                    mock_clock.jump(REQUEST_SECONDS + 1)
+        await trio.testing.wait_all_tasks_blocked(BLINK)
+        assert not desk.server._strangers
+        sockets.hard_close(stream._sock)
+        await desk.honest()
+
+
+async def test_a_flood_of_key_updates_is_cut(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        log = KeyLog()
+        with await connect(desk.address) as sock:
+            caller = Foreigner(sock, None, alpn=[b"http/1.1"], configure=log.configure)
+            await caller.handshake()
+            writer = Writer(log.secrets["CLIENT_TRAFFIC_SECRET_0"])
+            with suppress(OSError):
+                for _ in range(10):
+                    await sockets.send_all(sock, b"".join(writer.key_update() for _ in range(500)))
+            with suppress(OSError, EOFError, SSL.Error), trio.fail_after(PATIENCE):
+                while await caller.receive():
+                    pass
+        assert not desk.log.events("internal_error")
+        await desk.honest()
+
+
+# -- no descriptor left ------------------------------------------------------------------------------------------------
+
+
+async def test_a_ca_at_its_limit_of_descriptors_recovers_and_serves_meanwhile(tmp_path: Path) -> None:
+    limited = ("sh", "-c", 'ulimit -n 60; exec "$@"', "sh")
+    async with ca_process(tmp_path, *limited) as ca:
+        with ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(await connect(ca.address))
+            warning = await ca.program.event("warning")
+            assert "cannot accept connections: Too many open files" in warning["message"]
+            await enrols(ca)
+        await ca.program.event("mended")
+        assert ca.program.errors == ""
+        assert not ca.program.events("internal_error")
+
+
+async def enrols(ca: CaProcess) -> None:
+    """An honest sidecar, a real one, gets its certificate."""
+    file = await ca.wiring("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+    async with running(*SIDECAR, "run", file) as program:
+        await program.event("started")
