@@ -171,7 +171,8 @@ class Member:
                 self._retry_at = trio.current_time() + backoff(self._failures, random.random())  # noqa: S311
             self._complain(what, error)
         except Exception as error:  # a fault of ours, and no reason to end the connections that live
-            self._retry_at = trio.current_time() + POLL_SECONDS
+            if what == "certificate":  # or a poll that always fails would put the renewal off for ever
+                self._retry_at = trio.current_time() + POLL_SECONDS
             self._log.bug("membership_failed", error, service=self._service)
         else:
             if what == "certificate":
