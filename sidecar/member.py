@@ -37,7 +37,7 @@ from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.mesh import Mesh
-from sidecar.reasons import UsageError
+from sidecar.reasons import MITM_SUSPECTS, UsageError
 from sidecar.schedule import backoff, refresh_after, refresh_at
 from sidecar.statedir import StateDir
 
@@ -265,8 +265,10 @@ class Member:
                     raise
                 try:
                     await self._obtain("enrolled again")
-                except UsageError as unreadable:
-                    raise error from unreadable
+                except UsageError as unusable:
+                    raise CaDeniedError(error.denial, f"{error}; and {unusable}", passing=False) from unusable
+                except CaDeniedError as again:
+                    raise CaDeniedError(again.denial, f"{error}; and {again}", passing=again.passing) from again
         except CaDeniedError as error:
             raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
         except CaError as error:
@@ -440,6 +442,8 @@ class Member:
         return is_news
 
     def _alarm(self, error: CaUnverifiedError) -> None:
+        if error.refusal.reason not in MITM_SUSPECTS:
+            return  # a clock that is wrong, say
         self._log.alarm(
             f"refused: {self._service} {answers.describe(error)}: something answers in the CA's place",
             service=self._service,

@@ -10,6 +10,7 @@ api.joins()``, ``await bed.time.passes(150)``, and ask what ``api`` has and what
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -73,6 +74,19 @@ class Time:
             await wait_all_tasks_blocked(0.002)
             if not trio.to_thread.current_default_thread_limiter().borrowed_tokens and not writer._ONE.borrowed_tokens:
                 return
+
+    async def gives_up(self, step: Callable[[], Awaitable[object]], after: float) -> None:
+        """Something is cut off after some time."""
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await step()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await self.passes(after)
+            scope.cancel()
 
     async def until(self, condition: Callable[[], object], within: float = 120.0) -> float:
         """Lets time pass until something is so; returns how many seconds that took."""
@@ -196,7 +210,8 @@ class Sidecar:
         """Gives back its descriptors, as a process that dies does."""
         if self.member._client._open is not None:
             sockets.hard_close(self.member._client._open[0]._sock)
-        self.member._state.close()
+        with contextlib.suppress(OSError):
+            self.member._state.close()
         self.bed.sidecars.remove(self)
 
 
@@ -303,9 +318,7 @@ class CaBed:
         ca: str | None = None,
         pin: bytes | None = None,
     ) -> CaIdentity:
-        return CaIdentity(
-            ca or self.url, None, (pin or self.ca.root_digest).hex(), enrolment, self.path / name
-        )
+        return CaIdentity(ca or self.url, None, (pin or self.ca.root_digest).hex(), enrolment, self.path / name)
 
     def sidecar(
         self,
@@ -337,6 +350,7 @@ async def ca_bed(
     ttl: timedelta = TTL,
 ) -> AsyncIterator[CaBed]:
     """A CA that serves until the block ends."""
+    assert trio.lowlevel.current_clock() is clock, "the test itself must ask for mock_clock"
     ignore_the_machine_s_clock(monkeypatch)
     monkeypatch.setattr(serve, "Api", BentApi)
     async with trio.open_nursery() as nursery:
@@ -345,6 +359,7 @@ async def ca_bed(
         try:
             yield bed
         finally:
+            clock.autojump_threshold = 0.01  # nobody moves the time any more
             for sidecar in [*bed.sidecars]:
                 sidecar.drops()
         nursery.cancel_scope.cancel()
@@ -387,7 +402,7 @@ class Impostor:
                 while True:
                     await trio.lowlevel.wait_readable(listener)
                     sock, _ = listener.accept()
-                    sock.setblocking(False)
+                    sockets.prepare(sock)
                     self.connections += 1
                     nursery.start_soon(self._one, sock)
 
@@ -445,5 +460,3 @@ def keys_of(issued: authority.Issued) -> tls.KeyPair:
 def files_of(directory: Path) -> dict[str, bytes]:
     """A directory's files, by name."""
     return {name: (directory / name).read_bytes() for name in sorted(os.listdir(directory))}  # noqa: PTH208
-
-
