@@ -261,7 +261,10 @@ def _signature_fault(
 
 
 def _is_delegate(certificate: x509.Certificate) -> bool:
-    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:  # an issuing CA has none
+        return False
     return list(usages) == [ExtendedKeyUsageOID.OCSP_SIGNING]
 
 

@@ -126,8 +126,9 @@ class Member:
         if self._bundle is None:
             raise AnswerRefusedError(f"the CA at {self._identity.ca} has no trust bundle that the pinned root signed")
         await self._show()
-        await (self._obtain("enrolled") if self.credentials is None else self._renew())
+        # First, because it finds the way to a CA that is under a new root by now.
         await self._poll()
+        await (self._obtain("enrolled") if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
         self._failures += 1
