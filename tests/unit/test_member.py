@@ -11,8 +11,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
-from certs import authority, passes, profile, standing, store, trust
+from certs import authority, profile, standing, store, trust
 from certs.authority import Authority
 from certs.http1 import Handler, Request, Response, error
 from certs.rotation import Rotator
@@ -117,18 +120,18 @@ async def test_a_secret_is_for_every_replica(bed: CaBed, mock_clock: MockClock) 
 
 async def test_without_a_pass_it_says_how_to_get_one(bed: CaBed, mock_clock: MockClock) -> None:
     api = bed.sidecar("api")
-    with pytest.raises(UsageError, match="has no usable certificate.*certs token api"):
+    with pytest.raises(UsageError, match=r"has no usable certificate.*certs token api"):
         await api.joins()
 
 
 async def test_a_pass_of_another_service_is_refused(bed: CaBed, mock_clock: MockClock) -> None:
-    with pytest.raises(UsageError, match="api cannot enrol: the CA says no .bad_pass."):
+    with pytest.raises(UsageError, match=r"api cannot enrol: the CA says no \(bad_pass\)"):
         await bed.sidecar("api", bed.secret("web")).joins()
 
 
 async def test_a_service_that_the_mesh_does_not_have_is_refused(bed: CaBed, mock_clock: MockClock) -> None:
     secret = bed.secret("stranger")
-    with pytest.raises(UsageError, match="unknown_service.*there is no service 'stranger'"):
+    with pytest.raises(UsageError, match=r"unknown_service.*there is no service 'stranger'"):
         await bed.sidecar("stranger", secret).joins()
 
 
@@ -285,7 +288,7 @@ async def test_failures_are_tried_again_after_half_a_second_to_a_minute(bed: CaB
     bed.api.bent["/v1/renew"] = no
     bed.api.bent["/v1/nonce"] = no
     await bed.time.passes(290)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert len(times) < 14
     assert 0.25 <= gaps[0] <= 0.6
     assert max(gaps) <= 60 + POLL_SECONDS
@@ -484,7 +487,7 @@ OFFERS: dict[str, tuple[Callable[[Offers, ec.EllipticCurvePublicKey], bytes | st
         "are both clocks right"),
     "garbage": (lambda _offers, _key: "garbage", "it is no PEM of certificates"),
     "nothing": (lambda _offers, _key: "", "it is no PEM of certificates"),
-    "half of it": (lambda offers, key: offers.leaf(key)[:700], "it is no PEM of certificates|in its chain"),
+    "half of it": (lambda offers, key: offers.leaf(key)[:500], "it is no PEM of certificates"),
 }  # fmt: skip
 
 
@@ -601,3 +604,463 @@ async def test_somebody_in_the_ca_s_place_later_is_an_alarm_and_the_old_stays(
     await bed.time.passes(30)
     assert api.serial == serial
     assert b"csr" not in fake.received
+
+
+# -- what it keeps -----------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone: whatever it would have done from then on does not happen."""
+
+
+class Killer:
+    """Kills at the ``number``-th call that changes the disk: before it, or, which is no different to whoever starts next,
+    after the one before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self.left, self.calls = number, 0
+        for name in ("fsync", "rename", "unlink"):
+            monkeypatch.setattr(statedir.os, name, self._deadly(getattr(os, name)))
+
+    def _deadly(self, call: Callable[..., None]) -> Callable[..., None]:
+        def deadly(*args: object, **options: object) -> None:
+            self.calls += 1
+            if self.calls > self.left:
+                raise Killed
+            call(*args, **options)
+
+        return deadly
+
+
+async def _until_killed(step: Callable[[], Awaitable[None]]) -> bool:
+    try:
+        await step()
+    except Killed:
+        return True
+    return False
+
+
+async def test_killed_at_any_write_of_an_enrolment_it_starts_again(
+    bed: CaBed, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, killed = 0, True
+    while killed:
+        token = bed.token()
+        api = bed.sidecar("api", token, name=f"state-{number}")
+        with monkeypatch.context() as patched:
+            killer = Killer(patched, number)
+            killed = await bed.time.finishes(partial(_until_killed, api.member.join))
+        await api.ends()
+        again = bed.sidecar("api", token, name=f"state-{number}")
+        await again.joins()  # by the same token, used or not
+        assert again.own.svid.id == API
+        assert (killer.calls > number) is killed
+        number += 1
+    assert number > 10
+
+
+async def test_killed_at_any_write_of_a_renewal_it_has_the_old_certificate_or_the_new(
+    bed: CaBed, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await bed.joined("api", bed.token())
+    await api.ends()
+    number, killed, kept = 0, True, 0
+    while killed:
+        api = bed.sidecar("api")
+        await api.joins()
+        before = api.serial
+        with monkeypatch.context() as patched:
+            Killer(patched, number)
+            killed = await bed.time.finishes(partial(_until_killed, api.member._renew))
+        await api.ends()
+        again = bed.sidecar("api")
+        await again.joins()
+        assert again.events == []
+        assert again.own.keys.chain[0].public_key() == again.own.keys.key.public_key()
+        kept += again.serial == before
+        await again.ends()
+        number += 1
+    assert kept >= 2  # before the rename
+    assert number > kept  # and after it
+
+
+async def test_a_full_disk_keeps_nothing_from_being_in_force(
+    bed: CaBed, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await bed.joined()
+    serial, kept = api.serial, files_of(api.state)["identity.pem"]
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(statedir.os, "fsync", full)
+        await bed.time.until(lambda: api.serial != serial, within=150)
+        await bed.time.passes(10)
+        [said] = api.said("state_dir_failed")[-1:]
+        assert said.endswith("No space left on device; it is in force all the same, and a restart would not know it")
+        assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+        assert files_of(api.state)["identity.pem"] == kept
+        assert api.adopted[-1][0].svid.serial == api.serial
+    serial = api.serial
+    await bed.time.until(lambda: api.serial != serial, within=150)
+    assert api.said("state_dir_mended") == ["good again"]
+    assert files_of(api.state)["identity.pem"] == answers.identity_pem(api.own)
+
+
+async def test_a_full_disk_spends_no_token(bed: CaBed, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key has to be kept first: an answer that gets lost could not be asked for again."""
+    api = bed.sidecar("api", bed.token())
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(statedir.os, "fsync", full)
+        await bed.time.gives_up(api.member.join, after=5)
+    assert asked(bed, "/v1/enrol") == 0
+    assert "No space left on device" in api.said("joining_failed")[0]
+    await api.joins()
+    assert asked(bed, "/v1/enrol") == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 300, 700])
+async def test_a_damaged_certificate_is_enrolled_anew(bed: CaBed, mock_clock: MockClock, size: int) -> None:
+    secret = bed.secret()
+    api = await bed.joined("api", secret)
+    await api.ends()
+    file = api.state / "identity.pem"
+    file.write_bytes(file.read_bytes()[:size])
+    again = bed.sidecar("api", secret)
+    [said] = again.said("state_ignored")
+    assert str(file) in said
+    assert said.endswith("; enrolling anew")
+    await again.joins()
+    assert again.serial != api.serial
+
+
+async def test_a_certificate_of_somebody_else_is_not_taken(bed: CaBed, mock_clock: MockClock) -> None:
+    web, secret = await bed.joined("web", name="web"), bed.secret()
+    api = await bed.joined("api", secret)
+    await web.ends()
+    await api.ends()
+    (api.state / "identity.pem").write_bytes((web.state / "identity.pem").read_bytes())
+    again = bed.sidecar("api", secret)
+    assert "its certificate is not one of spiffe://shop.internal/api" in again.said("state_ignored")[0]
+    await again.joins()
+    assert again.own.svid.id == API
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b'{"type": "mesh-bundle/1"}'])
+async def test_with_a_damaged_bundle_it_does_not_start(bed: CaBed, mock_clock: MockClock, content: bytes) -> None:
+    """Or whoever can damage a file decides whom to trust."""
+    api = await bed.joined()
+    await api.ends()
+    (api.state / "bundle.json").write_bytes(content)
+    with pytest.raises(
+        UsageError, match=r"so it is not known whom to trust\. To start anew from the pinned root, remove"
+    ):
+        bed.sidecar("api", bed.secret())
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "identity.pem", "revocations.json", "member.json"])
+async def test_a_file_that_is_gone_is_had_again(bed: CaBed, mock_clock: MockClock, name: str) -> None:
+    secret = bed.secret()
+    api = await bed.joined("api", secret)
+    await api.ends()
+    (api.state / name).unlink()
+    again = await bed.joined("api", secret)
+    await bed.time.passes(10)
+    assert verdict(again, again) == "ok"
+    assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+
+
+@pytest.mark.parametrize("size", [0, 100])
+async def test_a_damaged_list_of_revocations_lets_nobody_in_until_there_is_another(
+    bed: CaBed, mock_clock: MockClock, size: int
+) -> None:
+    api = await bed.joined()
+    await api.ends()
+    file = api.state / "revocations.json"
+    file.write_bytes(file.read_bytes()[:size])
+    again = bed.sidecar("api")
+    assert str(file) in again.said("state_ignored")[0]
+    await again.joins()
+    assert verdict(again, again) == "revocations_stale"
+    again.follows()
+    await bed.time.settles()
+    assert verdict(again, again) == "ok"
+
+
+async def test_another_root_pinned_is_another_mesh(
+    bed: CaBed, mock_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await bed.joined()
+    await api.ends()
+    (tmp_path / "other").mkdir()
+    other = CaBed(bed.nursery, tmp_path / "other", bed.time, None, 5 * MINUTE)
+    other.starts()
+    moved = Sidecar(other, "api", replace(other.identity(other.secret()), state_dir=api.state))
+    assert moved.said("state_forgotten")[0].endswith(
+        "was of a mesh under another root than the one that is pinned now; starting anew"
+    )
+    await moved.joins()
+    assert moved.own.keys.roots == other.ca.roots
+    await moved.ends()
+
+
+async def test_a_pinned_root_file_says_the_same_as_its_digest(bed: CaBed, mock_clock: MockClock) -> None:
+    by_file = replace(bed.identity(bed.secret()), root=bed.directory / "root.pem", root_sha256=None)
+    api = Sidecar(bed, "api", by_file)
+    await api.joins()
+    assert api.own.keys.roots == bed.ca.roots
+
+
+@pytest.mark.parametrize("content", [None, "", "garbage"])
+async def test_without_a_pinned_root_nothing_starts(
+    bed: CaBed, mock_clock: MockClock, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "pinned.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UsageError, match="pinned root"):
+        Sidecar(bed, "api", replace(bed.identity(None), root=file, root_sha256=None))
+    with pytest.raises(UsageError, match="needs root or root_sha256"):
+        Sidecar(bed, "api", replace(bed.identity(None), root_sha256=None))
+    assert not (tmp_path / "state").exists()
+
+
+async def test_one_state_dir_is_for_one_sidecar(bed: CaBed, mock_clock: MockClock) -> None:
+    await bed.joined()
+    with pytest.raises(UsageError, match="another sidecar is using this state_dir"):
+        bed.sidecar("api", bed.secret())
+
+
+# -- revocations -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_revocation_is_heard_within_ten_seconds(bed: CaBed, mock_clock: MockClock) -> None:
+    api, web = await bed.joined("api"), await bed.joined("web", name="web")
+    await bed.time.passes(2)
+    assert verdict(api, web) == "ok"
+    bed.revokes("web")
+    took = await bed.time.until(lambda: verdict(api, web) == "revoked", within=10)
+    assert took <= POLL_SECONDS + 1 + 0.1
+    assert api.adopted[-1][1].identities.keys() == {SpiffeId("shop.internal", ("web",))}
+    assert verdict(api, api) == "ok"
+    await api.ends()
+    await bed.goes_down()
+    again = bed.sidecar("api")  # it is kept
+    await again.joins()
+    assert verdict(again, web) == "revoked"
+
+
+async def test_its_own_revocation_is_noticed_and_a_new_secret_brings_it_back(bed: CaBed, mock_clock: MockClock) -> None:
+    secret = bed.secret()
+    api, web = await bed.joined("api", secret), await bed.joined("web", name="web")
+    serial = api.serial
+    bed.revokes("api")
+    await bed.time.until(lambda: api.said("certificate_failed"), within=10)
+    [said] = api.said("certificate_failed")
+    assert "the CA says no (revoked): this certificate of spiffe://shop.internal/api was revoked" in said
+    assert "(pass_expired): this secret was revoked; ask for a new one: certs enrolment" in said
+    await bed.time.passes(100)
+    assert api.serial == serial
+    assert verdict(web, api) == "revoked"
+    secret.write_text(bed.secret().read_text())
+    await bed.time.until(lambda: api.serial != serial, within=61)
+    assert verdict(web, api) == "ok"
+
+
+async def test_a_stale_list_lets_nobody_in_and_a_fresh_one_opens_again(bed: CaBed, mock_clock: MockClock) -> None:
+    bed.mesh_path.write_text(f"revocation_staleness: 90s\n{MESH}")
+    api = await bed.joined()
+    await bed.time.passes(20)
+    assert verdict(api, api) == "ok"
+    await bed.goes_down()
+    until = api.member.revocations().fresh_until
+    assert until is not None
+    await bed.time.passes((until - bed.time()).total_seconds())
+    assert verdict(api, api) == "ok"
+    await bed.time.passes(1)
+    assert verdict(api, api) == "revocations_stale"
+    [said] = api.said("revocations_failed")
+    assert f"the list of revocations in force lets new connections in until {until:%F %T} UTC; trying again" in said
+    bed.starts()
+    await bed.time.until(lambda: verdict(api, api) == "ok", within=2 * POLL_SECONDS)
+
+
+async def test_how_stale_a_list_may_be_is_followed_with_the_mesh(bed: CaBed, mock_clock: MockClock) -> None:
+    api = await bed.joined()
+    listed = api.member.revocations().fresh_until
+    text = bed.mesh_path.read_text()
+    bed.mesh_path.write_text(f"revocation_staleness: 90s\n{text}")
+    tighter = bed.mesh()
+    api.member.follow(lambda: tighter)
+    now = api.member.revocations().fresh_until
+    assert listed is not None
+    assert now is not None
+    assert listed - now == HOUR - timedelta(seconds=90)
+
+
+def signed(bed: CaBed, version: int, by: str = "delegate", age: timedelta = timedelta()) -> bytes:
+    """A list that says that nobody is revoked."""
+    own = bed.server.in_force.terms.authority
+    assert own.delegate is not None
+    signer = {
+        "delegate": own.delegate,
+        "issuing": own.issuer,
+        "other": authority.make("shop.internal", bed.time()).root,
+    }
+    listed = trust.RevocationList("shop.internal", version, bed.time() - age)
+    return trust.sign_revocations(listed, signer[by])
+
+
+LISTS: dict[str, tuple[Callable[[CaBed], bytes], str]] = {
+    "an older version": (lambda bed: signed(bed, 1), "it is older"),
+    "of before": (lambda bed: signed(bed, newest(bed), age=HOUR), "it is older"),
+    "by the issuing key": (lambda bed: signed(bed, 1 << 40, "issuing"), "such as an issuing CA's"),
+    "by another root": (lambda bed: signed(bed, 1 << 40, "other"), "by nobody whom a trusted root appointed"),
+    "unsigned": (lambda bed: json.dumps({**json.loads(signed(bed, 1 << 40)), "signatures": []}).encode(),
+        "it is not signed"),
+    "a bundle": (lambda bed: authority.bundle_document(bed.directory), "where mesh-revocations/1 is expected"),
+    "garbage": (lambda _: b"garbage", "it is no signed document"),
+    "too large": (lambda _: b"x" * (1 << 20) * 2, "it is larger than 1024 KiB"),
+}  # fmt: skip
+
+
+def newest(bed: CaBed) -> int:
+    return bed.server.store.read(standing.revocations_version)
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_a_list_that_does_not_count_is_refused_and_the_old_kept(
+    bed: CaBed, mock_clock: MockClock, name: str
+) -> None:
+    api, web = await bed.joined("api"), await bed.joined("web", name="web")
+    bed.revokes("web")
+    await bed.time.until(lambda: verdict(api, web) == "revoked", within=10)
+    kept, (make, said) = files_of(api.state)["revocations.json"], LISTS[name]
+    document = make(bed)
+
+    async def bent(_request: Request) -> Response:
+        version = str(bed.server.in_force.bundle.version)
+        return Response(200, document, headers={"ETag": '"bent"', "Mesh-Bundle": version})
+
+    bed.api.bent["/v1/revocations"] = bent
+    await bed.time.passes(20)
+    assert verdict(api, web) == "revoked"
+    assert files_of(api.state)["revocations.json"] == kept
+    [message] = api.said("revocations_failed")
+    assert "the CA's list of revocations is not taken: " in message
+    assert said in message
+    bed.api.bent.clear()
+    await bed.time.until(lambda: api.said("revocations_mended"), within=10)
+
+
+# -- the trust bundle --------------------------------------------------------------------------------------------------
+
+
+def rotator(bed: CaBed, directory: Path | None = None) -> Rotator:
+    """As ``certs rotate-root`` makes one."""
+    old = authority.load_root(bed.directory, None, None)
+    return Rotator(bed.directory, bed.server.store, old, "shop.internal")
+
+
+async def rotated(bed: CaBed) -> None:
+    """A whole rotation, which waits for nobody."""
+    rotation = rotator(bed)
+    rotation.prepare(bed.time())
+    for stage in (rotation.distribute, rotation.activate, rotation.retire):
+        stage(bed.time())
+        await bed.time.passes(5)
+    rotation.finish(bed.directory, None)
+    await bed.time.passes(5)
+
+
+async def test_a_whole_rotation_is_followed(bed: CaBed, mock_clock: MockClock) -> None:
+    api, web = await bed.joined("api"), await bed.joined("web", name="web")
+    old = api.own.keys.roots
+    rotation = rotator(bed)
+    rotation.prepare(bed.time())
+    for stage in (rotation.distribute, rotation.activate):
+        made = stage(bed.time())
+        await bed.time.until(lambda made=made: not rotation.laggards(made, bed.time()), within=30)  # type: ignore[misc]
+        assert verdict(api, web) == verdict(web, api) == "ok"
+    made = rotation.retire(bed.time())
+    await bed.time.until(lambda: not rotation.laggards(made, bed.time()), within=30)
+    rotation.finish(bed.directory, None)
+    await bed.time.passes(10)
+    assert verdict(api, web) == verdict(web, api) == "ok"
+    assert len(api.own.keys.roots) == 1
+    assert api.own.keys.roots != old
+    assert [event for event in api.events if event.endswith("_failed")] == []
+    assert asked(bed, "/v1/enrol") == 2
+
+
+@pytest.mark.parametrize("rotations", [1, 2])
+@pytest.mark.parametrize("slept", [timedelta(), 2 * HOUR])
+async def test_who_slept_through_rotations_comes_back(
+    bed: CaBed, mock_clock: MockClock, rotations: int, slept: timedelta
+) -> None:
+    """With no token: by the bundles that the old roots signed, and its old key."""
+    api = await bed.joined("api", bed.token())
+    old = api.own.keys.roots
+    await api.ends()
+    for _ in range(rotations):
+        await rotated(bed)
+    bed.time.steps(slept)
+    again = bed.sidecar("api")
+    await again.joins()
+    again.follows()
+    await bed.time.until(lambda: again.own.keys.roots == bed.server.in_force.terms.authority.roots, within=15)
+    await bed.time.until(lambda: again.serial != api.serial, within=61)
+    await bed.time.passes(10)
+    assert again.own.keys.roots != old
+    assert verdict(again, again) == "ok"
+    assert "re-enrolled" in again.events
+    assert again.log.alarms == []
+
+
+async def test_who_was_down_for_longer_than_bundles_are_told_says_why_not(bed: CaBed, mock_clock: MockClock) -> None:
+    """The CA's root changed, and nothing that the old one signed says so."""
+    api = await bed.joined("api", bed.token())
+    await bed.goes_down()
+    made = authority.make("shop.internal", bed.time())
+    root = made.root.certificate
+    foreign = Authority("shop.internal", (root,), root, made.issuing, made.delegate)
+    document = trust.sign_bundle(trust.Bundle("shop.internal", 1 << 40, (root,), trust.digest(root)), [made.root])
+    said = {"/v1/bundle": json.dumps({"bundles": [json.loads(document)]}).encode()}
+    impostor(bed, keys_of(authority.issue(foreign, "mesh/ca", bed.time())), said, bed.port)
+    await bed.time.passes(30)
+    assert api.said("bundle_failed") == [
+        "a trust bundle of the CA's is not taken: it is signed not by a root that is trusted here"
+    ]
+    assert len(api.said("revocations_failed")) == 1
+    assert len(api.log.alarms) == 1
+    assert api.own.keys.roots == bed.ca.roots
+
+
+async def test_an_older_bundle_is_refused(bed: CaBed, mock_clock: MockClock) -> None:
+    api = await bed.joined()
+    older = authority.bundle_document(bed.directory)
+    rotation = rotator(bed)
+    rotation.prepare(bed.time())
+    made = rotation.distribute(bed.time())
+    await bed.time.until(lambda: not rotation.laggards(made, bed.time()), within=30)
+    both, kept = api.own.keys.roots, files_of(api.state)["bundle.json"]
+    assert len(both) == 2
+
+    async def bundles(_request: Request) -> Response:
+        return Response.of(200, {"bundles": [json.loads(older)]})
+
+    async def newer(request: Request) -> Response:
+        honest = await bed.api.revocations(request)
+        return replace(honest, headers={**honest.headers, "Mesh-Bundle": str(made.bundle + 1)})
+
+    bed.api.bent |= {"/v1/bundle": bundles, "/v1/revocations": newer}
+    await bed.time.passes(15)
+    assert api.own.keys.roots == both
+    assert files_of(api.state)["bundle.json"] == kept
+    [said] = api.said("bundle_failed")
+    assert "is no newer than" in said
