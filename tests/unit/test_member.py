@@ -30,7 +30,8 @@ from certs import authority, profile, standing, store, trust
 from certs.authority import Authority
 from certs.http1 import Handler, Request, Response, error
 from certs.rotation import Rotator
-from certs.service import Limits, Rate
+from certs.limits import Rate
+from certs.service import Limits
 from sidecar import answers, statedir
 from sidecar.identity import SpiffeId
 from sidecar.judge import Presented, Terms, judge
@@ -184,7 +185,7 @@ async def test_a_ca_that_is_not_there_yet_is_waited_for(bed: CaBed, mock_clock: 
     assert took <= 60
 
 
-async def test_the_ca_s_passing_no_is_waited_out(tmp_path: Path, mock_clock: MockClock, monkeypatch) -> None:
+async def test_the_ca_s_passing_no_is_waited_out(tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(identity=Rate(1, 1 / 30))
     async with ca_bed(tmp_path, mock_clock, monkeypatch, limits=limits) as bed:
         await bed.joined("api")
@@ -620,7 +621,7 @@ class Killer:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         self.left, self.calls = number, 0
         for name in ("fsync", "rename", "unlink"):
-            monkeypatch.setattr(statedir.os, name, self._deadly(getattr(os, name)))
+            monkeypatch.setattr(os, name, self._deadly(getattr(os, name)))
 
     def _deadly(self, call: Callable[..., None]) -> Callable[..., None]:
         def deadly(*args: object, **options: object) -> None:
@@ -694,7 +695,7 @@ async def test_a_full_disk_keeps_nothing_from_being_in_force(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(statedir.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         await bed.time.until(lambda: api.serial != serial, within=150)
         await bed.time.passes(10)
         [said] = api.said("state_dir_failed")[-1:]
@@ -716,7 +717,7 @@ async def test_a_full_disk_spends_no_token(bed: CaBed, mock_clock: MockClock, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(statedir.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         await bed.time.gives_up(api.member.join, after=5)
     assert asked(bed, "/v1/enrol") == 0
     assert "No space left on device" in api.said("joining_failed")[0]
