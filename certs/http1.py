@@ -86,9 +86,10 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
     """Answers requests until either end has had enough. Nothing that the peer does escapes but a broken stream's end."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
-        name = "other"
+        name, wants_body = "other", True
         try:
             head = await _head(stream, connection)
+            wants_body = head.method != b"HEAD"  # RFC 9110 9.3.2: no answer to it has one, a no neither
             with trio.fail_after(REQUEST_SECONDS):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
@@ -104,7 +105,7 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
             answer, last = error(408, "bad_request", f"no complete request within {REQUEST_SECONDS:g} s"), True
         observe(name, answer.status)
         with trio.move_on_after(REQUEST_SECONDS) as taken:
-            await _send(stream, connection, answer, last=last)
+            await _send(stream, connection, answer, wants_body=wants_body, last=last)
         if taken.cancelled_caught or last or connection.our_state is h11.MUST_CLOSE:
             return
         connection.start_next_cycle()
@@ -166,7 +167,9 @@ async def _request(stream: SecureStream, connection: h11.Connection, head: h11.R
     return Request(peer, pairs, headers, body)
 
 
-async def _send(stream: SecureStream, connection: h11.Connection, answer: Response, *, last: bool) -> None:
+async def _send(
+    stream: SecureStream, connection: h11.Connection, answer: Response, *, wants_body: bool, last: bool
+) -> None:
     headers = [
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),
@@ -177,7 +180,7 @@ async def _send(stream: SecureStream, connection: h11.Connection, answer: Respon
     if connection.our_state is h11.ERROR:
         raise BrokenStreamError("the connection is past answering")
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
-    if answer.body and answer.status != 304:
+    if answer.body and wants_body and answer.status != 304:
         data += _bytes(connection, h11.Data(data=answer.body))
     await stream.send_all(data + _bytes(connection, h11.EndOfMessage()))
 
