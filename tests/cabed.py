@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import h11
 import pytest
 import trio
+from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from certs import authority, passes, registrar, serve, standing, store, writer
@@ -41,6 +43,7 @@ from sidecar.member import Member
 from sidecar.mesh import Mesh, load_mesh
 from sidecar.reasons import Refused
 from sidecar.stream import BrokenStreamError, SecureStream
+from tests import certificates
 from tests.harness import MESH, LogSink
 
 _T = TypeVar("_T")
@@ -460,3 +463,36 @@ def keys_of(issued: authority.Issued) -> tls.KeyPair:
 def files_of(directory: Path) -> dict[str, bytes]:
     """A directory's files, by name."""
     return {name: (directory / name).read_bytes() for name in sorted(os.listdir(directory))}  # noqa: PTH208
+
+
+# -- one connection ----------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def secure_pair(
+    configure: Callable[[SSL.Context], None] = lambda _: None,
+) -> AsyncIterator[tuple[SecureStream, SecureStream]]:
+    """A CA's end and a caller's, who shows no certificate, after their handshake; over TCP on loopback. ``configure``: the
+    caller's OpenSSL."""
+    mesh = certificates.Authority()
+    own = mesh.leaf("mesh/ca")
+    assert isinstance(own.key, tls.PrivateKey)
+    here = tls.Context(tls.KeyPair(own.chain, own.key, mesh.roots), Terms("shop.internal", anonymous=True))
+    there = tls.Context(mesh.roots, Terms("shop.internal"))
+    configure(there._ssl)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        calling = socket.create_connection(listener.getsockname())
+        called, _ = listener.accept()
+    ends = (
+        (called, here.server("http/1.1", tls.utc_now)),
+        (calling, there.client("http/1.1", SpiffeId("shop.internal", ("mesh", "ca")), tls.utc_now)),
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            for sock, endpoint in ends:
+                sockets.prepare(sock)
+                nursery.start_soon(shake_hands, sock, endpoint)
+        yield SecureStream(*ends[0]), SecureStream(*ends[1])
+    finally:
+        for sock, _ in ends:
+            sockets.hard_close(sock)

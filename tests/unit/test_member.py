@@ -185,7 +185,9 @@ async def test_a_ca_that_is_not_there_yet_is_waited_for(bed: CaBed, mock_clock: 
     assert took <= 60
 
 
-async def test_the_ca_s_passing_no_is_waited_out(tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ca_s_passing_no_is_waited_out(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = Limits(identity=Rate(1, 1 / 30))
     async with ca_bed(tmp_path, mock_clock, monkeypatch, limits=limits) as bed:
         await bed.joined("api")
