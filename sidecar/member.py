@@ -42,7 +42,6 @@ from sidecar.schedule import backoff, refresh_after, refresh_at
 from sidecar.statedir import StateDir
 
 POLL_SECONDS = 5.0
-MAX_PASS_BYTES = 4096
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""

@@ -220,10 +220,17 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_it_cou
     state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
+
+    def noted(name: str) -> Callable[..., None]:
+        real: Callable[..., None] = getattr(os, name)
+
+        def call(*args: object, **options: object) -> None:
+            calls.append(name)
+            real(*args, **options)
+
+        return call
+
     for name in ("fsync", "rename"):
-        real = getattr(os, name)
-        monkeypatch.setattr(
-            os, name, lambda *args, name=name, real=real, **options: (calls.append(name), real(*args, **options))
-        )
+        monkeypatch.setattr(os, name, noted(name))
     state.write("identity.pem", b"key")
     assert calls == ["fsync", "rename", "fsync"]
