@@ -37,12 +37,11 @@ from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.mesh import Mesh
-from sidecar.reasons import UsageError
+from sidecar.reasons import MITM_SUSPECTS, UsageError
 from sidecar.schedule import backoff, refresh_after, refresh_at
 from sidecar.statedir import StateDir
 
 POLL_SECONDS = 5.0
-MAX_PASS_BYTES = 4096
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
@@ -135,8 +134,9 @@ class Member:
         if self._bundle is None:
             raise AnswerRefusedError(f"the CA at {self._identity.ca} has no trust bundle that the pinned root signed")
         await self._show()
-        await (self._obtain("enrolled") if self.credentials is None else self._renew())
+        # First, because it finds the way to a CA that is under a new root by now.
         await self._poll()
+        await (self._obtain("enrolled") if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
         self._failures += 1
@@ -180,7 +180,8 @@ class Member:
                 self._retry_at = trio.current_time() + backoff(self._failures, random.random())  # noqa: S311
             self._complain(what, error)
         except Exception as error:  # a fault of ours, and no reason to end the connections that live
-            self._retry_at = trio.current_time() + POLL_SECONDS
+            if what == "certificate":  # or a poll that always fails would put the renewal off for ever
+                self._retry_at = trio.current_time() + POLL_SECONDS
             self._log.bug("membership_failed", error, service=self._service)
         else:
             if what == "certificate":
@@ -273,8 +274,10 @@ class Member:
                     raise
                 try:
                     await self._obtain("enrolled again")
-                except UsageError as unreadable:
-                    raise error from unreadable
+                except UsageError as unusable:
+                    raise CaDeniedError(error.denial, f"{error}; and {unusable}", passing=False) from unusable
+                except CaDeniedError as again:
+                    raise CaDeniedError(again.denial, f"{error}; and {again}", passing=again.passing) from again
         except CaDeniedError as error:
             raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
         except CaError as error:
@@ -448,6 +451,8 @@ class Member:
         return is_news
 
     def _alarm(self, error: CaUnverifiedError) -> None:
+        if error.refusal.reason not in MITM_SUSPECTS:
+            return  # a clock that is wrong, say
         self._log.alarm(
             f"refused: {self._service} {answers.describe(error)}: something answers in the CA's place",
             service=self._service,
