@@ -16,6 +16,7 @@ from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.member import Member
 from sidecar.node import Node
+from sidecar.reasons import UsageError
 from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
 from sidecar.tls import utc_now
@@ -68,19 +69,25 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _join(member: Member) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first."""
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError`."""
+    joined, refused = False, None
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
 
             async def give_up() -> None:
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            await member.join()
+            try:
+                await member.join()
+                joined = True
+            except UsageError as error:
+                refused = error  # raised outside: in a nursery it would be part of a group, which nobody tells in words
             nursery.cancel_scope.cancel()
-            return member.credentials
-    return None
+    if refused is not None:
+        raise refused
+    return member.credentials if joined else None
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Member | None = None) -> None:
