@@ -1,7 +1,7 @@
 """A CA that serves, as a process, and whoever asks it: callers by hand, sidecars from their files, and load between them.
 
-A test reads as a transcript: ``site = CaSite.make(path)``, ``async with site.serves() as ca``, ``caller = site.caller("web")``,
-``await caller.enrol(token)``, ``await caller.renew()``.
+A test reads as a transcript: ``site = CaSite.make(path)``, ``async with site.serves() as ca``, then
+``caller = site.caller("web")``, ``await caller.enrol(token)``, ``await caller.renew()``.
 """
 
 from __future__ import annotations
@@ -155,11 +155,8 @@ class CaSite:
         """Writes the sidecar.yaml of a member; ``enrolment`` is the file with its token or secret."""
         path = self.path / f"{service}-{len(list(self.path.glob('*.yaml')))}.yaml"
         shown = "" if enrolment is None else f", enrolment: {enrolment}"
-        path.write_text(
-            f"service: {service}\nmesh: mesh.yaml\n"
-            f'identity: {{ca: "https://{self.address}", root: pinned.pem, state_dir: {state or "state-" + service}{shown}}}\n'
-            f"{body}"
-        )
+        identity = f'ca: "https://{self.address}", root: pinned.pem, state_dir: {state or "state-" + service}{shown}'
+        path.write_text(f"service: {service}\nmesh: mesh.yaml\nidentity: {{{identity}}}\n{body}")
         pinned = self.path / "pinned.pem"
         if not pinned.exists():  # what sidecars were told at first stays what they were told
             pinned.write_bytes((self.directory / authority.ROOT).read_bytes())
@@ -283,10 +280,11 @@ class Load:
     transferred: int = 0
     failed: list[str] = field(default_factory=list)
     stopped: trio.Event = field(default_factory=trio.Event)
+    _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     async def short(self) -> None:
         """One connection after the other, each with its bytes there and back and its clean end."""
-        chance = random.Random(4)
+        chance = random.Random(4)  # noqa: S311 (any bytes will do)
         while not self.stopped.is_set():
             sent = chance.randbytes(chance.randrange(1, 4000))
             try:
@@ -300,6 +298,8 @@ class Load:
             except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
                 self.failed.append(repr(error))
             self.connections += 1
+            await trio.sleep(0.01)  # paced, as the transfer is
+            self._news.unpark_all()
 
     async def long(self) -> None:
         """One connection for all the time."""
@@ -319,7 +319,7 @@ class Load:
                         self.failed.append(f"the transfer was cut after {self.transferred} bytes")
                         return
                     self.transferred += len(block)
-                    await trio.sleep(0.005)  # paced, so that it is there all the time and leaves the machine to others
+                    await trio.sleep(0.01)  # paced: it is there all the time, and leaves the machine to others
                 await stream.send_eof()
                 assert await stream.receive_some() == b""
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
@@ -330,12 +330,12 @@ class Load:
         wanted = self.connections + connections
         with trio.fail_after(DEADLINE):
             while self.connections < wanted and not self.failed:
-                await trio.sleep(0.01)
+                await self._news.park()
         assert self.failed == []
 
 
 @asynccontextmanager
-async def load(address: tuple[str, int], *, callers: int = 2) -> AsyncIterator[Load]:
+async def load(address: tuple[str, int], *, callers: int = 1) -> AsyncIterator[Load]:
     """A :class:`Load` for the time of the block; nothing of it has failed at the end."""
     made = Load(address)
     async with trio.open_nursery() as nursery:
