@@ -86,6 +86,7 @@ class CaServer:
             *(settings.directory / name for name in (authority.ROOT, authority.ISSUING, authority.DELEGATE)),
         ]
         self._watch = Watch({})
+        self._stale = False
         self._said: dict[str, str] = {}
         try:
             self.api = Api(self, self.store, Writer(self.store), log, clock, settings.limits)
@@ -211,8 +212,9 @@ class CaServer:
         """Takes what is new and good; says, once, what is new and is not."""
         now = self.clock()
         if self._watch.look(read_all(self._followed)) is not None:
-            self._try("directory", self._take_authority)
-            self._try("mesh", self._take_mesh)
+            self._stale = True
+        if self._stale:  # until both are taken: who held the directory meanwhile lets go of it without changing it again
+            self._stale = not all([self._try("directory", self._take_authority), self._try("mesh", self._take_mesh)])
         try:
             known = await trio.to_thread.run_sync(self.store.read, self._ask)
         except StoreUnavailableError as error:
@@ -254,9 +256,17 @@ class CaServer:
         age = (known.revoked.issued_at - self._known.revoked.issued_at).total_seconds()
         changed = known.bundle != self._known.bundle or known.revoked.version != self._known.revoked.version
         if changed or not 0 <= age < SIGN_SECONDS:
-            before = self.in_force.bundle
+            before, known_before = self.in_force.bundle, self._known
+            if known.bundle != self._known.bundle:
+                # The files that a bundle is about are there before it is; told of it first, every sidecar would renew, and
+                # get a certificate that is no news.
+                self._take_authority()
             self._known = known
-            self.in_force = self._assemble()
+            try:
+                self.in_force = self._assemble()
+            except BaseException:
+                self._known = known_before  # so that it is news again at the next look
+                raise
             if self.in_force.bundle != before:
                 self._own_until, self.context = self._show(self.in_force.bundle)
                 self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
@@ -264,15 +274,18 @@ class CaServer:
     def _take_own(self) -> None:
         self._own_until, self.context = self._show(self.in_force.bundle)
 
-    def _try(self, what: str, take: Callable[[], None]) -> None:
+    def _try(self, what: str, take: Callable[[], None]) -> bool:
+        """Returns whether it was taken."""
         try:
             take()
         except (UsageError, UntrustedError, StoreUnavailableError) as error:
             self._tell(what, f"{error}; what was in force before stays")
+            return False
         except Exception as error:  # a fault of ours, and no reason to serve nobody
             self.log.bug("reload_failed", error)
-        else:
-            self._tell(what, None)
+            return False
+        self._tell(what, None)
+        return True
 
     def _tell(self, what: str, message: str | None) -> None:
         """Says it once, and again when it is mended."""
