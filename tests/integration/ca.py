@@ -10,7 +10,8 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,7 +39,6 @@ from tests.integration.processes import (
     MESH,
     SIDECAR,
     Running,
-    Shop,
     SidecarProcess,
     clean_environment,
     free_port,
@@ -59,10 +59,26 @@ class CaSite:
     store: str | None = None
 
     @classmethod
-    def make(cls, path: Path, mesh: str = MESH, *, store: str | None = None, init: Iterable[str] = ()) -> CaSite:
+    def make(
+        cls,
+        path: Path,
+        mesh: str = MESH,
+        *,
+        store: str | None = None,
+        init: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> CaSite:
+        """Made by ``certs init``, with more options and variables if need be."""
         path.mkdir(parents=True, exist_ok=True)
         (path / "mesh.yaml").write_text(mesh)
-        Shop(path).certs("init", "ca", "--trust-domain", TRUST_DOMAIN, *init)
+        subprocess.run(
+            [*CERTS, "init", "ca", "--trust-domain", TRUST_DOMAIN, *init],
+            cwd=path,
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE,
+            env={**clean_environment(), **(variables or {})},
+        )
         return cls(path, free_port(), store)
 
     @property
@@ -331,7 +347,7 @@ class Load:
         with trio.fail_after(DEADLINE):
             while self.connections < wanted and not self.failed:
                 await self._news.park()
-        assert self.failed == []
+        assert self.failed == [], self.failed
 
 
 @asynccontextmanager
@@ -344,4 +360,4 @@ async def load(address: tuple[str, int], *, callers: int = 1) -> AsyncIterator[L
         nursery.start_soon(made.long)
         yield made
         made.stopped.set()
-    assert made.failed == []
+    assert made.failed == [], made.failed

@@ -62,6 +62,7 @@ class LiveMember:
             with self._everything:
                 await self._run(task_status)
         finally:
+            print(self.config.service, "said:", *(line for line in self.log.lines if line.get("decision") != "allow"), sep="\n")
             with trio.CancelScope(shield=True):
                 await self.member.close()
 
@@ -113,12 +114,14 @@ class LiveMember:
 async def live_ca(site: CaSite, ttl: timedelta = timedelta(hours=1)) -> AsyncIterator[CaServer]:
     """``certs serve`` for the time of the block, as often as it is asked."""
     settings = Settings(site.directory, site.path / "mesh.yaml", site.address, site.url, ttl, UNLIMITED)
-    server = CaServer(settings, Log(LogSink(), "json"), utc_now)
+    sink = LogSink()
+    server = CaServer(settings, Log(sink, "json"), utc_now)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run, stop)
         try:
             yield server
         finally:
+            print("the CA said:", *(line for line in sink.lines if line["event"] != "connection"), sep="\n")
             stop.set()
             nursery.cancel_scope.deadline = trio.current_time() + 1
