@@ -1,11 +1,12 @@
 """The bundled mini-CA.
 
-One certificate, top to bottom: ``http1`` reads a request, ``service`` says what its path answers, ``registrar`` decides,
-signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer leaves.
+One certificate, top to bottom: ``sidecar.http1`` reads a request, ``service`` says what its path answers, ``registrar``
+decides, signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer
+leaves.
 
 * **pure**: what is in a certificate: ``profile``; in somebody's: ``encodings``, ``fields``, ``inspection``; what may be
   asked for: ``issuance``, ``passes``, ``limits``; what is told: ``trust`` (the signed documents), ``audit`` (the chain)
-* **I/O**: ``files`` (keys on disk), ``authority`` (the CA on disk), ``store``, ``writer``, ``http1``; functions of the
+* **I/O**: ``files`` (keys on disk), ``authority`` (the CA on disk), ``store``, ``writer``; functions of the
   store: ``registrar`` (who gets a certificate), ``standing`` (bundles, revocations, who has heard), ``rotation``
 * **wiring**: ``service`` (the API), ``serve`` (the process), ``metrics``; ``client`` is the other end, used by sidecars
 * **command line**: ``cli``; no logic

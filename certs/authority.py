@@ -270,6 +270,12 @@ def bundle_document(directory: Path) -> bytes:
     return files.read(directory / BUNDLE_DOCUMENT)
 
 
+def keep_bundle(directory: Path, document: bytes) -> None:
+    """Makes this the newest bundle that the directory knows: an empty store begins with it. Raises :class:`UsageError`."""
+    with files.locked(directory, exclusive=True):
+        files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
+
+
 def soon_over(authority: Authority, now: datetime) -> str | None:
     """What to say when the issuing CA will not be good for much longer; None if it will."""
     end = authority.issuer.certificate.not_valid_after_utc

@@ -22,6 +22,8 @@ from sidecar.identity import SpiffeId, shown
 MAX_CSR_BYTES = 4096
 """One with a P-256 key and one name has about 500."""
 
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
+
 PROOF = b"mesh-reenrol/1\0"
 """What a signature for re-enrolment begins with, so that it cannot be taken for any other (:func:`proof_of_possession`)."""
 
@@ -66,12 +68,13 @@ def read_csr(text: str) -> tuple[x509.CertificateSigningRequest, ec.EllipticCurv
         raise Denied(Denial.BAD_CSR, "the CSR is no PEM of a certificate signing request (RFC 2986)") from error
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
         raise Denied(Denial.BAD_CSR, "the CSR's key is not an ECDSA key on the curve P-256; the mesh uses no others")
-    if not isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512):
-        raise Denied(Denial.BAD_CSR, "the CSR is not signed with SHA-256, SHA-384 or SHA-512")
     try:
-        is_valid = csr.is_signature_valid
-    except Exception:  # as above
-        is_valid = False
+        is_strong = isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
+        is_valid = is_strong and csr.is_signature_valid
+    except Exception:  # as above: an algorithm that is not known, too
+        is_strong = is_valid = False
+    if not is_strong:
+        raise Denied(Denial.BAD_CSR, "the CSR is not signed with SHA-256, SHA-384 or SHA-512")
     if not is_valid:
         raise Denied(Denial.BAD_CSR, "the CSR is not signed by the key in it, so that key may be somebody else's")
     return csr, key
@@ -89,7 +92,8 @@ def check_csr(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
         attributes = list(csr.attributes)
     except Exception as error:  # malformed in one of many ways, each with its class
         raise Denied(Denial.BAD_CSR, "the CSR's extensions cannot be read") from error
-    if any(attribute.oid != x509.ObjectIdentifier("1.2.840.113549.1.9.14") for attribute in attributes):
+    # RFC 2985 5.4.2: one request for extensions. The parser reads the first, and a second would go unseen.
+    if [attribute.oid for attribute in attributes] not in ([], [_EXTENSION_REQUEST]):
         raise Denied(Denial.BAD_CSR, "the CSR has attributes besides its extensions; it may have none")
     for extension in extensions:
         names = extension.value

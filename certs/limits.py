@@ -38,5 +38,6 @@ class Buckets:
         return left >= 1
 
     def give_back(self, key: str, now: float) -> None:
-        """Puts back one that was taken and not needed."""
-        self._buckets[key] = (min(self.rate.burst, self.left(key, now) + 1), now)
+        """Puts back one that was taken and not needed. A bucket that was forgotten meanwhile is full already."""
+        if key in self._buckets:
+            self._buckets[key] = (min(self.rate.burst, self.left(key, now) + 1), now)

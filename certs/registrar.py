@@ -57,6 +57,12 @@ class Terms:
             raise Denied(Denial.UNKNOWN_SERVICE, f"there is no service {shown(service)} in the CA's mesh.yaml")
         return SpiffeId(self.authority.trust_domain, (service,))
 
+    def renewed(self, identity: SpiffeId) -> SpiffeId:
+        """The same, of a certificate that is to be renewed. Raises :class:`Denied`."""
+        if identity.trust_domain != self.authority.trust_domain or identity.service is None:
+            raise Denied(Denial.NOT_ENTITLED, f"{identity} is no service of this mesh, so it renews nothing here")
+        return self.identity(identity.service)
+
 
 # -- passes ------------------------------------------------------------------------------------------------------------
 
@@ -115,10 +121,7 @@ def enrol(transaction: Transaction, terms: Terms, shown_pass: Pass, service: str
 def renew(transaction: Transaction, terms: Terms, path: Sequence[bytes], csr: str) -> str:
     """The next certificate for whoever showed its current one in the handshake; ``path``: DER, verified, leaf first."""
     svid = parse_svid(path[0])
-    service = svid.id.service
-    if svid.id.trust_domain != terms.authority.trust_domain or service is None:
-        raise Denied(Denial.NOT_ENTITLED, f"{svid.id} is no service of this mesh, so it renews nothing here")
-    identity = terms.identity(service)
+    identity = terms.renewed(svid.id)
     request, key = read_csr(csr)
     check_csr(request, identity)
     if _when(transaction.now) > svid.not_after:  # it was good in the handshake, and a connection may be kept for long
@@ -146,7 +149,7 @@ def reenrol(
         old_key.verify(signature, proof_of_possession(nonce, key), ec.ECDSA(hashes.SHA256()))
     except (InvalidIdentityError, InvalidSignature) as error:
         raise Denied(Denial.NOT_ENTITLED, "the request is not signed with the key of the certificate in it") from error
-    identity = terms.identity(str(svid.id.service))
+    identity = terms.renewed(svid.id)
     check_csr(request, identity)
     _refuse_revoked(transaction, certificate)
     end = svid.not_after + terms.window

@@ -40,6 +40,7 @@ from certs.trust import Bundle, digest, next_version
 from sidecar.reasons import UsageError
 
 NEXT = "next"
+DONE = "next.done"
 RETIRED = "retired"
 _META = "rotation"
 
@@ -91,8 +92,10 @@ class Rotator:
     # -- the stages, each to be done again if it was cut off -----------------------------------------------------------
 
     def prepare(self, now: datetime) -> None:
-        """Makes the new root. What a cut-off run left is made anew, since nobody has heard of it."""
+        """Makes the new root. What a cut-off run left, or another CA that was here before, is made anew, since nobody has
+        heard of it."""
         made = authority.make(self._trust_domain, now)
+        _remove(self._next)
         files.make_directory(self._next)
         with files.locked(self._next, exclusive=True):
             files.write(
@@ -148,22 +151,26 @@ class Rotator:
         new = self.new_root()
         files.make_directory(key_out)
         with files.locked(key_out, exclusive=True):
-            if digest(self._old.certificate) != digest(new.certificate) and (key_out / ROOT_KEY).exists():
+            if self._is_in_the_way(key_out / ROOT_KEY, new, passphrase):
                 retired = key_out / RETIRED
                 files.make_directory(retired)
                 name = f"root-{digest(self._old.certificate).hex()[:16]}.key"
                 files.write(retired, [NewFile(name, files.read(key_out / ROOT_KEY, secret=True), SECRET)], force=True)
             files.write(key_out, [NewFile(ROOT_KEY, key_pem(new.key, passphrase), SECRET)], force=True)
         self._write_roots(new.certificate)
+        # Again, since a run that was cut off may have published it and not written it.
+        document = self._store.read(standing.newest_bundle)
+        if document is not None:
+            authority.keep_bundle(self._directory, document.encode())
         self._store.write(_end)
-        shutil.rmtree(self._next)
+        self._remove_next()
 
     def clean_up(self) -> bool:
         """Removes what a rotation left that was killed in its last moment; returns whether there was something."""
         if self.is_prepared() and digest(self.new_root().certificate) == digest(self._old.certificate):
-            shutil.rmtree(self._next)
+            self._remove_next()
             return True
-        return False
+        return _remove(self._directory / DONE)
 
     # -- what is waited for --------------------------------------------------------------------------------------------
 
@@ -180,6 +187,22 @@ class Rotator:
         return self._next.is_dir() and not files.missing(self._next, names)
 
     # -- how it is done ------------------------------------------------------------------------------------------------
+
+    def _is_in_the_way(self, path: Path, new: Issuer, passphrase: bytes | None) -> bool:
+        """Whether there is a key that is not the new one already, written by a run that was cut off."""
+        if not path.exists() or digest(self._old.certificate) == digest(new.certificate):
+            return False
+        try:
+            authority.load_root(self._next, path, passphrase)
+        except UsageError:
+            return True
+        return False
+
+    def _remove_next(self) -> None:
+        """By another name first: what is half removed is not taken for what is half made."""
+        _remove(self._directory / DONE)
+        self._next.rename(self._directory / DONE)
+        _remove(self._directory / DONE)
 
     def _bundle(self, now: datetime, roots: tuple[x509.Certificate, ...], active: x509.Certificate) -> Bundle:
         """What :meth:`_publish` gives its version."""
@@ -203,8 +226,7 @@ class Rotator:
             return rotation, signed
 
         rotation, signed = self._store.write(publish)
-        with files.locked(self._directory, exclusive=True):
-            files.write(self._directory, [NewFile(authority.BUNDLE_DOCUMENT, signed, PUBLIC)], force=True)
+        authority.keep_bundle(self._directory, signed)
         return rotation
 
     def _write_roots(self, *roots: x509.Certificate) -> None:
@@ -227,6 +249,14 @@ def _laggards(connection: sa.Connection, rotation: Rotation, now: datetime) -> I
     for row in connection.execute(by_hand.order_by(issued.c.identity)):
         until = datetime.fromtimestamp(row.not_after, UTC)
         yield Laggard(row.identity, f"serial {row.serial}, issued by hand: issue it again", until)
+
+
+def _remove(directory: Path) -> bool:
+    """Whether it was there."""
+    if not directory.is_dir():
+        return False
+    shutil.rmtree(directory)
+    return True
 
 
 def _end(transaction: Transaction) -> None:

@@ -22,7 +22,6 @@ import trio
 
 from certs import authority, standing
 from certs.authority import Authority
-from certs.http1 import Peer, converse
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction
@@ -32,10 +31,12 @@ from sidecar import sockets
 from sidecar.address import Address
 from sidecar.gate import Gate
 from sidecar.handshake import shake_hands
+from sidecar.http1 import Closing, Peer, converse
+from sidecar.identity import claims
 from sidecar.judge import Terms
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
-from sidecar.reasons import Refused, UsageError
+from sidecar.reasons import Reason, Refused, UsageError
 from sidecar.stream import BrokenStreamError, SecureStream
 from sidecar.tls import Context, KeyPair
 from sidecar.watch import LOOK_SECONDS, Watch, read_all
@@ -85,11 +86,13 @@ class CaServer:
             settings.mesh,
             *(settings.directory / name for name in (authority.ROOT, authority.ISSUING, authority.DELEGATE)),
         ]
+        self._closing = Closing()
         self._watch = Watch({})
         self._stale = False
         self._said: dict[str, str] = {}
         try:
             self.api = Api(self, self.store, Writer(self.store), log, clock, settings.limits)
+            self._routes = self.api.routes()
             self._authority = authority.load(settings.directory, clock())
             self._mesh = self._load_mesh()
             self._seed()
@@ -122,6 +125,7 @@ class CaServer:
                         await stop.wait()
                         accepting.cancel_scope.cancel()
                     self.socket.close()
+                    self._closing.begin()
                     connections.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
                 machinery.cancel_scope.cancel()
         finally:
@@ -320,24 +324,31 @@ class CaServer:
 
     async def _connection(self, sock: socket.socket) -> None:
         """One connection. Nothing that happens in it escapes."""
-        address = ""
+        address, endpoint = "", self.context.server(ALPN, self.clock)
         try:
             address = sockets.text(sock.getpeername())
             sockets.prepare(sock)
-            endpoint = self.context.server(ALPN, self.clock)
             with trio.fail_after(HANDSHAKE_SECONDS):
                 await shake_hands(sock, endpoint, self.gate)
             stream = SecureStream(sock, endpoint)
             try:
                 peer = Peer(address, endpoint.svid, endpoint.path)
-                await converse(stream, peer, self.api.routes(), self.api.metrics.answered)
+                await converse(stream, peer, self._routes, self.api.metrics.answered, self._closing)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                     await stream.close()
         except Refused as refusal:
             self.api.metrics.refused(str(refusal.reason))
             message = f"refused: the CA {refusal.detail}"
-            self.log.warning("refused", reason=str(refusal.reason), message=message, peer_address=address)
+            if refusal.reason is Reason.HANDSHAKE_FAILED and endpoint.connection_id is None:
+                return  # it said nothing and went: whoever looks whether the port is open, every few seconds
+            self.log.warning(
+                "refused",
+                reason=str(refusal.reason),
+                message=message,
+                peer_address=address,
+                unverified={} if endpoint.leaf is None else claims(endpoint.leaf),
+            )
             await sockets.linger(sock)
         except trio.TooSlowError:
             self.api.metrics.refused("handshake_timeout")

@@ -90,11 +90,14 @@ def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
     """Revokes all that was issued for an identity until now, and ends its passes. Returns how many passes that were.
 
     The time is the next whole second, as certificates count, so that nothing issued in this one is left out; what is issued
-    later is not dated back before it (:func:`certs.registrar.revoked_until`)."""
-    before = transaction.now + 1
+    later is not dated back before it (:func:`certs.registrar.revoked_until`). It only rises, whatever the clock says."""
     where = revoked_identities.c.identity == str(identity)
-    if transaction.connection.execute(revoked_identities.update().where(where).values(before=before)).rowcount == 0:
+    until = transaction.connection.execute(sa.select(revoked_identities.c.before).where(where)).scalar()
+    before = max(transaction.now + 1, until or 0)
+    if until is None:
         transaction.connection.execute(revoked_identities.insert().values(identity=str(identity), before=before))
+    else:
+        transaction.connection.execute(revoked_identities.update().where(where).values(before=before))
     ended = end_passes(transaction, identity)
     _changed(transaction)
     transaction.record("revoked", str(identity), before=before, passes_ended=ended)

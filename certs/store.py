@@ -149,8 +149,9 @@ class Store:
     def __init__(self, url: str, *, clock: Callable[[], int]) -> None:
         """Opens, makes if need be, and migrates. Raises :class:`UsageError`."""
         self._clock = clock
-        self._where = sa.make_url(url).render_as_string(hide_password=True)
-        self._engine = _engine(url)
+        parsed = _parse(url)
+        self._where = parsed.render_as_string(hide_password=True)
+        self._engine = _engine(parsed)
         try:
             self._migrate()
         except (sa.exc.SQLAlchemyError, OSError) as error:
@@ -174,6 +175,7 @@ class Store:
         """Runs them in their order in one transaction; returns for each its result, or the exception that undid it alone.
         Raises :class:`StoreUnavailableError` if none of them counts."""
         outcomes: list[Any] = []
+        fault: Exception | None = None
         try:
             with self._engine.begin() as connection:
                 transaction = self._locked(connection)
@@ -181,7 +183,11 @@ class Store:
                     head = transaction._number, transaction._hash
                     try:
                         with connection.begin_nested():
-                            outcomes.append(operation(transaction))
+                            try:
+                                outcomes.append(operation(transaction))
+                            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                                fault = error  # kept, since it may have taken the savepoint with it, which is said next
+                                raise
                     except (sa.exc.OperationalError, sa.exc.InterfaceError):
                         raise  # the store's fault: none of them is sure to last
                     except Exception as error:
@@ -189,7 +195,8 @@ class Store:
                         outcomes.append(error)
                 transaction.put("audit_head", f"{transaction._number} {transaction._hash}")
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            raise StoreUnavailableError(f"the store {self._where} cannot be written: {_reason(error)}") from error
+            why = _reason(fault or error)
+            raise StoreUnavailableError(f"the store {self._where} cannot be written: {why}") from error
         return outcomes
 
     def read(self, question: Callable[[sa.Connection], _T]) -> _T:
@@ -246,11 +253,14 @@ def audit_entries(connection: sa.Connection) -> Iterator[audit.Entry]:
         yield audit.Entry(row.number, row.at, row.event, row.identity, row.detail, row.hash)
 
 
-def _engine(url: str) -> sa.Engine:
+def _parse(url: str) -> sa.URL:
     try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise UsageError("the store's URL cannot be read: write it as postgresql://user@host/database") from error
+
+
+def _engine(parsed: sa.URL) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite":
         _make_private(Path(parsed.database or ""))
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})

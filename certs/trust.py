@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from certs.fields import find
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
 from sidecar.identity import SpiffeId, parse_spiffe_id, shown
@@ -261,8 +262,8 @@ def _signature_fault(
 
 
 def _is_delegate(certificate: x509.Certificate) -> bool:
-    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    return list(usages) == [ExtendedKeyUsageOID.OCSP_SIGNING]
+    usages = find(certificate.extensions, x509.ExtendedKeyUsage)  # an issuing CA has none at all
+    return usages is not None and list(usages.value) == [ExtendedKeyUsageOID.OCSP_SIGNING]
 
 
 def _signed(kind: str, body: bytes) -> bytes:

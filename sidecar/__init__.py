@@ -10,11 +10,12 @@ The rooms, and the one direction in which they may depend on each other:
   files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
   ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
   verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
-  ``schedule``, ``devplan``
+  ``schedule``, ``devplan``, ``tally``, ``status``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``stream``, ``poller``, ``relay``, ``logs``, ``watch``, ``statedir``, ``answers`` (what of a CA's answers is taken)
+  ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``statedir``, ``answers`` (what of a CA's answers is
+  taken)
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
-  renews, follows the CA), ``run``, ``dev``
+  renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so)
 * **command line**: ``cli``; no logic. ``demo`` shows it all, by real processes
 
 ``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one

@@ -82,7 +82,9 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    listen: Address
+    """Where it answers ``sidecar status``: an address on loopback, or the path of a Unix socket."""
+
+    listen: Address | Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -66,6 +67,21 @@ def _to(text: str, info: ValidationInfo) -> str:
 
 def _listen(text: str) -> Address:
     return parse_address(text, listening=True)
+
+
+def _admin_listen(text: str) -> Address | Path:
+    """Where only this machine asks: loopback, or a Unix socket."""
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise ValueError(f"{shown(text)} is no whole path: write it as unix:/run/sidecar/admin.sock")
+        return path
+    address = _listen(text)
+    if not address.is_loopback:
+        raise ValueError(
+            f"{shown(text)} is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
+        )
+    return address
 
 
 def _plaintext_listen(value: object, info: ValidationInfo) -> Address:
@@ -183,7 +199,7 @@ class OutboundShape(_ListenerShape):
 
 
 class AdminShape(Shape):
-    listen: _Listen
+    listen: Annotated[Address | Path, read_by(_admin_listen)]
 
 
 class TimeoutsShape(Shape):

@@ -101,6 +101,15 @@ class Member:
             raise RuntimeError("not a member yet")
         return answers.revocations(self._bundle, self._listed, self._mesh().revocation_staleness)
 
+    def trust(self) -> dict[str, str]:
+        """What is known from the CA, for ``sidecar status``."""
+        known = {"ca": self._identity.ca}
+        if self._bundle is not None:
+            known["trust_bundle"] = f"{self._bundle.version} with {len(self._bundle.roots)} roots"
+        if self._listed is not None:
+            known["revocations_as_of"] = f"{self._listed.issued_at:%FT%TZ}"
+        return {**known, "renews_at": f"{self._renewal.wall:%FT%TZ}"}
+
     # -- becoming somebody ---------------------------------------------------------------------------------------------
 
     async def join(self) -> None:

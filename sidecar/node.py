@@ -19,6 +19,7 @@ from sidecar.policy import decide
 from sidecar.reasons import Reason
 from sidecar.registry import Claim, Registry
 from sidecar.relay import Relay
+from sidecar.tally import Tally
 from sidecar.tls import Context, make_buffer, utc_now
 
 
@@ -60,6 +61,7 @@ class Node:
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
     listening: list[SocketAddress] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
     def time(self) -> float:
         """Seconds on the clock that durations are measured with."""

@@ -65,6 +65,10 @@ class Registry:
     def __len__(self) -> int:
         return len(self._live)
 
+    def claims(self) -> list[Claim]:
+        """Of the connections that were let in and live."""
+        return [live.claim for live in self._live if live.claim is not None and live.reason is None]
+
     @contextmanager
     def enter(self) -> Iterator[Live]:
         """Registers a connection for the time of the block, which ends quietly if the connection is cut."""

@@ -6,10 +6,13 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import trio
 
 from sidecar import config as configuration
+from sidecar.admin import Admin, Source
 from sidecar.config import Config, FileIdentity
 from sidecar.credentials import Credentials
 from sidecar.judge import Revocations
@@ -19,6 +22,7 @@ from sidecar.node import Node
 from sidecar.reasons import UsageError
 from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
+from sidecar.status import Standing, describe
 from sidecar.tls import utc_now
 
 
@@ -69,8 +73,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _join(member: Member) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError`."""
-    joined, refused = False, None
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError`, which no nursery wraps."""
+    joined, refused = None, None
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -81,24 +85,34 @@ async def _join(member: Member) -> Credentials | None:
             nursery.start_soon(give_up)
             try:
                 await member.join()
-                joined = True
+                joined = member.credentials
             except UsageError as error:
-                refused = error  # raised outside: in a nursery it would be part of a group, which nobody tells in words
+                refused = error
             nursery.cancel_scope.cancel()
     if refused is not None:
         raise refused
-    return member.credentials if joined else None
+    return joined
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Member | None = None) -> None:
     raise_descriptor_limit()
     stop = trio.Event()
+    admin = None
+    if config.admin is not None:
+        status = partial(_status, config, server.node, reloader, member, stop)
+        try:
+            admin = Admin(f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.tally), log)
+        except BaseException:
+            server.close()
+            raise
     for warning in configuration.warnings(config, utc_now()):
         log.warning("warning", service=config.service, message=warning)
     async with machinery(server.node), trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             nursery.start_soon(_obey, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
+            if admin is not None:
+                nursery.start_soon(admin.run)
             if member is not None:
                 nursery.start_soon(member.run, reloader.adopt)
             svid = reloader.loaded.svid
@@ -111,10 +125,29 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, m
                 outbound=[
                     f"{one.upstream} on {_at(one.address)}" for one in server.listeners if one.direction == "outbound"
                 ],
+                **({} if admin is None else {"admin": admin.address}),
             )
             await server.serve(stop)
             nursery.cancel_scope.cancel()
     log.info("stopped", service=config.service)
+
+
+def _status(config: Config, node: Node, reloader: Reloader, member: Member | None, stop: trio.Event) -> dict[str, Any]:
+    """What is so now."""
+    now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
+    unwell = []
+    if now > svid.not_after:
+        unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
+    if fresh_until is not None and now > fresh_until:
+        unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it lets nobody new in")
+    live = [
+        ("inbound", str(claim.source), claim.port)
+        if claim.peer.id == claim.source
+        else ("outbound", str(claim.peer.id), f"{claim.service}:{claim.port}")
+        for claim in node.registry.claims()
+    ]
+    trust = {} if member is None else member.trust()
+    return describe(now, Standing(config, node.current.mesh, svid, live, unwell, trust, stop.is_set()), node.tally)
 
 
 async def _obey(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from certs import authority, encodings, inspection, registrar, standing
-from certs import store as stores
+from certs import authority, encodings, inspection, registrar, rotation, standing
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -23,9 +22,8 @@ from certs.cli.options import (
     root_key_option,
     store_option,
 )
-from certs.cli.options import store_url as url_of
 from certs.fields import describe_span
-from certs.profile import Issuer
+from certs.rotation import Rotation
 from certs.store import Transaction
 from sidecar.judge import key_digest
 from sidecar.reasons import UsageError
@@ -125,27 +123,30 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
     where, time = directory(given), now()
     secret = passphrase(root_key or where / authority.ROOT_KEY)
     old = authority.issuing_certificate(where)
-    made, root = authority.renew_issuing(where, time, root_key, secret)
-    with stores.opened(url_of(where, store_url), clock=lambda: int(now().timestamp())) as store:
-        gone = key_digest(old) if distrust else None
-        version = store.write(lambda transaction: _renewed(transaction, made, root, gone, time))
-    until = made.issuer.certificate.not_valid_after_utc
+    with open_store(where, store_url) as store:
+        _refuse_during_rotation(rotation.current(store))
+        if distrust:
+            # First: cut off after it, all is refused until this is run again, which then finds the stolen key still.
+            own, root = authority.load(where, time), authority.load_root(where, root_key, secret)
+            gone = key_digest(old)
+            version = store.write(lambda transaction: standing.distrust(transaction, gone, own, root, time))
+        made, _ = authority.renew_issuing(where, time, root_key, secret)
+        until = made.issuer.certificate.not_valid_after_utc
+        store.write(lambda transaction: transaction.record("renew_issuing", "", until=f"{until:%FT%TZ}"))
+        if (document := store.read(standing.newest_bundle)) is not None:
+            authority.keep_bundle(where, document.encode())
     click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
     if distrust:
         click.echo(f"what the old one signed counts no longer (trust bundle {version}); sidecars renew within seconds")
 
 
-def _renewed(
-    transaction: Transaction,
-    made: authority.Authority,
-    root: Issuer,
-    gone: bytes | None,
-    time: datetime,
-) -> int | None:
-    transaction.record("renew_issuing", "", until=f"{made.issuer.certificate.not_valid_after_utc:%FT%TZ}")
-    if gone is None:
-        return None
-    return standing.distrust(transaction, gone, made, root, time)
+def _refuse_during_rotation(found: Rotation | None) -> None:
+    """From its second half on the old root's key would make an issuing CA that the new root knows nothing of."""
+    if found is not None and found.stage != "distribute":
+        raise UsageError(
+            f"a new root takes the old one's place ({found.stage}), and has an issuing CA already: first let it finish: "
+            "certs rotate-root (--force, if a key was stolen)"
+        )
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,11 +21,21 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 DIRECTORY = click.Path(path_type=Path)
 
+
+def _without_password(context: click.Context, option: click.Parameter, url: str | None) -> str | None:
+    """A command line is everybody's to read (`ps`): a password may be in the environment, or in ~/.pgpass."""
+    typed = context.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE
+    if url is not None and typed and re.search(r"://[^/@]*:[^/@]*@|[?&]password=", url):
+        raise UsageError("--store: a password on the command line can be read by others; give the URL by $CERTS_STORE")
+    return url
+
+
 store_option = click.option(
     "--store",
     "store_url",
     envvar="CERTS_STORE",
     metavar="URL",
+    callback=_without_password,
     help="Where the CA remembers, if not in DIRECTORY/store.db: postgresql://user@host/database ($CERTS_STORE).",
 )
 root_key_option = click.option(

@@ -80,8 +80,7 @@ def rotate_root(
 async def _rotate(rotator: Rotator, found: Rotation | None, max_age: timedelta, force: bool) -> None:
     """Goes through the stages from where it stands. Each is announced, done, and waited for."""
     if found is None:
-        if not rotator.is_prepared():
-            rotator.prepare(now())
+        rotator.prepare(now())
         click.echo("prepare: a new root is made; nobody knows it yet")
         found = rotator.distribute(now())
     if found.stage == "distribute":

@@ -6,19 +6,37 @@ is told here, once: its lines on stderr, exit code 2, never a traceback.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
 from sidecar import __version__
-from sidecar.cli.check import check
-from sidecar.cli.dev import dev
-from sidecar.cli.policy import policy
-from sidecar.cli.run import run
 from sidecar.reasons import UsageError
+
+COMMANDS = {
+    "check": "sidecar.cli.check:check",
+    "dev": "sidecar.cli.dev:dev",
+    "health": "sidecar.cli.status:health",
+    "policy": "sidecar.cli.policy:policy",
+    "run": "sidecar.cli.run:run",
+    "status": "sidecar.cli.status:status",
+}
+"""Where each command is. Loaded when it is called: a health check, every few seconds beside every service, should not
+load the proxy to ask how it is."""
 
 
 class _Group(click.Group):
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -32,10 +50,3 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="sidecar")
 def main() -> None:
     """Mutual TLS between services for people who do not run Kubernetes."""
-
-
-# One line a command.
-main.add_command(check)
-main.add_command(dev)
-main.add_command(policy)
-main.add_command(run)

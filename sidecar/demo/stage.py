@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,44 @@ class Stage:
     def write(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text)
 
+    def read(self, name: str) -> str:
+        return (self.directory / name).read_text()
+
+    def steal(self, service: str, directory: str) -> None:
+        """Takes what a service's sidecar keeps: its key, its certificate, and whom it trusts."""
+        kept = self.read(f"{service}.state/identity.pem")
+        key, begin, chain = kept.partition("-----BEGIN CERTIFICATE-----")
+        (self.directory / directory).mkdir()
+        for name, text in (("key", key), ("certificate", begin + chain), ("bundle", self.read("root.pem"))):
+            path = self.directory / directory / f"{name}.pem"
+            path.touch(0o600)
+            path.write_text(text)
+
+    async def certs_until(self, text: str, *words: str) -> None:
+        """Runs ``certs`` with these words until it has printed ``text``, then ends it, as somebody's Ctrl-C would."""
+        process = await self._start([sys.executable, "-m", "certs", *words], stdout=subprocess.PIPE)
+        assert process.stdout is not None  # noqa: S101 (it was asked for)
+        said = b""
+        with trio.move_on_after(PATIENCE_SECONDS):
+            async for chunk in process.stdout:
+                said += chunk
+                if text.encode() in said:
+                    process.terminate()
+                    await process.wait()
+                    return
+        raise StoryError(f"certs {' '.join(words)} never said {text!r}; it said: {said.decode()}")
+
+    async def ca(self, port: int) -> Log:
+        """Starts ``certs serve``; returns its log once it serves."""
+        words = ["serve", "ca", "--mesh", "mesh.yaml", "--listen", f"127.0.0.1:{port}", "--log", "json"]
+        return await self._logged(Log("the CA"), [sys.executable, "-m", "certs", *words])
+
     async def sidecar(self, name: str) -> Log:
         """Starts ``sidecar run NAME.yaml``; returns its log once it serves."""
-        log = Log(name)
-        process = await self._start(
-            [sys.executable, "-m", "sidecar", "run", f"{name}.yaml"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return await self._logged(Log(name), [sys.executable, "-m", "sidecar", "run", f"{name}.yaml"])
+
+    async def _logged(self, log: Log, command: list[str]) -> Log:
+        process = await self._start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._nursery.start_soon(self._read, process, log)
         await log.find(event="started")
         return log
@@ -86,7 +118,7 @@ class Stage:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 log.add(line.decode())
-        if code := await process.wait():
+        if (code := await process.wait()) > 0:
             assert process.stderr is not None  # noqa: S101 (likewise)
             said = (await process.stderr.receive_some(4096)).decode()
             raise StoryError(f"{log.name}'s sidecar ended with exit code {code}: {said}")
@@ -146,12 +178,24 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
+def from_ca(service: str, port: int) -> dict[str, str]:
+    """An identity that a sidecar gets, and keeps fresh, by itself."""
+    return {
+        "ca": f"https://127.0.0.1:{port}",
+        "root": "root.pem",
+        "enrolment": f"{service}.enrol",
+        "state_dir": f"{service}.state",
+    }
+
+
+def from_files(directory: str) -> dict[str, dict[str, str]]:
+    """An identity that somebody made, or stole."""
+    return {"files": {name: f"{directory}/{name}.pem" for name in ("certificate", "key", "bundle")}}
+
+
 def wiring(
-    service: str, mesh: str = "mesh.yaml", *, keys: str | None = None, **listeners: list[Mapping[str, Any]]
+    service: str, identity: Mapping[str, Any], mesh: str = "mesh.yaml", **listeners: Sequence[Mapping[str, Any]]
 ) -> str:
     """A sidecar's file. JSON is YAML."""
-    directory = keys or service
-    files = {name: f"{directory}/{name}.pem" for name in ("certificate", "key", "bundle")}
-    return json.dumps(
-        {"service": service, "mesh": mesh, "identity": {"files": files}, "log_format": "json", **listeners}, indent=1
-    )
+    said = {"service": service, "mesh": mesh, "identity": identity, "log_format": "json", **listeners}
+    return json.dumps(said, indent=1)

@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 import trio
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import load_pem_x509_certificate
 
 from sidecar.demo.apps import FILE_BYTES, PIECE
 from sidecar.demo.attackers import Tap, stranger
-from sidecar.demo.stage import PATIENCE_SECONDS, Log, Stage, StoryError, free_ports, wiring
+from sidecar.demo.stage import PATIENCE_SECONDS, Log, Stage, StoryError, free_ports, from_ca, from_files, wiring
 
 PASSWORD = "Bearer correct-horse-battery-staple"  # noqa: S105 (what the tap must not see)
 
@@ -39,25 +41,28 @@ class Story:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        ends = "web app, api app, redis, api, cache, impostor, tap"
+        ends = "ca, web app, api app, redis, api, cache, impostor, tap"
         names = f"{ends}, web>api, web>tap, web>impostor, api>cache, reporting>cache".split(", ")
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
 
     async def set_up(self) -> None:
-        """The CA, a certificate for each service, the files, the apps and the sidecars."""
+        """The CA, a secret for each service to enrol with, the files, the apps and the sidecars."""
         stage, port = self._stage, self._ports
-        _act("Setting up", "a CA, four services, their certificates for an hour, one policy file")
+        _act("Setting up", "a CA that serves, four services that enrol with it by themselves, one policy file")
         await stage.certs("init", "ca", "--trust-domain", "shop.internal")
         await stage.certs("init", "other-ca", "--trust-domain", "shop.internal")
-        for service in ("web", "api", "cache", "reporting"):
-            await stage.certs("issue", "ca", service, "--out", service)
         await stage.certs("issue", "other-ca", "web", "--out", "forged")
+        for service in ("web", "api", "cache", "reporting"):
+            await stage.certs("enrolment", "ca", service, "--out", f"{service}.enrol")
+        stage.write("root.pem", stage.read("ca/root.pem"))
         stage.write("mesh.yaml", MESH)
         stage.write("lies.yaml", LIES)
+        await stage.ca(port["ca"])
         stage.write(
             "web.yaml",
             wiring(
                 "web",
+                from_ca("web", port["ca"]),
                 outbound=[
                     _outbound("api:http", port["web>api"], port["api"]),
                     _outbound("api:http", port["web>tap"], port["tap"]),
@@ -69,19 +74,17 @@ class Story:
             "api.yaml",
             wiring(
                 "api",
+                from_ca("api", port["ca"]),
                 inbound=[_inbound("http", port["api"], port["api app"])],
                 outbound=[_outbound("cache:redis", port["api>cache"], port["cache"])],
             ),
         )
-        stage.write("cache.yaml", wiring("cache", inbound=[_inbound("redis", port["cache"], port["redis"])]))
-        stage.write(
-            "reporting.yaml",
-            wiring("reporting", outbound=[_outbound("cache:redis", port["reporting>cache"], port["cache"])]),
-        )
-        stage.write(
-            "impostor.yaml",
-            wiring("reporting", "lies.yaml", inbound=[_inbound("http", port["impostor"], port["api app"])]),
-        )
+        inbound = [_inbound("redis", port["cache"], port["redis"])]
+        stage.write("cache.yaml", wiring("cache", from_ca("cache", port["ca"]), inbound=inbound))
+        outbound = [_outbound("cache:redis", port["reporting>cache"], port["cache"])]
+        stage.write("reporting.yaml", wiring("reporting", from_ca("reporting", port["ca"]), outbound=outbound))
+        inbound = [_inbound("http", port["impostor"], port["api app"])]
+        stage.write("impostor.yaml", wiring("reporting", from_files("stolen"), "lies.yaml", inbound=inbound))
         redis = await stage.redis(port["redis"])
         _say(f"the apps: web (HTTP) -> api (HTTP) -> {redis}; none of them knows of TLS")
         started: dict[str, Log] = {}
@@ -92,8 +95,10 @@ class Story:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stage.app, "web", port["web app"], port["web>api"])
             nursery.start_soon(stage.app, "api", port["api app"], port["api>cache"])
-            for name in ("web", "api", "cache", "reporting", "impostor"):
+            for name in ("web", "api", "cache", "reporting"):
                 nursery.start_soon(start, name)
+        stage.steal("reporting", "stolen")
+        await stage.sidecar("impostor")
         self._web, self._api, self._cache = started["web"], started["api"], started["cache"]
         self._reporting = started["reporting"]
 
@@ -108,7 +113,8 @@ class Story:
             self.another_service_answers,
             self.a_tap_reads,
             self.a_tap_flips_a_bit,
-            self.a_certificate_is_rotated,
+            self.the_root_is_rotated,
+            self.a_service_is_revoked,
         ):
             await act()
 
@@ -150,7 +156,7 @@ class Story:
 
     async def another_service_calls(self) -> None:
         _act("A valid certificate of another service, calling", "reporting's key was stolen; it is used to reach api")
-        await self._stranger("reporting")
+        await self._stranger("stolen")
         line = await self._refused(self._api, "policy_denied")
         _check(line["peer_id"] == "spiffe://shop.internal/reporting", f"it was taken for {line['peer_id']}")
 
@@ -189,11 +195,9 @@ class Story:
         _line(self._web, line)
         _good(f"the app got {got} bytes, each of them right, and then a reset: not one altered byte was delivered")
 
-    async def a_certificate_is_rotated(self) -> None:
-        _act(
-            "A certificate is rotated under a running transfer", "api gets a new key and certificate; nothing restarts"
-        )
-        since = len(self._api.lines)
+    async def the_root_is_rotated(self) -> None:
+        _act("The root of all trust is replaced under a running transfer", "certs rotate-root; nothing restarts")
+        since = {log: len(log.lines) for log in (self._web, self._api)}
         halfway, go_on, results = trio.Event(), trio.Event(), []
 
         def pause() -> None:
@@ -206,16 +210,35 @@ class Story:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(download)
             await halfway.wait()
-            await self._stage.certs("issue", "ca", "api", "--out", "api", "--force")
-            line = await self._api.find(since, event="reloaded")
-            _check(not results, "the transfer was over before the certificate came")
-            _say(f"api's sidecar: {line['message']}")
+            # The old root is kept until connections that it verified may have ended: the transfer, here.
+            await self._stage.certs_until("settle:", "rotate-root", "ca")
+            for log, lines in since.items():
+                line = await log.find(lines, event="renewed")
+                _say(
+                    f"{log.name}'s sidecar: a new key, its certificate under the new root, until {line['certificate_until']}"
+                )
+            _check(not results, "the transfer was over before the certificates came")
             go_on.set()
         got, clean = results[0]
         _check(clean and got == FILE_BYTES, f"the transfer ended after {got} bytes")
+        _say("certs rotate-root was interrupted there; it is run again, and goes on")
+        await self._stage.certs("rotate-root", "ca", "--max-age", "1s")
+        await self._api.find(since[self._api], event="trust_bundle", roots=[self._new_root()])
         page = await _get(self._ports["web>api"], "/visits")
         _check("visits" in page, f"a new call fails: {page!r}")
-        _good(f"{got} bytes, all of them right, begun before and ended after; new calls use the new certificate")
+        await self._stranger("stolen")
+        await self._refused(self._api, "unknown_ca")
+        _good(f"{got} bytes, all of them right, begun before and ended after; what the old root vouched for is refused")
+
+    async def a_service_is_revoked(self) -> None:
+        _act("A service is taken over, and revoked", "certs revoke web; it holds an open connection to api")
+        await self._stage.certs("revoke", "ca", "web")
+        sock = await trio.to_thread.run_sync(_connect, self._ports["web>api"])
+        with sock:
+            line = await self._api.find(event="connection", reason="revoked")
+            _line(self._api, line)
+            _check(await trio.to_thread.run_sync(_is_cut, sock), "the open connection went on")
+        _good("cut within seconds, and let in no more")
 
     # -- tools of the acts ---------------------------------------------------------------------------------------------
 
@@ -223,6 +246,11 @@ class Story:
         self._the_tap = Tap(self._ports["tap"], self._ports["api"])
         await self._stage.background(self._the_tap.run)
         return self._the_tap
+
+    def _new_root(self) -> str:
+        """How sidecars log the root that the CA has now."""
+        certificate = load_pem_x509_certificate(self._stage.read("ca/root.pem").encode())
+        return certificate.fingerprint(SHA256()).hex()[:16]
 
     async def _stranger(self, keys: str) -> None:
         """Calls api's sidecar by hand, with somebody's key and certificate, and asks for what ``web`` asks for."""
@@ -264,12 +292,32 @@ async def _get(port: int, path: str = "/", authorization: str = "") -> str:
 
 def _talk(port: int, request: bytes) -> bytes | None:
     """What is answered to these bytes; None for a reset."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as sock:
-        try:
+    try:  # (a refusal may come before the connection seems to be there)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as sock:
             sock.sendall(request)
             return sock.recv(4096)
-        except ConnectionError:
-            return None
+    except (ConnectionResetError, BrokenPipeError):
+        return None
+
+
+def _connect(port: int) -> socket.socket:
+    """A connection through the mesh that api's app has begun to answer."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
+    sock.sendall(b"GET /file HTTP/1.1\r\nHost: api\r\n\r\n")
+    sock.recv(1)
+    return sock
+
+
+def _is_cut(sock: socket.socket) -> bool:
+    """Whether it ends with a reset, once what was under way is read."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _download(port: int, pause: Callable[[], None] = lambda: None) -> tuple[int, bool]:

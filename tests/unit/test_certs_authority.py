@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
-from certs import authority
+from certs import authority, trust
 from sidecar.identity import parse_svid
 from sidecar.reasons import UsageError
 from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
@@ -323,3 +323,253 @@ def test_an_issuer_that_runs_out_between_load_and_issue(ca: Path) -> None:
     loaded = authority.load(ca, NOW)
     with pytest.raises(UsageError, match="the issuer's certificate is good from"):
         authority.issue(loaded, "api", NOW + 91 * DAY)
+
+
+# -- the root's key, elsewhere and encrypted ---------------------------------------------------------------------------
+
+PASSPHRASE = b"correct horse"
+
+
+def test_a_root_key_can_go_to_another_directory_at_once(tmp_path: Path) -> None:
+    directory, safe = tmp_path / "ca", tmp_path / "safe"
+    made = authority.init(directory, DOMAIN, NOW, root_key_out=safe)
+    assert sorted(content(directory)) == [name for name in NAMES if name != "root.key"]
+    assert sorted(content(safe)) == ["root.key"]
+    assert stat.S_IMODE((safe / "root.key").stat().st_mode) == 0o600
+    assert authority.load(directory, NOW).issuer.certificate == made.issuer.certificate
+    assert authority.load_root(directory, safe / "root.key", None).certificate == made.root
+    with pytest.raises(UsageError, match="say where it is: --root-key FILE"):
+        authority.load_root(directory, None, None)
+
+
+def test_and_be_encrypted(tmp_path: Path) -> None:
+    directory, safe = tmp_path / "ca", tmp_path / "safe"
+    made = authority.init(directory, DOMAIN, NOW, root_key_out=safe, passphrase=PASSPHRASE)
+    key = safe / "root.key"
+    assert authority.is_encrypted(key)
+    assert not authority.is_encrypted(directory / "issuing.key")
+    assert authority.load_root(directory, key, PASSPHRASE).certificate == made.root
+    with pytest.raises(UsageError, match="is encrypted, and its passphrase was not given"):
+        authority.load_root(directory, key, None)
+    with pytest.raises(UsageError, match="cannot be read with this passphrase"):
+        authority.load_root(directory, key, b"wrong horse")
+
+
+def test_an_encrypted_root_key_in_the_directory_itself_hinders_no_issuing(tmp_path: Path) -> None:
+    authority.init(tmp_path, DOMAIN, NOW, passphrase=PASSPHRASE)
+    assert authority.issue(authority.load(tmp_path, NOW), "api", NOW)
+    assert authority.load_root(tmp_path, None, PASSPHRASE)
+
+
+def test_a_passphrase_for_a_key_that_has_none(ca: Path) -> None:
+    with pytest.raises(UsageError, match="is not encrypted, and a passphrase was given"):
+        authority.load_root(ca, None, PASSPHRASE)
+    assert authority.load_root(ca, None, None)
+
+
+def test_a_root_key_of_another_ca(ca: Path, tmp_path: Path) -> None:
+    authority.init(tmp_path / "other", DOMAIN, NOW)
+    with pytest.raises(UsageError, match=r"is the key of no root in .*root\.pem"):
+        authority.load_root(ca, tmp_path / "other" / "root.key", None)
+
+
+def test_a_root_key_that_others_can_read_signs_nothing(ca: Path) -> None:
+    (ca / "root.key").chmod(0o644)
+    with pytest.raises(UsageError, match="chmod 600"):
+        authority.load_root(ca, None, None)
+
+
+def test_a_root_key_elsewhere_is_not_overwritten_and_a_failed_init_leaves_none(tmp_path: Path) -> None:
+    directory, safe = tmp_path / "ca", tmp_path / "safe"
+    directory.mkdir()
+    (directory / "issuing.pem").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="already there"):
+        authority.init(directory, DOMAIN, NOW, root_key_out=safe)
+    assert content(directory) == {"issuing.pem": b"precious"}
+    assert content(safe) == {}
+    (safe / "root.key").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="already there"):
+        authority.init(tmp_path / "new", DOMAIN, NOW, root_key_out=safe)
+    assert content(safe) == {"root.key": b"precious"}
+    assert content(tmp_path / "new") == {}
+
+
+def test_an_old_root_key_does_not_stay_where_the_new_one_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
+    before = content(ca)
+    with pytest.raises(
+        UsageError, match=r"root\.key is there, and the new root's key is to be kept elsewhere: remove it"
+    ):
+        authority.init(ca, "other.internal", NOW, force=True, root_key_out=tmp_path / "safe")
+    assert content(ca) == before
+    (ca / "root.key").unlink()
+    authority.init(ca, "other.internal", NOW, force=True, root_key_out=tmp_path / "safe")
+    assert authority.load(ca, NOW).trust_domain == "other.internal"
+
+
+# -- the delegate, and the first bundle --------------------------------------------------------------------------------
+
+
+def test_a_new_ca_has_a_delegate_and_a_bundle_that_its_root_signed(ca: Path) -> None:
+    loaded = authority.load(ca, NOW)
+    assert loaded.delegate is not None
+    loaded.delegate.certificate.verify_directly_issued_by(loaded.root)
+    bundle = trust.read_bundle(authority.bundle_document(ca), DOMAIN, frozenset({loaded.root_digest}), NOW)
+    assert (bundle.roots, bundle.active, bundle.distrusted) == (loaded.roots, loaded.root_digest, frozenset())
+
+
+def test_a_directory_of_an_older_version_issues_and_says_what_it_lacks(ca: Path) -> None:
+    (ca / "revocation.pem").unlink()
+    (ca / "bundle.json").unlink()
+    loaded = authority.load(ca, NOW)
+    assert loaded.delegate is None
+    assert authority.issue(loaded, "api", NOW)
+    with pytest.raises(UsageError, match=r"bundle\.json is missing: .* certs renew-issuing"):
+        authority.bundle_document(ca)
+    renewed, _ = authority.renew_issuing(ca, NOW)
+    assert renewed.delegate is not None
+    assert trust.read_kept_bundle(authority.bundle_document(ca), DOMAIN, NOW).roots == loaded.roots
+
+
+def test_a_delegate_that_does_not_belong_here(ca: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    authority.init(other, DOMAIN, NOW)
+    mine, theirs = (ca / "revocation.pem").read_bytes(), (other / "revocation.pem").read_bytes()
+    (ca / "revocation.pem").write_bytes(theirs)
+    assert "revocation.pem was not signed by a root in" in refusal(ca)
+    certificate, key = mine[: mine.index(b"-----BEGIN PRIVATE")], theirs[theirs.index(b"-----BEGIN PRIVATE") :]
+    (ca / "revocation.pem").write_bytes(certificate + key)
+    assert "its key does not belong to its certificate" in refusal(ca)
+    for damaged in (b"", b"junk", certificate, key, mine[:100]):
+        (ca / "revocation.pem").write_bytes(damaged)
+        assert "revocation.pem is no " in refusal(ca)
+    (ca / "revocation.pem").write_bytes(mine)
+    assert authority.load(ca, NOW).delegate, "the twin"
+    (ca / "revocation.pem").chmod(0o640)
+    assert "chmod 600" in refusal(ca)
+
+
+# -- a new issuing CA --------------------------------------------------------------------------------------------------
+
+
+def test_a_new_issuing_ca_takes_the_old_one_s_place(ca: Path) -> None:
+    before = authority.load(ca, NOW)
+    old = authority.issue(before, "api", NOW)
+    later = NOW + 60 * DAY
+    made, root = authority.renew_issuing(ca, later)
+    assert root.certificate == made.root == before.root
+    assert made.issuer.certificate.not_valid_after_utc == later + 90 * DAY
+    assert made.issuer.certificate.subject != before.issuer.certificate.subject
+    assert made.trust_domain == DOMAIN
+    loaded = authority.load(ca, later)
+    assert loaded.issuer.certificate == made.issuer.certificate
+    assert loaded.delegate is not None
+    assert made.delegate is not None
+    assert loaded.delegate.certificate == made.delegate.certificate
+    assert authority.issue(loaded, "api", later).chain[1] == made.issuer.certificate
+    old.chain[1].verify_directly_issued_by(made.root)
+    assert sorted(content(ca)) == NAMES, "no issuing.key.next is left"
+
+
+def test_it_works_when_the_old_one_has_ended_already(ca: Path) -> None:
+    late = NOW + 100 * DAY
+    assert "expired" in refusal(ca, late)
+    authority.renew_issuing(ca, late)
+    assert authority.issue(authority.load(ca, late), "api", late)
+
+
+def test_it_needs_the_root_s_key_and_a_root_that_is_good(ca: Path, tmp_path: Path) -> None:
+    before = content(ca)
+    key = tmp_path / "root.key"
+    (ca / "root.key").rename(key)
+    with pytest.raises(UsageError, match="the root's key is needed for this"):
+        authority.renew_issuing(ca, NOW)
+    with pytest.raises(UsageError, match=r"root\.pem expired.*certs rotate-root"):
+        authority.renew_issuing(ca, NOW + 3651 * DAY, key)
+    assert content(ca) == {name: data for name, data in before.items() if name != "root.key"}
+    authority.renew_issuing(ca, NOW, key)
+    assert (ca / "issuing.pem").read_bytes() != before["issuing.pem"]
+
+
+@pytest.mark.parametrize("name", ["root.pem", "issuing.pem"])
+def test_there_is_none_to_renew_where_there_is_no_ca(ca: Path, name: str) -> None:
+    (ca / name).unlink()
+    with pytest.raises(UsageError, match=f"holds no CA: {name} missing"):
+        authority.renew_issuing(ca, NOW)
+
+
+def test_the_issuing_certificate_as_it_is(ca: Path, tmp_path: Path) -> None:
+    assert authority.issuing_certificate(ca) == authority.load(ca, NOW).issuer.certificate
+    with pytest.raises(UsageError, match=r"holds no CA: issuing\.pem missing"):
+        authority.issuing_certificate(tmp_path / "none")
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """From now on the ``at``-th file that gets its name is the last thing that this process does."""
+    rename, done = Path.rename, 0
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done == at:
+            raise Killed
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_cut_off_at_any_file_it_can_issue_and_can_be_done_again(
+    ca: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    before = authority.load(ca, NOW)
+    with monkeypatch.context() as patch:
+        dying(patch, at)
+        with pytest.raises(Killed):
+            authority.renew_issuing(ca, NOW)
+    loaded = authority.load(ca, NOW)
+    assert (loaded.issuer.certificate == before.issuer.certificate) == (at <= 3), "replacing issuing.pem is what counts"
+    issued = authority.issue(loaded, "api", NOW)
+    issued.chain[0].verify_directly_issued_by(loaded.issuer.certificate)
+    made, _ = authority.renew_issuing(ca, NOW)
+    assert authority.load(ca, NOW).issuer.certificate == made.issuer.certificate
+    assert sorted(content(ca)) == NAMES
+
+
+def test_cut_off_before_the_key_that_is_no_longer_needed_is_gone(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            authority.renew_issuing(ca, NOW)
+    assert "issuing.key.next" in content(ca)
+    assert authority.issue(authority.load(ca, NOW), "api", NOW)
+    (ca / "issuing.key").unlink()
+    assert authority.issue(authority.load(ca, NOW), "api", NOW), "either name will do"
+    (ca / "issuing.key.next").unlink()
+    assert "issuing.key missing" in refusal(ca)
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_an_init_that_is_cut_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    with monkeypatch.context() as patch:
+        dying(patch, at)
+        with pytest.raises(Killed):
+            authority.init(tmp_path, DOMAIN, NOW)
+    assert content(tmp_path) == {}
+    authority.init(tmp_path, DOMAIN, NOW)
+
+
+# -- warnings ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_said_thirty_days_before_the_issuing_ca_ends(ca: Path) -> None:
+    loaded = authority.load(ca, NOW)
+    assert authority.soon_over(loaded, NOW) is None
+    assert authority.soon_over(loaded, NOW + 60 * DAY - timedelta(seconds=1)) is None
+    told = authority.soon_over(loaded, NOW + 60 * DAY)
+    assert told is not None
+    assert f"good until {NOW + 90 * DAY:%FT%TZ} only" in told
+    assert "certs renew-issuing" in told

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from OpenSSL import crypto
 
 from certs import profile
@@ -288,3 +288,66 @@ def test_the_factory_of_the_tests_makes_the_same_leaf_by_itself() -> None:
     differing = {ExtensionOID.SUBJECT_KEY_IDENTIFIER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER}
     for each in ours.extensions:
         assert each.oid in differing or theirs.extensions.get_extension_for_oid(each.oid).value == each.value
+
+
+# -- the delegate ------------------------------------------------------------------------------------------------------
+
+DELEGATE_KEY = ec.generate_private_key(ec.SECP256R1())
+DELEGATE = profile.delegate(DELEGATE_KEY.public_key(), Issuer(ROOT, ROOT_KEY), NOW)
+
+
+def test_a_delegate_is_exactly_this() -> None:
+    assert extensions(DELEGATE) == {
+        "basicConstraints": (x509.BasicConstraints(ca=False, path_length=None), True),
+        "keyUsage": (HONEST_USAGE, True),
+        "extendedKeyUsage": (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), True),
+        **key_ids(DELEGATE_KEY, ROOT_KEY),
+    }
+    assert (DELEGATE.not_valid_before_utc, DELEGATE.not_valid_after_utc) == (NOW - MINUTE, NOW + 90 * DAY)
+    assert DELEGATE.issuer == ROOT.subject != DELEGATE.subject
+
+
+def test_a_delegate_is_no_service() -> None:
+    assert svid_faults(DELEGATE) != []
+    assert svid_faults(leaf()) == [], "the twin"
+    assert openssl_fault(DELEGATE) is None, "and OpenSSL, asked for no purpose, minds nothing"
+
+
+def test_a_delegate_s_key_is_p256_and_its_issuer_within_its_time() -> None:
+    with pytest.raises(ProfileError, match="P-256"):
+        profile.delegate(ec.generate_private_key(ec.SECP384R1()).public_key(), Issuer(ROOT, ROOT_KEY), NOW)
+    with pytest.raises(ProfileError, match="is good from"):
+        profile.delegate(DELEGATE_KEY.public_key(), Issuer(ROOT, ROOT_KEY), ROOT.not_valid_after_utc)
+
+
+# -- not before, and more names ----------------------------------------------------------------------------------------
+
+
+def test_a_leaf_of_an_identity_that_was_revoked_is_not_dated_back_before_that() -> None:
+    def since(not_before: datetime | None) -> datetime:
+        return profile.leaf(API, LEAF_KEY.public_key(), ISSUER, NOW, not_before=not_before).not_valid_before_utc
+
+    assert since(None) == NOW - MINUTE
+    assert since(NOW - MINUTE / 2) == NOW - MINUTE / 2
+    assert since(NOW + MINUTE / 60) == NOW + MINUTE / 60, "in the second of the revocation itself"
+    assert since(NOW - HOUR) == NOW - MINUTE, "an old revocation dates nothing back further"
+
+
+def test_a_leaf_that_would_never_be_good_is_not_made() -> None:
+    with pytest.raises(ProfileError, match="which is never"):
+        profile.leaf(API, LEAF_KEY.public_key(), ISSUER, NOW, not_before=NOW + HOUR)
+    assert profile.leaf(API, LEAF_KEY.public_key(), ISSUER, NOW, not_before=NOW + HOUR - MINUTE / 60)
+
+
+def test_more_dns_names_are_for_tools_and_only_where_they_are_names() -> None:
+    certificate = profile.leaf(
+        parse_spiffe_id(f"spiffe://{DOMAIN}/mesh/ca"),
+        LEAF_KEY.public_key(),
+        ISSUER,
+        NOW,
+        dns=["ca.example", "10.0.0.1", "::1", "no_host", "localhost"],
+    )
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["ca.example", "localhost"]
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"spiffe://{DOMAIN}/mesh/ca"]
+    assert svid_faults(certificate) == []

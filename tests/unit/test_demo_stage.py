@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sidecar.config import parse_config
-from sidecar.demo.stage import Log, StoryError, free_ports, stage, wiring
+from sidecar.config import CaIdentity, parse_config
+from sidecar.demo.stage import Log, StoryError, free_ports, from_ca, from_files, stage, wiring
 from sidecar.mesh import parse_mesh
 from tests.harness import MESH
 
@@ -42,10 +42,14 @@ def test_a_line_that_is_no_json_is_told() -> None:
 
 
 def test_the_wiring_is_a_file_that_the_sidecar_takes() -> None:
-    text = wiring("api", keys="stolen", inbound=[{"port": "http", "listen": "127.0.0.1:1", "app": "127.0.0.1:2"}])
+    inbound = [{"port": "http", "listen": "127.0.0.1:1", "app": "127.0.0.1:2"}]
+    text = wiring("api", from_files("stolen"), inbound=inbound)
     config = parse_config(text, "api.yaml", {}, parse_mesh(MESH, "mesh.yaml"))
     assert config.inbound[0].port == "http"
     assert json.loads(text)["identity"]["files"]["key"] == "stolen/key.pem"
+    config = parse_config(wiring("api", from_ca("api", 8443)), "api.yaml", {}, parse_mesh(MESH, "mesh.yaml"))
+    assert isinstance(config.identity, CaIdentity)
+    assert config.identity.ca == "https://127.0.0.1:8443"
 
 
 def test_free_ports_are_distinct_and_free() -> None:

@@ -160,7 +160,7 @@ def test_tls_is_the_only_importer_of_openssl() -> None:
     assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == {TLS}
 
 
-EDGE = {f"sidecar.{name}" for name in ("gate", "handshake", "logs", "sockets", "stream", "tls", "watch")}
+EDGE = {f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "sockets", "stream", "tls", "watch")}
 """What both programs stand on: TLS has one implementation, and so do sockets and the log."""
 
 CERTS_PURE = {

@@ -1,4 +1,4 @@
-"""HTTP/1.1 at the CA's end, by h11: one connection, with bounds on everything that a stranger can send.
+"""HTTP/1.1 as a server, by h11, for the CA and for the admin port: one connection, with bounds on all that can be sent.
 
 What a request is for is decided by its method and path alone, before anything else of it is looked at, a body included: an
 unknown one is answered with 404 or 405 and the connection closed. (A verb that a router did not know once skipped the
@@ -8,16 +8,17 @@ authorisation in somebody else's CA.)
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import h11
 import trio
 
 from sidecar.identity import Svid
-from sidecar.stream import BrokenStreamError, SecureStream
+from sidecar.stream import BrokenStreamError
 
 MAX_HEAD_BYTES = 8 * 1024
 MAX_BODY_BYTES = 64 * 1024
@@ -29,6 +30,14 @@ REQUEST_SECONDS = 10.0
 
 MAX_REQUESTS = 10_000
 """On one connection; then it is closed, and its peer's certificate seen anew."""
+
+
+class Stream(Protocol):
+    """What a conversation goes over. Both raise :class:`~sidecar.stream.BrokenStreamError`."""
+
+    async def receive_some(self) -> bytes: ...
+
+    async def send_all(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +91,44 @@ class _Close(Exception):  # noqa: N818 (no error: the connection has had its las
         self.answer = answer
 
 
-async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Observe) -> None:
+class Closing:
+    """Lets a server end: connections that wait for their next request end at once, the others after their answer."""
+
+    def __init__(self) -> None:
+        self._idle: set[trio.CancelScope] = set()
+        self.has_begun = False
+
+    def begin(self) -> None:
+        self.has_begun = True
+        for scope in self._idle:
+            scope.cancel()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """While a connection waits for its next request."""
+        with trio.move_on_after(0 if self.has_begun else IDLE_SECONDS) as scope:
+            self._idle.add(scope)
+            try:
+                yield
+            finally:
+                self._idle.discard(scope)
+
+
+async def converse(
+    stream: Stream, peer: Peer, routes: Routes, observe: Observe, closing: Closing | None = None
+) -> None:
     """Answers requests until either end has had enough. Nothing that the peer does escapes but a broken stream's end."""
+    closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
         name = "other"
         try:
-            head = await _head(stream, connection)
+            head = await _head(stream, connection, closing)
             with trio.fail_after(REQUEST_SECONDS):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
             answer = await handler(request)
-            last = number + 1 == MAX_REQUESTS
+            last = number + 1 == MAX_REQUESTS or closing.has_begun
         except _Close as close:
             if close.answer is None:
                 return
@@ -110,11 +145,11 @@ async def converse(stream: SecureStream, peer: Peer, routes: Routes, observe: Ob
         connection.start_next_cycle()
 
 
-async def _head(stream: SecureStream, connection: h11.Connection) -> h11.Request:
+async def _head(stream: Stream, connection: h11.Connection, closing: Closing) -> h11.Request:
     """The next request's head; its time is counted from its first byte."""
     event: Any = connection.next_event()
     if event is h11.NEED_DATA:
-        with trio.move_on_after(IDLE_SECONDS):
+        with closing.idle():
             connection.receive_data(await stream.receive_some())
             event = connection.next_event()
     with trio.fail_after(REQUEST_SECONDS):
@@ -140,7 +175,7 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
     return path, handler
 
 
-async def _request(stream: SecureStream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
+async def _request(stream: Stream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("ascii", "replace") for name, value in head.headers}
     length = headers.get("content-length", "0")
     if int(length) > MAX_BODY_BYTES:  # (h11 has seen to it that it is a number)
@@ -166,7 +201,7 @@ async def _request(stream: SecureStream, connection: h11.Connection, head: h11.R
     return Request(peer, pairs, headers, body)
 
 
-async def _send(stream: SecureStream, connection: h11.Connection, answer: Response, *, last: bool) -> None:
+async def _send(stream: Stream, connection: h11.Connection, answer: Response, *, last: bool) -> None:
     headers = [
         ("Content-Type", answer.content_type),
         ("Content-Length", str(len(answer.body))),
