@@ -270,6 +270,10 @@ class CaServer:
         if not changed and 0 <= age < SIGN_SECONDS:
             return
         before, bundle = self._known, self.in_force.bundle
+        if known.bundle != before.bundle:
+            # The files that a bundle is about are there before it is; told of it first, every sidecar would renew, and get
+            # a certificate that is no news.
+            self._take_authority()
         try:
             self._known = known
             self.in_force = self._assemble()

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import h11
 import pytest
 import trio
-from certs.http1 import Handler, Request, Response, Routes
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -36,6 +35,7 @@ from sidecar.address import Address
 from sidecar.config import CaIdentity
 from sidecar.credentials import Credentials
 from sidecar.handshake import shake_hands
+from sidecar.http1 import Handler, Request, Response, Routes
 from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations, Terms
 from sidecar.logs import Log

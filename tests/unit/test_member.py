@@ -21,7 +21,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import trio
-from certs.http1 import Handler, Request, Response, error
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -33,6 +32,7 @@ from certs.limits import Rate
 from certs.rotation import Rotator
 from certs.service import Limits
 from sidecar import answers
+from sidecar.http1 import Handler, Request, Response, error
 from sidecar.identity import SpiffeId
 from sidecar.judge import Presented, Terms, judge
 from sidecar.member import POLL_SECONDS

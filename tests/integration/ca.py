@@ -1,0 +1,363 @@
+"""A CA that serves, as a process, and whoever asks it: callers by hand, sidecars from their files, and load between them.
+
+A test reads as a transcript: ``site = CaSite.make(path)``, ``async with site.serves() as ca``, then
+``caller = site.caller("web")``, ``await caller.enrol(token)``, ``await caller.renew()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+from cryptography import x509
+
+from certs import audit, authority, passes, registrar, store
+from certs.client import ALPN, CaClient, CaDeniedError, CaError
+from certs.passes import Kind, Pass
+from certs.store import Store
+from sidecar import answers, sockets
+from sidecar.address import Address
+from sidecar.handshake import shake_hands
+from sidecar.judge import Revocations
+from sidecar.reasons import Refused
+from sidecar.stream import SecureStream
+from sidecar.tls import Context, KeyPair, utc_now
+from tests.integration.processes import (
+    CERTS,
+    DEADLINE,
+    MESH,
+    SIDECAR,
+    Running,
+    SidecarProcess,
+    clean_environment,
+    free_port,
+    running,
+)
+
+TRUST_DOMAIN = "shop.internal"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class CaSite:
+    """A directory with a CA (``ca/``), a ``mesh.yaml`` and sidecars' files. ``store``: the URL of another store than the
+    one in the directory."""
+
+    path: Path
+    port: int
+    store: str | None = None
+
+    @classmethod
+    def make(
+        cls,
+        path: Path,
+        mesh: str = MESH,
+        *,
+        store: str | None = None,
+        init: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> CaSite:
+        """Made by ``certs init``, with more options and variables if need be."""
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "mesh.yaml").write_text(mesh)
+        subprocess.run(
+            [*CERTS, "init", "ca", "--trust-domain", TRUST_DOMAIN, *init],
+            cwd=path,
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE,
+            env={**clean_environment(), **(variables or {})},
+        )
+        return cls(path, free_port(), store)
+
+    @property
+    def directory(self) -> Path:
+        return self.path / "ca"
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self.port)
+
+    @property
+    def url(self) -> str:
+        return self.store or store.file_url(self.directory / authority.STORE)
+
+    # -- the process ---------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def serves(self, *options: str, port: int | None = None) -> AsyncIterator[Running]:
+        """``certs serve``, once it has started."""
+        listen = ("--mesh", str(self.path / "mesh.yaml"), "--listen", f"127.0.0.1:{port or self.port}")
+        command = (*CERTS, "serve", str(self.directory), *listen, "--log", "json", *self.store_option, *options)
+        async with running(*command) as program:
+            await program.event("started")
+            yield program
+
+    @property
+    def store_option(self) -> tuple[str, ...]:
+        return () if self.store is None else ("--store", self.store)
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """A command about this CA."""
+        return [*CERTS, name, *self.store_option, str(self.directory), *arguments]
+
+    async def certs(
+        self, name: str, *arguments: str, check: bool = True, variables: Mapping[str, str] | None = None
+    ) -> str:
+        """What a command prints, once it has ended."""
+        with trio.fail_after(2 * DEADLINE):
+            done = await trio.run_process(
+                self.command(name, *arguments),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                cwd=self.path,
+                env={**clean_environment(), **(variables or {})},
+            )
+        text = (done.stdout + done.stderr).decode()
+        assert not (check and done.returncode), text
+        return text
+
+    # -- its store, looked at from outside -----------------------------------------------------------------------------
+
+    def opened(self) -> contextlib.AbstractContextManager[Store]:
+        return store.opened(self.url, clock=lambda: int(utc_now().timestamp()))
+
+    def ask(self, question: Callable[[sa.Connection], _T]) -> _T:
+        with self.opened() as found:
+            return found.read(question)
+
+    def faults(self) -> list[str]:
+        """What is wrong with the audit log."""
+        return self.ask(lambda connection: list(audit.faults(store.audit_entries(connection))))
+
+    def issued(self) -> list[str]:
+        """The certificates that the CA knows to have issued."""
+        return self.ask(lambda connection: list(connection.execute(sa.select(store.issued.c.certificate)).scalars()))
+
+    def make_passes(self, *services: str, kind: Kind = "token") -> dict[str, Pass]:
+        """Tokens or secrets as ``certs token`` makes them, many at once."""
+        loaded = authority.load(self.directory, utc_now())
+        made = {service: passes.make(kind, loaded.root_digest) for service in services}
+        with self.opened() as found:
+            for service, one in made.items():
+                identity = authority.identity_of(loaded, service)
+                found.write(partial(registrar.add_pass, made=one, identity=identity))
+        return made
+
+    # -- who asks ------------------------------------------------------------------------------------------------------
+
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        return tuple(x509.load_pem_x509_certificates((self.directory / authority.ROOT).read_bytes()))
+
+    def caller(self, service: str, *, source: str | None = None, port: int | None = None) -> Caller:
+        """Somebody who wants to be ``service``. ``source``: the address that it asks from, 127.x.y.z."""
+        address = self.address if port is None else Address("127.0.0.1", port)
+        client = CaClient(address, TRUST_DOMAIN, utc_now) if source is None else _Elsewhere(address, source)
+        return Caller(service, client, self.roots())
+
+    def wiring(self, service: str, body: str, *, enrolment: str | None = None, state: str | None = None) -> Path:
+        """Writes the sidecar.yaml of a member; ``enrolment`` is the file with its token or secret."""
+        path = self.path / f"{service}-{len(list(self.path.glob('*.yaml')))}.yaml"
+        shown = "" if enrolment is None else f", enrolment: {enrolment}"
+        identity = f'ca: "https://{self.address}", root: pinned.pem, state_dir: {state or "state-" + service}{shown}'
+        path.write_text(f"service: {service}\nmesh: mesh.yaml\nidentity: {{{identity}}}\n{body}")
+        pinned = self.path / "pinned.pem"
+        if not pinned.exists():  # what sidecars were told at first stays what they were told
+            pinned.write_bytes((self.directory / authority.ROOT).read_bytes())
+        return path
+
+    def write_pass(self, service: str, kind: Kind = "secret") -> str:
+        """A new token or secret in a file for its owner alone; returns the file's name."""
+        name = f"{service}.{kind}"
+        (self.path / name).unlink(missing_ok=True)
+        with os.fdopen(os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{self.make_passes(service, kind=kind)[service]}\n")
+        return name
+
+
+@dataclass
+class Caller:
+    """One service's key and certificate, and its way to the CA; it asks when told to."""
+
+    service: str
+    client: CaClient
+    roots: tuple[x509.Certificate, ...]
+    key: Any = field(default_factory=answers.new_key)
+    chain: tuple[x509.Certificate, ...] = ()
+
+    async def enrol(self, shown: Pass) -> str:
+        """The certificate for its key; the same key at each call."""
+        await self.client.use(self.roots, Revocations())
+        text = await self.client.enrol(self.service, str(shown), answers.csr_for(self.key))
+        await self._is_now(text, self.key)
+        return text.decode()
+
+    async def renew(self) -> str:
+        """The next certificate, for a fresh key."""
+        key = answers.new_key()
+        text = await self.client.renew(answers.csr_for(key))
+        await self._is_now(text, key)
+        return text.decode()
+
+    async def _is_now(self, text: bytes, key: Any) -> None:
+        self.key, self.chain = key, tuple(x509.load_pem_x509_certificates(text))
+        await self.client.use(self.keys, Revocations())
+
+    @property
+    def keys(self) -> KeyPair:
+        return KeyPair(self.chain, self.key, self.roots)
+
+    async def health(self) -> int:
+        """The status that /healthz answers."""
+        return (await self.client._request("GET", "/healthz", {}, b"")).status
+
+
+class _Elsewhere(CaClient):
+    """A client with an address of its own, as a container has one."""
+
+    def __init__(self, address: Address, source: str) -> None:
+        super().__init__(address, TRUST_DOMAIN, utc_now)
+        self._source = source
+
+    async def _connect(self, context: Context) -> SecureStream:
+        sock = socket.socket()
+        try:
+            sockets.prepare(sock)
+            sock.bind((self._source, 0))
+            with contextlib.suppress(BlockingIOError):
+                sock.connect((self._address.host, self._address.port))
+            await trio.lowlevel.wait_writable(sock)
+            endpoint = context.client(ALPN, self._ca, self._clock)
+            await shake_hands(sock, endpoint)
+        except (OSError, Refused) as error:
+            sock.close()
+            raise CaError(f"the CA cannot be reached: {error}") from error
+        except BaseException:
+            sock.close()
+            raise
+        return SecureStream(sock, endpoint)
+
+
+async def denial(asking: Any) -> CaDeniedError:
+    """The CA's no."""
+    try:
+        answer = await asking
+    except CaDeniedError as error:
+        return error
+    raise AssertionError(f"the CA said yes: {answer}")
+
+
+# -- sidecars and load -------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def member_process(file: Path) -> AsyncIterator[SidecarProcess]:
+    """``sidecar run`` on a member's file, once it serves."""
+    async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as program:
+        yield SidecarProcess(program, await program.event("started"))
+
+
+@asynccontextmanager
+async def echo_app() -> AsyncIterator[str]:
+    """An app that sends everything back; yields its address."""
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, _echo, [listener])
+        yield f"127.0.0.1:{port}"
+        nursery.cancel_scope.cancel()
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        async for data in stream:
+            await stream.send_all(data)
+        await stream.send_eof()
+
+
+@dataclass
+class Load:
+    """Connections one after the other, and a transfer that goes on all the time. ``failed`` says how."""
+
+    address: tuple[str, int]
+    connections: int = 0
+    transferred: int = 0
+    failed: list[str] = field(default_factory=list)
+    stopped: trio.Event = field(default_factory=trio.Event)
+    _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    async def short(self) -> None:
+        """One connection after the other, each with its bytes there and back and its clean end."""
+        chance = random.Random(4)  # noqa: S311 (any bytes will do)
+        while not self.stopped.is_set():
+            sent = chance.randbytes(chance.randrange(1, 4000))
+            try:
+                with trio.fail_after(DEADLINE):
+                    async with await trio.open_tcp_stream(*self.address) as stream:
+                        await stream.send_all(sent)
+                        await stream.send_eof()
+                        got = b"".join([data async for data in stream])
+                if got != sent:
+                    self.failed.append(f"{len(got)} bytes of {len(sent)}")
+            except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                self.failed.append(repr(error))
+            self.connections += 1
+            await trio.sleep(0.01)  # paced, as the transfer is
+            self._news.unpark_all()
+
+    async def long(self) -> None:
+        """One connection for all the time."""
+        try:
+            async with await trio.open_tcp_stream(*self.address) as stream:
+                while not self.stopped.is_set():
+                    block = self.transferred.to_bytes(8, "big") * 512
+                    await stream.send_all(block)
+                    got = b""
+                    with trio.fail_after(DEADLINE):
+                        while len(got) < len(block):
+                            data = await stream.receive_some(65536)
+                            if not data:
+                                break
+                            got += data
+                    if got != block:
+                        self.failed.append(f"the transfer was cut after {self.transferred} bytes")
+                        return
+                    self.transferred += len(block)
+                    await trio.sleep(0.01)  # paced: it is there all the time, and leaves the machine to others
+                await stream.send_eof()
+                assert await stream.receive_some() == b""
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            self.failed.append(f"the transfer: {error!r}")
+
+    async def grows(self, connections: int) -> None:
+        """Returns after so many more connections; fails with the first that fails."""
+        wanted = self.connections + connections
+        with trio.fail_after(DEADLINE):
+            while self.connections < wanted and not self.failed:
+                await self._news.park()
+        assert self.failed == [], self.failed
+
+
+@asynccontextmanager
+async def load(address: tuple[str, int], *, callers: int = 1) -> AsyncIterator[Load]:
+    """A :class:`Load` for the time of the block; nothing of it has failed at the end."""
+    made = Load(address)
+    async with trio.open_nursery() as nursery:
+        for _ in range(callers):
+            nursery.start_soon(made.short)
+        nursery.start_soon(made.long)
+        yield made
+        made.stopped.set()
+    assert made.failed == [], made.failed

@@ -1,0 +1,126 @@
+"""A sidecar killed with SIGKILL while it writes its state, again and again: it always comes back as itself, by itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from certs import store
+from sidecar import statedir
+from sidecar.config import CaIdentity, load_config
+from sidecar.logs import Log
+from sidecar.member import Member
+from sidecar.tls import utc_now
+from tests.harness import LogSink
+from tests.integration.ca import CaSite, member_process
+from tests.integration.members import hasty, live_ca
+from tests.integration.processes import Running, running
+
+__all__ = ["hasty"]
+
+pytestmark = pytest.mark.usefixtures("hasty")
+CHANCE = random.Random(20261124)  # noqa: S311 (the moments of a test, the same each time)
+
+
+class Lives:
+    """The lives of one member, one after the other."""
+
+    def __init__(self, program: Running) -> None:
+        self.program = program
+        self.number = 0
+
+    async def live(self, file: Path, seconds: float) -> list[str]:
+        """One life, killed after so long; what it logged in it."""
+        stdin = self.program.process.stdin
+        assert stdin is not None
+        before = len(self.program.lines)
+        await stdin.send_all(f"{file}\n".encode())
+        self.number += 1
+        born = await self.program.event("born", self.number)
+        await trio.sleep(seconds)  # the moment is the test
+        os.kill(born["pid"], signal.SIGKILL)
+        await self.program.event("dead", self.number)
+        assert self.program.errors == ""
+        return [line["event"] for line in self.program.said[before:]]
+
+
+@asynccontextmanager
+async def lives() -> AsyncIterator[Lives]:
+    async with running(sys.executable, "-m", "tests.integration.killable") as program:
+        yield Lives(program)
+
+
+def wakes_up(file: Path) -> Member:
+    """A start from what is on the disk, as far as it goes without a CA."""
+    config = load_config(file, {})
+    assert isinstance(config.identity, CaIdentity)
+    assert not list(config.identity.state_dir.glob("*.key")), "no key lies about"
+    return Member(config.service, config.identity, lambda: config.mesh, Log(LogSink(), "json"), utc_now)
+
+
+async def test_killed_while_it_renews(tmp_path: Path) -> None:
+    site = CaSite.make(tmp_path)
+    file = site.wiring("web", "", enrolment=site.write_pass("web", "token"))
+    renewed = 0
+    async with live_ca(site):
+        async with lives() as them:
+            while "enrolled" not in await them.live(file, 0.5):
+                pass
+            (site.path / "web.token").unlink()
+            for _ in range(60):
+                renewed += (await them.live(file, CHANCE.uniform(0.01, 0.15))).count("renewed")
+                woken = wakes_up(file)
+                assert woken.credentials is not None
+                assert str(woken.credentials.svid.id) == "spiffe://shop.internal/web"
+                assert woken.credentials.keys.chain[0].public_key() == woken.credentials.keys.key.public_key()
+                # What is kept is a certificate that the CA gave.
+                assert is_issued(site, woken.credentials.svid.sha256)
+                await woken.close()
+                assert {path.name for path in (tmp_path / "state-web").iterdir()} <= NAMES, "no litter"
+        async with member_process(file) as web:  # and the program itself serves with it
+            assert web.started["identity"] == "spiffe://shop.internal/web"
+            assert web.program.events("enrolled") == []
+    assert renewed > 60
+    assert site.faults() == []
+
+
+NAMES = {statedir.IDENTITY, statedir.BUNDLE, statedir.REVOCATIONS, statedir.MEMBER, statedir.PENDING}
+
+
+def is_issued(site: CaSite, sha256: str) -> bool:
+    found = sa.select(sa.func.count()).select_from(store.issued).where(store.issued.c.sha256 == sha256)
+    return site.ask(lambda connection: connection.execute(found).scalar()) == 1
+
+
+async def test_killed_while_it_enrols_by_a_token_that_is_good_once(tmp_path: Path) -> None:
+    """The token may be spent and its answer lost: the same key asks again, and is answered again."""
+    site = CaSite.make(tmp_path)
+    deaths = lost = 0
+    async with live_ca(site), lives() as them:
+        for number in range(12):
+            file = site.wiring("web", "", enrolment=site.write_pass("web", "token"), state=f"state-{number}")
+            identity = tmp_path / f"state-{number}" / statedir.IDENTITY
+            while not identity.exists():
+                await them.live(file, CHANCE.uniform(0.015, 0.06))
+                deaths += 1
+                lost += len(by_token(site)) > number and not identity.exists()
+            woken = wakes_up(file)
+            assert woken.credentials is not None
+            await woken.close()
+            assert len(by_token(site)) == number + 1, "one token, one certificate"
+    assert deaths > 12
+    assert lost > 0, "it was killed at least once when the token was spent and nothing was kept yet"
+
+
+def by_token(site: CaSite) -> list[str]:
+    query = sa.select(store.issued.c.sha256).where(store.issued.c.how == "token")
+    return site.ask(lambda connection: list(connection.execute(query).scalars()))
