@@ -20,6 +20,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 import trio
+from cryptography import x509
 
 from certs import authority, standing
 from certs.authority import Authority
@@ -103,7 +104,7 @@ class CaServer:
             self._seed()
             self._known = self.store.read(self._ask)
             self.in_force = self._assemble()
-            self._own_until, self.context = self._show(self.in_force.bundle)
+            self._own, self.context = self._show(self.in_force.bundle)
             self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
         except (UntrustedError, StoreUnavailableError) as error:
             self.store.close()
@@ -196,14 +197,14 @@ class CaServer:
         )
         return InForce(terms, bundle, signed, etag(signed))
 
-    def _show(self, bundle: Bundle) -> tuple[datetime, Context]:
+    def _show(self, bundle: Bundle) -> tuple[x509.Certificate, Context]:
         """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
         it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
         issued = authority.issue(self._authority, CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
         keys = KeyPair(issued.chain, issued.key, bundle.roots)
         terms = Terms(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
-        return issued.not_after, Context(keys, terms)
+        return issued.chain[0], Context(keys, terms)
 
     # -- following -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +233,8 @@ class CaServer:
         else:
             self.api.metrics.store_up(up=True)
             self._try("store", lambda: self._take_store(known))
-        if now + OWN_TTL / 2 > self._own_until:
+        # (A clock that was ahead and is right again leaves a certificate of the future, which nobody takes.)
+        if not self._own.not_valid_before_utc <= now <= self._own.not_valid_after_utc - OWN_TTL / 2:
             self._try("own certificate", self._take_own)
         self._tell("issuing", authority.soon_over(self._authority, now))
 
@@ -289,11 +291,11 @@ class CaServer:
     def _take_all(self) -> None:
         """All at once, or nothing."""
         in_force = self._assemble()
-        self._own_until, self.context = self._show(in_force.bundle)
+        self._own, self.context = self._show(in_force.bundle)
         self.in_force = in_force
 
     def _take_own(self) -> None:
-        self._own_until, self.context = self._show(self.in_force.bundle)
+        self._own, self.context = self._show(self.in_force.bundle)
 
     def _try(self, what: str, take: Callable[[], None]) -> bool:
         """Returns False where another try may be of use."""

@@ -640,6 +640,19 @@ async def test_its_own_certificate_is_renewed_at_half_of_its_life(
         assert await until() == start + timedelta(hours=37)
 
 
+async def test_a_clock_that_was_ahead_and_is_right_again_leaves_no_certificate_of_the_future(
+    site: Site, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        site.clock.now += timedelta(hours=13)  # it renews its certificate
+        await ca.look()
+        site.clock.now = NOW
+        with pytest.raises(CaError, match="not yet valid"):
+            await ca.listed()
+        await ca.look()
+        assert (await ca.listed())[0].issued_at == NOW
+
+
 async def test_an_issuing_ca_that_ends_soon_is_said_once(site: Site, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         site.clock.now += timedelta(days=59)

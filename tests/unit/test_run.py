@@ -31,6 +31,7 @@ from sidecar.statedir import StateDir
 from sidecar.tls import utc_now
 from tests.certificates import Authority
 from tests.harness import MESH, PATIENCE, LogSink
+from tests.integration.processes import SIDECAR, running
 
 
 def wiring(directory: Path, authority: Authority | None = None, **more: str) -> Config:
@@ -154,11 +155,19 @@ async def test_a_signal_ends_the_wait_for_a_ca_that_is_not_there(
             nursery.start_soon(run, of_a_ca(tmp_path, "ab" * 32), {})
             await console.event("joining_failed")
             os.kill(os.getpid(), number)
-        # run() has returned, so the program ends with 0
     assert "cannot be reached" in console.sink.events("joining_failed")[0]["message"]
     assert [line["event"] for line in console.sink.lines] == ["joining_failed"], "nothing was served, and nothing broke"
     assert signal.getsignal(number) is handler
     StateDir(tmp_path / "state").close()  # nobody has it any more
+
+
+async def test_and_the_program_ends_with_0(tmp_path: Path) -> None:
+    config = of_a_ca(tmp_path, "ab" * 32)
+    async with running(*SIDECAR, "run", config.path) as process:
+        await process.event("joining_failed")
+        process.signal(signal.SIGTERM)
+        assert (await process.ended(), process.errors) == (0, "")
+    assert [line["event"] for line in process.said] == ["joining_failed"]
 
 
 async def test_a_restart_needs_no_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
