@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from certs import authority, store
+from certs import authority, files, store
 from certs.store import Store
 from sidecar.durations import parse_duration
 from sidecar.reasons import UsageError
@@ -83,10 +83,11 @@ def directory(given: Path | None) -> Path:
 
 
 def store_url(directory: Path, given: str | None) -> str:
-    """The URL of the CA's store. A missing directory is said so, before SQLite says something else."""
+    """The URL of the CA's store. Where there is no CA there is none, and none is begun: `certs audit --verify` would find
+    nothing wrong with it."""
     if given:
         return given
-    if not directory.is_dir():
+    if files.missing(directory, (authority.ISSUING,)):
         raise UsageError(f"{directory} holds no CA; make one: certs init {directory} --trust-domain …")
     return store.file_url(directory / authority.STORE)
 
