@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,10 +89,10 @@ def _verify(entries: Sequence[Entry], wanted: tuple[int, str] | None) -> None:
 
 
 def _expected(text: str) -> tuple[int, str]:
-    number, _, hash_ = text.partition(":")
-    if not number.isdigit() or len(hash_) != len(chain.START):
+    found = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if found is None:
         raise UsageError("--expect: write it as the audit log's last line has it, number:hash")
-    return int(number), hash_
+    return int(found[1]), found[2]
 
 
 def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[str, list[dict[str, Any]]]:
