@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from certs import authority, passes, registrar, standing
 from certs.cli import main
+from certs.cli.options import now
 from certs.issuance import Denial, Denied
 from certs.store import Store, StoreUnavailableError, file_url, opened
 from sidecar.identity import parse_svid
@@ -36,7 +37,7 @@ def run(*arguments: str) -> Result:
 
 @contextmanager
 def the_store() -> Iterator[tuple[Store, registrar.Terms]]:
-    clock = Clock()
+    clock = Clock(now())
     own = authority.load(Path("ca"), clock.now)
     with opened(file_url(Path("ca/store.db")), clock=clock) as store:
         yield store, registrar.Terms(own, {"api", "web"})
@@ -66,7 +67,7 @@ def events() -> list[str]:
 def test_a_token_opens_once() -> None:
     result = run("token", "api")
     assert (result.exit_code, result.stderr) == (0, "a token for api: used once, within 5 minutes\n")
-    assert passes.parse(result.stdout.strip()).root == authority.load(Path("ca"), Clock().now).root_digest
+    assert passes.parse(result.stdout.strip()).root == authority.load(Path("ca"), now()).root_digest
     assert parse_svid(enrol(result.stdout)[0]).id == API
     assert denial(result.stdout) is Denial.PASS_USED
 
@@ -162,7 +163,7 @@ def test_a_service_s_secrets_are_ended_and_its_certificates_are_not() -> None:
 
 def revoked() -> tuple[list[str], int]:
     with the_store() as (store, _):
-        found = store.read(lambda connection: standing.revocations(connection, DOMAIN, Clock().now))
+        found = store.read(lambda connection: standing.revocations(connection, DOMAIN, now()))
     return sorted(map(str, found.identities)), len(found.serials)
 
 

@@ -17,7 +17,7 @@ from certs.standing import Follower
 from certs.store import Store, file_url, opened
 from certs.trust import digest
 from tests.certificates import DAY
-from tests.mini_ca import API, DOMAIN, NOW, Clock
+from tests.mini_ca import API, DOMAIN, Clock
 
 OLD, NEW = "old passphrase", "new passphrase"
 
@@ -38,14 +38,14 @@ def run(*arguments: str) -> Result:
 
 
 def root() -> bytes:
-    (one,) = authority.load(Path("ca"), NOW).roots
+    (one,) = authority.load(Path("ca"), now()).roots
     return digest(one)
 
 
 def newest(store: Store | None = None) -> trust.Bundle:
     with opened(file_url(Path("ca/store.db")), clock=Clock()) as own:
         document = (store or own).read(standing.newest_bundle)
-    return trust.read_kept_bundle(str(document).encode(), DOMAIN, NOW)
+    return trust.read_kept_bundle(str(document).encode(), DOMAIN, now())
 
 
 def init(*options: str) -> bytes:
@@ -78,7 +78,7 @@ def test_and_again() -> None:
 def test_by_force_whoever_is_left_behind_is_named() -> None:
     init()
     with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
-        late = Follower("ab" * 16, str(API), 1, "0" * 64, NOW + DAY, NOW)
+        late = Follower("ab" * 16, str(API), 1, "0" * 64, now() + DAY, now())
         store.write(lambda transaction: standing.seen(transaction, late))
     run("issue", "ca", "db", "--out", "db")
     result = run("rotate-root", "ca", "--force")
@@ -93,8 +93,8 @@ def test_one_that_was_interrupted_goes_on_from_where_it_stood() -> None:
     init()
     with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
         rotator = Rotator(Path("ca"), store, authority.load_root(Path("ca"), None, None), DOMAIN)
-        rotator.prepare(NOW)
-        found = rotator.distribute(NOW)
+        rotator.prepare(now())
+        found = rotator.distribute(now())
     result = run("rotate-root", "ca", "--max-age", "1s")
     assert result.exit_code == 0
     assert "prepare" not in result.stdout
