@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs.audit import START, Entry, chained, faults
@@ -41,6 +41,7 @@ def test_an_honest_log_has_no_faults() -> None:
     assert list(faults([])) == []
 
 
+@settings(deadline=None)
 @given(logs)
 def test_nor_has_any_other(entries: list[Entry]) -> None:
     assert list(faults(entries)) == []
@@ -93,6 +94,7 @@ def test_an_end_that_was_cut_off_is_not_seen_by_the_chain_alone() -> None:
     assert list(faults(LOG[:3])) == []
 
 
+@settings(deadline=None)
 @given(logs.filter(bool), st.data())
 def test_whatever_is_changed_in_whichever_entry(entries: list[Entry], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(entries) - 1))
@@ -103,12 +105,14 @@ def test_whatever_is_changed_in_whichever_entry(entries: list[Entry], data: st.D
     assert list(faults(changed))
 
 
+@settings(deadline=None)
 @given(logs, st.data())
 def test_no_other_order_of_the_same_entries_is_good(entries: list[Entry], data: st.DataObject) -> None:
     other = data.draw(st.permutations(entries))
     assert bool(list(faults(other))) == (list(other) != entries)
 
 
+@settings(deadline=None)
 @given(texts, texts, texts, texts)
 def test_text_does_not_move_from_one_field_to_the_next(one: str, two: str, three: str, four: str) -> None:
     left, right = chained(START, 1, 0, one, two, {}), chained(START, 1, 0, three, four, {})

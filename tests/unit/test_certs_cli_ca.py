@@ -17,6 +17,7 @@ import certs
 import sidecar
 from certs import authority, standing, trust
 from certs.cli import main
+from certs.cli.options import now
 from certs.rotation import Rotator
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url, opened
 from sidecar.judge import key_digest
@@ -204,7 +205,7 @@ def newest() -> trust.Bundle:
         document = store.read(standing.newest_bundle)
     assert document is not None
     assert authority.bundle_document(Path("ca")).decode() == document
-    return trust.read_kept_bundle(document.encode(), "shop.internal", MESH.now)
+    return trust.read_kept_bundle(document.encode(), "shop.internal", now())
 
 
 def issuing_key() -> bytes:
@@ -373,13 +374,13 @@ def test_its_passphrase_is_asked_for_and_not_echoed(monkeypatch: pytest.MonkeyPa
 
 def test_while_a_new_root_takes_over_there_is_no_other_issuing_ca() -> None:
     run("init", "ca", "--trust-domain", "shop.internal")
-    with opened(file_url(Path("ca/store.db")), clock=lambda: int(MESH.now.timestamp())) as store:
+    with opened(file_url(Path("ca/store.db")), clock=lambda: int(now().timestamp())) as store:
         old = authority.load_root(Path("ca"), None, None)
         rotator = Rotator(Path("ca"), store, old, "shop.internal")
-        rotator.prepare(MESH.now)
-        rotator.distribute(MESH.now)
+        rotator.prepare(now())
+        rotator.distribute(now())
         assert run("renew-issuing", "ca").exit_code == 0, "the old root is in force still"
-        rotator.activate(MESH.now)
+        rotator.activate(now())
         before = issuing_key()
         result = run("renew-issuing", "ca")
     assert result.exit_code == 2

@@ -229,6 +229,7 @@ def test_what_is_no_csr(text: str) -> None:
     assert denial(refused) is Denial.BAD_CSR
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_does_anything_but_being_refused(text: str) -> None:
     with pytest.raises(Denied):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs.limits import Buckets, Rate
@@ -96,6 +96,7 @@ def test_giving_back_to_one_that_was_forgotten_does_not_grow_the_memory() -> Non
     assert len(buckets._buckets) <= 2
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.1, 50),
     st.floats(0, 50),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs import passes
@@ -81,6 +81,7 @@ def test_what_is_stored_tells_nothing_and_depends_on_kind_and_secret_alone() -> 
     assert kept != passes.stored(passes.make("token", ROOT))
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=200), st.from_regex(r"mesh-(token|secret)\.[0-9a-fA-F]{30,66}\.[0-9a-f]{64}\n?")))
 def test_a_text_is_refused_or_is_exactly_what_its_pass_writes(text: str) -> None:
     try:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from certs import authority, registrar, rotation, standing, store, trust
 from certs.cli import ca, main, options
 from certs.cli import rotate as command
+from certs.cli.options import now
 from certs.rotation import Laggard, Rotation, Rotator
 from certs.standing import Follower
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url
@@ -77,7 +78,7 @@ class Stage:
 def read_newest(directory: Path, kept: Store) -> Bundle:
     document = kept.read(standing.newest_bundle)
     assert document is not None
-    return standing.own_bundle(document, DOMAIN, authority.load(directory, NOW).roots, NOW)
+    return standing.own_bundle(document, DOMAIN, authority.load(directory, now()).roots, now())
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def roots_of(directory: Path) -> tuple[bytes, ...]:
-    return tuple(map(digest, authority.load(directory, NOW).roots))
+    return tuple(map(digest, authority.load(directory, now()).roots))
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
@@ -354,18 +355,18 @@ def rotate(*options: str) -> None:
 def check_all_is_well(directory: Path, first: Bundle) -> Bundle:
     """The CA can issue; what the store says can be read by the directory's roots, and by a sidecar that slept until now; and
     nothing that the CA issues is refused by whoever has the newest bundle."""
-    loaded = authority.load(directory, NOW)
+    loaded = authority.load(directory, now())
     with store.opened(file_url(directory / "store.db"), clock=Clock()) as kept:
         newest = read_newest(directory, kept)
         known = first
         for document in kept.read(lambda connection: standing.bundles_after(connection, first.version)):
-            known = trust.read_bundle(document.encode(), DOMAIN, known.anchors, NOW)
+            known = trust.read_bundle(document.encode(), DOMAIN, known.anchors, now())
     assert known == newest
     assert loaded.root_digest in newest.anchors
     assert loaded.delegate is not None
-    empty = trust.RevocationList(DOMAIN, 1, NOW)
-    assert trust.read_revocations(trust.sign_revocations(empty, loaded.delegate), newest, NOW) == empty
-    issued = authority.issue(loaded, "api", NOW)
+    empty = trust.RevocationList(DOMAIN, 1, now())
+    assert trust.read_revocations(trust.sign_revocations(empty, loaded.delegate), newest, now()) == empty
+    issued = authority.issue(loaded, "api", now())
     assert newest.active in set(map(digest, issued.roots))
     return newest
 
@@ -411,7 +412,7 @@ def test_killed_at_any_step_all_is_well_and_it_goes_on_to_its_end(
         assert last.version >= newest.version
         assert first.anchors.isdisjoint(last.anchors), f"step {at}: the old root is trusted"
         assert frozenset(roots_of(Path("ca"))) == last.anchors
-        assert trust.read_kept_bundle(authority.bundle_document(Path("ca")), DOMAIN, NOW) == last
+        assert trust.read_kept_bundle(authority.bundle_document(Path("ca")), DOMAIN, now()) == last
         key = Path("new/root.key") if elsewhere else Path("ca/root.key")
         assert authority.load_root(Path("ca"), key, None).certificate in last.roots
         assert not Path("ca/next").exists()
@@ -475,7 +476,7 @@ def test_what_a_ca_left_that_was_here_before_is_not_taken_for_the_new_root(
     assert run(main, ["init", "ca", "--trust-domain", DOMAIN, "--force"]).exit_code == 0
     rotate()
     assert Path("ca/root.pem").read_bytes() != stale
-    assert authority.load(Path("ca"), NOW).trust_domain == DOMAIN
+    assert authority.load(Path("ca"), now()).trust_domain == DOMAIN
 
 
 # -- the waiting -------------------------------------------------------------------------------------------------------

@@ -288,6 +288,7 @@ def test_whichever_bit_of_what_is_signed_is_changed_it_counts_no_more(data: st.D
     assert why(json.dumps(envelope).encode()) == "it is signed with a signature that is wrong"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_not_count(document: bytes) -> None:
     with pytest.raises(UntrustedError):
