@@ -16,6 +16,7 @@ from sidecar.logs import Log
 from sidecar.member import Member
 from sidecar.node import Node
 from sidecar.process import raise_descriptor_limit
+from sidecar.reasons import UsageError
 from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
 from sidecar.tls import utc_now
@@ -68,19 +69,26 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _join(member: Member) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first."""
-    async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError` where there is no use in that."""
+    joined, refused = None, None
+    # The signals around the nursery: a task that begins to wait for one after their block is over is an error.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
 
             async def give_up() -> None:
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            await member.join()
+            try:
+                await member.join()
+                joined = member.credentials
+            except UsageError as error:
+                refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is
             nursery.cancel_scope.cancel()
-            return member.credentials
-    return None
+    if refused is not None:
+        raise refused
+    return joined
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Member | None = None) -> None:
