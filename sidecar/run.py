@@ -73,8 +73,9 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _join(member: Member) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError`, which no nursery wraps."""
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError` where there is no use in that."""
     joined, refused = None, None
+    # The signals around the nursery: a task that begins to wait for one after their block is over is an error.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -87,7 +88,7 @@ async def _join(member: Member) -> Credentials | None:
                 await member.join()
                 joined = member.credentials
             except UsageError as error:
-                refused = error
+                refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is
             nursery.cancel_scope.cancel()
     if refused is not None:
         raise refused

@@ -82,10 +82,11 @@ class StateDir:
             raise UsageError(
                 f"{self.path / name}: cannot be read: {error.strerror}; a symlink is not followed"
             ) from error
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):  # before it is opened as one, which a directory cannot be
+            os.close(file)
+            raise UsageError(f"{self.path / name}: is not a regular file")
         with os.fdopen(file, "rb") as stream:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{self.path / name}: is not a regular file")
             if status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise UsageError(f"{self.path / name}: can be read by others; do: chmod 600 {self.path / name}")
             data = stream.read(MAX_BYTES + 1)

@@ -32,6 +32,26 @@ VERDICTS = "tests/attacks/test_verdict_frame.py"
 FAIL_OVER = "tests/attacks/test_fail_over.py"
 POLICY = "tests/attacks/test_policy.py"
 LOGS = "tests/attacks/test_log_forging.py"
+CA_TOKENS = "tests/attacks/test_ca_tokens.py"
+CA_REQUESTS = "tests/attacks/test_ca_requests.py"
+CA_CONTACT = "tests/attacks/test_ca_at_first_contact.py"
+CA_RENEWALS = "tests/attacks/test_ca_renewals.py"
+CA_ANSWERS = "tests/attacks/test_ca_answers.py"
+CA_TRUST = "tests/attacks/test_ca_bundles_and_lists.py"
+CA_FLOODS = "tests/attacks/test_ca_denial_of_service.py"
+CA_SECRETS = "tests/attacks/test_ca_secrets.py"
+REVOKED = "tests/attacks/test_revoked_peers.py"
+CA_TLS = "tests/attacks/test_ca_connections.py"
+CSR = "::test_a_csr_that_asks_for_anything_but_a_key_is_refused_and_not_corrected"
+VERB = "::test_an_unknown_verb_or_path_is_answered_before_anything_else_is_looked_at"
+BODY = "::test_a_body_that_is_not_exactly_what_is_asked_for"
+REFUSED = "::test_a_certificate_that_no_peer_would_take_is_refused_in_the_handshake"
+STALE = "::test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm"
+BUNDLE, LIST = "::test_a_bundle_that_does_not_count", "::test_a_list_that_does_not_count"
+TAKES, GARBAGE = "::test_a_certificate_that_was_not_asked_for_so_is_not_taken", "::test_garbage_is_not_taken_either"
+SLOW = "::test_a_byte_at_a_time_gets_the_time_of_one_request_and_no_more"
+BROKEN = "::test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said"
+TOUCHED = "::test_a_state_that_others_could_have_touched_stops_the_start"
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,11 @@ JUDGE, IDENTITY, TLS = "sidecar/judge.py", "sidecar/identity.py", "sidecar/tls.p
 IN, OUT, DUPLEX, DECIDE = "sidecar/inbound.py", "sidecar/outbound.py", "sidecar/duplex.py", "sidecar/policy.py"
 WIRING = "sidecar/configfile.py"
 UNIT_WIRING = ("tests/unit/test_configfile.py", "tests/unit/test_config.py", "tests/unit/test_collisions.py")
+ISSUANCE, REGISTRAR, TRUST = "certs/issuance.py", "certs/registrar.py", "certs/trust.py"
+SERVICE, HTTP, CLIENT, SERVE = "certs/service.py", "sidecar/http1.py", "certs/client.py", "certs/serve.py"
+TAKEN, MEMBER, STATE = "sidecar/answers.py", "sidecar/member.py", "sidecar/statedir.py"
+STANDING, STREAM, NODE = "certs/standing.py", "sidecar/stream.py", "sidecar/node.py"
+UNIT_NODE, UNIT_REGISTRY, UNIT_PROCESS = (f"tests/unit/test_{name}.py" for name in ("node", "registry", "process"))
 OWN, UNIT_OWN = "sidecar/credentials.py", "tests/unit/test_credentials.py"
 UNIT_JUDGE, UNIT_IDENTITY, UNIT_POLICY = (f"tests/unit/test_{name}.py" for name in ("judge", "identity", "policy"))
 UNIT_TLS, UNIT_VERDICT, UNIT_OUTBOUND = (f"tests/unit/test_{name}.py" for name in ("tls", "verdict", "outbound"))
@@ -151,8 +176,8 @@ MUTANTS = [
     edit(
         "TLS: a certificate is demanded",
         TLS,
-        "_lib.SSL_VERIFY_PEER | _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT",
-        "_lib.SSL_VERIFY_PEER",
+        "required = 0 if terms.anonymous else _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT",
+        "required = 0",
         CERTIFICATES,
     ),
     edit(
@@ -273,14 +298,560 @@ MUTANTS = [
     edit(
         "own files: judged as peers will",
         OWN,
-        "        judge(Presented(ders, ders, fault), terms, now)",
-        "        pass",
+        "    return judge(Presented(ders, ders, tls.verify_own_chain(keys)), terms, now)",
+        "    return parse_svid(ders[0])",
         UNIT_OWN,
     ),
     never("own files: the key is its owner's", OWN, "if status.st_mode & forbidden:", UNIT_OWN),
     never("own files: no FIFO", OWN, "if not stat.S_ISREG(kind):", UNIT_OWN),
     never("own files: their size", OWN, "if len(data) > MAX_FILE_BYTES:", UNIT_OWN),
     never("bytes before the verdict", "sidecar/handshake.py", "if silent > MAX_SILENT_CIPHERTEXT:", FLOODS),
+    # -- revocation and staleness
+    edit("judge: an issuer's key", JUDGE, " or key in revocations.keys:", ":", UNIT_JUDGE),
+    never(
+        "judge: a stale list",
+        JUDGE,
+        "if terms.revocations.fresh_until is not None and now > terms.revocations.fresh_until:",
+        UNIT_JUDGE,
+    ),
+    never("live: trust is judged again", NODE, "if claim.anchor not in self.context.anchors:", UNIT_NODE),
+    never(
+        "live: revocation is judged again",
+        NODE,
+        "if revoked(claim.peer, claim.path, self.context.terms.revocations) is not None:",
+        UNIT_NODE,
+    ),
+    edit(
+        "live: adopted news are judged by",
+        "sidecar/reload.py",
+        '            cut = await self._rejudge()\n            message = "in force now: what the CA',
+        '            cut = 0\n            message = "in force now: what the CA',
+        f"{REVOKED}::test_a_revoked_callee_is_cut_and_met_with_an_alarm",
+    ),
+    edit(
+        "TLS: the caller judges by the list",
+        TLS,
+        "expected, self.terms.max_leaf_ttl, self.terms.revocations)",
+        "expected, self.terms.max_leaf_ttl)",
+        REVOKED + STALE,
+    ),
+    # -- TLS of the CA
+    Mutant(
+        "TLS: only an anonymous end takes nobody",
+        (
+            (TLS, "required = 0 if terms.anonymous else _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT", "required = 0"),
+            (TLS, "None if self._terms.anonymous else judge(Presented(()), self._terms, self._clock())", "None"),
+        ),
+        (CERTIFICATES,),
+    ),
+    edit(
+        "TLS: an anonymous end judges whoever is somebody",
+        TLS,
+        "_lib.SSL_VERIFY_PEER | required, _verify",
+        "(_lib.SSL_VERIFY_NONE if terms.anonymous else _lib.SSL_VERIFY_PEER | required), _verify",
+        CA_RENEWALS + REFUSED,
+    ),
+    edit("TLS: unverified is asked for", TLS, "        if self._unverified:", "        if True:", CA_CONTACT),
+    edit("client: pins the CA's identity", CLIENT, 'CA_SEGMENTS = ("mesh", "ca")', 'CA_SEGMENTS = ("ca",)', CA_CONTACT),
+    edit(
+        "client: whoever answers proves to be the CA",
+        CLIENT,
+        "Context(self._keys, self._terms()))",
+        "Context(self._keys, self._terms(), unverified=True))",
+        CA_CONTACT,
+    ),
+    never("client: the size of an answer", CLIENT, "if size > MAX_ANSWER_BYTES:", CA_ANSWERS + GARBAGE),
+    edit(
+        "client: distrusted issuers",
+        CLIENT,
+        "Terms(self._ca.trust_domain, revocations=self._revocations)",
+        "Terms(self._ca.trust_domain)",
+        f"{CA_TLS}::test_a_ca_under_a_distrusted_issuing_key_is_none",
+    ),
+    never("client: a no is no yes", CLIENT, "if answer.status == 200:", CA_ANSWERS + GARBAGE),
+    # -- what may be asked for
+    never("CSR: its size", ISSUANCE, "if len(text) > MAX_CSR_BYTES:", CA_REQUESTS + CSR),
+    never(
+        "CSR: P-256",
+        ISSUANCE,
+        "if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):",
+        CA_REQUESTS + CSR,
+    ),
+    never(
+        "CSR: a strong hash",
+        ISSUANCE,
+        "if not isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512):",
+        CA_REQUESTS + CSR,
+    ),
+    never("CSR: signed by its own key", ISSUANCE, "if not is_valid:", CA_REQUESTS + CSR),
+    never("CSR: no subject", ISSUANCE, "if csr.subject.rdns:", CA_REQUESTS + CSR),
+    never(
+        "CSR: no attributes",
+        ISSUANCE,
+        'if any(attribute.oid != x509.ObjectIdentifier("1.2.840.113549.1.9.14") for attribute in attributes):',
+        CA_REQUESTS + CSR,
+    ),
+    edit(
+        "CSR: no extension but names",
+        ISSUANCE,
+        "        if not isinstance(names, x509.SubjectAlternativeName):\n            raise",
+        "        if not isinstance(names, x509.SubjectAlternativeName):\n            continue\n            raise",
+        CA_REQUESTS + CSR,
+    ),
+    never(
+        "CSR: no name but its own",
+        ISSUANCE,
+        "if list(names) != [x509.UniformResourceIdentifier(str(identity))]:",
+        CA_REQUESTS + CSR,
+    ),
+    # -- who gets a certificate
+    never(
+        "registrar: a declared service",
+        REGISTRAR,
+        "if not is_segment(service) or service not in self.services:",
+        CA_TOKENS,
+        f"{CA_RENEWALS}::test_of_a_service_that_is_not_in_the_mesh_any_more",
+    ),
+    never("registrar: an ended pass", REGISTRAR, "if row.ended_at is not None:", CA_TOKENS),
+    never("registrar: a used token", REGISTRAR, "if row.used_by not in (None, key_hash(key)):", CA_TOKENS),
+    edit(
+        "registrar: a token is used up",
+        REGISTRAR,
+        "values(used_by=key_hash(key))",
+        "values(used_by=None)",
+        CA_TOKENS,
+    ),
+    never(
+        "registrar: a token runs out",
+        REGISTRAR,
+        "if row.used_by is None and transaction.now >= row.expires_at:",
+        CA_TOKENS,
+    ),
+    edit("registrar: a pass is one identity's", REGISTRAR, " or row.identity != str(identity):", ":", CA_TOKENS),
+    edit(
+        "registrar: the CSR of an enrolment",
+        REGISTRAR,
+        "    check_csr(request, identity)\n    row = _find",
+        "    row = _find",
+        CA_REQUESTS + CSR,
+    ),
+    edit(
+        "registrar: the CSR of a renewal",
+        REGISTRAR,
+        "    check_csr(request, identity)\n    if _when",
+        "    if _when",
+        f"{CA_RENEWALS}::test_with_another_s_certificate_one_becomes_nobody_else",
+    ),
+    never(
+        "registrar: a service renews",
+        REGISTRAR,
+        "if svid.id.trust_domain != terms.authority.trust_domain or service is None:",
+        f"{CA_RENEWALS}::test_with_the_ca_s_own_certificate",
+    ),
+    never("registrar: an ended certificate", REGISTRAR, "if _when(transaction.now) > svid.not_after:", CA_RENEWALS),
+    edit(
+        "registrar: a revoked renewal",
+        REGISTRAR,
+        "    _refuse_revoked(transaction, path[0])",
+        "    pass",
+        f"{CA_RENEWALS}::test_a_revoked_one",
+    ),
+    edit(
+        "registrar: a revoked re-enrolment",
+        REGISTRAR,
+        "    _refuse_revoked(transaction, certificate)",
+        "    pass",
+        f"{CA_RENEWALS}::test_a_revoked_one_is_not_brought_back_by_its_key",
+    ),
+    edit(
+        "registrar: a distrusted issuer's",
+        REGISTRAR,
+        "    if _row(transaction, path[0]) is None and any(",
+        "    if False and any(",
+        f"{CA_RENEWALS}::test_a_certificate_of_a_distrusted_issuer_that_this_ca_never_issued",
+    ),
+    edit(
+        "registrar: re-enrolment of our own",
+        REGISTRAR,
+        "    if row is None:\n        raise Denied(Denial.NOT_ENTITLED",
+        "    if False:\n        raise Denied(Denial.NOT_ENTITLED",
+        f"{CA_RENEWALS}::test_a_certificate_that_this_ca_did_not_issue",
+    ),
+    edit(
+        "registrar: re-enrolment by the old key",
+        REGISTRAR,
+        "        old_key.verify(signature, proof_of_possession(nonce, key), ec.ECDSA(hashes.SHA256()))",
+        "        pass",
+        f"{CA_RENEWALS}::test_another_key_is_not",
+    ),
+    edit(
+        "registrar: the proof is for the new key",
+        ISSUANCE,
+        "return PROOF + nonce + bytes.fromhex(key_hash(new_key))",
+        "return PROOF + nonce",
+        f"{CA_RENEWALS}::test_a_signature_for_another_new_key_is_not",
+    ),
+    never(
+        "registrar: the window",
+        REGISTRAR,
+        "if _when(transaction.now) > end:",
+        f"{CA_RENEWALS}::test_after_the_window_it_is_over",
+    ),
+    edit(
+        "registrar: a key is certified once",
+        REGISTRAR,
+        'raise Denied(Denial.KEY_REUSED, "the key',
+        'return str(known.certificate)\n        raise Denied(Denial.KEY_REUSED, "the key',
+        CA_TOKENS,
+    ),
+    edit(
+        "registrar: again is for the same identity",
+        REGISTRAR,
+        "known.identity == str(identity) and ",
+        "",
+        f"{CA_RENEWALS}::test_a_key_is_certified_once",
+    ),
+    edit(
+        "registrar: dated after a revocation",
+        REGISTRAR,
+        "            not_before=revoked_until(transaction.connection, identity),\n",
+        "",
+        f"{CA_RENEWALS}::test_what_is_issued_after_a_revocation_is_good_and_dated_after_it",
+    ),
+    edit(
+        "revoke: ends the passes",
+        STANDING,
+        "    ended = end_passes(transaction, identity)",
+        "    ended = 0",
+        f"{CA_TOKENS}::test_a_revocation_ends_the_passes_of_its_service_and_no_other_s",
+    ),
+    # -- the signed documents
+    edit(
+        "documents: a bundle is a trusted root's",
+        TRUST,
+        'return None if digest(signer) in anchors else "not by a root that is trusted here"',
+        "return None",
+        CA_TRUST + BUNDLE,
+    ),
+    never(
+        "documents: a list's signer was appointed",
+        TRUST,
+        "if not any(is_signed_by(signer, root) for root in bundle.roots):",
+        CA_TRUST + LIST,
+    ),
+    edit(
+        "documents: a delegate was made for that",
+        TRUST,
+        "return None if _is_delegate(signer) else",
+        "return None if True else",
+        CA_TRUST + LIST,
+    ),
+    edit(
+        "documents: the signature",
+        TRUST,
+        '            key.verify(b64decode(entry["signature"], validate=True), signed, ec.ECDSA(hashes.SHA256()))',
+        "            pass",
+        CA_TRUST + BUNDLE,
+    ),
+    never("documents: signed at all", TRUST, 'if envelope["type"] != kind:', CA_TRUST + LIST),
+    edit(
+        "documents: the type is signed too",
+        TRUST,
+        'return kind.encode() + b"\\0" + body',
+        "return body",
+        CA_TRUST + BUNDLE,
+    ),
+    never("documents: their mesh", TRUST, "if claimed != trust_domain:", CA_TRUST + BUNDLE),
+    never("documents: their size", TRUST, "if len(document) > MAX_BYTES:", CA_TRUST + LIST),
+    edit(
+        "documents: the signer's time",
+        TRUST,
+        "    if not signer.not_valid_before_utc <= now <= signer.not_valid_after_utc:",
+        "    if False:",
+        CA_TRUST + LIST,
+    ),
+    edit(
+        "documents: a bundle has roots",
+        TRUST,
+        "    if not roots:\n        raise",
+        "    if False:\n        raise",
+        CA_TRUST + BUNDLE,
+    ),
+    edit(
+        "documents: roots are CAs",
+        TRUST,
+        "[*ca_faults(root), *([] if is_signed_by(root, root)",
+        "[*([] if is_signed_by(root, root)",
+        CA_TRUST + BUNDLE,
+    ),
+    edit(
+        "documents: roots sign themselves",
+        TRUST,
+        '*([] if is_signed_by(root, root) else ["it did not sign itself"])',
+        "*[]",
+        CA_TRUST + BUNDLE,
+    ),
+    never("documents: the active root", TRUST, "if bundle.active not in bundle.anchors:", CA_TRUST + BUNDLE),
+    # -- the desk
+    never(
+        "service: guesses are counted", SERVICE, "if not self._guesses.take(source, trio.current_time()):", CA_TOKENS
+    ),
+    edit(
+        "service: a guess is not given back",
+        SERVICE,
+        "if not (isinstance(error, Denied) and error.denial is Denial.BAD_PASS):",
+        "if True:",
+        CA_TOKENS,
+    ),
+    never(
+        "service: a renewal shows a certificate", SERVICE, "if not path:", f"{CA_RENEWALS}::test_without_a_certificate"
+    ),
+    edit(
+        "service: the nonce is ours",
+        SERVICE,
+        'if not hmac.compare_digest(tag, hmac.digest(self._nonce_key, body, "sha256")) or not 0',
+        "if not 0",
+        f"{CA_RENEWALS}::test_a_nonce_of_nobody_s_or_of_long_ago_is_not",
+    ),
+    edit(
+        "service: the nonce is of now",
+        SERVICE,
+        " or not 0 <= age <= NONCE_SECONDS:",
+        ":",
+        f"{CA_RENEWALS}::test_a_nonce_of_nobody_s_or_of_long_ago_is_not",
+    ),
+    edit("service: exactly what is asked for", SERVICE, "or set(said) != set(names) or", "or", CA_REQUESTS + BODY),
+    never("HTTP: unknown paths", HTTP, "if methods is None:", CA_REQUESTS + VERB),
+    edit(
+        "HTTP: unknown verbs",
+        HTTP,
+        "    if handler is None:\n",
+        "    handler = handler or next(iter(methods.values()))\n    if handler is None:\n",
+        CA_REQUESTS + VERB,
+    ),
+    edit(
+        "HTTP: a body's announced size",
+        HTTP,
+        "    if int(length) > MAX_BODY_BYTES:",
+        "    if False:",
+        f"{CA_REQUESTS}::test_a_body_that_is_announced_too_large_is_not_waited_for",
+    ),
+    never(
+        "HTTP: a body's size",
+        HTTP,
+        "if len(body) > MAX_BODY_BYTES:",
+        f"{CA_REQUESTS}::test_a_megabyte_is_refused_by_its_length_and_by_its_bytes",
+    ),
+    never(
+        "HTTP: a length or chunks",
+        HTTP,
+        'if headers.keys() >= {"content-length", "transfer-encoding"}:',
+        f"{CA_REQUESTS}::test_a_smuggled_second_request_is_none",
+    ),
+    edit(
+        "HTTP: the time of a body",
+        HTTP,
+        "            with trio.fail_after(REQUEST_SECONDS):\n                name, handler",
+        "            with trio.CancelScope():\n                name, handler",
+        f"{CA_FLOODS}::test_a_body_a_byte_at_a_time",
+    ),
+    edit(
+        "HTTP: the time of a head",
+        HTTP,
+        "    with trio.fail_after(REQUEST_SECONDS):\n        while event",
+        "    with trio.CancelScope():\n        while event",
+        CA_FLOODS + SLOW,
+    ),
+    edit(
+        "HTTP: the time of silence",
+        HTTP,
+        "        with trio.move_on_after(IDLE_SECONDS):",
+        "        with trio.CancelScope():",
+        f"{CA_FLOODS}::test_a_connection_that_asks_nothing_is_closed_after_a_minute_and_one_that_asks_is_kept",
+    ),
+    edit(
+        "HTTP: the time of an answer",
+        HTTP,
+        "        with trio.move_on_after(REQUEST_SECONDS) as taken:",
+        "        with trio.CancelScope() as taken:",
+        f"{CA_FLOODS}::test_a_caller_that_never_reads_is_cut",
+    ),
+    edit(
+        "CA: the time of a handshake",
+        SERVE,
+        "            with trio.fail_after(HANDSHAKE_SECONDS):",
+        "            with trio.CancelScope():",
+        CA_FLOODS + SLOW,
+    ),
+    edit(
+        "CA: strangers make room",
+        SERVE,
+        " and not self._cut_a_stranger():",
+        ":",
+        f"{CA_FLOODS}::test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does",
+    ),
+    edit(
+        "CA: members stay",
+        SERVE,
+        "            if endpoint.svid is not None:\n                self._strangers.pop(scope, None)\n",
+        "",
+        f"{CA_FLOODS}::test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does",
+    ),
+    edit(
+        "CA: there is a most",
+        SERVE,
+        "if len(connections.child_tasks) > MAX_CONNECTIONS and",
+        "if False and",
+        f"{CA_FLOODS}::test_with_members_only_a_stranger_is_turned_away",
+    ),
+    never(
+        "stream: records without data",
+        STREAM,
+        "if silent > MAX_SILENT_CIPHERTEXT:",
+        f"{CA_FLOODS}::test_a_flood_of_key_updates_is_cut",
+    ),
+    edit(
+        "stream: a FIN alone is no end",
+        STREAM,
+        'raise BrokenStreamError("the connection was cut: it ended without a TLS close_notify")',
+        'return b""',
+        f"{CA_TLS}::test_an_answer_that_is_cut_off_by_a_bare_fin_is_no_answer",
+    ),
+    # -- what a sidecar takes
+    never(
+        "sidecar: no older bundle",
+        TAKEN,
+        "if bundle is not None and found.version <= bundle.version:",
+        CA_TRUST + BUNDLE,
+    ),
+    never(
+        "sidecar: no older list",
+        TAKEN,
+        "if have is not None and (found.version, found.issued_at) < (have.version, have.issued_at):",
+        CA_TRUST + LIST,
+    ),
+    edit(
+        "sidecar: no list, nobody",
+        TAKEN,
+        "return Revocations(keys=bundle.distrusted, fresh_until=_NEVER)",
+        "return Revocations(keys=bundle.distrusted)",
+        f"{REVOKED}::test_without_any_list_nobody_is_let_in",
+        f"{CA_TRUST}::test_a_garbage_list_on_the_disk_lets_nobody_in_until_there_is_a_new_one",
+    ),
+    never("sidecar: the length of a chain", TAKEN, "if not 2 <= len(chain) <= MAX_CHAIN:", CA_ANSWERS + TAKES),
+    never("sidecar: its own key", TAKEN, "if not is_ours:", CA_ANSWERS + TAKES),
+    never("sidecar: a certificate that lasts", TAKEN, "if end < now + MIN_LIFE:", CA_ANSWERS + TAKES),
+    edit(
+        "sidecar: its own identity",
+        TAKEN,
+        "terms = Terms(own.trust_domain, own, max_leaf_ttl,",
+        "terms = Terms(own.trust_domain, None, max_leaf_ttl,",
+        CA_ANSWERS + TAKES,
+    ),
+    edit(
+        "sidecar: judged as peers will",
+        TAKEN,
+        "        svid = judge_own(keys, terms, now)\n    except Refused",
+        "        svid = parse_svid(chain[0].public_bytes(serialization.Encoding.DER))\n    except Refused",
+        CA_ANSWERS + TAKES,
+    ),
+    edit(
+        "sidecar: for no longer than leaves may",
+        TAKEN,
+        "Terms(own.trust_domain, own, max_leaf_ttl, Revocations",
+        "Terms(own.trust_domain, own, timedelta(days=9999), Revocations",
+        CA_ANSWERS + TAKES,
+    ),
+    edit(
+        "sidecar: what is kept is its own",
+        TAKEN,
+        "if svid.id != own or chain[0].public_key() != key.public_key() or len(chain) < 2:",
+        "if False:",
+        CA_SECRETS + BROKEN,
+    ),
+    edit(
+        "sidecar: what is kept has its key",
+        TAKEN,
+        "if svid.id != own or chain[0].public_key() != key.public_key() or len(chain) < 2:",
+        "if svid.id != own or len(chain) < 2:",
+        CA_SECRETS + BROKEN,
+    ),
+    never(
+        "sidecar: a pass goes to its own mesh",
+        MEMBER,
+        "if shown.root != self._pin and shown.root not in self._known().anchors:",
+        f"{CA_CONTACT}::test_a_token_of_another_mesh_is_not_sent_to_this_one",
+    ),
+    edit(
+        "sidecar: a pass is its owner's alone",
+        MEMBER,
+        '"enrolment token or secret", secret=True)',
+        '"enrolment token or secret")',
+        f"{CA_CONTACT}::test_a_pass_file_that_others_can_read_is_not_used",
+    ),
+    never(
+        "sidecar: an impostor is an alarm",
+        MEMBER,
+        'if self._tell("joining", message) and isinstance(error, CaUnverifiedError):',
+        CA_CONTACT,
+    ),
+    edit(
+        "state: no symlink in place of the directory",
+        STATE,
+        "os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "os.O_DIRECTORY | os.O_CLOEXEC",
+        CA_SECRETS + TOUCHED,
+    ),
+    edit(
+        "state: no symlink in place of a file",
+        STATE,
+        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_NONBLOCK",
+        CA_SECRETS + TOUCHED,
+    ),
+    edit(
+        "state: the directory is its owner's alone",
+        STATE,
+        "        if status.st_mode & 0o077:\n",
+        "        if False:\n",
+        CA_SECRETS + TOUCHED,
+    ),
+    never(
+        "state: a file is its owner's alone",
+        STATE,
+        "if status.st_mode & 0o077 or status.st_uid != os.geteuid():",
+        CA_SECRETS + TOUCHED,
+    ),
+    never("state: regular files", STATE, "if not stat.S_ISREG(status.st_mode):", CA_SECRETS + TOUCHED),
+    never("state: the size of a file", STATE, "if len(data) > MAX_BYTES:", CA_SECRETS + TOUCHED),
+    edit(
+        "state: made its owner's alone",
+        STATE,
+        "0o600, dir_fd=self._fd",
+        "0o644, dir_fd=self._fd",
+        f"{CA_SECRETS}::test_what_is_kept_is_its_owner_s_alone",
+    ),
+    edit(
+        "state: one sidecar at a time",
+        STATE,
+        "            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "            pass",
+        f"{CA_SECRETS}::test_what_is_kept_is_its_owner_s_alone",
+    ),
+    edit(
+        "process: no core",
+        "sidecar/process.py",
+        "    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
+        "    pass",
+        UNIT_PROCESS,
+    ),
+    edit(
+        "process: no look into its memory",
+        "sidecar/process.py",
+        "ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)",
+        "pass",
+        UNIT_PROCESS,
+    ),
     # -- the stream
     edit("stream: a FIN alone is no end", DUPLEX, "elif self._tolerant:", "elif True:", TAMPERING),
     edit("stream: altered, so reset", DUPLEX, "str(error), reset_app=True", "str(error), reset_app=False", TAMPERING),

@@ -54,18 +54,8 @@ async def ca_process(path: Path, *before: str, mesh: str = MESH) -> AsyncIterato
     """A CA that serves; ``before``: what runs it, such as a shell with a limit."""
     (path / "mesh.yaml").write_text(mesh)
     await output(*CERTS, "init", path / "ca", "--trust-domain", "shop.internal")
-    serve: tuple[str | Path, ...] = (
-        *CERTS,
-        "serve",
-        path / "ca",
-        "--mesh",
-        path / "mesh.yaml",
-        "--listen",
-        "127.0.0.1:0",
-        "--log",
-        "json",
-    )
-    async with running(*before, *serve) as program:
+    serve: tuple[str | Path, ...] = (*CERTS, "serve", path / "ca", "--mesh", path / "mesh.yaml", "--log", "json")
+    async with running(*before, *serve, "--listen", "127.0.0.1:0") as program:
         host, _, port = (await program.event("started"))["listen"].rpartition(":")
         yield CaProcess(path, program, Address(host, int(port)))
 

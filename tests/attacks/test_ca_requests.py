@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -16,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from certs.issuance import MAX_CSR_BYTES
 from sidecar import sockets
-from sidecar.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES
+from sidecar.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, REQUEST_SECONDS
 from tests.attacks.castage import TRUST_DOMAIN, ca_desk, csr, names_of, parse_answer, pem_of, uri
 from tests.certificates import CA_USAGE, ec_key, raw, raw_names, rsa_key
 
@@ -151,6 +152,14 @@ async def test_a_body_that_is_announced_for_no_path_is_not_waited_for(tmp_path: 
     async with ca_desk(tmp_path) as desk:
         raw_answer = await desk.say(b"POST /nowhere HTTP/1.1\r\nHost: ca\r\nContent-Length: 999999999\r\n\r\n")
         assert parse_answer(raw_answer).status == 404
+        await desk.honest()
+
+
+async def test_a_body_that_is_announced_too_large_is_not_waited_for(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        head = b"POST /v1/enrol HTTP/1.1\r\nHost: ca\r\nContent-Length: %d\r\n\r\n"
+        with trio.fail_after(REQUEST_SECONDS / 2):
+            assert parse_answer(await desk.say(head % (MAX_BODY_BYTES + 1))).status == 413
         await desk.honest()
 
 

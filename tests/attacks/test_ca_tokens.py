@@ -86,6 +86,17 @@ async def test_a_revoked_secret_and_a_revoked_token_end_at_once(tmp_path: Path) 
         await desk.denied("pass_expired", desk.enrol("api", token))
 
 
+async def test_a_revocation_ends_the_passes_of_its_service_and_no_other_s(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        api = [desk.make_pass("api", kind) for kind in ("token", "secret")]
+        web = desk.make_pass("web", "secret")
+        await desk.revoke("api")
+        for ended in api:
+            await desk.denied("pass_expired", desk.enrol("api", ended))
+        assert (await desk.enrol("web", web)).status == 200
+        assert (await desk.enrol("api", desk.make_pass("api"))).status == 200, "made since, so somebody wants it back"
+
+
 @pytest.mark.parametrize(
     "bend",
     [

@@ -1,0 +1,68 @@
+"""The sidecar's connection to the CA itself: who may be at its other end, and what a cut one is worth."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+
+from certs.client import CaClient, CaError, CaUnverifiedError
+from sidecar import sockets
+from sidecar.handshake import shake_hands
+from sidecar.judge import Revocations, Terms, key_digest
+from sidecar.reasons import Reason
+from sidecar.tls import Context
+from tests.attacks.castage import ALPN, TRUST_DOMAIN, FalseCa, ca_desk, false_ca
+
+
+async def test_a_ca_under_a_distrusted_issuing_key_is_none(tmp_path: Path) -> None:
+    """Whoever stole it can show a ``mesh/ca``; once the bundle distrusts the key, that is no CA any more."""
+    async with ca_desk(tmp_path) as desk:
+        client = CaClient(desk.address, TRUST_DOMAIN, desk.clock)
+        await client.use(desk.roots, Revocations())
+        assert len(await client.bundles(0)) == 1
+        await client.use(desk.roots, Revocations(keys=frozenset({key_digest(desk.ca.issuer.certificate)})))
+        with pytest.raises(CaUnverifiedError) as caught:
+            await client.bundles(0)
+        assert caught.value.refusal.reason is Reason.REVOKED
+        await client.close()
+
+
+WHOLE = b'HTTP/1.1 200 OK\r\n\r\n{"bundles": []}'
+"""An answer whose end is the end of the connection."""
+
+
+async def answer_and_end(false: FalseCa, sock: socket.socket, *, properly: bool) -> None:
+    endpoint = Context(false.shows, Terms(TRUST_DOMAIN, anonymous=True)).server(ALPN, false.truth.clock)
+    with sock:
+        await shake_hands(sock, endpoint)
+        endpoint.write_bytes(WHOLE)
+        if properly:
+            endpoint.close()
+        await sockets.send_all(sock, endpoint.take_all())
+        sock.shutdown(socket.SHUT_WR)
+        while await sockets.receive(sock, 65536):
+            pass
+
+
+@pytest.mark.parametrize("properly", [True, False], ids=["close_notify", "bare FIN"])
+async def test_an_answer_that_is_cut_off_by_a_bare_fin_is_no_answer(properly: bool, tmp_path: Path) -> None:
+    """Anybody in between can end a TCP connection, and so an answer that lasts to its end; nobody but the CA ends TLS."""
+    async with ca_desk(tmp_path) as desk, false_ca(desk) as false, trio.open_nursery() as nursery:
+
+        async def one(sock: socket.socket) -> None:
+            sockets.prepare(sock)
+            await answer_and_end(false, sock, properly=properly)
+
+        false._one = one  # type: ignore[method-assign]
+        client = CaClient(false.address, TRUST_DOMAIN, desk.clock)
+        await client.use(desk.roots, Revocations())
+        if properly:
+            assert await client.bundles(0) == []
+        else:
+            with pytest.raises(CaError, match="close_notify"):
+                await client.bundles(0)
+        await client.close()
+        nursery.cancel_scope.cancel()

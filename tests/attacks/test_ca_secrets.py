@@ -1,0 +1,200 @@
+"""No pass and no key is ever in a log, an error, ``ps``, the store, or a core dump; and files that others can touch are
+refused."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from sidecar.reasons import UsageError
+from tests.attacks.camesh import ca_mesh, ca_process
+from tests.attacks.castage import Sidecar, ca_desk, membership
+from tests.harness import PATIENCE, mesh_bed
+from tests.integration.processes import SIDECAR, Running, output, running
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+
+
+def of_pass(text: str) -> str:
+    """The part of a token or secret that is secret."""
+    return text.strip().split(".")[1]
+
+
+def of_key(pem: str) -> set[str]:
+    """Every line of the keys in PEM."""
+    keys = re.findall(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\n(.*?)-----END", pem, re.DOTALL)
+    return {line for key in keys for line in key.split()}
+
+
+def of_directory(path: Path) -> set[str]:
+    found = {line for file in path.rglob("*.pem") for line in of_key(file.read_text())}
+    return found | {line for file in path.rglob("*.key") for line in of_key(file.read_text())}
+
+
+def of_passes(path: Path) -> set[str]:
+    return {of_pass(file.read_text()) for file in path.glob("*.enrol")}
+
+
+def seen_by_ps(program: Running) -> str:
+    process = Path(f"/proc/{program.process.pid}")
+    return "".join((process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ"))
+
+
+@ON_LINUX
+async def test_passes_and_keys_stay_where_they_are(tmp_path: Path) -> None:
+    async with mesh_bed() as bed:
+        async with ca_mesh(tmp_path, await bed.app()) as mesh:
+            token = of_pass((await mesh.ca.certs("token", "job")).splitlines()[0])
+            secrets = of_directory(tmp_path) | {token}
+            secrets |= of_passes(tmp_path)
+            assert len(secrets) > 10, "three passes, and the lines of the keys of the CA and two sidecars"
+            programs = [mesh.ca.program, mesh.web.program, mesh.api.program]
+            public = {
+                "ps": "".join(map(seen_by_ps, programs)),
+                "list": await mesh.ca.certs("list"),
+                "audit": await mesh.ca.certs("audit"),
+                "store": "".join(file.read_bytes().decode("latin-1") for file in (tmp_path / "ca").glob("store.db*")),
+            }
+            for program in programs:
+                program.signal(signal.SIGTERM)
+            for number, program in enumerate(programs):
+                assert await program.ended() == 0
+                public[f"log {number}"] = program.text
+        for where, text in public.items():
+            assert text, where
+            assert not [secret for secret in secrets if secret in text], where
+
+
+async def test_a_bad_pass_is_not_quoted_by_either_end(tmp_path: Path) -> None:
+    async with ca_process(tmp_path) as ca:
+        file = await ca.wiring("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+        secret = tmp_path / "api.enrol"
+        good = secret.read_text()
+        guessed = "f" * 64
+        for bad in (good.replace(of_pass(good), guessed), f"{guessed}\n", good.strip() + guessed):
+            secret.write_text(bad)
+            said = await output(*SIDECAR, "run", file, check=False)
+            assert "error: " in said
+            assert "Traceback" not in said
+            assert guessed not in said + ca.program.text
+            assert of_pass(good) not in said + ca.program.text
+        (await ca.program.event("denied", reason="bad_pass"))["message"].index("api")
+        secret.write_text(good)
+        for _ in range(2):
+            async with running(*SIDECAR, "run", file) as program:
+                await program.event("started")
+                program.signal(signal.SIGTERM)
+                assert await program.ended() == 0
+                assert program.errors == ""
+            secret.unlink(missing_ok=True)  # the second time it needs none
+
+
+@ON_LINUX
+async def test_no_core_is_dumped_by_what_holds_keys(tmp_path: Path) -> None:
+    async with mesh_bed() as bed, ca_mesh(tmp_path, await bed.app()) as mesh:
+        for program in (mesh.ca.program, mesh.web.program, mesh.api.program):
+            limits = await trio.Path(f"/proc/{program.process.pid}/limits").read_text()
+            (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+            assert line.split()[4:6] == ["0", "0"]
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+async def joined(sidecar: Sidecar) -> None:
+    with trio.fail_after(PATIENCE):
+        await sidecar.member.join()
+
+
+def linked(path: Path) -> None:
+    real = path.with_name(f"{path.name}.real")
+    path.rename(real)
+    path.symlink_to(real)
+
+
+def replaced_by_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+SPOILT: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "the directory is a symlink": ("", linked, "is a symlink"),
+    "the directory can be read by others": ("", lambda path: path.chmod(0o755), "chmod 700"),
+    "the directory can be read by the group": ("", lambda path: path.chmod(0o710), "chmod 700"),
+    "the key is a symlink": ("identity.pem", linked, "a symlink is not followed"),
+    "the key can be read by others": ("identity.pem", lambda path: path.chmod(0o644), "chmod 600"),
+    "the bundle is a symlink": ("bundle.json", linked, "a symlink is not followed"),
+    "the bundle can be written by others": ("bundle.json", lambda path: path.chmod(0o666), "chmod 600"),
+    "the list is a directory": ("revocations.json", replaced_by_a_directory, "not a regular file"),
+    "the list is enormous": ("revocations.json", lambda path: path.write_bytes(b" " * (5 << 20)), "larger than 4 MiB"),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil", "words"), SPOILT.values(), ids=SPOILT.keys())
+async def test_a_state_that_others_could_have_touched_stops_the_start(
+    name: str, spoil: Callable[[Path], object], words: str, tmp_path: Path
+) -> None:
+    async with ca_desk(tmp_path) as desk:
+        first = membership(desk, desk.address, text=desk.make_pass("web"))
+        await joined(first)
+        await first.member.close()
+        # The twin first: untouched, it starts, and needs neither a token nor the CA.
+        again = membership(desk, desk.address)
+        assert again.in_force.keys.chain == first.in_force.keys.chain
+        await again.member.close()
+        spoil(first.state / name)
+        with pytest.raises(UsageError, match=words):
+            membership(desk, desk.address)
+
+
+@pytest.mark.parametrize("content", ["", "half", "garbage", "another's", "another key's"])
+async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(content: str, tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        first = membership(desk, desk.address, text=desk.make_pass("web", "secret"))
+        await joined(first)
+        await first.member.close()
+        other = membership(desk, desk.address, service="api", text=desk.make_pass("api"), state="other")
+        await joined(other)
+        await other.member.close()
+        file = first.state / "identity.pem"
+        own, theirs = file.read_text(), (other.state / "identity.pem").read_text()
+        begin = own.index("-----BEGIN CERTIFICATE")
+        file.write_text(
+            {
+                "": "",
+                "half": own[: begin + 100],
+                "garbage": "garbage",
+                "another's": theirs,
+                "another key's": theirs[: theirs.index("-----BEGIN CERTIFICATE")] + own[begin:],
+            }[content]
+        )
+        again = membership(desk, desk.address, text=(tmp_path / "web.enrol").read_text().strip())
+        assert again.member.credentials is None
+        said = again.said("state_ignored")
+        assert "enrolling anew" in said
+        assert not [line for line in of_key(own) | of_key(theirs) if line in said]
+        await joined(again)
+        assert str(again.in_force.svid.id) == "spiffe://shop.internal/web"
+        assert of_key(file.read_text()) != of_key(own)
+        await again.member.close()
+
+
+async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        sidecar = membership(desk, desk.address, text=desk.make_pass("web"))
+        await joined(sidecar)
+        assert sidecar.state.stat().st_mode & 0o777 == 0o700
+        modes = {file.name: file.stat().st_mode & 0o777 for file in sidecar.state.iterdir()}
+        assert modes.keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+        assert set(modes.values()) == {0o600}
+        with pytest.raises(UsageError, match="another sidecar is using"):
+            membership(desk, desk.address)
+        await sidecar.member.close()
+        for name in ("store.db", "issuing.key", "root.key", "revocation.pem"):
+            assert (tmp_path / "ca" / name).stat().st_mode & 0o077 == 0, name
