@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import trio
 
 from certs import authority, standing
-from certs.authority import Authority
+from certs.authority import Authority, Issued
 from certs.http1 import Peer, converse
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
@@ -94,7 +94,7 @@ class CaServer:
             self._seed()
             self._known = self.store.read(self._ask)
             self.in_force = self._assemble()
-            self._own_until, self.context = self._show(self.in_force.bundle)
+            self._own, self.context = self._show(self.in_force.bundle)
             self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
         except (UntrustedError, StoreUnavailableError) as error:
             self.store.close()
@@ -186,14 +186,14 @@ class CaServer:
         )
         return InForce(terms, bundle, signed, etag(signed))
 
-    def _show(self, bundle: Bundle) -> tuple[datetime, Context]:
+    def _show(self, bundle: Bundle) -> tuple[Issued, Context]:
         """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
         it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
         issued = authority.issue(self._authority, CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
         keys = KeyPair(issued.chain, issued.key, bundle.roots)
         terms = Terms(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
-        return issued.not_after, Context(keys, terms)
+        return issued, Context(keys, terms)
 
     # -- following -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,8 @@ class CaServer:
         else:
             self.api.metrics.store_up(up=True)
             self._try("store", lambda: self._take_store(known))
-        if now + OWN_TTL / 2 > self._own_until:
+        # Before its beginning: the clock was wrong, and has been set back; by everybody else's it is not good yet.
+        if not self._own.not_before <= now <= self._own.not_after - OWN_TTL / 2:
             self._try("own certificate", self._take_own)
         self._tell("issuing", authority.soon_over(self._authority, now))
 
@@ -235,7 +236,7 @@ class CaServer:
             before, self._authority = self._authority, loaded
             try:
                 self.in_force = self._assemble()
-                self._own_until, self.context = self._show(self.in_force.bundle)
+                self._own, self.context = self._show(self.in_force.bundle)
             except BaseException:
                 self._authority = before
                 raise
@@ -258,11 +259,11 @@ class CaServer:
             self._known = known
             self.in_force = self._assemble()
             if self.in_force.bundle != before:
-                self._own_until, self.context = self._show(self.in_force.bundle)
+                self._own, self.context = self._show(self.in_force.bundle)
                 self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
 
     def _take_own(self) -> None:
-        self._own_until, self.context = self._show(self.in_force.bundle)
+        self._own, self.context = self._show(self.in_force.bundle)
 
     def _try(self, what: str, take: Callable[[], None]) -> None:
         try:
