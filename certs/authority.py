@@ -72,6 +72,10 @@ class Issued:
     roots: tuple[x509.Certificate, ...]
 
     @property
+    def not_before(self) -> datetime:
+        return self.chain[0].not_valid_before_utc
+
+    @property
     def not_after(self) -> datetime:
         return self.chain[0].not_valid_after_utc
 

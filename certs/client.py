@@ -271,7 +271,10 @@ async def _answer(stream: SecureStream, connection: h11.Connection) -> _Answer:
     while True:
         event: Any = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some())
+            data = await stream.receive_some()
+            if not data and head is None:
+                raise CaError("the CA closed the connection without an answer")
+            connection.receive_data(data)
         elif isinstance(event, h11.Response):
             head = event
         elif isinstance(event, h11.Data):

@@ -198,7 +198,7 @@ async def _request(stream: Stream, connection: h11.Connection, head: h11.Request
             break
     query = head.target.partition(b"?")[2].decode("ascii", "replace")
     try:
-        pairs = dict(parse_qsl(query, strict_parsing=True, max_num_fields=8)) if query else {}
+        pairs = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=8)) if query else {}
     except ValueError as fault:
         raise _Close(error(400, "bad_request", "the query cannot be read")) from fault
     return Request(peer, pairs, headers, body)

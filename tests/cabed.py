@@ -386,7 +386,8 @@ def ignore_the_machine_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Impostor:
     """Answers at an address by whatever certificate it has. ``received``: every decrypted byte that it was sent.
 
-    ``says``: path → the body of its answer (status 200); anything else gets a 404."""
+    ``says``: path → the body of its answer (status 200); anything else gets a 404. ``raw``: sent instead of any answer, and
+    then it closes."""
 
     keys: tls.KeyPair
     port: int
@@ -394,6 +395,7 @@ class Impostor:
     received: bytearray = field(default_factory=bytearray)
     connections: int = 0
     refused: list[str] = field(default_factory=list)
+    raw: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -425,6 +427,10 @@ class Impostor:
                 elif isinstance(event, h11.Request):
                     path = event.target.decode().partition("?")[0]
                 elif isinstance(event, h11.EndOfMessage):
+                    if self.raw is not None:
+                        if self.raw:
+                            await stream.send_all(self.raw)
+                        break
                     await stream.send_all(_answer(http, self.says.get(path)))
                     if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                         break
