@@ -217,7 +217,7 @@ class CaServer:
         now = self.clock()
         if self._watch.look(read_all(self._followed)) is not None:
             self._stale = True
-        if self._stale:  # until both are taken: who held the directory meanwhile lets go of it without changing it again
+        if self._stale:  # until both are taken: whoever held the directory lets go of it without changing it again
             self._stale = not all([self._try("directory", self._take_authority), self._try("mesh", self._take_mesh)])
         try:
             known = await trio.to_thread.run_sync(self.store.read, self._ask)
