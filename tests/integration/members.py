@@ -62,7 +62,12 @@ class LiveMember:
             with self._everything:
                 await self._run(task_status)
         finally:
-            print(self.config.service, "said:", *(line for line in self.log.lines if line.get("decision") != "allow"), sep="\n")
+            print(
+                self.config.service,
+                "said:",
+                *(line for line in self.log.lines if line.get("decision") != "allow"),
+                sep="\n",
+            )
             with trio.CancelScope(shield=True):
                 await self.member.close()
 
