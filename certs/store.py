@@ -296,9 +296,16 @@ def _engine(parsed: sa.URL) -> sa.Engine:
 
 
 def _make_private(path: Path) -> None:
-    """Makes the file, if it is not there, its owner's alone; SQLite gives its other files the same mode."""
+    """Makes the file, if it is not there, its owner's alone; SQLite gives its other files the same mode. One that is there
+    is not opened here: to close it again would take away the locks that this process's other connections have on it
+    (fcntl(2)), and another process, thinking itself alone, would remove the log that they write to."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_symlink() or not path.is_file():
+            raise UsageError(
+                f"cannot open the store {path}: it is no regular file, and a symlink is not followed"
+            ) from None
     except OSError as error:
         raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
 

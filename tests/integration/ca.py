@@ -289,11 +289,13 @@ async def _echo(stream: trio.SocketStream) -> None:
 
 @dataclass
 class Load:
-    """Connections one after the other, and a transfer that goes on all the time. ``failed`` says how."""
+    """Connections one after the other, and transfers, of which one goes on at any time. ``failed`` says how."""
 
     address: tuple[str, int]
     connections: int = 0
+    transfers: int = 0
     transferred: int = 0
+    seconds: float = 1.5
     failed: list[str] = field(default_factory=list)
     stopped: trio.Event = field(default_factory=trio.Event)
     _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
@@ -318,28 +320,37 @@ class Load:
             self._news.unpark_all()
 
     async def long(self) -> None:
-        """One connection for all the time."""
+        """One transfer after the other, of :attr:`seconds` each. (Connections older than the mesh's ``max_age`` are cut when
+        a root retires; a transfer that is shorter is not.)"""
         try:
-            async with await trio.open_tcp_stream(*self.address) as stream:
-                while not self.stopped.is_set():
-                    block = self.transferred.to_bytes(8, "big") * 512
-                    await stream.send_all(block)
-                    got = b""
-                    with trio.fail_after(DEADLINE):
-                        while len(got) < len(block):
-                            data = await stream.receive_some(65536)
-                            if not data:
-                                break
-                            got += data
-                    if got != block:
-                        self.failed.append(f"the transfer was cut after {self.transferred} bytes")
-                        return
-                    self.transferred += len(block)
-                    await trio.sleep(0.01)  # paced: it is there all the time, and leaves the machine to others
-                await stream.send_eof()
-                assert await stream.receive_some() == b""
+            while not self.stopped.is_set():
+                await self._transfer()
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             self.failed.append(f"the transfer: {error!r}")
+
+    async def _transfer(self) -> None:
+        end = trio.current_time() + self.seconds
+        async with await trio.open_tcp_stream(*self.address) as stream:
+            while not self.stopped.is_set() and trio.current_time() < end:
+                block = self.transferred.to_bytes(8, "big") * 512
+                await stream.send_all(block)
+                got = b""
+                with trio.fail_after(DEADLINE):
+                    while len(got) < len(block):
+                        data = await stream.receive_some(65536)
+                        if not data:
+                            break
+                        got += data
+                if got != block:
+                    self.failed.append(f"the transfer was cut after {self.transferred} bytes")
+                    self.stopped.set()
+                    return
+                self.transferred += len(block)
+                await trio.sleep(0.01)  # paced: it is there all the time, and leaves the machine to others
+            await stream.send_eof()
+            if await stream.receive_some() != b"":
+                self.failed.append("the transfer did not end where it should")
+            self.transfers += 1
 
     async def grows(self, connections: int) -> None:
         """Returns after so many more connections; fails with the first that fails."""

@@ -1,4 +1,4 @@
-"""A new root in the place of the old one: under load, killed anywhere and run again, with sleepers, and its key in a vault."""
+"""A new root in the place of the old one: under load, killed anywhere and run again, with sleepers, its key in a vault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.integration.processes import Running, SidecarProcess, running
 
 __all__ = ["hasty"]
 
-SETTLED = ("--max-age", "1s")
+SETTLED = ("--max-age", "3s")
+"""Longer than a transfer of the load lasts, as ``max_age`` is longer than any connection."""
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(path: Path) -> AsyncIterator[Stage]:
-    """All of it in the test's process, and quick."""
+async def stage(path: Path, *, busy: bool = True) -> AsyncIterator[Stage]:
+    """All of it in the test's process, and quick; ``busy`` all the time, or at the end only."""
     site = CaSite.make(path)
     async with live_ca(site), echo_app() as app, trio.open_nursery() as nursery:
         api = LiveMember(
@@ -50,8 +51,13 @@ async def stage(path: Path) -> AsyncIterator[Stage]:
         await nursery.start(api.run)
         web = LiveMember(site.wiring("web", outbound(*api.address("http")), enrolment=site.write_pass("web")))
         await nursery.start(web.run)
-        async with load(web.address("api:http")) as calls:
-            yield Stage(site, api, web, calls)
+        if busy:
+            async with load(web.address("api:http")) as calls:
+                yield Stage(site, api, web, calls)
+        else:
+            yield Stage(site, api, web, Load(web.address("api:http")))
+            async with load(web.address("api:http")) as calls:  # whatever was done: afterwards it works
+                await calls.grows(3)
         nursery.cancel_scope.cancel()
 
 
@@ -81,8 +87,8 @@ async def is_refused_by_name(api: Address, old: Credential) -> None:
     """A certificate that was good, under the old root."""
     with await connect(api) as sock:
         stranger = Foreigner(sock, old)
+        await stranger.handshake()  # (in TLS 1.3 it is through with it before it is judged)
         with pytest.raises(SSL.Error):
-            await stranger.handshake()
             await stranger.receive()
         assert stranger.alert is not None
         assert "unknown ca" in stranger.alert
@@ -103,9 +109,8 @@ async def test_a_whole_rotation_under_load(tmp_path: Path) -> None:
             async with member_process(wiring) as web, load(web.address("api:http")) as calls:
                 await calls.grows(5)
                 said = await rotated(site)
-                before = calls.transferred
                 await calls.grows(5)
-                assert calls.transferred > before, "the transfer goes on that began before"
+                assert calls.transfers > 3, "at any time of it one went on"
                 for stage_name in ("prepare", "distribute", "activate", "settle", "retire", "done"):
                     assert f"{stage_name}:" in said
                 assert "WARNING" not in said
@@ -169,9 +174,9 @@ async def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
     """Not between its lines, but in the midst of what it does."""
     async with stage(tmp_path) as it:
         roots = {digest(root) for root in it.site.roots()}
-        for _ in range(10):
+        for _ in range(8):
             async with rotating(it.site) as program:
-                await trio.sleep(CHANCE.uniform(0.4, 2.0))  # the moment is the test
+                await trio.sleep(CHANCE.uniform(0.4, 3.0))  # the moment is the test
                 program.signal(signal.SIGKILL)
                 await program.ended()
             authority.load(it.site.directory, utc_now())
@@ -184,7 +189,7 @@ async def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root_signed(tmp_path: Path) -> None:
-    async with stage(tmp_path) as it:
+    async with stage(tmp_path, busy=False) as it:
         file = it.site.wiring("reporting", "", enrolment=it.site.write_pass("reporting", "token"))
         async with member_process(file) as sleeper:
             await sleeper.program.event("enrolled")
@@ -194,7 +199,7 @@ async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root
             named = await program.line("spiffe://shop.internal/reporting (instance")
             assert "has bundle" in named
             assert "its certificate ends at" in named
-            assert "waiting for 1;" in program.text
+            await program.line("waiting for 1;")
             program.signal(signal.SIGINT)
             await program.ended()
         said = await rotated(it.site, "--force")
@@ -209,6 +214,12 @@ async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root
             await sleeper.program.until(
                 lambda: (tmp_path / "state-reporting" / "identity.pem").read_bytes() != old, "a new certificate"
             )
+            await both_have_the_new_root(it)
+
+
+async def both_have_the_new_root(it: Stage) -> None:
+    for member in (it.api, it.web):
+        await member.until_adopted(1)
 
 
 async def keeps_alone(site: CaSite, sidecar: SidecarProcess) -> None:
@@ -220,7 +231,7 @@ async def keeps_alone(site: CaSite, sidecar: SidecarProcess) -> None:
 
 @pytest.mark.usefixtures("hasty")
 async def test_what_was_issued_by_hand_is_named(tmp_path: Path) -> None:
-    async with stage(tmp_path) as it:
+    async with stage(tmp_path, busy=False) as it:
         await it.site.certs("issue", "db", "--out", str(tmp_path / "db"))
         async with rotating(it.site) as program:
             named = await program.line("spiffe://shop.internal/db (serial")
@@ -228,6 +239,7 @@ async def test_what_was_issued_by_hand_is_named(tmp_path: Path) -> None:
             program.signal(signal.SIGTERM)
             await program.ended()
         assert "spiffe://shop.internal/db (serial" in await rotated(it.site, "--force")
+        await both_have_the_new_root(it)
 
 
 # -- the key in a vault ------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,6 +294,24 @@ def refusal(url: str) -> str:
     with pytest.raises(UsageError) as refused:
         Store(url, clock=Clock())
     return str(refused.value)
+
+
+def test_opened_twice_in_one_process_it_stays_whole_beside_other_processes(kept: Store, path: Path) -> None:
+    """To close any descriptor of the file takes away a process's locks on it; another process that ends would then take
+    itself for the last one, and remove the log that this one writes to."""
+    kept.write(put("before"))
+    with opened(file_url(path), clock=Clock()):
+        pass
+    script = (
+        "from certs.store import opened\n"
+        f"with opened({file_url(path)!r}, lambda: 0) as other: other.write(lambda transaction: transaction.put('k', ''))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2], timeout=30)
+    assert path.with_name("store.db-wal").exists(), "it is this process's still"
+    kept.write(put("after"))
+    assert keys(kept) == {"before", "k", "after"}
+    with opened(file_url(path), clock=Clock()) as other:
+        assert keys(other) == {"before", "k", "after"}
 
 
 def test_a_symlink_in_its_place_is_refused(path: Path, tmp_path: Path) -> None:
