@@ -357,16 +357,17 @@ async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> 
     stop = trio.Event()
     host, port = server.address
     own = server.in_force
-    log.info(
-        "started",
-        message=f"CA of {own.terms.authority.trust_domain} for {len(own.terms.services)} services",
-        listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        issuing_until=f"{own.terms.authority.issuer.certificate.not_valid_after_utc:%FT%TZ}",
-        root_sha256=own.bundle.active.hex(),
-        bundle=own.bundle.version,
-    )
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            # Said once signals are heard: whoever reads it may send one at once.
+            log.info(
+                "started",
+                message=f"CA of {own.terms.authority.trust_domain} for {len(own.terms.services)} services",
+                listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                issuing_until=f"{own.terms.authority.issuer.certificate.not_valid_after_utc:%FT%TZ}",
+                root_sha256=own.bundle.active.hex(),
+                bundle=own.bundle.version,
+            )
             nursery.start_soon(_obey, signals, stop, nursery.cancel_scope)
             await server.run(stop)
             nursery.cancel_scope.cancel()
