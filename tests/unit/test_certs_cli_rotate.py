@@ -395,6 +395,28 @@ def test_what_a_rotation_left_that_was_killed_in_its_last_moment_is_cleaned_up()
     assert roots() == [root]
 
 
+def test_killed_once_the_new_root_is_alone_it_ends_when_the_same_command_is_run_again() -> None:
+    (CA / "root.key").rename("offline.key")
+    with options.open_store(CA, None) as store:
+        one = Rotator(CA, store, load_root(CA, Path("offline.key"), None), "shop.internal")
+        one.prepare(options.now())
+        new = one.new_root().certificate
+        one.distribute(options.now())
+        one.settle(one.activate(options.now()))
+        one.retire(options.now())
+    before = everything(CA)
+    ran("init", "other", "--trust-domain", "shop.internal")
+    again = ["rotate-root", "ca", "--force", "--root-key-out", "safe", "--root-key"]
+    assert "is the key of no root in ca/root.pem" in refused(*again, "other/root.key")
+    assert everything(CA) == before
+
+    (CA / "root.pem").write_bytes(authority.pem(new))  # the last file that it changes
+    assert ran(*again, "offline.key").splitlines()[0].startswith("retire: ")
+    assert load_root(CA, Path("safe/root.key"), None).certificate == new
+    assert not (CA / "next").exists()
+    assert "is the key of no root in ca/root.pem" in refused(*again, "offline.key")
+
+
 # -- interrupted, as a process -----------------------------------------------------------------------------------------
 
 
