@@ -79,6 +79,20 @@ def current(store: Store) -> Rotation | None:
     return Rotation(**json.loads(said)) if said else None
 
 
+def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | None) -> Issuer:
+    """The root with its key, as :func:`certs.authority.load_root`. After a run that was killed in its last moments the root
+    is the new one already, and whoever runs it again still names the old one's key: the new one's is in ``next/``."""
+    try:
+        return authority.load_root(directory, key_file, passphrase)
+    except UsageError:
+        if not (directory / NEXT / ROOT_KEY).exists():
+            raise
+        new = authority.load_root(directory / NEXT, None, None)
+        if files.read(directory / ROOT) != pem(new.certificate):
+            raise
+        return new
+
+
 class Rotator:
     """One directory's rotation. ``old`` is the root in force with its key, for as long as the new one is not."""
 

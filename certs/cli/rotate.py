@@ -60,7 +60,7 @@ def rotate_root(
     """
     where = directory(given)
     loaded = authority.load(where, now())
-    old = authority.load_root(where, root_key, passphrase(root_key or where / authority.ROOT_KEY))
+    old = rotation.root_in_force(where, root_key, passphrase(root_key or where / authority.ROOT_KEY))
     secret = new_passphrase() if encrypt else None
     with open_store(where, store_url) as store:
         rotator = Rotator(where, store, old, loaded.trust_domain)
