@@ -80,7 +80,8 @@ def inject(inputs: Inputs) -> Injection:
     apps = find_apps(application)
 
     # Who calls whom, and where.
-    mentions = find_mentions(application, apps, inputs.texts)
+    texts = _with_configs(application, inputs.texts)
+    mentions = find_mentions(application, apps, texts)
     bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
     excluded = exclude(apps, mentions, frozenset(options.only), bases)
     edges = find_edges(mentions)
@@ -90,7 +91,7 @@ def inject(inputs: Inputs) -> Injection:
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
 
     # Which networks there are, and where.
-    topology = lay_out(application, apps, excluded, find_static_references(application, apps, inputs.texts), ports)
+    topology = lay_out(application, apps, excluded, find_static_references(application, apps, texts), ports)
     if not topology.slots:
         reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
         raise UsageError(f"{name}: no two services could meet in a mesh\n{reasons}")
@@ -146,6 +147,14 @@ def inject(inputs: Inputs) -> Injection:
         picture=picture(edges, topology, names),
         warnings=(*said, *written.notes),
     )
+
+
+def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]]) -> dict[str, tuple[Text, ...]]:
+    """What services mount, with the inline configs that Compose itself carries into them."""
+    return {
+        name: (*texts.get(name, ()), *(Text(label, text, "mounted") for label, text in inline))
+        for name, inline in application.config_texts.items()
+    }
 
 
 def _is_meshed(edge: Edge, topology: Topology) -> bool:

@@ -37,7 +37,8 @@ def run_certs(arguments: Sequence[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"certs {arguments[0]}: {error}") from error
     if done.returncode:
-        said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()]
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Usage:", "Try "))]
+        said = [line.removeprefix("error: ").removeprefix("Error: ") for line in lines]
         raise UsageError("\n".join(f"certs {arguments[0]}: {line}" for line in said or ["ended without a word"]))
 
 

@@ -52,9 +52,9 @@ class PlainNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """``slots`` by app of the mesh. ``stays`` are the original networks that an app keeps, each with the reason, ``excluded``
-    the apps with theirs. ``plaintext`` are pairs, sorted, that still meet in plaintext, and why. ``unclear`` are names
-    that stood for several, by caller: which it is now, then all."""
+    """``slots`` by app of the mesh. ``stays`` are the original networks that an app keeps, and why; ``excluded`` are apps,
+    and why. ``plaintext`` are pairs, sorted, that still meet in plaintext, and why. ``unclear`` are names that stood for
+    several, by caller: which it is now, then all."""
 
     slots: Mapping[str, tuple[Slot, ...]]
     stays: Mapping[tuple[str, str], str]

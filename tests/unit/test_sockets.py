@@ -182,7 +182,7 @@ def test_auto_is_the_device_that_has_the_address() -> None:
 
 
 def test_the_twin_an_address_that_no_device_has_is_listened_on_nowhere() -> None:
-    with pytest.raises(UsageError, match="; no interface of this machine has that address$"):
+    with pytest.raises(UsageError, match=r"; no interface of this machine has that address$"):
         sockets.listen("there", "192.0.2.1", 0, "auto")
 
 
