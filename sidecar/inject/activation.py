@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_LINE = re.compile(r"^(\s*(?:export\s+)?COMPOSE_FILE\s*=\s*)(.*?)\s*$", re.MULTILINE)
-_SEPARATOR = re.compile(r"^\s*COMPOSE_PATH_SEPARATOR\s*=\s*[\"']?(.)", re.MULTILINE)
+_LINE = re.compile(r"^([ \t]*(?:export[ \t]+)?COMPOSE_FILE[ \t]*=[ \t]*)(.*?)[ \t]*$", re.MULTILINE)
+_SEPARATOR = re.compile(r"^[ \t]*COMPOSE_PATH_SEPARATOR[ \t]*=[ \t]*[\"']?(.)", re.MULTILINE)
 
 
 def is_active(env: str | None, override: str) -> bool:

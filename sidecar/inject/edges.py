@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.inject import references
 from sidecar.inject.application import Application, Service
+from sidecar.inject.references import in_command, in_environment, in_text
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
 
 Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared"]
@@ -87,14 +87,14 @@ def _of_service(
     for name, dependency in service.depends_on.items():
         if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
             yield owners[name], None, "depends_on", "depends_on"
-    for key, mention in references.in_environment(service.environment, names):
+    for key, mention in in_environment(service.environment, names):
         yield mention.callee, mention.port, "environment", f"environment {key}"
-    for mention in references.in_command(service.command, names):
+    for mention in in_command(service.command, names):
         yield mention.callee, mention.port, "command", "command"
-    for mention in references.in_command(service.healthcheck, names):
+    for mention in in_command(service.healthcheck, names):
         yield mention.callee, mention.port, "healthcheck", "healthcheck"
     for text in texts:
-        for mention in references.in_text(text.text, names, words=text.kind == "mounted"):
+        for mention in in_text(text.text, names, words=text.kind == "mounted"):
             yield mention.callee, mention.port, text.kind, f"{text.label}:{mention.line}"
 
 

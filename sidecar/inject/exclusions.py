@@ -29,7 +29,7 @@ def exclude(
         calls = {mention.port for mention in mentions if mention.callee == name}
         reason = _reason(app, calls, images)
         if reason is None and only and not only & {member.name for member in app.members}:
-            reason = "left out by --only"
+            reason = "is left out by --only"
         if reason is not None:
             found[name] = reason
     return found
@@ -48,7 +48,7 @@ def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) ->
             return "finds whom it routes to by asking Docker, and calls them by their addresses"
     tcp = {port for member in app.members for port in member.declared("tcp")}
     udp = {port for member in app.members for port in member.declared("udp")} - tcp
-    if udp and not tcp:
+    if udp and not tcp and not set(calls) - udp - {None}:
         return "serves UDP only, which mutual TLS does not carry"
     if udp & set(calls):
         return f"is called at UDP port {min(port for port in calls if port in udp)}, which mutual TLS does not carry"

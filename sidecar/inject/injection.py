@@ -199,4 +199,4 @@ def _declared(application: Application) -> list[Taken]:
 def _trust_domain(project: str, existing: Existing | None) -> str:
     if existing is not None:
         return existing.mesh.trust_domain
-    return re.sub(r"[^a-z0-9-]+", "-", project.lower()).strip("-") + ".internal"
+    return (re.sub(r"[^a-z0-9-]+", "-", project.lower()).strip("-") or "app") + ".internal"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sidecar.inject import references
 from sidecar.inject.edges import Edge, Mention
+from sidecar.inject.references import exposed_ports, health_ports, own_ports
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import Known, known
 from sidecar.reasons import UsageError
@@ -78,16 +78,16 @@ def _steps(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) ->
     """Where to look, in order; each step's ports with their origin."""
     yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
     yield _mentioned(mentions, {"environment", "command"})
-    yield {port: "its command" for member in app.members for port in references.own_ports(member.command)}
+    yield {port: "its command" for member in app.members for port in own_ports(member.command)}
     own = dict.fromkeys(app.own_names(), app.name)
     yield {
-        port: "its health check" for member in app.members for port in references.health_ports(member.healthcheck, own)
+        port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)
     }
     yield _mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
     yield {
         port: "its Dockerfile"
         for member in app.members
-        for port in references.exposed_ports(dockerfiles.get(member.name, ""))[0]
+        for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
     }
     table = _table(app, dockerfiles)
     yield dict.fromkeys(table.ports, "what its image is known for") if table is not None else {}
@@ -103,7 +103,7 @@ def _mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:
 
 def _table(app: App, dockerfiles: Mapping[str, str]) -> Known | None:
     for member in app.members:
-        base = references.exposed_ports(dockerfiles.get(member.name, ""))[1]
+        base = exposed_ports(dockerfiles.get(member.name, ""))[1]
         found = known(base) if member.name in dockerfiles else known(member.image)
         if found is not None:
             return found

@@ -50,7 +50,9 @@ def scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text
-    return json.dumps(text)  # YAML's double-quoted style is a superset of JSON's
+    # YAML's double-quoted style is JSON's, but for what JSON writes as two surrogates.
+    inside = "".join(f"\\U{ord(it):08x}" if ord(it) > 0xFFFF else json.dumps(it)[1:-1] for it in text)
+    return f'"{inside}"'
 
 
 def flow(value: Any) -> str:

@@ -63,12 +63,17 @@ def test_called_at_a_udp_port() -> None:
     assert excluded(services) == {"x": "is called at UDP port 8125, which mutual TLS does not carry"}
     services["web"] = {"environment": {"S": "x:8126"}}
     assert excluded(services) == {}
+    services["x"] = {"expose": ["8125/udp"]}
+    assert excluded(services) == {}  # it is called at a TCP port too
+    services["web"] = {"environment": {"S_HOST": "x"}}
+    assert "UDP only" in excluded(services)["x"]
+    services["x"] = {"expose": ["8125/udp", "8126/tcp"]}
     assert udp_beside(apps(services)["x"]) == (8125,)
     assert udp_beside(apps(services)["web"]) == ()
 
 
 def test_only() -> None:
     services: dict[str, Any] = {"a": {}, "b": {}, "c": {"network_mode": "service:b"}, "d": {}}
-    assert excluded(services, "a", "c") == {"d": "left out by --only"}
+    assert excluded(services, "a", "c") == {"d": "is left out by --only"}
     with pytest.raises(UsageError, match=r"^--only: there is no service 'aa' \(did you mean 'a'\?\)"):
         excluded({"a": {}, "b": {}}, "aa")

@@ -14,12 +14,12 @@ from tests.inject.applications import application
 
 
 def ports(
-    db: dict[str, Any], web: dict[str, Any] | None = None, text: Text | None = None, dockerfile: str | None = None, **given: Any
+    db: dict[str, Any], web: dict[str, Any] | None = None, text: Text | None = None, dockerfile: str | None = None, given: dict[str, tuple[int, ...]] | None = None
 ) -> tuple[Port, ...]:
     whole = application({"db": db, "web": web or {}})
     apps = find_apps(whole)
     mentions = find_mentions(whole, apps, {"web": (text,)} if text else {})
-    return infer_ports(apps, mentions, {"db": dockerfile} if dockerfile else {}, given)["db"]
+    return infer_ports(apps, mentions, {"db": dockerfile} if dockerfile else {}, given or {})["db"]
 
 
 EVERYTHING: dict[str, Any] = {
@@ -65,8 +65,8 @@ def test_udp_is_no_port() -> None:
 
 
 def test_an_answer_is_final() -> None:
-    assert ports(EVERYTHING, CALLER, db=(7,)) == (Port(7, "given"),)
-    assert ports(EVERYTHING, db=()) == ()
+    assert ports(EVERYTHING, CALLER, given={"db": (7,)}) == (Port(7, "given"),)
+    assert ports(EVERYTHING, given={"db": ()}) == ()
 
 
 def test_what_is_left_is_asked_for_in_one_message() -> None:
