@@ -80,14 +80,10 @@ def _steps(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) ->
     yield _mentioned(mentions, {"environment", "command"})
     yield {port: "its command" for member in app.members for port in own_ports(member.command)}
     own = dict.fromkeys(app.own_names(), app.name)
-    yield {
-        port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)
-    }
+    yield {port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)}
     yield _mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
     yield {
-        port: "its Dockerfile"
-        for member in app.members
-        for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
+        port: "its Dockerfile" for member in app.members for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
     }
     table = _table(app, dockerfiles)
     yield dict.fromkeys(table.ports, "what its image is known for") if table is not None else {}

@@ -29,7 +29,12 @@ def config(services: Mapping[str, Any], networks: Mapping[str, Any] | None = Non
         if isinstance(raw.get("depends_on"), list):
             raw["depends_on"] = {it: {"condition": "service_started", "required": True} for it in raw["depends_on"]}
         found[name] = raw
-    return {"name": "shop", "services": found, "networks": {"default": {"name": "shop_default"}, **(networks or {})}, **more}
+    return {
+        "name": "shop",
+        "services": found,
+        "networks": {"default": {"name": "shop_default"}, **(networks or {})},
+        **more,
+    }
 
 
 def application(services: Mapping[str, Any], networks: Mapping[str, Any] | None = None, **more: Any) -> Application:
@@ -41,7 +46,10 @@ def apps(services: Mapping[str, Any], networks: Mapping[str, Any] | None = None)
 
 
 def inputs(
-    services: Mapping[str, Any], networks: Mapping[str, Any] | None = None, texts: Mapping[str, str] | None = None, **more: Any
+    services: Mapping[str, Any],
+    networks: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Inputs:
     """``texts`` are mounted, one a service; ``more`` are other inputs."""
     mounted = {name: (Text("file.conf", text, "mounted"),) for name, text in (texts or {}).items()}

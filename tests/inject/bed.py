@@ -116,7 +116,7 @@ def configs(injection: Injection, directory: Path) -> dict[str, Config]:
     return {name: load_config(directory / f"mesh/sidecars/{name}.yaml", {}) for name in injection.services}
 
 
-# -- what must hold, whatever the application. Each gives what breaks it. ----------------------------------------------------
+# -- what must hold, whatever the application. Each gives what breaks it. -----------------------------------------------
 
 
 def shared_between_apps(injection: Injection, after: Mapping[str, Any]) -> list[str]:

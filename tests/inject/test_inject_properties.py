@@ -108,7 +108,7 @@ def test_whatever_the_application(application: dict[str, Any]) -> None:
 
 
 def edges_without_listener(inputs: Inputs, injection: Injection, after: Any, wiring: Any) -> list[str]:
-    """But for callees whose own name leads to another for this caller, which is told (``unclear``), or is the caller's own."""
+    """But for callees whose own name leads to another for this caller (told: ``unclear``), or is its own."""
     unclear = {(caller, word) for caller, word in injection.topology.unclear}
     own = {name: set(inputs.config["services"][name]["networks"]) for name in injection.services}
     broken = bed.edges_without_listener(inputs, injection, after, wiring)
@@ -125,7 +125,7 @@ def _is_own_alias(inputs: Inputs, caller: str, name: str, networks: Any) -> bool
     return any(name in ((raw[network] or {}).get("aliases") or ()) for network in networks[caller])
 
 
-# -- the twins: each check finds what breaks it -------------------------------------------------------------------------------
+# -- the twins: each check finds what breaks it ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,9 @@ def test_no_compose_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_part_of_it_and_all_again(project: Path) -> None:
-    (project / "compose.yaml").write_text(COMPOSE.replace("db: {image: redis}", "db: {image: redis}, c: {image: redis}"))
+    (project / "compose.yaml").write_text(
+        COMPOSE.replace("db: {image: redis}", "db: {image: redis}, c: {image: redis}")
+    )
     assert "note: c is not in the mesh: it left out by --only" not in run("--dry-run").stdout
     limited = run("--dry-run", "--only", "web,db")
     assert "note: c is not in the mesh: it is left out by --only" in limited.stdout

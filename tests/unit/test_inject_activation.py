@@ -28,8 +28,17 @@ def test_activated(before: str | None, after: str) -> None:
     assert activated(after, ["compose.yaml"], OVERRIDE) == after
 
 
-@pytest.mark.parametrize("env", [None, "", "#COMPOSE_FILE=compose.mesh.yaml", "X_COMPOSE_FILE=compose.mesh.yaml",
-                                 "COMPOSE_FILE=compose.mesh.yaml\nCOMPOSE_FILE=a", "COMPOSE_FILE=my-compose.mesh.yaml"])  # fmt: skip
+@pytest.mark.parametrize(
+    "env",
+    [
+        None,
+        "",
+        "#COMPOSE_FILE=compose.mesh.yaml",
+        "X_COMPOSE_FILE=compose.mesh.yaml",
+        "COMPOSE_FILE=compose.mesh.yaml\nCOMPOSE_FILE=a",
+        "COMPOSE_FILE=my-compose.mesh.yaml",
+    ],
+)
 def test_not_active(env: str | None) -> None:
     assert not is_active(env, OVERRIDE)
 

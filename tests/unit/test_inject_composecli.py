@@ -14,7 +14,7 @@ from sidecar.reasons import UsageError
 
 
 @pytest.fixture
-def bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only directory in which programs are found."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     return tmp_path
@@ -30,43 +30,45 @@ def find(directory: Path) -> Compose:
     return find_compose({"PATH": str(directory)})
 
 
-def test_the_plugin_is_taken_first(bin: Path) -> None:
-    program(bin, "docker", 'test "$1 $2 $3" = "compose version --short" && echo 2.30.1')
-    program(bin, "docker-compose", "echo 2.31.0")
-    assert find(bin) == Compose((str(bin / "docker"), "compose"), (2, 30, 1))
+def test_the_plugin_is_taken_first(programs: Path) -> None:
+    program(programs, "docker", 'test "$1 $2 $3" = "compose version --short" && echo 2.30.1')
+    program(programs, "docker-compose", "echo 2.31.0")
+    assert find(programs) == Compose((str(programs / "docker"), "compose"), (2, 30, 1))
 
 
 @pytest.mark.parametrize("docker", ["echo unknown command >&2; exit 1", "echo 2.24.3"])
-def test_the_standalone_one_if_the_plugin_is_none_or_old(bin: Path, docker: str) -> None:
-    program(bin, "docker", docker)
-    program(bin, "docker-compose", "echo v2.24.4-desktop.1")
-    assert find(bin).command == (str(bin / "docker-compose"),)
+def test_the_standalone_one_if_the_plugin_is_none_or_old(programs: Path, docker: str) -> None:
+    program(programs, "docker", docker)
+    program(programs, "docker-compose", "echo v2.24.4-desktop.1")
+    assert find(programs).command == (str(programs / "docker-compose"),)
 
 
 @pytest.mark.parametrize("version", ["2.24.3", "1.29.2", "v2.3.4"])
-def test_too_old(bin: Path, version: str) -> None:
-    program(bin, "docker-compose", f"echo {version}")
-    with pytest.raises(UsageError, match=rf"2\.24\.4 or newer is needed; .*docker-compose is {version.removeprefix('v')}"):
-        find(bin)
+def test_too_old(programs: Path, version: str) -> None:
+    program(programs, "docker-compose", f"echo {version}")
+    with pytest.raises(
+        UsageError, match=rf"2\.24\.4 or newer is needed; .*docker-compose is {version.removeprefix('v')}"
+    ):
+        find(programs)
 
 
-def test_missing(bin: Path) -> None:
+def test_missing(programs: Path) -> None:
     with pytest.raises(UsageError, match="neither `docker compose` nor `docker-compose` is here"):
-        find(bin)
+        find(programs)
 
 
-def test_config(bin: Path) -> None:
-    program(bin, "c", 'echo "careful" >&2; printf \'{"args": "%s"}\' "$*"')
-    data, said = Compose((str(bin / "c"),), (9, 9, 9)).config([Path("a.yaml"), Path("b.yaml")], {})
+def test_config(programs: Path) -> None:
+    program(programs, "c", 'echo "careful" >&2; printf \'{"args": "%s"}\' "$*"')
+    data, said = Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml"), Path("b.yaml")], {})
     assert data == {"args": "-f a.yaml -f b.yaml --profile * config --format json"}
     assert said == ("careful",)
 
 
 @pytest.mark.parametrize("text", ["echo bad file >&2; exit 1", "echo bad file >&2", "echo bad file >&2; echo '[]'"])
-def test_what_compose_refuses_is_told_in_its_words(bin: Path, text: str) -> None:
-    program(bin, "c", text)
+def test_what_compose_refuses_is_told_in_its_words(programs: Path, text: str) -> None:
+    program(programs, "c", text)
     with pytest.raises(UsageError, match=r"^a.yaml: Compose says: bad file$"):
-        Compose((str(bin / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
+        Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
 
 
 def test_what_cannot_be_run(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_member_of_a_shared_namespace_calls_as_its_owner() -> None:
 
 
 def test_static_addresses() -> None:
-    networks = {"lan": {}}
+    networks: dict[str, Any] = {"lan": {}}
     services: dict[str, Any] = {
         "a": {"networks": {"lan": None}, "extra_hosts": ["plc=10.0.0.9"]},
         "b": {"networks": {"lan": {"ipv4_address": "10.0.0.9"}}, "command": "listen 10.0.0.9"},

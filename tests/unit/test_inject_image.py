@@ -52,7 +52,12 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(wheel)], check=True, timeout=120)
     code = "import sidecar, certs; from sidecar.cli import main; print(sidecar.__file__); main(['--version'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,  # `-c` looks there first
     )
     assert done.stdout.splitlines() == [
         str(tmp_path / "site/sidecar/__init__.py"),
@@ -64,7 +69,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     def none(_: str) -> metadata.Distribution:
         raise metadata.PackageNotFoundError
 
-    monkeypatch.setattr(image.metadata, "distribution", none)
+    monkeypatch.setattr(metadata, "distribution", none)
     with pytest.raises(UsageError, match="is not installed"):
         image_files()
 

@@ -99,5 +99,5 @@ def test_addresses_that_are_taken() -> None:
 
 def test_a_state_that_is_mounted() -> None:
     services = {**SERVICES, "web": {"volumes": [{"type": "bind", "source": "/state"}]}}
-    with pytest.raises(UsageError, match="^--state: "):
+    with pytest.raises(UsageError, match=r"^--state: "):
         inject(inputs(services))

@@ -40,7 +40,8 @@ def test_a_file_of_elsewhere_is_told_by_its_name_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "compose.yaml", "docker-compose.prod.yml", "compose.mesh.yaml", "Dockerfile", "README.md", "x.lock", ".env", "tls.key",
+        "compose.yaml", "docker-compose.prod.yml", "compose.mesh.yaml", "Dockerfile", "README.md", "x.lock", ".env",
+        "tls.key",
         "node_modules/x.js", ".git/config", "mesh/mesh.yaml", "a/b/c/d/e/f/g/h.conf",
     ],
 )  # fmt: skip

@@ -40,5 +40,5 @@ def test_answers() -> None:
 
 @pytest.mark.parametrize("text", ["db", "db=", "=1", "db=x", "db=0", "db=65536", "db=1,,2", "db=-1", "db=None"])
 def test_no_answers(text: str) -> None:
-    with pytest.raises(UsageError, match="^--port: "):
+    with pytest.raises(UsageError, match=r"^--port: "):
         parse_ports((text,))

@@ -12,7 +12,9 @@ from tests.inject.applications import application
 
 
 def check(state: str, service: dict[str, Any] | None = None, links: dict[str, str] | None = None) -> None:
-    refuse_readable_state(application({"web": service}), state, "/home/me/shop", lambda path: (links or {}).get(path, path))
+    refuse_readable_state(
+        application({"web": service}), state, "/home/me/shop", lambda path: (links or {}).get(path, path)
+    )
 
 
 def bind(source: str) -> dict[str, Any]:

@@ -14,7 +14,11 @@ from tests.inject.applications import application
 
 
 def ports(
-    db: dict[str, Any], web: dict[str, Any] | None = None, text: Text | None = None, dockerfile: str | None = None, given: dict[str, tuple[int, ...]] | None = None
+    db: dict[str, Any],
+    web: dict[str, Any] | None = None,
+    text: Text | None = None,
+    dockerfile: str | None = None,
+    given: dict[str, tuple[int, ...]] | None = None,
 ) -> tuple[Port, ...]:
     whole = application({"db": db, "web": web or {}})
     apps = find_apps(whole)
@@ -77,7 +81,8 @@ def test_what_is_left_is_asked_for_in_one_message() -> None:
     with pytest.raises(UsageError) as asked:
         ask_for(edges, none, {})
     assert str(asked.value).splitlines() == [
-        "at which port these are called is nowhere to be found; add --port a=… --port b=… (=none for one that listens at none)",
+        "at which port these are called is nowhere to be found; add --port a=… --port b=… "
+        "(=none for one that listens at none)",
         "a: called by web (depends_on)",
         "b: called by web (depends_on)",
     ]

@@ -13,7 +13,9 @@ from sidecar.reasons import UsageError
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
 
 
 def test_written_and_then_nothing_to_write(tmp_path: Path) -> None:
@@ -24,7 +26,10 @@ def test_written_and_then_nothing_to_write(tmp_path: Path) -> None:
 
 
 def test_what_is_needed_no_more_goes_and_what_is_not_ours_stays(tmp_path: Path) -> None:
-    write(tmp_path, [Change(path, None, b"x") for path in ("mesh/sidecars/old.yaml", "mesh/image/old.whl", "mesh/mine.yaml")])
+    write(
+        tmp_path,
+        [Change(path, None, b"x") for path in ("mesh/sidecars/old.yaml", "mesh/image/old.whl", "mesh/mine.yaml")],
+    )
     write(tmp_path, find_changes(tmp_path, {"mesh/sidecars/new.yaml": b"y"}))
     assert sorted(files(tmp_path)) == ["mesh/mine.yaml", "mesh/sidecars/new.yaml"]
 
@@ -73,7 +78,7 @@ def test_the_diff() -> None:
     ]
     short = diff(changes, new_too=False).splitlines()
     assert short[0] == "new: new"
-    assert ["--- a/changed", "+++ b/changed", "@@ -1 +1 @@", "-1", "+2"] == short[1:6]
-    assert ["--- a/gone", "+++ /dev/null"] == short[6:8]
+    assert short[1:6] == ["--- a/changed", "+++ b/changed", "@@ -1 +1 @@", "-1", "+2"]
+    assert short[6:8] == ["--- a/gone", "+++ /dev/null"]
     assert short[-2:] == ["changed: binary", "new: fresh"]
     assert diff(changes[:1], new_too=True).splitlines() == ["--- /dev/null", "+++ b/new", "@@ -0,0 +1 @@", "+1"]

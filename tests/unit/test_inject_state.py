@@ -54,7 +54,7 @@ def test_another_mesh_s(tmp_path: Path) -> None:
 
 def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="^--state: "):
+    with pytest.raises(UsageError, match=r"^--state: "):
         ensure_state(tmp_path / "file" / "state", "shop.internal", [], nothing)
 
 
@@ -67,5 +67,7 @@ def test_what_certs_refuses_is_told_in_its_words(tmp_path: Path) -> None:
 
 def test_the_default_is_by_project_and_place() -> None:
     environ = {"HOME": "/home/me"}
-    assert str(default_state(environ, "shop", Path("/x"), "0123456789")) == "/home/me/.local/state/sidecar/shop-01234567"
+    assert (
+        str(default_state(environ, "shop", Path("/x"), "0123456789")) == "/home/me/.local/state/sidecar/shop-01234567"
+    )
     assert str(default_state({"XDG_STATE_HOME": "/s"}, "a", Path("/x"), "01234567")) == "/s/sidecar/a-01234567"

@@ -54,7 +54,9 @@ def test_the_block_of_an_earlier_run_is_kept_though_its_own_networks_are_there()
 
 def test_a_range_that_overlaps_what_is_there() -> None:
     within = IPv4Network("10.9.0.0/20")
-    with pytest.raises(UsageError, match=r"^--subnets: 10.9.0.0/20 overlaps .* 10.9.0.0/24 \(network lan\): give another"):
+    with pytest.raises(
+        UsageError, match=r"^--subnets: 10.9.0.0/20 overlaps .* 10.9.0.0/24 \(network lan\): give another"
+    ):
         place("shop", NETS, within, [], None, [Taken(IPv4Network("10.9.0.0/24"), "network lan")])
     assert place("shop", NETS, within, [Taken(IPv4Network("10.10.0.0/24"), "x")], None, []).block == within
 
@@ -67,7 +69,7 @@ def test_a_range_that_is_too_small() -> None:
 
 @pytest.mark.parametrize("text", ["x", "10.0.0.1/16", "10.0.0.0/25", "::/64", "10.0.0.0/40"])
 def test_no_range(text: str) -> None:
-    with pytest.raises(UsageError, match="^--subnets: "):
+    with pytest.raises(UsageError, match=r"^--subnets: "):
         parse_range(text)
 
 

@@ -16,20 +16,28 @@ def callees(found: Topology, name: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_one_network_for_callees_on_different_ports_and_one_more_for_each_clash() -> None:
-    services = {name: {"expose": ports} for name, ports in (("a", ["1"]), ("b", ["2"]), ("c", ["1"]), ("d", ["1", "2"]))}
+    services = {
+        name: {"expose": ports} for name, ports in (("a", ["1"]), ("b", ["2"]), ("c", ["1"]), ("d", ["1", "2"]))
+    }
     found = topology({"web": {}, **services})
     assert callees(found, "web") == [
         ("web-private", ("a", "b")),
         ("web-private-2", ("c",)),
         ("web-private-3", ("d",)),
     ]
-    assert callees(topology({"web": {}, "a": services["a"], "b": services["b"]}), "web") == [("web-private", ("a", "b"))]
+    assert callees(topology({"web": {}, "a": services["a"], "b": services["b"]}), "web") == [
+        ("web-private", ("a", "b"))
+    ]
 
 
 def test_who_shares_no_network_is_not_carried() -> None:
     networks: dict[str, Any] = {"one": {}, "two": {}}
     found = topology(
-        {"a": {"networks": {"one": None}}, "b": {"networks": {"one": None, "two": None}}, "c": {"networks": {"two": None}}},
+        {
+            "a": {"networks": {"one": None}},
+            "b": {"networks": {"one": None, "two": None}},
+            "c": {"networks": {"two": None}},
+        },
         networks,
     )
     assert callees(found, "a") == [("a-private", ("b",))]

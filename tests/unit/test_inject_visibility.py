@@ -25,7 +25,11 @@ def test_a_shared_network_namespace_is_one_app() -> None:
 
 def test_neighbours_share_a_network() -> None:
     found = apps(
-        {"a": {"networks": {"one": None}}, "b": {"networks": {"one": None, "two": None}}, "c": {"networks": {"two": None}}},
+        {
+            "a": {"networks": {"one": None}},
+            "b": {"networks": {"one": None, "two": None}},
+            "c": {"networks": {"two": None}},
+        },
         {"one": {}, "two": {}},
     )
     assert neighbours(found["b"], found) == ("a", "c")
@@ -37,7 +41,10 @@ def test_names_are_those_of_the_shared_network_and_never_ones_own() -> None:
     found = apps(
         {
             "a": {"networks": {"one": {"aliases": ["mine"]}}, "links": ["b:linked"]},
-            "b": {"networks": {"one": {"aliases": ["near", "mine"]}, "two": {"aliases": ["far"]}}, "hostname": "host-b"},
+            "b": {
+                "networks": {"one": {"aliases": ["near", "mine"]}, "two": {"aliases": ["far"]}},
+                "hostname": "host-b",
+            },
         },
         {"one": {}, "two": {}},
     )

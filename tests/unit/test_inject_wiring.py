@@ -18,7 +18,9 @@ def test_every_port_of_every_callee_on_the_address_of_its_network_only() -> None
     subnets = {"db-private": IPv4Network("10.0.0.0/28"), "db-private-2": IPv4Network("10.0.0.16/28")}
     text = wiring_text("db", found, ports, subnets, IPv4Address("10.1.0.9"))
     config = parse_config(text, "x/db.yaml", {}, parse_mesh(MESH, "mesh.yaml"))
-    assert [(it.port, str(it.listen), str(it.apps[0])) for it in config.inbound] == [("5432", "10.1.0.9:5432", "db:5432")]
+    assert [(it.port, str(it.listen), str(it.apps[0])) for it in config.inbound] == [
+        ("5432", "10.1.0.9:5432", "db:5432")
+    ]
     assert [
         (str(it.target), str(it.listen), str(it.peers[0]), str(it.allow_from[0]), it.device) for it in config.outbound
     ] == [

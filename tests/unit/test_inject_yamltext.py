@@ -12,7 +12,29 @@ from hypothesis import strategies as st
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block, comment, flow, scalar
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["no", "on", "y", "null", "~", "1", "1.5", "0x1", "1:30", "1e3", "- a", "a: b", "#", "&a", "*", "!x", "", " a", "a #b", ".inf", "@"]
+    [
+        "no",
+        "on",
+        "y",
+        "null",
+        "~",
+        "1",
+        "1.5",
+        "0x1",
+        "1:30",
+        "1e3",
+        "- a",
+        "a: b",
+        "#",
+        "&a",
+        "*",
+        "!x",
+        "",
+        " a",
+        "a #b",
+        ".inf",
+        "@",
+    ]
 )
 DATA = st.recursive(
     TEXT | st.integers() | st.booleans() | st.none(),
