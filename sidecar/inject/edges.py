@@ -136,6 +136,23 @@ def find_static_references(
     return tuple(found)
 
 
+def find_subnet_mentions(
+    application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
+) -> tuple[tuple[str, str, str], ...]:
+    """Every app that names the subnet of a network that it is on (as a rule, to let in who calls from there), the network,
+    and where."""
+    found: dict[tuple[str, str, str], None] = {}
+    for app in apps.values():
+        near = [application.networks[key] for key in app.owner.networks if key in application.networks]
+        subnets = {subnet: network.key for network in near for subnet in network.subnets}
+        for service in app.members:
+            for where, text in _places(service, texts.get(service.name, ())):
+                for subnet, key in subnets.items():
+                    if re.search(rf"(?<![\d.]){re.escape(subnet)}(?!\d)", text):
+                        found[app.name, key, where] = None
+    return tuple(found)
+
+
 def _places(service: Service, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
     yield from ((f"environment {key}", value) for key, value in service.environment.items())
     yield "command", service.command

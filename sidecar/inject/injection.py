@@ -15,7 +15,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from sidecar.inject.application import MARK, Application, read_application
-from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references
+from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
@@ -145,8 +145,16 @@ def inject(inputs: Inputs) -> Injection:
         topology=topology,
         placement=placement,
         picture=picture(edges, topology, names),
-        warnings=(*said, *written.notes),
+        warnings=(*said, *_moved(find_subnet_mentions(application, apps, texts), topology), *written.notes),
     )
+
+
+def _moved(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:
+    return [
+        f"{app}: {where} names the subnet of network {network}: who calls from there comes from {app}'s sidecar now"
+        for app, network, where in mentions
+        if app in topology.slots and (app, network) not in topology.stays
+    ]
 
 
 def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]]) -> dict[str, tuple[Text, ...]]:

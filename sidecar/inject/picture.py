@@ -55,7 +55,7 @@ def warnings(
             yield f"{name} stays on network {network}: {reason}"
     for name in topology.slots:
         owner = apps[name].owner
-        opened = [str(port.target) for port in owner.published if not port.is_loopback]
+        opened = list(dict.fromkeys(str(port.target) for port in owner.published if not port.is_loopback))
         if opened and options.publish == "keep":
             yield (
                 f"{name}: open beside the mesh, to containers too, by the gateway of their networks: published "

@@ -37,7 +37,7 @@ _IMAGE_LINE = re.compile(r"(?i)^\s*-?\s*[\"']?(?:image|from)\b")
 _COMMENT_LINE = re.compile(r"^\s*(?:#|//|;|--\s)")
 _HOST_KEY = re.compile(
     r"(?i)(?:^|_)(?:HOST(?:NAME|S)?|SERVERS?|ADDR(?:ESS(?:ES)?)?|UR[LI]S?|ENDPOINTS?|BROKERS?(?:_URL)?|NODES?|PEERS?|SEEDS?|"
-    r"UPSTREAMS?|BACKENDS?|TARGETS?|DSN|CONNECT(?:ION)?|BOOTSTRAP|SEED_HOSTS|SERVICE)$"
+    r"UPSTREAMS?|BACKENDS?|TARGETS?|DSN|CONNECT(?:ION)?|BOOTSTRAP|SEED_HOSTS|SERVICE|INSTANCES)$"
 )
 _PORT_KEY = re.compile(r"(?i)(?:HOST(?:NAME)?|SERVER|ADDR(?:ESS)?)$")
 _OWN = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]|\$\{?HOSTNAME\}?)[: ](\d{2,5})(?!\d)")

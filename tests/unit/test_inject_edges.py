@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.inject.edges import Text, find_edges, find_mentions, find_static_references
+from sidecar.inject.edges import Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.visibility import find_apps
 from tests.inject.applications import application
 
@@ -59,3 +59,14 @@ def test_static_addresses() -> None:
     whole = application(services, networks)
     found = find_static_references(whole, find_apps(whole), {})
     assert [(it.caller, it.callee, it.network, it.where) for it in found] == [("a", "b", "lan", "extra_hosts or dns")]
+
+
+def test_subnets() -> None:
+    networks: dict[str, Any] = {"lan": {"ipam": {"config": [{"subnet": "10.0.0.0/24"}]}}}
+    services: dict[str, Any] = {
+        "a": {"networks": {"lan": None}, "environment": {"ALLOW": "127.0.0.0/8 10.0.0.0/24"}},
+        "b": {"networks": {"lan": None}, "command": "10.0.0.0/245 110.0.0.0/24 10.0.0.0"},
+        "c": {"command": "10.0.0.0/24"},
+    }
+    whole = application(services, networks)
+    assert find_subnet_mentions(whole, find_apps(whole), {}) == (("a", "lan", "environment ALLOW"),)

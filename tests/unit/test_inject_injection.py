@@ -101,3 +101,13 @@ def test_a_state_that_is_mounted() -> None:
     services = {**SERVICES, "web": {"volumes": [{"type": "bind", "source": "/state"}]}}
     with pytest.raises(UsageError, match=r"^--state: "):
         inject(inputs(services))
+
+
+def test_a_subnet_that_somebody_lets_in_is_told() -> None:
+    lan = {"lan": {"ipam": {"config": [{"subnet": "10.9.0.0/16"}]}}}
+    db = {"image": "redis", "networks": {"lan": None, "default": None}, "environment": {"ALLOW": "10.9.0.0/16"}}
+    said = "db: environment ALLOW names the subnet of network lan: who calls from there comes from db's sidecar now"
+    web: dict[str, Any] = {"networks": {"lan": None}, "depends_on": ["db"]}
+    assert said in inject(inputs({"web": web, "db": db}, lan)).warnings
+    db["environment"] = {}
+    assert said not in inject(inputs({"web": web, "db": db}, lan)).warnings

@@ -89,6 +89,7 @@ def test_the_twin_commands_that_call_nobody(command: str) -> None:
     [
         ({"DB_HOST": "db"}, {("DB_HOST", "db", None)}),
         ({"DB_HOST": "db", "DB_PORT": "3307"}, {("DB_HOST", "db", 3307)}),
+        ({"MY_INSTANCES": "db"}, {("MY_INSTANCES", "db", None)}),
         ({"NODES": "db, api"}, {("NODES", "db", None), ("NODES", "api", None)}),
         ({"ANYTHING": "db:5432"}, {("ANYTHING", "db", 5432)}),
         ({"POSTGRES_USER": "db"}, set()),
