@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
@@ -102,10 +103,17 @@ def edge_texts(injection: Injection) -> list[str]:
     return sorted(found)
 
 
-def merged(inputs: Inputs, injection: Injection, base: Path, directory: Path) -> Any:
+def merged(injection: Injection, base: Path, directory: Path) -> Any:
     """What the real Compose makes of the application and the override together."""
     (directory / OVERRIDE).write_text(injection.files[OVERRIDE])
     return compose().config([base, directory / OVERRIDE], environment())[0]
+
+
+@cache
+def merged_case(case: Case) -> Any:
+    """The same of a case as it is; asked of Compose once, and so not to be changed."""
+    with tempfile.TemporaryDirectory() as directory:
+        return merged(outcome(case), case.path / "compose.yaml", Path(directory))
 
 
 def configs(injection: Injection, directory: Path) -> dict[str, Config]:

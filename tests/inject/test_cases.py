@@ -65,7 +65,7 @@ def test_names_and_networks(case: Case, injection: Injection) -> None:
 
 def test_what_must_hold_of_what_compose_makes_of_it(case: Case, injection: Injection, tmp_path: Path) -> None:
     inputs = case.inputs()
-    after = bed.merged(inputs, injection, case.path / "compose.yaml", tmp_path)
+    after = bed.merged_case(case)
     wiring = bed.configs(injection, tmp_path)
     assert bed.shared_between_apps(injection, after) == []
     assert bed.own_names_carried(inputs, injection, after) == []
@@ -76,9 +76,9 @@ def test_what_must_hold_of_what_compose_makes_of_it(case: Case, injection: Injec
     assert bed.wrongly_decided(injection) == []
 
 
-def test_the_application_is_otherwise_what_it_was(case: Case, injection: Injection, tmp_path: Path) -> None:
+def test_the_application_is_otherwise_what_it_was(case: Case) -> None:
     inputs = case.inputs()
-    after = bed.merged(inputs, injection, case.path / "compose.yaml", tmp_path)
+    after = bed.merged_case(case)
     for name, before in inputs.config["services"].items():
         now = after["services"][name]
         changed = {key for key in {*before, *now} if before.get(key) != now.get(key)}
@@ -87,10 +87,8 @@ def test_the_application_is_otherwise_what_it_was(case: Case, injection: Injecti
         assert {key: (now.get("depends_on") or {}).get(key) for key in waited} == waited
 
 
-def test_every_app_waits_for_its_sidecar_and_shares_its_profiles(
-    case: Case, injection: Injection, tmp_path: Path
-) -> None:
-    services = bed.merged(case.inputs(), injection, case.path / "compose.yaml", tmp_path)["services"]
+def test_every_app_waits_for_its_sidecar_and_shares_its_profiles(case: Case, injection: Injection) -> None:
+    services = bed.merged_case(case)["services"]
     for name in injection.services:
         sidecar = services[sidecar_of(name)]
         assert services[name]["depends_on"][sidecar_of(name)]["condition"] == "service_healthy"

@@ -84,7 +84,7 @@ def inputs_of(base: Path, application: dict[str, Any]) -> Inputs:
     return Inputs(config, ("compose.yaml",), {}, {}, str(base.parent), str, options, (), bed.TODAY, "0")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(services())
 def test_whatever_the_application(application: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -96,7 +96,7 @@ def test_whatever_the_application(application: dict[str, Any]) -> None:
             assert "no two services could meet" in str(error)  # noqa: PT017  # the one refusal that there may be
             assume(False)
             raise
-        after = bed.merged(inputs, injection, base, Path(directory))
+        after = bed.merged(injection, base, Path(directory))
         wiring = bed.configs(injection, Path(directory))
         assert bed.shared_between_apps(injection, after) == []
         assert bed.own_names_carried(inputs, injection, after) == []
@@ -133,7 +133,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Injection,
     case = bed.Case("proxy-two-backends")
     directory = tmp_path_factory.mktemp("broken")
     inputs, injection = case.inputs(), bed.outcome(case)
-    after = bed.merged(inputs, injection, case.path / "compose.yaml", directory)
+    after = bed.merged_case(case)
     return inputs, injection, after, bed.configs(injection, directory)
 
 
