@@ -194,7 +194,7 @@ class OutboundShape(_ListenerShape):
     to: Annotated[str, AfterValidator(_to)]
     peers: _Some[_Destination]
     allow_from: _Some[Annotated[Network, read_by(_network)]] | None = None
-    device: Annotated[str, AfterValidator(_device)] | None = None
+    device: Annotated[str, AfterValidator(_device)] | None = None  # "auto" is the interface that has the address
     listen: Annotated[Address, BeforeValidator(_plaintext_listen)]  # after `allow_from`, which it looks at
 
 

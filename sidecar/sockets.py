@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import ipaddress
@@ -17,7 +18,11 @@ from sidecar.reasons import UsageError
 LINGER_SECONDS = 1.0
 """How long a closing side may take to read what we said last, before it loses it."""
 
+ANY_DEVICE = "auto"
+"""As the name of an interface: the one that has the address that is listened on."""
+
 _BACKLOG = 1024
+_SIOCGIFADDR = 0x8915  # netdevice(7); Linux
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 
@@ -92,7 +97,7 @@ def listen(where: str, host: str, port: int, device: str | None = None) -> socke
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         if device is not None:
-            bind_to_device(sock, device)
+            bind_to_device(sock, device_of(host) if device == ANY_DEVICE else device)
         sock.bind(address)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
@@ -106,6 +111,17 @@ def listen(where: str, host: str, port: int, device: str | None = None) -> socke
         }.get(error.errno or 0, "")
         raise UsageError(f"{where}: cannot listen on {shown}: {error.strerror}{hint}") from error
     return sock
+
+
+def device_of(address: str) -> str:
+    """The interface that has an IPv4 address (Linux): in a container nobody can know its name beforehand. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # an interface without an IPv4 address
+                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
 def bind_to_device(sock: socket.socket, device: str) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "sidecar.cli.check:check",
     "dev": "sidecar.cli.dev:dev",
     "health": "sidecar.cli.status:health",
+    "inject": "sidecar.cli.inject:inject",
     "policy": "sidecar.cli.policy:policy",
     "run": "sidecar.cli.run:run",
     "status": "sidecar.cli.status:status",

@@ -175,6 +175,17 @@ def test_the_twin_one_that_is() -> None:
         socket.create_connection(listener.getsockname()).close()
 
 
+def test_auto_is_the_device_that_has_the_address() -> None:
+    assert sockets.device_of("127.0.0.1") == "lo"
+    with sockets.listen("here", "127.0.0.1", 0, "auto") as listener:
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
+
+
+def test_the_twin_an_address_that_no_device_has_is_listened_on_nowhere() -> None:
+    with pytest.raises(UsageError, match=r"; no interface of this machine has that address$"):
+        sockets.listen("there", "192.0.2.1", 0, "auto")
+
+
 def test_a_system_without_devices_refuses_rather_than_accepting_from_everywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

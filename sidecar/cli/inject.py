@@ -1,0 +1,72 @@
+"""``sidecar inject``."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from sidecar.inject.options import Publish, parse_ports
+from sidecar.inject.steps import Request, carry_out, next_steps, plan, report
+from sidecar.reasons import UsageError
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE]…", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Show the diff and who calls whom; change nothing.")
+@click.option("--check", is_flag=True, help="Exit 1 if anything would change; change nothing.")
+@click.option("--activate", is_flag=True, help="Name the override in .env, so that no -f can be forgotten.")
+@click.option(
+    "--observe/--no-observe", default=None, help="One rule that allows everything for two weeks, instead of a policy."
+)
+@click.option(
+    "--publish",
+    type=click.Choice(["keep", "loopback", "drop"]),
+    help="What becomes of published ports.  [default: keep]",
+)
+@click.option(
+    "--port", "ports", multiple=True, metavar="SERVICE=PORT[,PORT]", help="Where a service listens; or =none."
+)
+@click.option("--only", metavar="SERVICE,…", help="Put only these into the mesh; `all` for everything again.")
+@click.option("--subnets", metavar="CIDR", help="Where the added networks are taken from.  [default: 10.128.0.0/9]")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where keys and secrets are; outside of the project.",
+)
+def inject(
+    files: tuple[Path, ...],
+    dry_run: bool,
+    check: bool,
+    activate: bool,
+    observe: bool | None,
+    publish: Publish | None,
+    ports: tuple[str, ...],
+    only: str | None,
+    subnets: str | None,
+    state: Path | None,
+) -> None:
+    """Puts a sidecar beside every service of a Compose application.
+
+    Writes compose.mesh.yaml and mesh/ beside FILE (compose.yaml by default); keys and secrets go elsewhere. The
+    application's own files are not touched, and mesh/mesh.yaml, who may call whom, is yours to edit. Options are
+    remembered for the next run.
+
+    Exit codes: 0, 1 if --check finds something stale, 2 if something is wrong.
+    """
+    if dry_run and check:
+        raise UsageError("--dry-run and --check: one of them")
+    names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
+    request = Request(files, state, publish, names, observe, subnets, parse_ports(ports), activate)
+    planned = plan(request, os.environ, datetime.now(UTC).date())
+    if check:
+        for change in planned.changes:
+            click.echo(f"stale: {change.path}")
+        raise SystemExit(1 if planned.changes else 0)
+    report(planned, click.echo, new_too=dry_run)
+    if not dry_run:
+        for line in (*carry_out(planned), *next_steps(planned)):
+            click.echo(line)

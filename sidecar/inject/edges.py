@@ -1,0 +1,161 @@
+"""Who calls whom, and how that is known. Pure.
+
+Everything that the application itself says counts: ``depends_on``, links, URLs and hosts in variables and commands, what
+stands in configuration that a service mounts, or in the source that it alone is built from. What is found in files that
+several services share (a repository's root) tells a port and no caller: it would let everybody call everybody.
+
+What is quoted of it is where it was found, never what stands there: a variable's value may be a password.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sidecar.inject.application import Application, Service
+from sidecar.inject.references import in_command, in_environment, in_text
+from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
+
+Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text file of a service. ``mounted`` into it, in its own ``build`` context, or ``shared`` with other services."""
+
+    label: str
+    text: str
+    kind: Literal["mounted", "build", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """One place that says that ``caller`` calls ``callee``, at a port or not."""
+
+    caller: str
+    callee: str
+    port: int | None
+    kind: Kind
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaticReference:
+    """One place that names a callee by the fixed address that it has on a network."""
+
+    caller: str
+    callee: str
+    network: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """All that says that ``caller`` calls ``callee``. No ``ports``: wherever it listens."""
+
+    caller: str
+    callee: str
+    ports: tuple[int, ...]
+    where: tuple[str, ...]
+
+
+def find_mentions(
+    application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
+) -> tuple[Mention, ...]:
+    """Every mention that one app makes of another with which it shares a network."""
+    owners = app_of(apps)
+    found: dict[Mention, None] = {}
+    for app in apps.values():
+        near = neighbours(app, apps)
+        names = leads_to(names_for(app, apps, near))
+        for service in app.members:
+            prefix = "" if service.name == app.name else f"{service.name}: "
+            for callee, port, kind, where in _of_service(service, names, owners, texts.get(service.name, ())):
+                if callee != app.name and callee in near:
+                    found[Mention(app.name, callee, port, kind, prefix + where)] = None
+    return tuple(found)
+
+
+def _of_service(
+    service: Service, names: Mapping[str, str], owners: Mapping[str, str], texts: tuple[Text, ...]
+) -> Iterator[tuple[str, int | None, Kind, str]]:
+    linked = {name for name, _ in service.links}
+    for name in linked:
+        yield owners[name], None, "links", "links"
+    for name, dependency in service.depends_on.items():
+        if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
+            yield owners[name], None, "depends_on", "depends_on"
+    for key, mention in in_environment(service.environment, names):
+        yield mention.callee, mention.port, "environment", f"environment {key}"
+    for mention in in_command(service.command, names):
+        yield mention.callee, mention.port, "command", "command"
+    for mention in in_command(service.healthcheck, names):
+        yield mention.callee, mention.port, "healthcheck", "healthcheck"
+    for text in texts:
+        for mention in in_text(text.text, names, words=text.kind == "mounted"):
+            yield mention.callee, mention.port, text.kind, f"{text.label}:{mention.line}"
+
+
+def find_edges(mentions: tuple[Mention, ...]) -> tuple[Edge, ...]:
+    """The mentions of each caller and callee as one edge, sorted; those in shared files are none."""
+    together: dict[tuple[str, str], list[Mention]] = {}
+    for mention in mentions:
+        if mention.kind != "shared":
+            together.setdefault((mention.caller, mention.callee), []).append(mention)
+    return tuple(
+        Edge(
+            caller,
+            callee,
+            tuple(sorted({mention.port for mention in found if mention.port is not None})),
+            tuple(dict.fromkeys(mention.where for mention in found)),
+        )
+        for (caller, callee), found in sorted(together.items())
+    )
+
+
+def find_static_references(
+    application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
+) -> tuple[StaticReference, ...]:
+    """Every place where an app names another by its ``ipv4_address``."""
+    fixed = {
+        attachment.ipv4: (app.name, network)
+        for app in apps.values()
+        for network, attachment in app.owner.networks.items()
+        if attachment.ipv4
+    }
+    found: dict[StaticReference, None] = {}
+    for app in apps.values():
+        for service in app.members:
+            for where, text in _places(service, texts.get(service.name, ())):
+                for address in re.findall(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)", text) if fixed else ():
+                    callee, network = fixed.get(address, (app.name, ""))
+                    if callee != app.name and network in app.owner.networks:
+                        found[StaticReference(app.name, callee, network, where)] = None
+    return tuple(found)
+
+
+def find_subnet_mentions(
+    application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
+) -> tuple[tuple[str, str, str], ...]:
+    """Every app that names the subnet of a network that it is on (as a rule, to let in who calls from there), the network,
+    and where."""
+    found: dict[tuple[str, str, str], None] = {}
+    for app in apps.values():
+        near = [application.networks[key] for key in app.owner.networks if key in application.networks]
+        subnets = {subnet: network.key for network in near for subnet in network.subnets}
+        for service in app.members:
+            for where, text in _places(service, texts.get(service.name, ())):
+                for subnet, key in subnets.items():
+                    if re.search(rf"(?<![\d.]){re.escape(subnet)}(?!\d)", text):
+                        found[app.name, key, where] = None
+    return tuple(found)
+
+
+def _places(service: Service, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
+    yield from ((f"environment {key}", value) for key, value in service.environment.items())
+    yield "command", service.command
+    yield "healthcheck", service.healthcheck
+    yield "extra_hosts or dns", " ".join(service.addresses)
+    yield from ((text.label, text.text) for text in texts if text.kind != "shared")

@@ -1,0 +1,70 @@
+"""Which apps cannot be put behind a sidecar, and why. Pure.
+
+They are left working: an app that is excluded keeps its networks, and whoever it shared one with still reaches it and is
+reached, in plaintext. That is said, pair by pair: what is not in the mesh must not look as if it were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sidecar.identity import shown
+from sidecar.inject.edges import Mention
+from sidecar.inject.visibility import App
+from sidecar.inject.wellknown import is_router
+from sidecar.problems import did_you_mean
+from sidecar.reasons import UsageError
+
+
+def exclude(
+    apps: Mapping[str, App], mentions: tuple[Mention, ...], only: frozenset[str], images: Mapping[str, str]
+) -> dict[str, str]:
+    """The excluded apps, each with its reason. ``only`` limits the mesh to the apps of these services, if there are any;
+    ``images`` are the base images of services that are built. Raises :class:`UsageError` for a name in it that is none."""
+    services = {member.name for app in apps.values() for member in app.members}
+    for name in sorted(only - services):
+        raise UsageError(f"--only: there is no service {shown(name)}{did_you_mean(name, services)}")
+    found = {}
+    for name, app in apps.items():
+        calls = {mention.port for mention in mentions if mention.callee == name}
+        reason = _reason(app, calls, images)
+        if reason is None and only and not only & {member.name for member in app.members}:
+            reason = "is left out by --only"
+        if reason is not None:
+            found[name] = reason
+    return found
+
+
+def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) -> str | None:
+    mode = app.owner.network_mode or ""
+    if mode == "host":
+        return "uses the host's network, where nothing can be put between it and others"
+    if mode == "none":
+        return "has no network"
+    if mode and not app.owner.networks:
+        return f"uses the network of {'Docker itself' if mode == 'bridge' else 'a container of another application'}"
+    for member in app.members:
+        if is_router(images.get(member.name) or member.image) and _asks_docker(app):
+            return "finds whom it routes to by asking Docker, and calls them by their addresses"
+    tcp = {port for member in app.members for port in member.declared("tcp")}
+    udp = {port for member in app.members for port in member.declared("udp")} - tcp
+    if udp and not tcp and not set(calls) - udp - {None}:
+        return "serves UDP only, which mutual TLS does not carry"
+    if udp & set(calls):
+        return f"is called at UDP port {min(port for port in calls if port in udp)}, which mutual TLS does not carry"
+    return None
+
+
+def udp_beside(app: App) -> tuple[int, ...]:
+    """The UDP ports of an app that serves TCP too."""
+    tcp = {port for member in app.members for port in member.declared("tcp")}
+    return tuple(sorted({port for member in app.members for port in member.declared("udp")} - tcp))
+
+
+def _asks_docker(app: App) -> bool:
+    said = " ".join(
+        text
+        for member in app.members
+        for text in (member.command, *member.labels, *member.environment, *member.environment.values())
+    ).lower()
+    return any(member.has_docker_socket for member in app.members) or "docker" in said

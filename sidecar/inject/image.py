@@ -1,0 +1,102 @@
+"""What the sidecars' image is built from: a Dockerfile, and this very package as a wheel. I/O: reads the package's files.
+
+The wheel is made of the installed modules, so what runs in the containers is what ran here, and the same modules give the
+same bytes. What it depends on is fetched when the image is built.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from importlib import metadata, util
+from pathlib import Path
+
+from sidecar.inject.override import BASE_IMAGE
+from sidecar.reasons import UsageError
+
+DISTRIBUTION = "sidecar"
+PACKAGES = ("sidecar", "certs")
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_DOCKERFILE = f"""\
+# Written by `sidecar inject`: the image of the mesh's sidecars and of its CA. Do not edit: run it again.
+ARG BASE={BASE_IMAGE}
+
+FROM ${{BASE}} AS build
+COPY *.whl /tmp/
+RUN python3 -m venv /opt/mesh && /opt/mesh/bin/python -m pip install --no-cache-dir --disable-pip-version-check /tmp/*.whl
+
+FROM ${{BASE}}
+COPY --from=build /opt/mesh /opt/mesh
+ENV PATH=/opt/mesh/bin:$PATH
+# Compose says as whom it runs: as the owner of the keys.
+USER 65534:65534
+STOPSIGNAL SIGTERM
+"""
+
+
+def image_files() -> dict[str, bytes]:
+    """The files of the image's build context, by name. Raises :class:`UsageError` if this package is not installed."""
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise UsageError(f"the package '{DISTRIBUTION}' is not installed, only on the path: pip install it") from error
+    name = f"{DISTRIBUTION}-{distribution.version}-py3-none-any.whl"
+    scripts = [it for it in distribution.entry_points if it.group == "console_scripts"]
+    wheel = build_wheel(
+        distribution.version,
+        distribution.requires or [],
+        {it.name: it.value for it in scripts},
+        {path: content for package in PACKAGES for path, content in _modules(package)},
+    )
+    return {"Dockerfile": _DOCKERFILE.encode(), name: wheel}
+
+
+def fingerprint(files: Mapping[str, bytes]) -> str:
+    """A word that is another when any of the files is: an image's tag, so that no old image is taken for the new one."""
+    digest = sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def build_wheel(
+    version: str, requires: Iterable[str], scripts: Mapping[str, str], modules: Mapping[str, bytes]
+) -> bytes:
+    """A wheel (the binary distribution format, PEP 427) of pure Python: the same arguments, the same bytes."""
+    info = f"{DISTRIBUTION}-{version}.dist-info"
+    lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in sorted(requires)]
+    points = ["[console_scripts]", *(f"{name} = {value}" for name, value in sorted(scripts.items()))]
+    contents = {
+        **dict(sorted(modules.items())),
+        f"{info}/METADATA": "\n".join([*lines, ""]).encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: sidecar-inject\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "\n".join([*points, ""]).encode(),
+    }
+    record = [f"{path},sha256={_hash(content)},{len(content)}" for path, content in contents.items()]
+    contents[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for path, content in contents.items():
+            entry = zipfile.ZipInfo(path, _EPOCH)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content)  # stored: how well zlib compresses differs from machine to machine
+    return made.getvalue()
+
+
+def _modules(package: str) -> Iterable[tuple[str, bytes]]:
+    found = util.find_spec(package)
+    if found is None or found.origin is None:
+        raise UsageError(f"the package '{package}' cannot be found beside this program")
+    top = Path(found.origin).parent
+    for path in sorted(top.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            yield path.relative_to(top.parent).as_posix(), path.read_bytes()
+
+
+def _hash(content: bytes) -> str:
+    return urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()

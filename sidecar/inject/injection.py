@@ -1,0 +1,210 @@
+"""``inject``: the whole of it, from what is known of an application to the text of every file. Pure.
+
+The same input gives the same bytes, so that ``--check`` can compare; what changes from machine to machine and day to day
+(who runs it, where the state is, what addresses are taken, the day) is part of the input, and in the last run's record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from ipaddress import IPv4Network
+from typing import Any
+
+from sidecar.inject.application import MARK, Application, read_application
+from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
+from sidecar.inject.exclusions import exclude
+from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
+from sidecar.inject.options import Options, Record, record_line
+from sidecar.inject.override import override_text
+from sidecar.inject.picture import picture, warnings
+from sidecar.inject.placement import refuse_readable_state, writers_of
+from sidecar.inject.ports import Port, ask_for, infer_ports
+from sidecar.inject.references import exposed_ports
+from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
+from sidecar.inject.topology import CA, MESH, Topology, lay_out
+from sidecar.inject.visibility import App, find_apps
+from sidecar.inject.wiring import wiring_path, wiring_text
+from sidecar.problems import did_you_mean
+from sidecar.reasons import UsageError
+
+OVERRIDE = "compose.mesh.yaml"
+MESH_DIRECTORY = "mesh"
+MESH_FILE = f"{MESH_DIRECTORY}/mesh.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """``config`` is Compose's own JSON, ``texts`` and ``dockerfiles`` are by service, ``real`` resolves symlinks, ``image``
+    is a word for what the image is made of."""
+
+    config: Any
+    files: tuple[str, ...]
+    texts: Mapping[str, tuple[Text, ...]]
+    dockerfiles: Mapping[str, str]
+    project: str
+    real: Callable[[str], str]
+    options: Options
+    taken: tuple[Taken, ...]
+    today: date
+    image: str
+    before: Record | None = None
+    existing: Existing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """``files`` are texts by path in the project. ``services`` need an enrolment secret each."""
+
+    files: Mapping[str, str]
+    trust_domain: str
+    services: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    ports: Mapping[str, tuple[Port, ...]]
+    topology: Topology
+    placement: Placement
+    picture: str
+    warnings: tuple[str, ...]
+
+
+def inject(inputs: Inputs) -> Injection:
+    """Raises :class:`UsageError` for everything that a person must change first."""
+    name, options = inputs.files[0], inputs.options
+    application = read_application(inputs.config, name)
+    if application.mark is not None:
+        raise UsageError(f"{OVERRIDE} is among the files ({MARK}): name only those that it was made from")
+    refuse_readable_state(application, options.state, inputs.project, inputs.real)
+    apps = find_apps(application)
+
+    # Who calls whom, and where.
+    texts = _with_configs(application, inputs.texts)
+    mentions = find_mentions(application, apps, texts)
+    bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
+    excluded = exclude(apps, mentions, frozenset(options.only), bases)
+    edges = find_edges(mentions)
+    edited = edited_ports(inputs.existing)
+    _refuse_unknown(options.ports, apps, edited)
+    answers = {**options.ports, **{app: tuple(ports.values()) for app, ports in edited.items()}}
+    ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
+
+    # Which networks there are, and where.
+    topology = lay_out(application, apps, excluded, find_static_references(application, apps, texts), ports)
+    if not topology.slots:
+        reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
+        raise UsageError(f"{name}: no two services could meet in a mesh\n{reasons}")
+    inside = tuple(it for it in edges if _is_meshed(it, topology))
+    ask_for(inside, ports, answers)
+    placement = place(
+        application.name,
+        _prefixes(apps, topology),
+        options.subnets,
+        inputs.taken,
+        inputs.before.block if inputs.before is not None else None,
+        _declared(application),
+    )
+    addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA])
+
+    # What is written.
+    names = {app: port_names(ports[app], edited.get(app)) for app in topology.slots}
+    written = mesh_text(
+        _trust_domain(application.name, inputs.existing),
+        names,
+        ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, options.ports),
+        proposals(inside, names),
+        observe=options.observe,
+        today=inputs.today,
+        files=inputs.files,
+        filename=MESH_FILE,
+        existing=inputs.existing,
+    )
+    digest = sha256(written.text.encode()).hexdigest()
+    untouched = inputs.existing is None or not inputs.existing.edited
+    mesh_sha256 = digest if untouched else inputs.before.mesh_sha256 if inputs.before is not None else ""
+    record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed)
+    files = {
+        OVERRIDE: override_text(
+            application, apps, topology, placement, addresses, options,
+            f"{application.name}-sidecar:{inputs.image}", inputs.files, record_line(record),
+        ),
+        MESH_FILE: written.text,
+    }  # fmt: skip
+    for app in topology.slots:
+        text = wiring_text(app, topology, names, placement.subnets, addresses[app])
+        files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = text
+    writers = writers_of(application, inputs.project, inputs.real)
+    said = warnings(edges, apps, topology, options, writers)
+    return Injection(
+        files=files,
+        trust_domain=written.mesh.trust_domain,
+        services=tuple(topology.slots),
+        edges=edges,
+        ports=ports,
+        topology=topology,
+        placement=placement,
+        picture=picture(edges, topology, names),
+        warnings=(*said, *_moved(find_subnet_mentions(application, apps, texts), topology), *written.notes),
+    )
+
+
+def _moved(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:
+    return [
+        f"{app}: {where} names the subnet of network {network}: who calls from there comes from {app}'s sidecar now"
+        for app, network, where in mentions
+        if app in topology.slots and (app, network) not in topology.stays
+    ]
+
+
+def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]]) -> dict[str, tuple[Text, ...]]:
+    """What services mount, with the inline configs that Compose itself carries into them."""
+    return {
+        name: (*texts.get(name, ()), *(Text(label, text, "mounted") for label, text in inline))
+        for name, inline in application.config_texts.items()
+    }
+
+
+def _is_meshed(edge: Edge, topology: Topology) -> bool:
+    both = edge.caller in topology.slots and edge.callee in topology.slots
+    return both and not topology.is_plaintext(edge.caller, edge.callee)
+
+
+def _refuse_unknown(
+    given: Mapping[str, object], apps: Mapping[str, App], edited: Mapping[str, Mapping[str, int]]
+) -> None:
+    for name, numbers in given.items():
+        if name not in apps:
+            raise UsageError(
+                f"--port: there is no service '{name}' with a network of its own{did_you_mean(name, apps)}"
+            )
+        if name in edited and tuple(edited[name].values()) != numbers:
+            raise UsageError(f"--port: {MESH_FILE} says which ports '{name}' has, and was edited: change it there")
+
+
+def _prefixes(apps: Mapping[str, App], topology: Topology) -> dict[str, int]:
+    found = {MESH: prefix_for(2 * (len(topology.slots) + 1), 1)}
+    for name, slots in topology.slots.items():
+        containers = max(6, 2 * apps[name].owner.replicas)
+        found |= {slot.network: prefix_for(1, containers) for slot in slots}
+    for plain in topology.plain:
+        containers = sum(2 * apps[name].owner.replicas for name in (plain.app, *plain.outsiders))
+        found[plain.network] = prefix_for(1, containers)
+    return found
+
+
+def _declared(application: Application) -> list[Taken]:
+    found = []
+    for network in application.networks.values():
+        for text in network.subnets:
+            try:
+                found.append(Taken(IPv4Network(text, strict=False), f"network {network.key}"))
+            except ValueError:
+                continue  # IPv6, which nothing of ours is in
+    return found
+
+
+def _trust_domain(project: str, existing: Existing | None) -> str:
+    if existing is not None:
+        return existing.mesh.trust_domain
+    return (re.sub(r"[^a-z0-9-]+", "-", project.lower()).strip("-") or "app") + ".internal"

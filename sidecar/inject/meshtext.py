@@ -1,0 +1,262 @@
+"""``mesh.yaml``: made once, then only added to. Pure.
+
+As long as nobody has edited it, it is written anew, and so follows the application. Once somebody has, every byte of it
+stays: new services and rules are put in, nothing is taken out, and what an earlier run proposed and is gone was taken out
+by somebody and stays out. So a run of ``inject`` never opens what a person has closed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+
+from sidecar.inject.edges import Edge
+from sidecar.inject.ports import Port
+from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scalar
+from sidecar.mesh import Mesh, parse_mesh
+from sidecar.policy import decide
+from sidecar.reasons import UsageError
+
+OBSERVE = "observe"
+"""The name of the rule that ``--observe`` writes."""
+
+OBSERVE_DAYS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A ``mesh.yaml`` that is there. ``edited`` since ``inject`` wrote it; ``proposed`` are the rules that earlier runs did,
+    None if nothing is known of them."""
+
+    text: str
+    mesh: Mesh
+    edited: bool
+    proposed: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rule that the application gives a reason for. ``name`` is what it is called where it is given no other."""
+
+    caller: str
+    to: tuple[str, ...]
+    why: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.caller}->{','.join(self.to)}"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshText:
+    """``proposed`` are all rules ever proposed, those of this run with them."""
+
+    text: str
+    mesh: Mesh
+    proposed: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def edited_ports(existing: Existing | None) -> dict[str, dict[str, int]]:
+    """The ports that an edited file declares: they are people's, and win."""
+    if existing is None or not existing.edited:
+        return {}
+    return {name: dict(service.ports) for name, service in existing.mesh.services.items()}
+
+
+def port_names(ports: tuple[Port, ...], edited: Mapping[str, int] | None) -> dict[str, int]:
+    """An app's ports by name: as edited, or else named by their numbers."""
+    return dict(edited) if edited is not None else {str(port.number): port.number for port in ports}
+
+
+def proposals(edges: Iterable[Edge], ports: Mapping[str, Mapping[str, int]]) -> tuple[Proposal, ...]:
+    """One rule an edge: to the ports that were found for it, or to all that the callee has."""
+    found = []
+    for edge in edges:
+        names = [name for name, number in ports[edge.callee].items() if number in edge.ports]
+        to = tuple(f"{edge.callee}:{name}" for name in names) or ((edge.callee,) if ports[edge.callee] else ())
+        if to:
+            found.append(Proposal(edge.caller, to, "; ".join(edge.where[:4]) + ("; …" if len(edge.where) > 4 else "")))
+    return tuple(found)
+
+
+def mesh_text(
+    trust_domain: str,
+    names: Mapping[str, Mapping[str, int]],
+    origins: Mapping[str, tuple[Port, ...]],
+    rules: tuple[Proposal, ...],
+    *,
+    observe: bool,
+    today: date,
+    files: tuple[str, ...],
+    filename: str,
+    existing: Existing | None,
+) -> MeshText:
+    """``names`` are the ports by app, ``origins`` how they are known. Raises :class:`UsageError` if what is new cannot be
+    put into an edited file."""
+    known = frozenset(rule.name for rule in rules) | ({OBSERVE} if observe else frozenset())
+    if existing is not None and existing.edited:
+        return _added_to(existing, names, origins, rules, known, observe=observe, today=today, filename=filename)
+    before = existing.proposed or frozenset() if existing is not None else frozenset()
+    until = _until(existing, today)
+    text = _fresh(trust_domain, names, origins, rules, until if observe else None, files)
+    return MeshText(text, parse_mesh(text, filename), known | before, ())
+
+
+def _until(existing: Existing | None, today: date) -> date:
+    """The end of the time of observation: that of an earlier run, unless it is over."""
+    ends = [rule.until for rule in existing.mesh.rules if rule.name == OBSERVE] if existing is not None else []
+    return next((end for end in ends if end is not None and end >= today), today + timedelta(days=OBSERVE_DAYS))
+
+
+def _fresh(
+    trust_domain: str,
+    names: Mapping[str, Mapping[str, int]],
+    origins: Mapping[str, tuple[Port, ...]],
+    rules: tuple[Proposal, ...],
+    until: date | None,
+    files: tuple[str, ...],
+) -> str:
+    lines = [
+        f"# Who there is, and who may call whom. `sidecar inject` wrote this from {comment(' and '.join(files))};",
+        "# it is yours to edit: another run keeps what is here and adds what is new.",
+        "# Whatever is not allowed here is refused, and both sidecars' logs say so, with the rule that would allow it.",
+        f"trust_domain: {scalar(trust_domain)}",
+        "services:",
+        *(line for name in names for line in _service_lines(name, names[name], origins.get(name, ()))),
+    ]
+    if until is not None:
+        lines += ["policy:", *_observe_lines(until)]
+    elif rules:
+        lines += ["policy:  # default: deny", *(line for rule in rules for line in _rule_lines(rule))]
+    else:
+        lines += ["policy: []  # default: deny"]
+    return "\n".join(lines) + "\n"
+
+
+def _service_lines(name: str, ports: Mapping[str, int], origins: tuple[Port, ...]) -> list[str]:
+    if not ports:
+        return block({name: Commented(Flow({}), "calls, is not called")}, 2)
+    value = next(iter(ports.values())) if len(ports) == 1 and str(*ports.values()) in ports else dict(ports)
+    said = dict.fromkeys(port.origin for port in origins if port.number in ports.values())
+    return block({name: Commented(Flow({"ports": value}), "; ".join(said) or "given")}, 2)
+
+
+def _rule_lines(rule: Proposal) -> list[str]:
+    to = list(rule.to) if len(rule.to) > 1 else rule.to[0]
+    return [f"  - {flow({'from': rule.caller, 'to': to})}  # {comment(rule.why)}"]
+
+
+def _observe_lines(until: date) -> list[str]:
+    return [
+        "  # Everybody may call everybody until that day, so that the access logs tell who does. Then: `sidecar inject",
+        "  # --no-observe`, or rules by hand.",
+        f'  - {{name: {OBSERVE}, from: "*", to: "*", until: {until}}}',
+    ]
+
+
+# --- adding to what is there -------------------------------------------------------------------------------------------
+
+
+def _added_to(
+    existing: Existing,
+    names: Mapping[str, Mapping[str, int]],
+    origins: Mapping[str, tuple[Port, ...]],
+    rules: tuple[Proposal, ...],
+    known: frozenset[str],
+    *,
+    observe: bool,
+    today: date,
+    filename: str,
+) -> MeshText:
+    mesh, notes = existing.mesh, []
+    new = [name for name in names if name not in mesh.services]
+    wanted = []
+    for rule in rules:
+        if _is_allowed(mesh, rule, today):
+            continue
+        removed = (
+            rule.name in existing.proposed
+            if existing.proposed is not None
+            else not {rule.caller, _callee(rule)} & {*new}
+        )
+        if removed:
+            notes.append(f"{filename}: {rule.name} ({rule.why}) is not allowed there, and stays so")
+        else:
+            wanted.append(rule)
+    services = [line for name in new for line in _service_lines(name, names[name], origins.get(name, ()))]
+    policy = [line for rule in wanted for line in _rule_lines(rule)]
+    proposed = existing.proposed or frozenset()
+    if observe and OBSERVE not in proposed and all(rule.name != OBSERVE for rule in mesh.rules):
+        policy += _observe_lines(today + timedelta(days=OBSERVE_DAYS))
+    text = _insert(_insert(existing.text, "services", services, filename), "policy", policy, filename)
+    notes += [f"{filename}: service '{name}' is in the mesh no more" for name in mesh.services if name not in names]
+    for old in mesh.rules:
+        if old.name in proposed - known and old.name != OBSERVE:
+            notes.append(f"{filename}:{old.line}: nothing gives a reason for rule '{old.name}' any more")
+    for name in names:
+        ours = {port.number: port.origin for port in origins.get(name, ())}
+        declared = mesh.services[name].ports.values() if name in mesh.services else ours
+        for number in ours.keys() - set(declared):
+            notes.append(f"{filename}: port {number} of '{name}' ({ours[number]}) is not declared there")
+    return MeshText(text, _checked(text, existing, new, len(wanted), filename), proposed | known, tuple(notes))
+
+
+def _is_allowed(mesh: Mesh, rule: Proposal, today: date) -> bool:
+    now = datetime.combine(today, time(), UTC)
+    try:
+        caller = mesh.identity(rule.caller)
+        targets = [target for text in rule.to for target in mesh.targets(text)]
+    except (KeyError, ValueError):
+        return False
+    return all(decide(mesh, caller, target.service, target.port, now).allowed for target in targets)
+
+
+def _callee(rule: Proposal) -> str:
+    return rule.to[0].partition(":")[0]
+
+
+def _insert(text: str, key: str, added: list[str], filename: str) -> str:
+    """``added`` at the end of the top-level block ``key``, before what is between it and the next."""
+    if not added:
+        return text
+    lines = text.splitlines()
+    head = next((i for i, line in enumerate(lines) if re.match(rf"[\"']?{key}[\"']?\s*:", line)), None)
+    if head is None:
+        return "\n".join([*lines, f"{key}:", *added]) + "\n"
+    rest = lines[head].partition(":")[2].partition("#")[0].strip()
+    if rest in {"[]", "{}"}:
+        lines[head] = lines[head].replace(rest, "", 1)
+        rest = ""
+    if rest:
+        raise _cannot_add(added, key, filename)
+    end = next((i for i in range(head + 1, len(lines)) if re.match(r"[^\s#-]|---|\.\.\.", lines[i])), len(lines))
+    while end > head + 1 and re.match(r"\s*(?:#.*)?$", lines[end - 1]) and not re.match(r"\s+#", lines[end - 1]):
+        end -= 1
+    first = next((line for line in lines[head + 1 : end] if re.match(r"\s*[^\s#]", line)), "  ")
+    indent = " " * (len(first) - len(first.lstrip())) if first.strip() else "  "
+    fitted = [indent + line.removeprefix("  ") for line in added]
+    return "\n".join([*lines[:end], *fitted, *lines[end:]]) + "\n"
+
+
+def _checked(text: str, existing: Existing, new: list[str], rules: int, filename: str) -> Mesh:
+    """The mesh of what was written. It must be what was there, and what is new: no less and no other."""
+    try:
+        mesh = parse_mesh(text, filename)
+    except UsageError as error:
+        raise UsageError(
+            f"{filename}: nothing can be added as it is written; write services and policy as blocks"
+        ) from error
+    kept = [(rule.name, rule.from_, rule.to, rule.action, rule.mode, rule.until) for rule in mesh.rules]
+    before = [(rule.name, rule.from_, rule.to, rule.action, rule.mode, rule.until) for rule in existing.mesh.rules]
+    if kept[: len(before)] != before or set(mesh.services) != {*existing.mesh.services, *new}:
+        raise UsageError(f"{filename}: nothing can be added as it is written; write services and policy as blocks")
+    return mesh
+
+
+def _cannot_add(added: list[str], key: str, filename: str) -> UsageError:
+    return UsageError(
+        f"{filename}: `{key}` is written on one line; write it as a block, or add there:\n" + "\n".join(added)
+    )

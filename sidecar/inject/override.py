@@ -1,0 +1,246 @@
+"""``compose.mesh.yaml``: what is laid over the application's own files. Pure.
+
+Nothing that an app *is* is touched: its image, command, volumes and variables stay as they are. What changes is its
+networks, whom it waits for, and, if asked for, which of its ports the host publishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+from sidecar.inject.application import Application, Service
+from sidecar.inject.options import Options
+from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
+from sidecar.inject.topology import CA, MESH, Topology, sidecar_of
+from sidecar.inject.visibility import App, app_of, neighbours
+from sidecar.inject.wiring import CA_PORT, CONFIG, STATE, TRUST, wiring_path
+from sidecar.inject.yamltext import Commented, Flow, Tagged, block
+
+CA_STATE = "/var/lib/mesh-ca"
+BASE_IMAGE = "python:3.13-slim"
+
+_HEAD = """\
+# Written by `sidecar inject` for {files}: the same application, every hop between its services in mutual TLS.
+# Do not edit it: run `sidecar inject` again. Who may call whom is in mesh/mesh.yaml, and that is yours to edit.
+"""
+
+
+def override_text(
+    application: Application,
+    apps: Mapping[str, App],
+    topology: Topology,
+    placement: Placement,
+    mesh_addresses: Mapping[str, IPv4Address],
+    options: Options,
+    image: str,
+    files: tuple[str, ...],
+    record: str,
+) -> str:
+    """``mesh_addresses`` are of the sidecars, by app, and of the CA; ``record`` is the line for the next run."""
+    made = _Override(application, apps, topology, placement, mesh_addresses, options, image)
+    data = {"services": dict(made.services()), "networks": dict(made.networks()), "secrets": made.secrets()}
+    return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
+
+
+class _Override:
+    def __init__(
+        self,
+        application: Application,
+        apps: Mapping[str, App],
+        topology: Topology,
+        placement: Placement,
+        mesh_addresses: Mapping[str, IPv4Address],
+        options: Options,
+        image: str,
+    ) -> None:
+        self.application, self.apps, self.topology = application, apps, topology
+        self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
+        self.options, self.image = options, image
+        self.owners = app_of(apps)
+
+    # -- services ------------------------------------------------------------------------------------------------------
+
+    def services(self) -> Iterator[tuple[str, Any]]:
+        for name in self.topology.slots:
+            for member in self.apps[name].members:
+                yield member.name, self._member(self.apps[name], member)
+        outsiders = {it for plain in self.topology.plain for it in plain.outsiders}
+        for name in sorted(outsiders):
+            yield name, {"networks": Tagged("!override", self._outsider_networks(name))}
+        for name in self.topology.slots:
+            yield sidecar_of(name), self._sidecar(self.apps[name])
+        yield CA, self._ca()
+
+    def _member(self, app: App, member: Service) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if member.name == app.name:
+            found["networks"] = Tagged("!override", self._app_networks(app))
+        if member.links:
+            found["links"] = Tagged("!reset", [])
+        found["depends_on"] = self._depends_on(app, member)
+        found |= self._published(member) | self._labels(app, member)
+        return found
+
+    def _app_networks(self, app: App) -> dict[str, Any]:
+        own = sorted({alias for attachment in app.owner.networks.values() for alias in attachment.aliases})
+        found: dict[str, Any] = {}
+        for index, slot in enumerate(self.topology.slots[app.name]):
+            found[slot.network] = Flow({"aliases": own}) if own and index == 0 else Flow({})
+        for network, attachment in app.owner.networks.items():
+            if (app.name, network) in self.topology.stays:
+                why = self.topology.stays[app.name, network]
+                found[network] = Commented(Flow(dict(attachment.raw)), f"stays: {why}")
+        for plain in self.topology.plain:
+            if plain.app == app.name:
+                aliases = list(app.owner.networks[plain.instead_of].aliases)
+                found[plain.network] = Flow({"aliases": aliases}) if aliases else Flow({})
+        return found
+
+    def _outsider_networks(self, name: str) -> dict[str, Any]:
+        owner = self.apps[name].owner
+        found: dict[str, Any] = {network: Flow(dict(it.raw)) for network, it in owner.networks.items()}
+        for plain in self.topology.plain:
+            if name in plain.outsiders:
+                links = {alias for member in self.apps[plain.app].members for it, alias in member.links if it == name}
+                aliases = sorted({*owner.networks[plain.instead_of].aliases, *links} - {name})
+                found[plain.network] = Flow({"aliases": aliases}) if aliases else Flow({})
+        return found
+
+    def _depends_on(self, app: App, member: Service) -> dict[str, Any]:
+        linked = {name for name, _ in member.links}
+        # Compose makes a link a dependency, and takes it away with the link.
+        found = {name: Flow(dict(it.raw)) for name, it in member.depends_on.items() if name in linked}
+        found[sidecar_of(app.name)] = Flow({"condition": "service_healthy"})
+        near = neighbours(app, self.apps)
+        for name, dependency in member.depends_on.items():
+            callee = self.owners.get(name, name)
+            waited = dependency.condition != "service_completed_successfully" and callee in near
+            if waited and callee in self.topology.slots and not self.topology.is_plaintext(app.name, callee):
+                optional = {} if dependency.required else {"required": False}
+                found[sidecar_of(callee)] = Flow({"condition": "service_healthy", **optional})
+        return found
+
+    def _published(self, member: Service) -> dict[str, Any]:
+        ports = [port for port in member.published if not port.is_loopback]
+        if not ports or self.options.publish == "keep":
+            return {}
+        if self.options.publish == "drop":
+            return {"ports": Tagged("!reset", [])}
+        on_loopback = [
+            Flow(dict(port.raw) if port.is_loopback else {**port.raw, "host_ip": "127.0.0.1"})
+            for port in member.published
+        ]
+        return {"ports": Tagged("!override", on_loopback)}
+
+    def _labels(self, app: App, member: Service) -> dict[str, Any]:
+        """Traefik takes any of a container's networks, if it is not told which; and here only one of them leads to it."""
+        if not any(label.startswith("traefik.") for label in member.labels):
+            return {}
+        told = member.labels.get("traefik.docker.network")
+        stays = [self.application.networks[key].name for name, key in self.topology.stays if name == app.name]
+        plain = [f"{self.application.name}_{it.network}" for it in self.topology.plain if it.app == app.name]
+        meets = [*stays, *plain]
+        return {"labels": {"traefik.docker.network": meets[0]}} if meets and told not in meets else {}
+
+    def _sidecar(self, app: App) -> dict[str, Any]:
+        networks: dict[str, Any] = {
+            MESH: Flow({"aliases": [f"{app.name}.mesh"], "ipv4_address": str(self.mesh_addresses[app.name])})
+        }
+        for slot in self.topology.slots[app.name]:
+            address = str(first_fixed(self.subnets[slot.network]))
+            networks[slot.network] = Flow({"aliases": sorted(slot.names), "ipv4_address": address})
+        file = f"{CONFIG}/{wiring_path(app.name)}"
+        return {
+            "image": self.image,
+            "pull_policy": "never",
+            **({"profiles": Flow(list(app.owner.profiles))} if app.owner.profiles else {}),
+            "command": Flow(["sidecar", "run", file]),
+            **self._hardened(),
+            "depends_on": {CA: Flow({"condition": "service_healthy"})},
+            "healthcheck": Flow(
+                {"test": ["CMD", "sidecar", "health", file], "interval": "3s", "timeout": "5s", "retries": 20}
+            ),
+            "networks": networks,
+            "secrets": [Flow({"source": _secret(app.name), "target": "enrolment"})],
+            "volumes": [
+                self._mount("./mesh", CONFIG, read_only=True),
+                self._mount(f"{self._state}/trust", TRUST, read_only=True),
+                self._mount(f"{self._state}/sidecars/{app.name}", STATE, read_only=False),
+            ],
+        }
+
+    def _ca(self) -> dict[str, Any]:
+        probe = f"import socket; socket.create_connection(('127.0.0.1', {CA_PORT}), 2).close()"
+        return {
+            "image": self.image,
+            "build": {"context": "./mesh/image", "args": {"BASE": f"${{SIDECAR_BASE:-{BASE_IMAGE}}}"}},
+            "command": Flow(
+                [
+                    "certs",
+                    "serve",
+                    CA_STATE,
+                    "--mesh",
+                    f"{CONFIG}/mesh.yaml",
+                    "--listen",
+                    f"0.0.0.0:{CA_PORT}",
+                ]  # only the mesh network is there
+            ),
+            **self._hardened(),
+            "healthcheck": Flow(
+                {"test": ["CMD", "python", "-c", probe], "interval": "3s", "timeout": "5s", "retries": 20}
+            ),
+            "networks": {MESH: Flow({"ipv4_address": str(self.mesh_addresses[CA])})},
+            "volumes": [
+                self._mount("./mesh", CONFIG, read_only=True),
+                self._mount(f"{self._state}/ca", CA_STATE, read_only=False),
+            ],
+        }
+
+    def _hardened(self) -> dict[str, Any]:
+        return {
+            # As who made the keys: Compose ignores the mode and the owner that a file's secret asks for.
+            "user": f"${{SIDECAR_USER:-{self.options.user}}}",
+            "read_only": True,
+            "tmpfs": Flow(["/tmp"]),  # noqa: S108  # inside of the container
+            "cap_drop": Flow(["ALL"]),
+            "security_opt": Flow(["no-new-privileges:true"]),
+            # It is on several networks, and no way between them; and it takes the ports of others, low ones too.
+            "sysctls": Flow({"net.ipv4.ip_forward": "0", "net.ipv4.ip_unprivileged_port_start": "0"}),
+            "restart": "unless-stopped",
+        }
+
+    @property
+    def _state(self) -> str:
+        return f"${{SIDECAR_STATE:-{self.options.state}}}"
+
+    def _mount(self, source: str, target: str, *, read_only: bool) -> Flow:
+        # What is not there is not to be made by Docker, as root and empty.
+        mount = {"type": "bind", "source": source, "target": target, "bind": {"create_host_path": False}}
+        return Flow(mount | ({"read_only": True} if read_only else {}))
+
+    # -- what else there is --------------------------------------------------------------------------------------------
+
+    def networks(self) -> Iterator[tuple[str, Any]]:
+        yield MESH, self._network(MESH, internal=True, fixed=True)
+        for name, slots in self.topology.slots.items():
+            before = [self.application.networks[key] for key in self.apps[name].owner.networks]
+            for slot in slots:
+                yield slot.network, self._network(slot.network, internal=all(it.internal for it in before), fixed=True)
+        for plain in self.topology.plain:
+            internal = self.application.networks[plain.instead_of].internal
+            shown = f"{plain.app} and {', '.join(plain.outsiders)}, which is not in the mesh: plaintext"
+            yield plain.network, Commented(self._network(plain.network, internal=internal, fixed=False), shown)
+
+    def _network(self, key: str, *, internal: bool, fixed: bool) -> dict[str, Any]:
+        subnet = self.subnets[key]
+        pool = {"subnet": str(subnet), **({"ip_range": str(dynamic_half(subnet))} if fixed else {})}
+        return {**({"internal": True} if internal else {}), "ipam": Flow({"config": [pool]})}
+
+    def secrets(self) -> dict[str, Any]:
+        return {_secret(name): Flow({"file": f"{self._state}/enrolment/{name}"}) for name in self.topology.slots}
+
+
+def _secret(app: str) -> str:
+    return f"{sidecar_of(app)}-enrolment"

@@ -1,0 +1,79 @@
+"""What is said to people: who calls whom and how, what is not in the mesh and why, what stays open. Pure.
+
+Nothing is quoted from the values of variables; where something was found is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from sidecar.inject.edges import Edge
+from sidecar.inject.exclusions import udp_beside
+from sidecar.inject.options import Options
+from sidecar.inject.topology import Topology
+from sidecar.inject.visibility import App
+
+Ports = Mapping[str, Mapping[str, int]]
+
+
+def picture(edges: tuple[Edge, ...], topology: Topology, ports: Ports) -> str:
+    """Each call on a line: ``═►`` in mutual TLS, ``─►`` in plaintext."""
+    rows = [_row(edge, topology, ports) for edge in edges]
+    wide = max((len(caller) for caller, *_ in rows), default=0)
+    right = max((len(callee) for _, _, callee, _ in rows), default=0)
+    lines = [f"  {caller:{wide}} {arrow} {callee:{right}}  {where}".rstrip() for caller, arrow, callee, where in rows]
+    silent = [name for name in topology.slots if all(name not in (edge.caller, edge.callee) for edge in edges)]
+    lines += [f"  {name}: neither calls nor is called, as far as can be seen" for name in silent]
+    return "\n".join(lines)
+
+
+def _row(edge: Edge, topology: Topology, ports: Ports) -> tuple[str, str, str, str]:
+    numbers = [str(number) for number in ports.get(edge.callee, {}).values() if not edge.ports or number in edge.ports]
+    callee = f"{edge.callee}:{','.join(numbers)}" if numbers else edge.callee
+    plain = edge.caller not in topology.slots or edge.callee not in topology.slots
+    arrow = "──►" if plain or topology.is_plaintext(edge.caller, edge.callee) else "══►"
+    return edge.caller, arrow, callee, "; ".join(edge.where[:3]) + ("; …" if len(edge.where) > 3 else "")
+
+
+def _numbers(texts: Iterable[str]) -> str:
+    numbers = list(texts)
+    return f"port{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+
+
+def warnings(
+    edges: tuple[Edge, ...], apps: Mapping[str, App], topology: Topology, options: Options, writers: tuple[str, ...]
+) -> Iterator[str]:
+    """What a person must know of this mesh, worst first."""
+    called = {(edge.caller, edge.callee) for edge in edges}
+    for name, reason in sorted(topology.excluded.items()):
+        yield f"{name} is not in the mesh: it {reason.removeprefix('it ')}"
+    for (one, other), reason in topology.plaintext.items():
+        if {(one, other), (other, one)} & called:
+            yield f"{one} and {other} meet in plaintext, as before: {reason}"
+    for (name, network), reason in topology.stays.items():
+        if topology.excluded.keys().isdisjoint({name}):
+            yield f"{name} stays on network {network}: {reason}"
+    for name in topology.slots:
+        owner = apps[name].owner
+        opened = list(dict.fromkeys(str(port.target) for port in owner.published if not port.is_loopback))
+        if opened and options.publish == "keep":
+            yield (
+                f"{name}: open beside the mesh, to containers too, by the gateway of their networks: published "
+                f"{_numbers(opened)} (--publish loopback, --publish drop)"
+            )
+        if owner.replicas > 1:
+            yield f"{name}: its {owner.replicas} replicas have one sidecar, and talk plaintext among themselves"
+        udp = udp_beside(apps[name])
+        if udp:
+            yield f"{name}: no service of the mesh reaches its UDP {_numbers(map(str, udp))} now"
+        if len(apps[name].members) > 1:
+            yield f"{', '.join(it.name for it in apps[name].members)} share one network namespace, so one identity: {name}"
+        for member in apps[name].members:
+            if member.has_docker_socket:
+                yield f"{member.name} has the Docker socket: whoever has that can do anything on this machine"
+            if member.external_links:
+                yield f"{member.name}: external_links lead out of this application, and nowhere from its private network"
+    for name in writers:
+        yield f"{name} mounts the project's directory: if it can write there, it can change the policy and the Compose files"
+    for (name, word), (first, *all_) in topology.unclear.items():
+        yield f"{name}: the name '{word}' stood for {', '.join(sorted(set(all_)))}; it is {first} now"

@@ -1,0 +1,45 @@
+"""Whether keys and secrets would lie where an application can read them. Pure: an argument tells what a path really is.
+
+Fails closed: a state directory in the project, or in anything that a service mounts or an image is built from, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from sidecar.inject.application import Application
+from sidecar.reasons import UsageError
+
+
+def refuse_readable_state(application: Application, state: str, project: str, real: Callable[[str], str]) -> None:
+    """``real`` gives a path without symlinks. Raises :class:`UsageError`."""
+    here = PurePosixPath(real(state))
+    if any(character in state for character in "${}\n") or not state.isprintable():
+        raise UsageError(
+            f"--state: {state!r} has a character that Compose would take for something else: choose another"
+        )
+    advice = "give another with --state"
+    root = PurePosixPath(real(project))
+    if here == root or root in here.parents or here in root.parents:
+        raise UsageError(f"--state: {state} is not outside of the project {project}: {advice}")
+    for service in application.services.values():
+        for what, paths in (("mounts", service.mounts), ("is built from", service.builds)):
+            for path in paths:
+                if not path.startswith("/"):
+                    continue  # a URL, or an image
+                other = PurePosixPath(real(path))
+                if other == here or other in here.parents or here in other.parents:
+                    raise UsageError(
+                        f"--state: service '{service.name}' {what} {path}, so it could read the keys in {state}: {advice}"
+                    )
+
+
+def writers_of(application: Application, project: str, real: Callable[[str], str]) -> tuple[str, ...]:
+    """The services that mount the project's directory, or something around it, and so could change its files."""
+    root = PurePosixPath(real(project))
+    return tuple(
+        service.name
+        for service in application.services.values()
+        if any((other := PurePosixPath(real(path))) == root or other in root.parents for path in service.mounts)
+    )

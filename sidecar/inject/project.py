@@ -1,0 +1,125 @@
+"""The files of the project: what they are, what they would be, and how they become it. I/O: reads and writes them.
+
+Written whole or not at all: everything is on the disk under temporary names before the first file gets its own. A file that
+is not ours, or is no file, is not overwritten.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidecar.inject.injection import MESH_DIRECTORY
+from sidecar.reasons import UsageError
+
+MAX_BYTES = 32 << 20
+_OURS = ("sidecars/*.yaml", "image/*.whl")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A file of the project before and after; None where there is none. ``path`` is relative to the project."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+
+
+def read(path: Path) -> bytes | None:
+    """A file's content, None if there is none. Raises :class:`UsageError` for what is no regular file."""
+    try:
+        state = path.lstat()
+        if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_BYTES:
+            raise UsageError(
+                f"{path}: is no regular file, or a huge one, and is not overwritten: move it out of the way"
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str | None:
+    content = read(path)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not UTF-8 text") from error
+
+
+def find_changes(project: Path, files: Mapping[str, bytes]) -> list[Change]:
+    """What is to be written, and what earlier runs wrote and is not needed any more; nothing that is right already."""
+    changes = [Change(path, read(project / path), content) for path, content in files.items()]
+    for pattern in _OURS:
+        for path in sorted((project / MESH_DIRECTORY).glob(pattern)):
+            name = path.relative_to(project).as_posix()
+            if name not in files:
+                changes.append(Change(name, read(path), None))
+    return [change for change in changes if change.before != change.after]
+
+
+def diff(changes: Iterable[Change], *, new_too: bool) -> str:
+    """The changes for people; of files that are new only their names, unless ``new_too``."""
+    lines = []
+    for change in changes:
+        if change.before is None and not new_too:
+            lines.append(f"new: {change.path}")
+            continue
+        before, after = _lines(change.before), _lines(change.after)
+        if before is None or after is None:
+            lines.append(f"{'new' if change.before is None else 'changed'}: {change.path}")
+            continue
+        old = "/dev/null" if change.before is None else f"a/{change.path}"
+        new = "/dev/null" if change.after is None else f"b/{change.path}"
+        lines += list(difflib.unified_diff(before, after, old, new, lineterm=""))
+    return "\n".join(lines)
+
+
+def _lines(content: bytes | None) -> list[str] | None:
+    try:
+        return [] if content is None else content.decode().splitlines()
+    except UnicodeDecodeError:
+        return None
+
+
+def write(project: Path, changes: Iterable[Change]) -> None:
+    """Makes the changes. Raises :class:`UsageError`, and then nothing is changed but, if a disk fails in the very last
+    moment, some files whole."""
+    changes = list(changes)
+    fresh: dict[str, Path] = {}
+    try:
+        for change in changes:
+            if change.after is not None:
+                fresh[change.path] = _write_temporary(project / change.path, change.after)
+        for path, temporary in fresh.items():
+            temporary.replace(project / path)
+        for change in changes:
+            if change.after is None:
+                (project / change.path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{error.filename or project}: cannot be written: {error.strerror}") from error
+    finally:
+        for temporary in fresh.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _write_temporary(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary

@@ -1,0 +1,30 @@
+"""The networks that this machine has a way to already: where nothing of ours may be put. I/O: reads the kernel's table."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from sidecar.inject.subnets import Taken
+
+_TABLE = Path("/proc/net/route")
+
+
+def taken_networks(table: Path = _TABLE) -> tuple[Taken, ...]:
+    """Every IPv4 network with a route of its own. None where there is no such table (a Mac: its engine is elsewhere)."""
+    try:
+        lines = table.read_text().splitlines()[1:]
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        device, destination, *rest = line.split()
+        network = IPv4Network((_address(destination), str(_address(rest[5]))), strict=False)
+        if network.prefixlen:
+            found.append(Taken(network, f"a network of this machine, on {device}"))
+    return tuple(found)
+
+
+def _address(word: str) -> IPv4Address:
+    """The kernel writes addresses as numbers, the lowest byte first."""
+    return IPv4Address(bytes.fromhex(word)[::-1])

@@ -1,0 +1,82 @@
+"""Keys and secrets, outside of the project: the CA, and what each service enrols with. I/O: makes what is missing.
+
+What is there stays: running this again gives nobody a new secret. The mesh's own programs make them, as a person would;
+nothing secret goes through this process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from sidecar.reasons import UsageError
+
+CA, TRUST, ENROLMENT, SIDECARS, DOMAIN = "ca", "trust", "enrolment", "sidecars", "trust-domain"
+
+Certs = Callable[[Sequence[str]], None]
+"""Runs ``certs`` with these arguments. Raises :class:`UsageError` with its words."""
+
+
+def default_state(environ: dict[str, str], project: str, directory: Path, digest: str) -> Path:
+    """``~/.local/state/sidecar/shop-1f2e3d4c``: by project, and by where it is, since names repeat."""
+    home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(home).absolute() / "sidecar" / f"{project}-{digest[:8]}"
+
+
+def run_certs(arguments: Sequence[str]) -> None:
+    """``certs`` in a process of its own."""
+    try:
+        done = subprocess.run(  # noqa: S603  # our own program
+            [sys.executable, "-m", "certs", *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"certs {arguments[0]}: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Usage:", "Try "))]
+        said = [line.removeprefix("error: ").removeprefix("Error: ") for line in lines]
+        raise UsageError("\n".join(f"certs {arguments[0]}: {line}" for line in said or ["ended without a word"]))
+
+
+def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs) -> list[str]:
+    """Makes what is missing, and says what. Raises :class:`UsageError`: others can read it, it is another mesh's, ``certs``
+    refused; then the project has not been touched."""
+    said = []
+    try:
+        _make(state)
+        for name in (TRUST, ENROLMENT, SIDECARS):
+            _make(state / name)
+        _same_domain(state / DOMAIN, trust_domain)
+        if not (state / CA / "issuing.key").exists():
+            certs(["init", str(state / CA), "--trust-domain", trust_domain])
+            said.append(f"made a CA for {trust_domain} in {state / CA}")
+        if not (state / TRUST / "root.pem").exists():
+            shutil.copyfile(state / CA / "root.pem", state / TRUST / "root.pem")
+        for service in services:
+            _make(state / SIDECARS / service)
+            secret = state / ENROLMENT / service
+            if not secret.exists():
+                certs(["enrolment", str(state / CA), service, "--out", str(secret)])
+                said.append(f"made the enrolment secret of {service}")
+    except OSError as error:
+        raise UsageError(f"--state: {error.filename or state}: {error.strerror}") from error
+    return said
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077 or path.stat().st_uid != os.geteuid():
+        raise UsageError(f"--state: {path} can be read by others, or is another user's: chmod 700 it, or give another")
+
+
+def _same_domain(file: Path, trust_domain: str) -> None:
+    if not file.exists():
+        file.write_text(trust_domain + "\n", encoding="utf-8")
+    known = file.read_text(encoding="utf-8").strip()
+    if known != trust_domain:
+        raise UsageError(f"--state: {file.parent} is of the mesh {known}, and this one is {trust_domain}: give another")

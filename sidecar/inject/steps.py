@@ -1,0 +1,196 @@
+"""``sidecar inject``, step by step: ask Compose, read what is there, compute, compare, make keys, write.
+
+Until everything is computed nothing is touched; keys are made before the files that need them are written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+
+from sidecar.inject import project as files_of
+from sidecar.inject.activation import activated, activation_line, is_active
+from sidecar.inject.application import MARK, read_application
+from sidecar.inject.composecli import find_compose
+from sidecar.inject.image import fingerprint, image_files
+from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
+from sidecar.inject.meshtext import Existing
+from sidecar.inject.mounted import read_texts
+from sidecar.inject.options import Options, Publish, Record, read_record
+from sidecar.inject.project import Change, diff, find_changes, read_text
+from sidecar.inject.routes import taken_networks
+from sidecar.inject.state import Certs, default_state, ensure_state, run_certs
+from sidecar.inject.subnets import parse_range
+from sidecar.mesh import parse_mesh
+from sidecar.reasons import UsageError
+
+DEFAULT_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The command line. None is what was not said, and so as it was the last time."""
+
+    files: tuple[Path, ...] = ()
+    state: Path | None = None
+    publish: Publish | None = None
+    only: tuple[str, ...] | None = None
+    observe: bool | None = None
+    subnets: str | None = None
+    ports: Mapping[str, tuple[int, ...]] | None = None
+    activate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that would be done."""
+
+    project: Path
+    names: tuple[str, ...]
+    options: Options
+    injection: Injection
+    changes: tuple[Change, ...]
+    is_active: bool
+    notes: tuple[str, ...]
+
+
+def plan(request: Request, environ: Mapping[str, str], today: date) -> Plan:
+    """Reads and computes, and changes nothing. Raises :class:`UsageError`."""
+    files = request.files or default_files(Path())
+    project = files[0].parent.absolute()
+    names = tuple(os.path.relpath(file.absolute(), project) for file in files)
+    before = _record(project)
+    config, said = find_compose(environ).config(files, environ)
+    if config.get(MARK) is not None:
+        raise UsageError(f"{OVERRIDE} is among the files: name only those that it was made from")
+    application = read_application(config, str(files[0]))
+    read = read_texts(config, project)
+    image = image_files()
+    options = _options(request, before, environ, application.name, project)
+    inputs = Inputs(
+        config=config,
+        files=names,
+        texts=read.texts,
+        dockerfiles=read.dockerfiles,
+        project=str(project),
+        real=os.path.realpath,
+        options=options,
+        taken=taken_networks(),
+        today=today,
+        image=fingerprint(image),
+        before=before,
+        existing=_existing(project, before),
+    )
+    injection = inject(inputs)
+    contents = {path: text.encode() for path, text in injection.files.items()}
+    contents |= {f"{MESH_DIRECTORY}/image/{name}": content for name, content in image.items()}
+    env = read_text(project / ".env")
+    if request.activate:
+        contents[".env"] = activated(env, names, OVERRIDE).encode()
+    notes = [f"Compose says: {line}" for line in said]
+    notes += [f"{name}: cannot be read, so whom it names is not known" for name in read.unread]
+    notes += _left_out(files)
+    if environ.get("COMPOSE_FILE") and OVERRIDE not in environ["COMPOSE_FILE"]:
+        notes.append(f"COMPOSE_FILE is set in this environment, and {OVERRIDE} is not in it")
+    return Plan(
+        project,
+        names,
+        options,
+        injection,
+        tuple(find_changes(project, contents)),
+        request.activate or is_active(env, OVERRIDE),
+        tuple(notes),
+    )
+
+
+def carry_out(plan: Plan, certs: Certs = run_certs) -> list[str]:
+    """Makes keys and secrets, then writes the project's files. Says what was made."""
+    injection = plan.injection
+    said = ensure_state(Path(plan.options.state), injection.trust_domain, injection.services, certs)
+    files_of.write(plan.project, plan.changes)
+    return said
+
+
+def report(plan: Plan, echo: Callable[[str], None], *, new_too: bool) -> None:
+    """The diff, the picture, and what a person must know."""
+    if plan.changes:
+        echo(diff(plan.changes, new_too=new_too))
+    echo(f"\nwho calls whom (══► mutual TLS, ──► plaintext):\n{plan.injection.picture}\n")
+    for line in (*plan.injection.warnings, *plan.notes):
+        echo(f"note: {line}")
+
+
+def next_steps(plan: Plan) -> list[str]:
+    """What is left to a person."""
+    if plan.is_active:
+        return ["next: docker compose up -d"]
+    flags = " ".join(f"-f {name}" for name in (*plan.names, OVERRIDE))
+    return [
+        f"next: docker compose {flags} up -d",
+        f"or, so that no -f can be forgotten, --activate, or this line in .env: {activation_line(plan.names, OVERRIDE)}",
+    ]
+
+
+def default_files(here: Path) -> tuple[Path, ...]:
+    """The files that Compose would take by itself: those of the last run, or else the one with a usual name and the override
+    beside it. Raises :class:`UsageError`."""
+    record = _record(here.absolute())
+    if record is not None:
+        return tuple(here / name for name in record.files)
+    for name in DEFAULT_NAMES:
+        if (here / name).is_file():
+            return (here / name, *_overrides(here / name))
+    raise UsageError(f"no {DEFAULT_NAMES[0]} here: name the application's Compose file")
+
+
+def _overrides(file: Path) -> tuple[Path, ...]:
+    for suffix in (".yml", ".yaml"):
+        path = file.with_name(f"{file.stem}.override{suffix}")
+        if path.is_file():
+            return (path,)
+    return ()
+
+
+def _left_out(files: tuple[Path, ...]) -> list[str]:
+    """Compose takes an override by itself only where no file is named, and now files are."""
+    missing = [path for path in _overrides(files[0]) if path not in files and files[0].name in DEFAULT_NAMES]
+    return [
+        f"{path.name} is there and was not named: it is not part of the mesh, nor of what -f starts" for path in missing
+    ]
+
+
+def _record(project: Path) -> Record | None:
+    text = read_text(project / OVERRIDE)
+    return None if text is None else read_record(text, OVERRIDE)
+
+
+def _existing(project: Path, before: Record | None) -> Existing | None:
+    text = read_text(project / MESH_FILE)
+    if text is None:
+        return None
+    edited = before is None or sha256(text.encode()).hexdigest() != before.mesh_sha256
+    return Existing(text, parse_mesh(text, MESH_FILE), edited, None if before is None else before.proposed)
+
+
+def _options(request: Request, before: Record | None, environ: Mapping[str, str], name: str, project: Path) -> Options:
+    """What is said now, else what was said before, else the defaults."""
+    digest = sha256(str(project).encode()).hexdigest()
+    user = f"{os.getuid()}:{os.getgid()}"
+    old = (
+        before.options
+        if before is not None
+        else Options(str(default_state(dict(environ), name, project, digest)), user)
+    )
+    return replace(
+        old,
+        state=str(request.state.absolute()) if request.state is not None else old.state,
+        publish=request.publish or old.publish,
+        only=tuple(sorted(request.only)) if request.only is not None else old.only,
+        observe=old.observe if request.observe is None else request.observe,
+        subnets=old.subnets if request.subnets is None else parse_range(request.subnets),
+        ports={**old.ports, **(request.ports or {})},
+    )

@@ -1,0 +1,93 @@
+"""Which services are one app, and by which names each app can call which other. Pure.
+
+An *app* is what shares one network namespace: a service, and those with ``network_mode: service:…`` on it. It has the name
+of the service that owns the namespace, and so one sidecar and one identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sidecar.inject.application import Application, Service
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """``members`` are services, the one that owns the network namespace first; ``replicas`` containers of that one."""
+
+    name: str
+    members: tuple[Service, ...]
+
+    @property
+    def owner(self) -> Service:
+        return self.members[0]
+
+    def own_names(self) -> frozenset[str]:
+        return frozenset().union(*(member.own_names() for member in self.members))
+
+
+def find_apps(application: Application) -> Mapping[str, App]:
+    """Every app by name. A chain of ``service:`` that ends in itself leaves each a service of its own."""
+    containers = {
+        service.container_name: name for name, service in application.services.items() if service.container_name
+    }
+    members: dict[str, list[Service]] = {name: [] for name in application.services}
+    for name, service in application.services.items():
+        owner, seen = name, {name}
+        while (
+            further := _namespace(application.services[owner], containers)
+        ) in application.services and further not in seen:
+            owner = str(further)
+            seen.add(owner)
+        members[owner].append(service)
+    return MappingProxyType(
+        {
+            name: App(name, tuple(sorted(found, key=lambda service: service.name != name)))
+            for name, found in members.items()
+            if found and any(service.name == name for service in found)
+        }
+    )
+
+
+def app_of(apps: Mapping[str, App]) -> Mapping[str, str]:
+    """The app that each service belongs to."""
+    return {service.name: app.name for app in apps.values() for service in app.members}
+
+
+def _namespace(service: Service, containers: Mapping[str, str]) -> str | None:
+    kind, _, name = (service.network_mode or "").partition(":")
+    if kind == "service":
+        return name
+    return containers.get(name) if kind == "container" else None
+
+
+def shared_networks(one: App, other: App) -> tuple[str, ...]:
+    """The networks on which both are."""
+    return tuple(network for network in one.owner.networks if network in other.owner.networks)
+
+
+def neighbours(app: App, apps: Mapping[str, App]) -> tuple[str, ...]:
+    """The other apps that it shares a network with."""
+    return tuple(name for name, other in apps.items() if name != app.name and shared_networks(app, other))
+
+
+def names_for(app: App, apps: Mapping[str, App], callees: Iterable[str]) -> dict[str, list[str]]:
+    """Each name by which ``app`` could call one of ``callees``, and whom it led to: several where Docker would have taken
+    turns. Never a name of the app's own."""
+    own = app.own_names()
+    found: dict[str, list[str]] = {}
+    for callee in callees:
+        other = apps[callee].owner
+        names = [name for network in shared_networks(app, apps[callee]) for name in other.names_on(network)]
+        names += [alias for member in app.members for service, alias in member.links if service == callee]
+        for name in dict.fromkeys(names):
+            if name not in own:
+                found.setdefault(name, []).append(callee)
+    return found
+
+
+def leads_to(found: Mapping[str, list[str]]) -> dict[str, str]:
+    """One callee a name: the service that is called so, or else the first."""
+    return {name: name if name in callees else callees[0] for name, callees in found.items()}

@@ -1,0 +1,69 @@
+"""The ``sidecar.yaml`` of each app of the mesh. Pure.
+
+Nothing listens on a wildcard address: what takes mutual TLS is bound to the sidecar's address on the mesh network, each way
+out to its address on one private network of its app, to that network's device, and takes connections from there only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from sidecar.inject.subnets import first_fixed
+from sidecar.inject.topology import CA, Topology
+from sidecar.inject.yamltext import Flow, block
+
+CA_PORT = 8443
+CONFIG = "/etc/mesh"
+TRUST = "/etc/mesh-trust"
+STATE = "/var/lib/sidecar"
+ENROLMENT = "/run/secrets/enrolment"
+
+Ports = Mapping[str, Mapping[str, int]]
+"""The ports of each app, by their names in ``mesh.yaml``."""
+
+
+def wiring_path(app: str) -> str:
+    """Where, under the mesh directory, an app's sidecar has its file."""
+    return f"sidecars/{app}.yaml"
+
+
+def wiring_text(
+    app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], address: IPv4Address
+) -> str:
+    """``address`` is the sidecar's on the mesh network."""
+    inbound = [
+        Flow({"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"})
+        for name, number in ports[app].items()
+    ]
+    outbound = [
+        Flow(
+            {
+                "to": f"{callee}:{name}",
+                "listen": f"{first_fixed(subnets[slot.network])}:{number}",
+                "allow_from": [str(subnets[slot.network])],
+                "device": "auto",
+                "peers": [f"{callee}.mesh:{number}"],
+            }
+        )
+        for slot in topology.slots[app]
+        for callee in slot.callees
+        for name, number in ports[callee].items()
+    ]
+    data: dict[str, Any] = {
+        "service": app,
+        "mesh": "../mesh.yaml",
+        "identity": {
+            "ca": f"https://{CA}:{CA_PORT}",
+            "root": f"{TRUST}/root.pem",
+            "enrolment": ENROLMENT,
+            "state_dir": STATE,
+        },
+        "inbound": inbound,
+        "outbound": outbound,
+        "admin": Flow({"listen": "127.0.0.1:15000"}),
+        "log_format": "json",
+    }
+    head = f"# The wiring of {app}'s sidecar, written by `sidecar inject`: do not edit, run it again."
+    return "\n".join([head, *block(data)]) + "\n"

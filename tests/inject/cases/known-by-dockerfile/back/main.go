@@ -1,0 +1,1 @@
+const dsn = "postgres://u:p@store/db"

@@ -1,0 +1,72 @@
+"""Who calls whom, by everything that says so; where it was found and never what stands there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.inject.edges import Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
+from sidecar.inject.visibility import find_apps
+from tests.inject.applications import application
+
+SERVICES: dict[str, Any] = {"db": {}, "api": {"hostname": "back"}}
+
+
+def edges(web: dict[str, Any], text: Text | None = None) -> list[tuple[str, str, tuple[int, ...], tuple[str, ...]]]:
+    whole = application({"web": web, **SERVICES})
+    texts = {"web": (text,)} if text else {}
+    found = find_edges(find_mentions(whole, find_apps(whole), texts))
+    return [(it.caller, it.callee, it.ports, it.where) for it in found]
+
+
+def test_each_thing_that_says_so() -> None:
+    assert edges({"depends_on": ["db"]}) == [("web", "db", (), ("depends_on",))]
+    assert edges({"links": ["db:x"], "depends_on": ["db"]}) == [("web", "db", (), ("links",))]
+    assert edges({"environment": {"URL": "http://back:81"}}) == [("web", "api", (81,), ("environment URL",))]
+    assert edges({"command": ["run", "db:5432"]}) == [("web", "db", (5432,), ("command",))]
+    assert edges({"healthcheck": {"test": "curl http://api:82"}}) == [("web", "api", (82,), ("healthcheck",))]
+    assert edges({}, Text("x.conf", "\nhost = db", "mounted")) == [("web", "db", (), ("x.conf:2",))]
+    assert edges({}, Text("x.py", "db:5432", "build")) == [("web", "db", (5432,), ("x.py:1",))]
+
+
+def test_the_twins_that_say_nothing() -> None:
+    completed = {"depends_on": {"db": {"condition": "service_completed_successfully"}}}
+    assert edges(completed) == []
+    assert edges({"environment": {"URL": "http://web:81"}}) == []
+    assert edges({"networks": {}, "environment": {"URL": "http://back:81"}}) == []
+    assert edges({}, Text("x.py", "host = db", "build")) == []
+    assert edges({}, Text("x.py", "db:5432", "shared")) == []
+
+
+def test_all_of_one_callee_is_one_edge() -> None:
+    found = edges({"depends_on": ["db"], "environment": {"A": "db:1000", "B": "db:999", "C": "db:1000"}})
+    assert found == [("web", "db", (999, 1000), ("depends_on", "environment A", "environment B", "environment C"))]
+
+
+def test_a_member_of_a_shared_namespace_calls_as_its_owner() -> None:
+    whole = application({"vpn": {}, "in": {"network_mode": "service:vpn", "environment": {"X": "db:5432"}}, **SERVICES})
+    (edge,) = find_edges(find_mentions(whole, find_apps(whole), {}))
+    assert (edge.caller, edge.callee, edge.where) == ("vpn", "db", ("in: environment X",))
+
+
+def test_static_addresses() -> None:
+    networks: dict[str, Any] = {"lan": {}}
+    services: dict[str, Any] = {
+        "a": {"networks": {"lan": None}, "extra_hosts": ["plc=10.0.0.9"]},
+        "b": {"networks": {"lan": {"ipv4_address": "10.0.0.9"}}, "command": "listen 10.0.0.9"},
+        "c": {"networks": {"lan": None}, "command": "10.0.0.99 110.0.0.9 10.0.0.9.1"},
+        "d": {"command": "10.0.0.9"},
+    }
+    whole = application(services, networks)
+    found = find_static_references(whole, find_apps(whole), {})
+    assert [(it.caller, it.callee, it.network, it.where) for it in found] == [("a", "b", "lan", "extra_hosts or dns")]
+
+
+def test_subnets() -> None:
+    networks: dict[str, Any] = {"lan": {"ipam": {"config": [{"subnet": "10.0.0.0/24"}]}}}
+    services: dict[str, Any] = {
+        "a": {"networks": {"lan": None}, "environment": {"ALLOW": "127.0.0.0/8 10.0.0.0/24"}},
+        "b": {"networks": {"lan": None}, "command": "10.0.0.0/245 110.0.0.0/24 10.0.0.0"},
+        "c": {"command": "10.0.0.0/24"},
+    }
+    whole = application(services, networks)
+    assert find_subnet_mentions(whole, find_apps(whole), {}) == (("a", "lan", "environment ALLOW"),)

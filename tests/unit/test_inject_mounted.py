@@ -1,0 +1,111 @@
+"""What is read of the files that services mount and are built from, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.inject import mounted
+from sidecar.inject.mounted import read_texts
+
+
+def write(path: Path, text: str | bytes = "db:5432") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def labels(config: dict[str, Any], project: Path) -> dict[str, list[tuple[str, str]]]:
+    return {name: [(it.label, it.kind) for it in texts] for name, texts in read_texts(config, project).texts.items()}
+
+
+def mounts(*sources: Path) -> dict[str, Any]:
+    return {"volumes": [{"type": "bind", "source": str(source)} for source in sources]}
+
+
+def test_a_mounted_file_and_directory(tmp_path: Path) -> None:
+    file, inner = write(tmp_path / "a.conf"), write(tmp_path / "conf/x/b.yml")
+    assert labels({"services": {"web": mounts(file, inner.parents[1])}}, tmp_path) == {
+        "web": [("a.conf", "mounted"), ("conf/x/b.yml", "mounted")]
+    }
+
+
+def test_a_file_of_elsewhere_is_told_by_its_name_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "secret-place/a.conf")
+    assert labels({"services": {"web": mounts(file)}}, tmp_path / "project") == {"web": [("a.conf", "mounted")]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "compose.yaml", "docker-compose.prod.yml", "compose.mesh.yaml", "Dockerfile", "README.md", "x.lock", ".env",
+        "tls.key",
+        "node_modules/x.js", ".git/config", "mesh/mesh.yaml", "a/b/c/d/e/f/g/h.conf",
+    ],
+)  # fmt: skip
+def test_what_would_mislead_is_not_read(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "sub" / name)
+    write(tmp_path / "sub" / "read.conf")
+    assert labels({"services": {"web": mounts(tmp_path / "sub")}}, tmp_path) == {"web": [("sub/read.conf", "mounted")]}
+
+
+@pytest.mark.parametrize("content", [b"a\0db:5432", b"\xff\xfe", b"x" * (mounted.MAX_FILE + 1)])
+def test_what_is_no_text_or_too_large(tmp_path: Path, content: bytes) -> None:
+    assert labels({"services": {"web": mounts(write(tmp_path / "x", content))}}, tmp_path) == {}
+
+
+def test_a_huge_directory_is_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounted, "MAX_FILES", 3)
+    for number in range(5):
+        write(tmp_path / f"data/{number}.conf")
+    assert len(labels({"services": {"web": mounts(tmp_path / "data")}}, tmp_path)["web"]) == 3
+
+
+def test_a_symlink_leads_nowhere(tmp_path: Path) -> None:
+    write(tmp_path / "outside.conf")
+    write(tmp_path / "conf/in.conf")
+    (tmp_path / "conf/link.conf").symlink_to(tmp_path / "outside.conf")
+    (tmp_path / "conf/all").symlink_to(tmp_path)
+    assert labels({"services": {"web": mounts(tmp_path / "conf")}}, tmp_path) == {"web": [("conf/in.conf", "mounted")]}
+
+
+def test_build_contexts_are_ones_own_or_shared(tmp_path: Path) -> None:
+    own, both = write(tmp_path / "own/a.py").parent, write(tmp_path / "both/b.py").parent
+    write(own / "Dockerfile", "FROM x\nEXPOSE 80")
+    write(both / "Other", "FROM y")
+    config = {
+        "services": {
+            "a": {"build": {"context": str(own)}},
+            "b": {"build": {"context": str(both), "dockerfile": "Other"}},
+            "c": {"build": {"context": str(both), "dockerfile_inline": "FROM z"}},
+            "d": {"build": {"context": str(tmp_path), "dockerfile": "none"}},
+            "e": {"build": {"context": "https://example.test/x.git"}},
+            "f": mounts(tmp_path),
+        }
+    }
+    read = read_texts(config, tmp_path)
+    kinds = {name: {it.kind for it in texts} for name, texts in read.texts.items()}
+    assert kinds == {"a": {"build"}, "b": {"shared"}, "c": {"shared"}, "d": {"shared"}, "f": {"shared"}}
+    assert read.dockerfiles == {"a": "FROM x\nEXPOSE 80", "b": "FROM y", "c": "FROM z"}
+
+
+def test_files_of_configs_are_read_and_of_secrets_not(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "c.ini"), write(tmp_path / "s.ini")
+    config = {
+        "services": {"web": {"configs": [{"source": "c"}, {"source": "x"}], "secrets": [{"source": "s"}]}},
+        "configs": {"c": {"file": str(one)}},
+        "secrets": {"s": {"file": str(other)}},
+    }
+    assert labels(config, tmp_path) == {"web": [("c.ini", "mounted")]}
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "a.conf")
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert read_texts({"services": {"web": mounts(file)}}, tmp_path).unread == ("a.conf",)

@@ -1,0 +1,128 @@
+"""What is laid over the application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from sidecar.inject.injection import OVERRIDE, inject
+from sidecar.inject.options import Options
+from tests.inject.applications import OPTIONS, inputs
+
+
+class _Loader(yaml.SafeLoader):
+    """Compose's tags, as pairs."""
+
+
+def _tagged(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return (node.tag, loader.construct_mapping(node, deep=True))
+    assert isinstance(node, yaml.SequenceNode)
+    return (node.tag, loader.construct_sequence(node, deep=True))
+
+
+for _tag in ("!override", "!reset"):
+    _Loader.add_constructor(_tag, _tagged)
+
+
+def override(services: dict[str, Any], networks: dict[str, Any] | None = None, options: Options = OPTIONS) -> Any:
+    text = inject(inputs(services, networks, options=options)).files[OVERRIDE]
+    return yaml.load(text, _Loader)  # noqa: S506  # a safe loader with two tags
+
+
+def with_publish(publish: Any) -> Options:
+    return Options(state="/state", user="1:1", publish=publish)
+
+
+PORTS = [
+    {"target": 80, "published": "8080", "protocol": "tcp"},
+    {"target": 81, "published": "8081", "host_ip": "127.0.0.2", "protocol": "tcp"},
+]
+
+
+def test_networks_are_replaced_and_links_reset() -> None:
+    found = override({"web": {"links": ["db:x"], "depends_on": ["db"]}, "db": {"expose": ["1"]}})["services"]
+    assert found["web"]["networks"] == ("!override", {"web-private": {}})
+    assert found["web"]["links"] == ("!reset", [])
+    assert found["web"]["depends_on"] == {
+        "db": {"condition": "service_started", "required": True},
+        "web-mesh": {"condition": "service_healthy"},
+        "db-mesh": {"condition": "service_healthy"},
+    }
+    assert "links" not in found["db"]
+
+
+def test_only_a_callee_that_was_waited_for_is() -> None:
+    done = {"condition": "service_completed_successfully", "required": True}
+    maybe = {"condition": "service_healthy", "required": False}
+    services: dict[str, Any] = {"web": {"depends_on": {"job": done, "db": maybe}}, "db": {"expose": ["1"]}, "job": {}}
+    waits = override(services)["services"]["web"]["depends_on"]
+    assert waits == {
+        "web-mesh": {"condition": "service_healthy"},
+        "db-mesh": {"condition": "service_healthy", "required": False},
+    }
+
+
+def test_published_ports() -> None:
+    services: dict[str, Any] = {"web": {"ports": PORTS}, "db": {"expose": ["1"]}}
+    assert "ports" not in override(services)["services"]["web"]
+    assert override(services, options=with_publish("drop"))["services"]["web"]["ports"] == ("!reset", [])
+    tag, ports = override(services, options=with_publish("loopback"))["services"]["web"]["ports"]
+    assert tag == "!override"
+    assert [port["host_ip"] for port in ports] == ["127.0.0.1", "127.0.0.2"]
+    assert "ports" not in override(services, options=with_publish("drop"))["services"]["db"]
+
+
+def test_the_twin_what_is_on_loopback_already_stays() -> None:
+    services: dict[str, Any] = {"web": {"ports": PORTS[1:]}, "db": {"expose": ["1"]}}
+    assert "ports" not in override(services, options=with_publish("loopback"))["services"]["web"]
+
+
+def test_the_sidecar_s_place() -> None:
+    found = override({"web": {"profiles": ["p"]}, "db": {"expose": ["1"]}})
+    sidecar = found["services"]["web-mesh"]
+    assert sidecar["networks"]["sidecar-mesh"]["aliases"] == ["web.mesh"]
+    assert sidecar["networks"]["web-private"]["aliases"] == ["db"]
+    assert sidecar["profiles"] == ["p"]
+    assert "profiles" not in found["services"]["db-mesh"]
+    assert sidecar["secrets"] == [{"source": "web-mesh-enrolment", "target": "enrolment"}]
+    assert found["secrets"]["web-mesh-enrolment"] == {"file": "${SIDECAR_STATE:-/state}/enrolment/web"}
+    state = [it["source"] for it in sidecar["volumes"] if not it.get("read_only")]
+    assert state == ["${SIDECAR_STATE:-/state}/sidecars/web"]
+    assert all(not it["bind"]["create_host_path"] for it in sidecar["volumes"])
+    assert "build" not in sidecar
+    assert found["services"]["mesh-ca"]["build"]["args"] == {"BASE": "${SIDECAR_BASE:-python:3.13-slim}"}
+    assert found["services"]["mesh-ca"]["image"] == sidecar["image"] == "shop-sidecar:0123456789ab"
+
+
+def test_a_network_is_internal_only_if_the_app_had_no_other() -> None:
+    networks = {"in": {"internal": True}}
+    services: dict[str, Any] = {
+        "a": {"networks": {"in": None}}, "b": {"networks": {"in": None, "default": None}, "expose": ["1"]}, "c": {},
+    }  # fmt: skip
+    found = override(services, networks)["networks"]
+    assert found["a-private"].get("internal") is True
+    assert "internal" not in found["b-private"]
+    assert found["sidecar-mesh"]["internal"] is True
+
+
+@pytest.mark.parametrize(("label", "added"), [("traefik.enable", True), ("other", False)])
+def test_traefik_is_told_by_which_network(label: str, added: bool) -> None:
+    services: dict[str, Any] = {
+        "router": {"image": "traefik:v3", "volumes": [{"type": "bind", "source": "/run/docker.sock"}]},
+        "web": {"labels": {label: "true"}}, "db": {"expose": ["1"]},
+    }  # fmt: skip
+    found = override(services)["services"]
+    assert found["web"].get("labels") == ({"traefik.docker.network": "shop_web-plain"} if added else None)
+    assert found["router"]["networks"][1] == {"default": {}, "db-plain": {}, "web-plain": {}}
+
+
+def test_a_kept_network_is_kept_as_it_was() -> None:
+    attachment = {"aliases": ["w"], "priority": 5}
+    found = override(
+        {"web": {"networks": {"outer": attachment, "default": None}}, "db": {"expose": ["1"]}},
+        {"outer": {"external": True}},
+    )
+    assert found["services"]["web"]["networks"][1] == {"web-private": {"aliases": ["w"]}, "outer": attachment}
