@@ -354,7 +354,7 @@ def a_clock_that_is_wrong(site: Site) -> None:
         (no_bundle, "bundle.json is missing: .* certs renew-issuing"),
         (a_bundle_of_another_ca, "not of the CA in"),
         (a_store_of_another_ca, "is it the store of another CA"),
-        (a_store_that_is_a_directory, "cannot open the store .*store.db: Is a directory"),
+        (a_store_that_is_a_directory, "cannot open the store .*store.db: it is no regular file"),
         (a_store_that_is_none, "cannot open the store .*store.db: file is not a database"),
         (a_store_of_a_newer_version, "newer version .*schema 99"),
         (an_issuing_ca_that_ended, "issuing.pem expired: .* certs renew-issuing"),
@@ -751,12 +751,15 @@ async def test_silence_is_not_waited_for(site: Site, mock_clock: trio.testing.Mo
         assert 'mesh_ca_handshakes_refused_total{reason="handshake_timeout"} 1.0' in await ca.metrics()
 
 
-async def test_more_connections_than_it_may_have_are_closed_at_once(
+async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
     site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "MAX_CONNECTIONS", 2)
     async with serving(site, mock_clock) as ca:
-        held = [await ca.stream() for _ in range(2)]
+        held = [await ca.stream(site.keys()) for _ in range(2)]
+        for stream in held:  # (its certificate is judged when the CA has read it, which an answer tells)
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+            assert b"200" in await stream.receive_some()
         over = await trio.open_tcp_stream(ca.address.host, ca.address.port)
         with pytest.raises(CaError):
             async with ca.client() as client:
