@@ -125,8 +125,14 @@ class Member:
         if self._bundle is None:
             raise AnswerRefusedError(f"the CA at {self._identity.ca} has no trust bundle that the pinned root signed")
         await self._show()
-        # First, because it finds the way to a CA that is under a new root by now.
+        try:
+            await self._become()
+        except CaUnverifiedError:
+            await self._poll()  # finds the way to a CA that is under a new root by now, or raises the same
+            await self._become()
         await self._poll()
+
+    async def _become(self) -> None:
         await (self._obtain("enrolled") if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
@@ -271,6 +277,8 @@ class Member:
                     raise CaDeniedError(again.denial, f"{error}; and {again}", passing=again.passing) from again
         except CaDeniedError as error:
             raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
+        except CaUnverifiedError:
+            raise  # no matter of ours: somebody may be in the CA's place
         except CaError as error:
             raise CaError(f"{reason}; {error}") from error
         finally:
