@@ -16,6 +16,7 @@ from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.member import Member
 from sidecar.node import Node
+from sidecar.reasons import UsageError
 from sidecar.reload import NOTHING_REVOKED, Reloader, generation, load_credentials
 from sidecar.server import Server
 from sidecar.tls import utc_now
@@ -69,6 +70,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 async def _join(member: Member) -> Credentials | None:
     """Waits until we are somebody; None if a signal came first."""
+    outcome: Credentials | UsageError | None = None
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
@@ -77,10 +79,15 @@ async def _join(member: Member) -> Credentials | None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            await member.join()
+            try:
+                await member.join()
+                outcome = member.credentials
+            except UsageError as error:  # raised out here it is a sentence; out of the nursery, a group of exceptions
+                outcome = error
             nursery.cancel_scope.cancel()
-            return member.credentials
-    return None
+    if isinstance(outcome, UsageError):
+        raise outcome
+    return outcome
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Member | None = None) -> None:
