@@ -43,6 +43,9 @@ from sidecar.statedir import StateDir
 
 POLL_SECONDS = 5.0
 
+KEY_REUSED = "key_reused"
+"""What the CA says (:class:`certs.issuance.Denial`) of a key that it has certified: with a fresh one it may say yes."""
+
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
 
@@ -292,7 +295,13 @@ class Member:
         if first:
             shown = self._pass()
             self._state.write(statedir.PENDING, answers.key_pem(key))  # the same key again, should the answer get lost
-            chain = await self._client.enrol(self._service, shown, csr)
+            try:
+                chain = await self._client.enrol(self._service, shown, csr)
+            except CaDeniedError as error:
+                if error.denial != KEY_REUSED:
+                    raise
+                self._state.remove(statedir.PENDING)
+                raise CaError(f"an answer got lost too long ago to be told again; {error}") from error
         elif own is not None:
             old = own.keys.key
             if not isinstance(old, ec.EllipticCurvePrivateKey):
