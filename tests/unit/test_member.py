@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
@@ -1091,3 +1092,28 @@ async def test_a_list_that_does_not_count_keeps_nobody_from_joining(bed: CaBed, 
     assert verdict(api, api) == "revocations_stale"
     bed.api.bent.clear()
     await bed.time.until(lambda: verdict(api, api) == "ok", within=10)
+
+
+@pytest.mark.parametrize("kind", ["secret", "token"])
+async def test_an_answer_that_got_lost_long_ago_strands_nobody_who_has_a_secret(
+    bed: CaBed, mock_clock: MockClock, kind: Literal["secret", "token"]
+) -> None:
+    """The CA tells an answer again for five minutes only, and certifies no key twice."""
+
+    async def lost(request: Request) -> Response:
+        await bed.api.enrol(request)
+        return error(503, "unavailable", "the answer got lost")
+
+    bed.api.bent["/v1/enrol"] = lost
+    api = bed.sidecar("api", bed.pass_for(kind, "api"))
+    await bed.time.gives_up(api.member.join, after=3)
+    await api.ends()
+    bed.api.bent.clear()
+    bed.time.steps(6 * MINUTE)
+    again = bed.sidecar("api", api.identity.enrolment)
+    if kind == "secret":
+        await again.joins()
+        assert again.own.svid.id == API
+    else:
+        with pytest.raises(UsageError, match="this token was used already"):
+            await again.joins()
