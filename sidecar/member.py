@@ -43,6 +43,9 @@ from sidecar.statedir import StateDir
 
 POLL_SECONDS = 5.0
 
+KEY_REUSED = "key_reused"
+"""What the CA says (:class:`certs.issuance.Denial`) of a key that it has certified: with a fresh one it may say yes."""
+
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
 
@@ -134,8 +137,14 @@ class Member:
         if self._bundle is None:
             raise AnswerRefusedError(f"the CA at {self._identity.ca} has no trust bundle that the pinned root signed")
         await self._show()
-        # First, because it finds the way to a CA that is under a new root by now.
+        try:
+            await self._become()
+        except CaUnverifiedError:
+            await self._poll()  # finds the way to a CA that is under a new root by now, or raises the same
+            await self._become()
         await self._poll()
+
+    async def _become(self) -> None:
         await (self._obtain("enrolled") if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
@@ -280,6 +289,8 @@ class Member:
                     raise CaDeniedError(again.denial, f"{error}; and {again}", passing=again.passing) from again
         except CaDeniedError as error:
             raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
+        except CaUnverifiedError:
+            raise  # no matter of ours: somebody may be in the CA's place
         except CaError as error:
             raise CaError(f"{reason}; {error}") from error
         finally:
@@ -293,7 +304,13 @@ class Member:
         if first:
             shown = self._pass()
             self._state.write(statedir.PENDING, answers.key_pem(key))  # the same key again, should the answer get lost
-            chain = await self._client.enrol(self._service, shown, csr)
+            try:
+                chain = await self._client.enrol(self._service, shown, csr)
+            except CaDeniedError as error:
+                if error.denial != KEY_REUSED:
+                    raise
+                self._state.remove(statedir.PENDING)
+                raise CaError(f"an answer got lost too long ago to be told again; {error}") from error
         elif own is not None:
             old = own.keys.key
             if not isinstance(old, ec.EllipticCurvePrivateKey):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sidecar.address import Address, parse_address
+from sidecar.address import Address, ca_address, parse_address
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,50 @@ def test_no_address(text: str, *, listening: bool) -> None:
 def test_kinds_of_addresses(host: str, *, wildcard: bool, loopback: bool) -> None:
     address = Address(host, 80)
     assert (address.is_wildcard, address.is_loopback) == (wildcard, loopback)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("https://ca:8443", "ca", 8443),
+        ("https://ca:8443/", "ca", 8443),
+        ("https://ca", "ca", 443),
+        ("https://ca.example.com/", "ca.example.com", 443),
+        ("https://10.0.0.1:8443", "10.0.0.1", 8443),
+        ("https://[2001:db8::1]:8443", "2001:db8::1", 8443),
+        ("https://[2001:db8::1]", "2001:db8::1", 443),
+    ],
+)
+def test_where_a_ca_is(url: str, host: str, port: int) -> None:
+    assert ca_address(url) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ca:8443",
+        "http://ca:8443",
+        "HTTPS://ca:8443",
+        "https:/ca",
+        "https://",
+        "https:///",
+        "https://ca:8443/v1",
+        "https://ca:8443//",
+        "https://ca:8443?x",
+        "https://ca#x",
+        "https://user@ca:8443",
+        "https://user:word@ca",
+        "https://ca:0",
+        "https://ca:99999",
+        "https://ca:",
+        "https://0.0.0.0:8443",
+        "https://127.1:8443",
+        "https://ca :8443",
+        "https://ca\n:8443",
+        "https://2001:db8::1",
+    ],
+)
+def test_no_address_of_a_ca(url: str) -> None:
+    with pytest.raises(ValueError, match="is no address of a CA: write it as https://ca:8443"):
+        ca_address(url)

@@ -80,6 +80,25 @@ async def test_two_of_ours() -> None:
     assert there.svid is not None
 
 
+async def test_two_of_ours_without_a_gate() -> None:
+    """A client of the CA makes one handshake at a time: there is nobody to hold up."""
+    here, there = callee(), caller()
+    with wire() as (left, right):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handshake.shake_hands, left, here)
+            nursery.start_soon(handshake.shake_hands, right, there)
+    assert here.svid is not None
+    assert there.svid is not None
+
+
+async def test_without_a_gate_a_refusal_is_the_same() -> None:
+    with wire() as (left, right):
+        right.send(b"GET / HTTP/1.1\r\n")
+        with pytest.raises(Refused) as refused:
+            await handshake.shake_hands(left, callee())
+    assert refused.value.reason is Reason.PLAINTEXT_REFUSED
+
+
 async def test_a_refusal_is_told_to_the_peer() -> None:
     here, there = callee(MESH.leaf("db")), caller()
     with wire() as (left, right):

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
@@ -1067,3 +1068,52 @@ async def test_an_older_bundle_is_refused(bed: CaBed, mock_clock: MockClock) -> 
     assert files_of(api.state)["bundle.json"] == kept
     [said] = api.said("bundle_failed")
     assert "is no newer than" in said
+
+
+async def test_somebody_in_the_ca_s_place_at_a_late_restart_is_an_alarm(bed: CaBed, mock_clock: MockClock) -> None:
+    api = await bed.joined("api", bed.token())
+    await api.ends()
+    await bed.goes_down()
+    bed.time.steps(HOUR)  # its certificate has ended
+    impostor(bed, keys_of(authority.issue(bed.ca, "web", bed.time())), {}, bed.port)
+    again = bed.sidecar("api")
+    await bed.time.gives_up(again.member.join, after=60)
+    assert len(again.log.alarms) == len(again.said("joining_failed")) == 1
+
+
+async def test_a_list_that_does_not_count_keeps_nobody_from_joining(bed: CaBed, mock_clock: MockClock) -> None:
+    """It lets nobody in, until there is one that does."""
+
+    async def bent(_request: Request) -> Response:
+        return Response(200, b"garbage", headers={"ETag": '"bent"', "Mesh-Bundle": "1"})
+
+    bed.api.bent["/v1/revocations"] = bent
+    api = await bed.joined()
+    assert verdict(api, api) == "revocations_stale"
+    bed.api.bent.clear()
+    await bed.time.until(lambda: verdict(api, api) == "ok", within=10)
+
+
+@pytest.mark.parametrize("kind", ["secret", "token"])
+async def test_an_answer_that_got_lost_long_ago_strands_nobody_who_has_a_secret(
+    bed: CaBed, mock_clock: MockClock, kind: Literal["secret", "token"]
+) -> None:
+    """The CA tells an answer again for five minutes only, and certifies no key twice."""
+
+    async def lost(request: Request) -> Response:
+        await bed.api.enrol(request)
+        return error(503, "unavailable", "the answer got lost")
+
+    bed.api.bent["/v1/enrol"] = lost
+    api = bed.sidecar("api", bed.pass_for(kind, "api"))
+    await bed.time.gives_up(api.member.join, after=3)
+    await api.ends()
+    bed.api.bent.clear()
+    bed.time.steps(6 * MINUTE)
+    again = bed.sidecar("api", api.identity.enrolment)
+    if kind == "secret":
+        await again.joins()
+        assert again.own.svid.id == API
+    else:
+        with pytest.raises(UsageError, match="this token was used already"):
+            await again.joins()

@@ -14,12 +14,19 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
-from sidecar import reload
+from sidecar import reload, tls
 from sidecar.config import load_config
+from sidecar.credentials import Credentials
+from sidecar.identity import SpiffeId, parse_svid
+from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.node import Node
+from sidecar.reasons import Reason
+from sidecar.registry import Claim, Live
 from sidecar.reload import Reloader, generation, load_credentials, mounted
 from sidecar.watch import LOOK_SECONDS
 from tests.certificates import DAY, Authority, Credential
@@ -524,6 +531,89 @@ async def test_a_new_certificate_ends_the_warnings(followed: Site, autojump_cloc
     followed.now = followed.reloader.loaded.svid.not_after - timedelta(minutes=9)
     await followed.looks()
     assert followed.events == ["certificate_expiring", "reloaded", "certificate_expiring"]
+
+
+# -- what a CA gives ---------------------------------------------------------------------------------------------------
+
+
+def live(site: Site, peer: Credential, authority: Authority = AUTHORITY) -> Live:
+    """A connection of ``peer`` to our port ``http`` that was let in."""
+    svid = parse_svid(peer.der)
+    path = (*peer.chain_der, authority.root.certificate.public_bytes(Encoding.DER))
+    found = Live()
+    found.claim = Claim(svid.id, "api", "http", svid, path, tls.digest(authority.root.certificate))
+    site.node.registry._live.add(found)
+    return found
+
+
+def given(credential: Credential, *roots: x509.Certificate) -> Credentials:
+    """As a CA gives it."""
+    assert isinstance(credential.key, tls.PrivateKey)
+    return Credentials(
+        tls.KeyPair(credential.chain, credential.key, roots or AUTHORITY.roots), parse_svid(credential.der)
+    )
+
+
+def fresh(site: Site, revoked: dict[SpiffeId, datetime] | None = None, minutes: int = 60) -> Revocations:
+    return Revocations(revoked or {}, fresh_until=site.now + timedelta(minutes=minutes))
+
+
+WEB = SpiffeId("shop.internal", ("web",))
+
+
+async def test_a_certificate_that_the_ca_gave_is_in_force_and_cuts_nobody(site: Site) -> None:
+    await site.reloader.adopt(site.reloader.loaded, fresh(site))
+    one, before, new = live(site, AUTHORITY.leaf("web")), site.node.current, AUTHORITY.leaf("api")
+    events = len(site.events)
+    await site.reloader.adopt(given(new), fresh(site, minutes=61))
+    assert site.certificate == serial(new)
+    assert site.node.current is not before
+    assert site.node.current.mesh is before.mesh
+    assert one.reason is None
+    assert len(site.events) == events  # each renewal and each fresh list would be a line
+
+
+async def test_a_revocation_that_the_ca_told_cuts_its_connections_and_no_others(site: Site) -> None:
+    web, db = live(site, AUTHORITY.leaf("web")), live(site, AUTHORITY.leaf("web", not_before=site.now))
+    await site.reloader.adopt(site.reloader.loaded, fresh(site, {WEB: site.now.replace(microsecond=0)}))
+    assert (web.reason, db.reason) == (Reason.REVOKED, None)
+    [line] = site.log.events("reloaded")
+    assert (line["message"], line["connections_cut"]) == ("in force now: what the CA says of trust and revocations", 1)
+    assert site.node.current.context.terms.revocations.identities == {WEB: site.now.replace(microsecond=0)}
+
+
+async def test_a_list_that_grows_stale_closes_the_door_and_cuts_nobody(site: Site) -> None:
+    one = live(site, AUTHORITY.leaf("web"))
+    await site.reloader.adopt(site.reloader.loaded, fresh(site, minutes=-1))
+    assert one.reason is None
+    assert site.node.current.context.terms.revocations.fresh_until == site.now - timedelta(minutes=1)
+
+
+async def test_a_root_that_the_ca_told_counts_and_one_that_it_took_back_does_not(site: Site) -> None:
+    second = Authority(name="Second")
+    old, new = live(site, AUTHORITY.leaf("web")), live(site, second.leaf("web"), second)
+    both = (*AUTHORITY.roots, *second.roots)
+    await site.reloader.adopt(given(AUTHORITY.leaf("api"), *both), fresh(site))
+    assert (old.reason, new.reason) == (None, None)
+    await site.reloader.adopt(given(second.leaf("api"), *second.roots), fresh(site))
+    assert (old.reason, new.reason) == (Reason.TRUST_CHANGED, None)
+    assert site.node.current.context.anchors == {tls.digest(second.root.certificate)}
+
+
+async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_clock: MockClock) -> None:
+    told = fresh(followed, {WEB: followed.now})
+    await followed.reloader.adopt(followed.reloader.loaded, told)
+    rename(followed.mesh, FORBIDDEN)
+    await followed.looks()
+    assert len(followed.node.current.mesh.rules) == 2
+    assert followed.node.current.context.terms.revocations == told
+
+
+async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, autojump_clock: MockClock) -> None:
+    rename(followed.mesh, FORBIDDEN)
+    await followed.looks()
+    await followed.reloader.adopt(given(AUTHORITY.leaf("api")), fresh(followed))
+    assert len(followed.node.current.mesh.rules) == 2
 
 
 # -- mounts ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from click.testing import CliRunner
+from trio.testing import MockClock
 
 from certs import authority as ca_on_disk
 from certs import passes
@@ -29,6 +30,7 @@ from sidecar.reasons import UsageError
 from sidecar.run import machinery, prepare, run
 from sidecar.statedir import StateDir
 from sidecar.tls import utc_now
+from tests.cabed import CaBed, ca_bed
 from tests.certificates import Authority
 from tests.harness import MESH, PATIENCE, LogSink
 from tests.integration.processes import SIDECAR, running
@@ -241,3 +243,80 @@ def test_the_descriptor_limit_is_raised_to_what_may_be(monkeypatch: pytest.Monke
     monkeypatch.setattr(resource, "getrlimit", lambda _: (4096, 4096))
     raise_descriptor_limit()
     assert said == [(4096, 4096)]
+
+
+# -- with a CA ---------------------------------------------------------------------------------------------------------
+
+
+def by_ca(bed: CaBed, enrolment: Path | None, port: int | None = None) -> Config:
+    """api's wiring, its identity from the bed's CA."""
+    file = bed.path / "sidecar.yaml"
+    named = "" if enrolment is None else f", enrolment: {enrolment.name}"
+    file.write_text(
+        "service: api\nmesh: mesh.yaml\nlog_format: json\n"
+        f"identity: {{ca: 'https://127.0.0.1:{port or bed.port}', root_sha256: {bed.ca.root_digest.hex()}, "
+        f"state_dir: state{named}}}\n"
+        'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n'
+    )
+    return load_config(file, {})
+
+
+async def test_a_sidecar_with_a_ca_enrols_serves_renews_and_drains(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(monkeypatch)
+    monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    async with ca_bed(tmp_path, mock_clock, monkeypatch) as bed:
+        monkeypatch.setattr(run_module, "utc_now", bed.time)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, by_ca(bed, bed.secret()), {})
+            await bed.time.until(lambda: console.sink.events("started"))
+            await bed.time.until(lambda: console.sink.events("renewed"), within=200)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await bed.time.until(lambda: console.sink.events("stopped"))
+    events = [line["event"] for line in console.sink.lines]
+    assert events[:3] == ["trust_bundle", "enrolled", "started"]
+    assert events[-2:] == ["draining", "stopped"]
+    [started] = console.sink.events("started")
+    assert started["identity"] == "spiffe://shop.internal/api"
+
+
+async def test_a_sidecar_that_cannot_join_opens_nothing_and_ends_at_a_signal(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(monkeypatch)
+
+    def opened(*_: object) -> None:
+        pytest.fail("a listener was opened by a sidecar that is nobody")
+
+    async with ca_bed(tmp_path, mock_clock, monkeypatch) as bed:
+        config = by_ca(bed, bed.secret())
+        await bed.goes_down()
+        monkeypatch.setattr(run_module, "prepare", opened)
+        ended = trio.Event()
+
+        async def until_it_ends() -> None:
+            await run(config, {})
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_it_ends)
+            await bed.time.until(lambda: console.sink.events("joining_failed"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await bed.time.until(ended.is_set)
+        # What it held is given back: another may start.
+        bed.starts()
+        with pytest.raises(UsageError, match="names no token or secret"):
+            await bed.time.finishes(lambda: run(by_ca(bed, None), {}))
+
+
+async def test_prepare_takes_what_the_ca_gave(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ca_bed(tmp_path, mock_clock, monkeypatch) as bed:
+        api = await bed.joined()
+        told = api.member.revocations()
+        server, reloader = prepare(by_ca(bed, None), {}, Log(LogSink(), "json"), api.own, told)
+        assert reloader.loaded is api.own
+        assert server.node.current.context.terms.revocations == told
+        server.close()

@@ -21,6 +21,7 @@ from tests.certificates import HOUR, Authority, Credential
 
 MESH = Authority()
 API, WEB = SpiffeId("shop.internal", ("api",)), SpiffeId("shop.internal", ("web",))
+CA = SpiffeId("shop.internal", ("mesh", "ca"))
 TERMS = Terms("shop.internal")
 ALPN = "mesh/1/http"
 _lib: Any = vars(SSL)["_lib"]
@@ -408,3 +409,104 @@ def test_a_refused_step_is_the_last() -> None:
         callee.step(b"plain")
     assert callee.svid is None
     assert callee._connection.get_app_data() is None
+
+
+# -- a CA's end, and ends that have no certificate yet -----------------------------------------------------------------
+
+
+def ca_context(credential: Credential, *, anonymous: bool = True) -> tls.Context:
+    assert isinstance(credential.key, tls.PrivateKey)
+    keys = tls.KeyPair(credential.chain, credential.key, MESH.roots)
+    return tls.Context(keys, Terms("shop.internal", anonymous=anonymous))
+
+
+def to_ca(
+    caller: tls.Context, *, callee: Credential | None = None, anonymous: bool = True, expected: SpiffeId = CA
+) -> tuple[tls.Endpoint, tls.Endpoint, tuple[Exception | None, Exception | None]]:
+    here = ca_context(callee or MESH.leaf("mesh/ca"), anonymous=anonymous).server("http/1.1", tls.utc_now)
+    there = caller.client("http/1.1", expected, tls.utc_now)
+    return here, there, shake(here, there)
+
+
+def bare(*roots: x509.Certificate, unverified: bool = False) -> tls.Context:
+    return tls.Context(roots, TERMS, unverified=unverified)
+
+
+def test_an_anonymous_caller_gets_through_where_the_terms_say_so_and_is_nobody() -> None:
+    here, there, ends = to_ca(bare(*MESH.roots))
+    assert ends == (None, None)
+    assert (here.svid, here.path, here.leaf, here.anchor) == (None, (), None, b"")
+    assert there.svid is not None
+    assert there.svid.id == CA
+    _, _, (refused, _) = to_ca(bare(*MESH.roots), anonymous=False)
+    assert isinstance(refused, Refused)
+    assert refused.reason is Reason.NO_CERTIFICATE
+
+
+def test_a_caller_who_shows_something_is_judged_as_ever() -> None:
+    here, _, ends = to_ca(context(MESH.leaf("web")))
+    assert ends == (None, None)
+    assert here.svid is not None
+    assert here.svid.id == WEB
+    for credential, reason in (
+        (Authority().leaf("web"), Reason.UNKNOWN_CA),
+        (MESH.leaf("web", eku=None), Reason.BAD_IDENTITY),
+        (MESH.leaf("web", not_before=MESH.now - 2 * HOUR, not_after=MESH.now - HOUR), Reason.EXPIRED),
+    ):
+        _, _, (refused, _) = to_ca(context(credential, MESH.roots))
+        assert isinstance(refused, Refused)
+        assert refused.reason is reason
+
+
+def test_bare_roots_verify_as_ever() -> None:
+    _, _, ends = to_ca(bare(*MESH.roots), expected=WEB)
+    assert isinstance(ends[1], Refused)
+    assert ends[1].reason is Reason.UNEXPECTED_PEER
+    for roots in ((), Authority().roots):
+        _, _, ends = to_ca(bare(*roots))
+        assert isinstance(ends[1], Refused)
+        assert ends[1].reason is Reason.UNKNOWN_CA
+
+
+def test_no_roots_anchor_nothing() -> None:
+    assert bare().anchors == frozenset()
+    assert bare(*MESH.roots).anchors == {tls.digest(MESH.root.certificate)}
+
+
+@pytest.mark.parametrize("callee", [MESH.leaf("mesh/ca"), MESH.leaf("web"), Authority().leaf("mesh/ca")])
+def test_whoever_answers_unverified_is_nobody(callee: Credential) -> None:
+    here, there, ends = to_ca(bare(unverified=True), callee=callee)
+    assert ends == (None, None)
+    assert (there.svid, there.path) == (None, ())
+    assert here.svid is None  # nor was anything of ours shown
+    here.write_bytes(b"bundles")
+    there.feed_bytes(here.take_all())
+    assert there.read_some(100) == b"bundles"
+
+
+def test_unverified_is_no_older_tls_and_no_other_protocol() -> None:
+    here = ca_context(MESH.leaf("mesh/ca")).server("other", tls.utc_now)
+    there = bare(unverified=True).client("http/1.1", CA, tls.utc_now)
+    refused, told = shake(here, there)
+    assert isinstance(refused, Refused)
+    assert isinstance(told, Refused)
+
+
+def test_a_peer_s_path_ends_at_its_root() -> None:
+    credential = MESH.leaf("web")
+    here, _, ends = to_ca(context(credential))
+    assert ends == (None, None)
+    root = MESH.root.certificate.public_bytes(Encoding.DER)
+    assert here.path == (*credential.chain_der, root)
+    assert here.anchor == tls.digest(MESH.root.certificate)
+
+
+@pytest.mark.parametrize(
+    ("segments", "name"),
+    [(("mesh", "ca"), b"ca"), (("api",), b"api"), (("a" * 300,), b"a" * tls.MAX_SERVER_NAME)],
+)
+def test_the_name_that_is_sent_is_the_last_segment(segments: tuple[str, ...], name: bytes) -> None:
+    here = ca_context(MESH.leaf("mesh/ca")).server("http/1.1", tls.utc_now)
+    there = bare(*MESH.roots).client("http/1.1", SpiffeId("shop.internal", segments), tls.utc_now)
+    shake(here, there)
+    assert here._connection.get_servername() == name
