@@ -164,9 +164,11 @@ def chain(
     return authority.pem(leaf, ca.issuing.certificate)
 
 
-def taken(pem: bytes | None = None, *, trusted: Bundle | None = None, longest: timedelta = 25 * HOUR) -> Credentials:
+def taken(
+    pem: bytes | None = None, *, trusted: Bundle | None = None, longest: timedelta = 25 * HOUR, now: datetime = NOW
+) -> Credentials:
     return answers.take_certificate(
-        chain() if pem is None else pem, KEY, API, trusted or bundle(1, FIRST), longest, NOW
+        chain() if pem is None else pem, KEY, API, trusted or bundle(1, FIRST), longest, now
     )
 
 
@@ -201,14 +203,15 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     with pytest.raises(AnswerRefusedError, match="longer than max_leaf_ttl"):
         taken(chain(ttl=2 * HOUR), longest=HOUR)
     assert taken(chain(ttl=2 * HOUR), longest=3 * HOUR)
-    older = authority.make(MESH, NOW - DAY)
+    now = datetime.now(UTC).replace(microsecond=0)  # OpenSSL asks no other clock, and this one has a minute only
+    older = authority.make(MESH, now - DAY)
     roots = bundle(1, older)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, NOW - HOUR + timedelta(seconds=59), HOUR)
+    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
     pem = authority.pem(leaf, older.issuing.certificate)
     with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
-        taken(pem, trusted=roots)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, NOW - HOUR + timedelta(seconds=61), HOUR)
-    assert taken(authority.pem(leaf, older.issuing.certificate), trusted=roots)
+        taken(pem, trusted=roots, now=now)
+    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
+    assert taken(authority.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
 
 
 def test_an_issuer_that_counts_no_longer_is_refused() -> None:
