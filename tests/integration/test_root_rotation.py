@@ -199,7 +199,6 @@ async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root
             named = await program.line("spiffe://shop.internal/reporting (instance")
             assert "has bundle" in named
             assert "its certificate ends at" in named
-            await program.line("waiting for 1;")
             program.signal(signal.SIGINT)
             await program.ended()
         said = await rotated(it.site, "--force")
