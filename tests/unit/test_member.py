@@ -1117,3 +1117,20 @@ async def test_an_answer_that_got_lost_long_ago_strands_nobody_who_has_a_secret(
     else:
         with pytest.raises(UsageError, match="this token was used already"):
             await again.joins()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b'{"instance": "../x", "pin": 7}'])
+async def test_who_it_was_among_its_replicas_is_made_anew_if_it_cannot_be_read(
+    bed: CaBed, mock_clock: MockClock, content: bytes
+) -> None:
+    api = await bed.joined()
+    await api.ends()
+    before = json.loads((api.state / "member.json").read_bytes())
+    (api.state / "member.json").write_bytes(content)
+    again = bed.sidecar("api")
+    await again.joins()
+    assert again.serial == api.serial
+    after = json.loads((api.state / "member.json").read_bytes())
+    assert re.fullmatch(r"[0-9a-f]{32}", after["instance"])
+    assert after["instance"] != before["instance"]
+    assert after["pin"] == before["pin"]
