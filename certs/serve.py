@@ -234,7 +234,8 @@ class CaServer:
             self.api.metrics.store_up(up=True)
             self._try("store", lambda: self._take_store(known))
         # (A clock that was ahead and is right again leaves a certificate of the future, which nobody takes.)
-        if not self._own.not_valid_before_utc <= now <= self._own.not_valid_after_utc - OWN_TTL / 2:
+        begin, end = self._own.not_valid_before_utc, self._own.not_valid_after_utc
+        if not begin <= now <= begin + (end - begin) / 2:
             self._try("own certificate", self._take_own)
         self._tell("issuing", authority.soon_over(self._authority, now))
 

@@ -37,7 +37,7 @@ from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.mesh import Mesh
-from sidecar.reasons import MITM_SUSPECTS, UsageError
+from sidecar.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.schedule import backoff, refresh_after, refresh_at
 from sidecar.statedir import StateDir
 
@@ -135,7 +135,9 @@ class Member:
         if self._bundle is None:
             self._take_bundles(await self._client.bundles(0, unverified=True))
         if self._bundle is None:
-            raise AnswerRefusedError(f"the CA at {self._identity.ca} has no trust bundle that the pinned root signed")
+            found = "what answers there has no trust bundle that the pinned root signed"
+            message = f"expected a CA under the pinned root at {self._identity.ca}, and {found}"
+            raise CaUnverifiedError(message, Refused(Reason.UNKNOWN_CA, found))
         await self._show()
         try:
             await self._become()
