@@ -912,7 +912,9 @@ def _run(mutant: Mutant) -> tuple[Mutant, str, str]:
 
 
 def _test(copy: Path, tests: tuple[str, ...]) -> tuple[str, str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *tests]
+    # A directory for temporary files of its own: pytest tidies up what other runs leave in the common one, also while they run.
+    base = f"--basetemp={copy / 'basetemp'}"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", base, *tests]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
     try:
         done = subprocess.run(
