@@ -150,7 +150,8 @@ class Absent(Sidecar):
         return Missing("something", "its-package")
 
 
-def test_a_peer_that_is_not_installed_is_left_out_and_named() -> None:
+def test_a_peer_that_is_not_installed_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "find_program", lambda name: Path("/usr/bin") / name)
     present: Contestant = Sidecar()
     taking_part, left_out = missing_packages([present, Absent()])
     assert taking_part == [present]
