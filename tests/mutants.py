@@ -20,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("sidecar", "certs", "tests", "pyproject.toml", "README.md")
 PATIENCE_SECONDS = 90
+PATIENCE_WITH_ALL_SECONDS = 900
+"""For all the tests of all mutants, one after the other, with nothing removed."""
 CERTIFICATES = "tests/attacks/test_certificates.py"
 MIDDLE = "tests/attacks/test_somebody_in_the_middle.py"
 TAMPERING = "tests/attacks/test_tampering.py"
@@ -351,7 +353,13 @@ MUTANTS = [
         "(_lib.SSL_VERIFY_NONE if terms.anonymous else _lib.SSL_VERIFY_PEER | required), _verify",
         CA_RENEWALS + REFUSED,
     ),
-    edit("TLS: unverified is asked for", TLS, "        if self._unverified:", "        if True:", CA_CONTACT),
+    edit(
+        "TLS: unverified is asked for",
+        TLS,
+        "        if self._unverified:",
+        "        if True:",
+        f"{CA_RENEWALS}::test_the_twin_of_all_below_renews",
+    ),
     edit("client: pins the CA's identity", CLIENT, 'CA_SEGMENTS = ("mesh", "ca")', 'CA_SEGMENTS = ("ca",)', CA_CONTACT),
     edit(
         "client: whoever answers proves to be the CA",
@@ -908,20 +916,20 @@ def _run(mutant: Mutant) -> tuple[Mutant, str, str]:
             if text.count(old) != 1:
                 return mutant, "stale", f"{file} has {text.count(old)} times: {old.strip()!r}"
             (copy / file).write_text(text.replace(old, new))
-        return mutant, *_test(copy, mutant.tests)
+        return mutant, *_test(copy, mutant.tests, PATIENCE_SECONDS if mutant.edits else PATIENCE_WITH_ALL_SECONDS)
 
 
-def _test(copy: Path, tests: tuple[str, ...]) -> tuple[str, str]:
-    # A directory for temporary files of its own: pytest tidies up what other runs leave in the common one, also while they run.
+def _test(copy: Path, tests: tuple[str, ...], patience: float) -> tuple[str, str]:
+    # A directory of its own for temporary files: in the common one, pytest tidies up what others are using still.
     base = f"--basetemp={copy / 'basetemp'}"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", base, *tests]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
     try:
         done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=patience, check=False
         )
     except subprocess.TimeoutExpired:
-        return "hangs", f"no answer from its tests within {PATIENCE_SECONDS} s"
+        return "hangs", f"no answer from its tests within {patience:g} s"
     failed = re.search(r"^FAILED (.+?)( - |$)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
         return "killed", f"by {failed[1]}"
