@@ -117,6 +117,7 @@ async def test_a_whole_rotation_under_load(tmp_path: Path) -> None:
                 await is_refused_by_name(Address(*api.address("http")), old)
                 for sidecar in (api, web):
                     await keeps_the_new_root_alone(site, sidecar)
+                await api.program.event("connection", decision="deny")
                 refused = api.program.events("connection", decision="deny")
                 assert [line["reason"] for line in refused] == ["unknown_ca"], "but for the stranger, nobody"
                 assert web.program.events("connection", decision="deny") == []

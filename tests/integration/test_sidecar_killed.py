@@ -89,7 +89,7 @@ async def test_killed_while_it_renews(tmp_path: Path) -> None:
         async with member_process(file) as web:  # and the program itself serves with it
             assert web.started["identity"] == "spiffe://shop.internal/web"
             assert web.program.events("enrolled") == []
-    assert renewed > 60
+    assert renewed > 10, "it was at work when it was killed"
     assert site.faults() == []
 
 
