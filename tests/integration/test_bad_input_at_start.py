@@ -190,11 +190,22 @@ def test_a_weak_key(shop: Shop, file: Path) -> None:
     start(file, shop.path / "api/certificate.pem", "use P-256")
 
 
-def test_an_identity_from_a_ca_is_not_in_this_version(shop: Shop, file: Path, port: int) -> None:
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [
+        ("root: none.pem, state_dir: state", ("none.pem", "cannot read the pinned root")),
+        ("root: mesh.yaml, state_dir: state", ("mesh.yaml", "no PEM pinned root")),
+        ("root: ca/root.pem, state_dir: none/state", ("none", "state_dir")),
+        ("root: ca/root.pem, state_dir: mesh.yaml", ("mesh.yaml", "state_dir")),
+    ],
+)
+def test_an_identity_from_a_ca_that_cannot_be(
+    shop: Shop, file: Path, port: int, identity: str, words: tuple[str, ...]
+) -> None:
     text = file.read_text().splitlines()
-    text[2] = "identity: {ca: https://ca:8443, root: ca/root.pem, state_dir: state}"
+    text[2] = f"identity: {{ca: https://ca:8443, {identity}}}"
     file.write_text("\n".join(text))
-    start(file, file, "identity.ca", "certs issue", "files:")
+    start(file, *words)
     assert nobody_listens(port)
 
 
