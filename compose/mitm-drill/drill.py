@@ -1,14 +1,15 @@
-"""The man-in-the-middle drill: the same attacker against the same shop, first as it is, then in the mesh. Asserts both halves.
+"""The man-in-the-middle drill: one attacker against the same shop, first as it is, then in the mesh. Asserts both halves.
 
     make drill
 
-The attacker is a container on the network between web and api, with what Docker gives to every container and nothing more. By
+The attacker is a container on the network between web and api, with what Docker gives to each container and nothing more. By
 ARP alone it gets between them, and reads, alters, and answers in api's place. Against the plain shop it must win, or the drill
 has shown nothing. Exit code 1, and a sentence, if either half is otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ sys.path.insert(0, str(ROOT))  # started as a file: this directory's name is no 
 
 from tests.e2e.engine import Application, EngineError, docker, run, shop, until  # noqa: E402
 
-PASSWORD = "web:correct-horse"  # noqa: S105  # the demo's
+ATTACKER = Path(__file__).parent / "attacker"
+PASSWORD = "web:correct-horse"  # the demo's
 HONEST, CHANGED = "costs 49.90", "costs 00.01"
 
 
@@ -93,13 +95,12 @@ def carried(half: Half, mode: str, wanted: str) -> tuple[str, dict[str, Any]]:
 
     def seen() -> bool:
         nonlocal page
+        was_between = any(it["event"] == "between" for it in lines(container))
         page = half.page()
-        return wanted in page
+        return was_between and wanted in page
 
-    try:
+    with contextlib.suppress(EngineError):  # asserted by who asked
         until("the page", seen, 12)
-    except EngineError:
-        pass  # asserted by who asked
     return page, ended(container)
 
 
@@ -108,10 +109,14 @@ def check(condition: bool, sentence: str) -> None:
         raise EngineError(f"the drill failed: {sentence}")
 
 
-def diverted(half: Half, *identity: str, mounts: tuple[str, ...] = ()) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+def diverted(
+    half: Half, *identity: str, mounts: tuple[str, ...] = ()
+) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """Connections led to somebody who answers in api's place."""
     impostor = half.fake(*identity, mounts=mounts)
-    address = docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", impostor).strip()
+    address = docker(
+        "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", impostor
+    ).strip()
     container = half.between("divert", address, half.ghost())
     page = ""
 
@@ -138,11 +143,14 @@ def plain(half: Half) -> None:
     check(CHANGED in page and told["changed"] > 0, f"the price was not changed: {page}; {told}")
     half.told["changes the price"] = page
     page, said, _ = diverted(half)
-    check(CHANGED in page and any(PASSWORD_HEADER in it["got"] for it in said), f"the fake was not believed: {page}; {said}")
+    check(
+        CHANGED in page and any(PASSWORD_HEADER in it["got"] for it in said),
+        f"the fake was not believed: {page}; {said}",
+    )
     half.told["answers in api's place"] = f"believed, given the password: {page}"
 
 
-PASSWORD_HEADER = "Authorization: Basic "  # noqa: S105
+PASSWORD_HEADER = "Authorization: Basic "
 
 
 def meshed(half: Half) -> None:
@@ -156,14 +164,14 @@ def meshed(half: Half) -> None:
     half.told["reads"] = f"ciphertext: {told['sample'][:32]}…"
 
     before = len(half.shop.log(half.web))
-    page, told = carried(half, "change", CHANGED)
-    check(CHANGED not in page and told["changed"] == 0, f"the price was changed: {page}; {told}")
+    page, told = carried(half, "change", HONEST)
+    check(HONEST in page and CHANGED not in page and told["changed"] == 0, f"the price was changed: {page}; {told}")
     page, told = carried(half, "flip", "cannot be reached")
     check(told["changed"] > 0, f"nothing was altered: {told}")
     check(HONEST not in page and "costs" not in page, f"an altered answer arrived: {page}")
     fresh = half.shop.log(half.web)[before:]
     broken = {it["reason"] for it in fresh if it["event"] == "connection"} - {"ok"}
-    check(bool(broken), f"no connection broke: {fresh}")
+    check("truncated" in broken, f"no connection broke: {fresh}")
     half.told["changes the price"] = f"one bit altered: the connection breaks ({', '.join(sorted(broken))})"
 
     stolen = f"{half.shop.state}/sidecars/reporting:/stolen:ro"
@@ -185,7 +193,7 @@ def attack(environ: dict[str, str]) -> tuple[dict[str, str], dict[str, str], lis
     with shop("sidecar-drill", environ) as application:
         base = application.environ.get("PYTHON_IMAGE", "python:3.13-slim")
         image = f"{application.project}-attacker"
-        run("docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--tag", image, str(Path(__file__).parent / "attacker"),
+        run("docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--tag", image, str(ATTACKER),
             env=application.environ)  # fmt: skip
         names = [f"{application.project}-{name}" for name in ("between", "impostor")]
         try:

@@ -1,4 +1,4 @@
-"""A Compose application on a real Docker engine, by the command lines that a person uses. For the demo, the drill, the tests.
+"""A Compose application on a real Docker engine, by the commands that a person uses. For the demo, the drill, the tests.
 
 What is started here has a project name of its own, and :meth:`Application.down` removes what has that name, nothing else.
 """
@@ -120,7 +120,10 @@ class Application:
 
     def page(self, path: str = "/teapot") -> str:
         """What web answers, asked inside of its own container: the whole way web, api, database."""
-        code = "import sys, urllib.request as u; print(u.urlopen('http://localhost:8000' + sys.argv[1], timeout=8).read().decode())"
+        code = (
+            "import sys, http.client as h; c = h.HTTPConnection('localhost', 8000, timeout=8); "
+            "c.request('GET', sys.argv[1]); print(c.getresponse().read().decode())"
+        )
         return self.python("web", code, path).strip()
 
 

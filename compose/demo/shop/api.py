@@ -27,7 +27,8 @@ def visit() -> int:
 def answer(path: str) -> tuple[int, str]:
     with psycopg.connect(os.environ["DATABASE_URL"], connect_timeout=5) as database:
         if path == "/":
-            return 200, f"{database.execute('SELECT count(*) FROM products').fetchone()[0]} products\n"
+            (number,) = database.execute("SELECT count(*) FROM products").fetchall()[0]
+            return 200, f"{number} products\n"
         found = database.execute("SELECT price FROM products WHERE name = %s", [path[1:]]).fetchone()
     return (200, f"{path[1:]} costs {found[0]} (visit {visit()})\n") if found else (404, "no such product\n")
 
@@ -56,4 +57,4 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    Server(("0.0.0.0", 8000), Api).serve_forever()  # noqa: S104  # a container's port
+    Server(("0.0.0.0", 8000), Api).serve_forever()  # a container's port

@@ -17,15 +17,16 @@ HOST = "".join(["d", "b"])
 
 def from_api() -> str:
     headers = {"Authorization": f"Basic {SECRET}"}
-    request = urllib.request.Request(os.environ["API_URL"] + "/", headers=headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
-        return answer.read().decode().strip()
+    request = urllib.request.Request(os.environ["API_URL"] + "/", headers=headers)
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return str(answer.read().decode().strip())
 
 
 def from_database() -> str:
     settings = f"host={HOST} user=shop password=battery-staple dbname=shop connect_timeout=5"
     with psycopg.connect(settings) as database:
-        return f"{database.execute('SELECT sum(price) FROM products').fetchone()[0]} in all"
+        (total,) = database.execute("SELECT sum(price) FROM products").fetchall()[0]
+    return f"{total} in all"
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
                 print(f"{name}: {ask()}")
             except (OSError, psycopg.Error) as error:
                 print(f"{name}: refused: {str(error).splitlines()[0]}")
-        time.sleep(2)  # noqa: TID251  # a program of the demo, with no event loop
+        time.sleep(2)  # a program of the demo, with no event loop
 
 
 if __name__ == "__main__":

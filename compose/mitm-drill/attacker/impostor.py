@@ -1,4 +1,4 @@
-"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS, with a stolen key and chain.
+"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS, by a stolen key and chain.
 
 One line of JSON for each connection: what the caller gave away.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl  # noqa: TID251  # the attacker's own TLS, not the project's
+import ssl  # the attacker's own TLS, not the project's
 import sys
 
 ANSWER = b"HTTP/1.0 200 -\r\nContent-Length: 33\r\n\r\nteapot costs 00.01 (visit: never)\n"
@@ -20,7 +20,7 @@ def main() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(sys.argv[2])
         context.set_alpn_protocols([f"mesh/1/{port}"])
-    with socket.create_server(("0.0.0.0", port)) as server:  # noqa: S104  # a container's port
+    with socket.create_server(("0.0.0.0", port)) as server:  # a container's port
         print(json.dumps({"event": "listening"}), flush=True)
         while True:
             plain, _ = server.accept()
