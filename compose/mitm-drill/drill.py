@@ -2,9 +2,9 @@
 
     make drill
 
-The attacker is a container on the network between web and api, with what Docker gives to each container and nothing more. By
-ARP alone it gets between them, and reads, alters, and answers in api's place. Against the plain shop it must win, or the drill
-has shown nothing. Exit code 1, and a sentence, if either half is otherwise.
+The attacker is a container on the network between web and api, with what Docker gives to each container and nothing more.
+By ARP alone it gets between them, reads, alters, and answers in api's place. Against the plain shop it must win, or nothing
+was shown. Exit code 1, and a sentence, if either half is otherwise.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def find_mac(address: str) -> bytes:
 def main() -> None:
     between = Between(*sys.argv[1:])
 
-    def end(*_: object) -> None:
+    def end(*_signal: object) -> None:
         between.done = True
         for _ in range(5):
             between.restore()

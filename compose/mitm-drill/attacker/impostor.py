@@ -1,4 +1,4 @@
-"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS, by a stolen key and chain.
+"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS by a stolen certificate.
 
 One line of JSON for each connection: what the caller gave away.
 """
