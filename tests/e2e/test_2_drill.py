@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.e2e.conftest import FIGURES
 from tests.e2e.engine import ROOT, run
+from tests.e2e.figures import FIGURES
 
 
 def test_an_attacker_wins_against_the_plain_shop_and_loses_against_the_mesh() -> None:
