@@ -8,7 +8,7 @@ REACH = """
 import socket, sys
 try:
     with socket.create_connection((sys.argv[1], int(sys.argv[2])), 2) as s:
-        s.settimeout(0.5)
+        s.settimeout(float(sys.argv[3]))
         try:
             print("closed" if s.recv(1) == b"" else "spoke")
         except TimeoutError:
@@ -16,7 +16,7 @@ try:
 except OSError as error:
     print(type(error).__name__)
 """
-"""Whether a port can be reached from a container, with two arguments; a connection that is reset at once counts as not."""
+"""Whether a port can be reached from a container, by host, port, and how many seconds a connection must last to count."""
 
 
 def protected(application: Application) -> str:

@@ -22,7 +22,7 @@ def mesh() -> Iterator[Application]:
         assert "teapot costs 49.90" in until("the plain shop", application.page)
         plain = measured(application, APPS)
         # What the mesh must take away is there without it: any container reaches any other.
-        assert application.python("web", REACH, "db", "5432").strip() == "open"
+        assert application.python("web", REACH, "db", "5432", "0.5").strip() == "open"
         assert "in all" in until("the report", lambda: _said(application, "database: "))
         application.compose("down", "--timeout", "2")
 

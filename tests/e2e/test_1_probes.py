@@ -127,7 +127,7 @@ def test_without_its_sidecar_a_service_is_unreachable_and_not_plaintext(mesh: Ap
     mesh.compose("stop", "--timeout", "5", "api-mesh")
     try:
         assert "cannot be reached" in mesh.page()
-        assert _reach(mesh, "web", "api", 8000) != "open"
+        assert _reach(mesh, "web", "api", 8000, 9) != "open"  # its own sidecar looks for the other for 5 s
         assert _reach(mesh, "web", mesh.address("api", "api-private"), 8000) != "open"
     finally:
         mesh.compose("start", "api-mesh")
@@ -177,8 +177,8 @@ def test_status_and_health(mesh: Application) -> None:
     assert "api:8000" not in mesh.call("api-mesh", "sidecar", "status", file).splitlines()[0]
 
 
-def _reach(mesh: Application, caller: str, host: str, port: int) -> str:
-    return mesh.python(caller, REACH, host, str(port)).strip()
+def _reach(mesh: Application, caller: str, host: str, port: int, seconds: float = 0.5) -> str:
+    return mesh.python(caller, REACH, host, str(port), str(seconds)).strip()
 
 
 _MANY = """
