@@ -68,12 +68,15 @@ class Application:
             self.environ["DOCKER_BUILDKIT"] = "0"
         self._compose = find_compose(self.environ).command
         self.files: tuple[str, ...] = ("compose.yaml",)
+        self._containers: dict[str, list[str]] = {}
 
     @property
     def meshed(self) -> bool:
         return len(self.files) > 1
 
     def compose(self, *arguments: str, seconds: float = 300) -> str:
+        if arguments[0] != "ps":
+            self._containers.clear()
         named = [part for file in self.files for part in ("-f", file)]
         return run(*self._compose, *named, *arguments, env=self.environ, cwd=self.directory, seconds=seconds)
 
@@ -94,9 +97,10 @@ class Application:
         return self.containers(service)[0]
 
     def containers(self, service: str) -> list[str]:
-        found = self.compose("ps", "--all", "--quiet", service).split()
+        found = self._containers.get(service) or self.compose("ps", "--all", "--quiet", service).split()
         if not found:
             raise EngineError(f"{service}: has no container")
+        self._containers[service] = found
         return found
 
     def call(self, service: str, *command: str, seconds: float = 60) -> str:
