@@ -53,9 +53,9 @@ def _said(application: Application, start: str) -> str:
 
 
 def measured(application: Application, services: tuple[str, ...]) -> tuple[Latency, dict[str, tuple[float, float]]]:
-    latency(application, 50)  # warm
+    latency(application, 30)  # warm
     before = cost(application, services)
-    found = latency(application, 400)
+    found = latency(application, 200)
     after = cost(application, services)
     return found, {name: (after[name][0], after[name][1] - before[name][1]) for name in services}
 
@@ -63,7 +63,7 @@ def measured(application: Application, services: tuple[str, ...]) -> tuple[Laten
 def idle(application: Application) -> float:
     """What share of a core the mesh uses while nobody asks anything: mostly its health checks."""
     before, began = cost(application, MESH), time.monotonic()
-    time.sleep(8)  # noqa: TID251  # what is measured is that nothing happens
+    time.sleep(6)  # noqa: TID251  # what is measured is that nothing happens
     after, ended = cost(application, MESH), time.monotonic()
     return sum(after[name][1] - before[name][1] for name in MESH) / (ended - began)
 
