@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test lint types format mutants bench bench-ca lock clean
+.PHONY: help setup demo test e2e drill lint types format mutants bench bench-ca lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ READY := .venv/.ready
 BENCHED := .venv/.bench
 
 help:          ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(READY) ## makes .venv with exactly the locked packages, and this project in it
 
@@ -27,6 +27,13 @@ demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict
 
 test: $(READY) ## units, properties, integration, attacks; no Docker
 	@$(BIN)/python -m pytest
+
+ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
+e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
+	@$(ENGINE) -m pytest tests/e2e
+
+drill: $(READY) ## an attacker in the middle of a Compose application, without the mesh and with it, side by side
+	@$(ENGINE) compose/mitm-drill/drill.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

@@ -27,14 +27,20 @@ ARG BASE={BASE_IMAGE}
 
 FROM ${{BASE}} AS build
 COPY *.whl /tmp/
-RUN python3 -m venv /opt/mesh && /opt/mesh/bin/python -m pip install --no-cache-dir --disable-pip-version-check /tmp/*.whl
+# pip is nothing that runs: it is beside what it makes, and stays behind.
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/mesh && /opt/pip/bin/python -m pip --python \\
+    /opt/mesh/bin/python install --no-cache-dir --disable-pip-version-check /tmp/*.whl
 
 FROM ${{BASE}}
 COPY --from=build /opt/mesh /opt/mesh
 ENV PATH=/opt/mesh/bin:$PATH
 # Compose says as whom it runs: as the owner of the keys.
 USER 65534:65534
+WORKDIR /etc/mesh
 STOPSIGNAL SIGTERM
+# For whoever runs it by hand, with a sidecar.yaml there. Compose says what each container does, and asks it in its own way.
+HEALTHCHECK --interval=3s --timeout=5s --retries=20 CMD ["sidecar", "health"]
+CMD ["sidecar", "run"]
 """
 
 

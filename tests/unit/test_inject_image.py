@@ -40,6 +40,13 @@ def test_the_base_image_is_an_argument_and_nobody_is_root() -> None:
     assert "USER 65534:65534" in text
 
 
+def test_it_tells_how_it_is_and_has_no_pip() -> None:
+    text = image_files()["Dockerfile"].decode()
+    assert 'HEALTHCHECK --interval=3s --timeout=5s --retries=20 CMD ["sidecar", "health"]' in text
+    assert "--without-pip /opt/mesh" in text
+    assert "--start-interval" not in text  # an engine before 25 refuses to build it
+
+
 def test_a_change_is_another_word() -> None:
     assert fingerprint({"a": b"1"}) != fingerprint({"a": b"2"}) != fingerprint({"b": b"2"})
     assert fingerprint({"a": b"1", "b": b"2"}) == fingerprint({"b": b"2", "a": b"1"})

@@ -1,0 +1,39 @@
+"""The shop's page: asks api for prices, with a password, over plain HTTP. Answers ``/`` with what api said."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SECRET = b64encode(f"{os.environ['API_USER']}:{os.environ['API_PASSWORD']}".encode()).decode()
+
+
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        request = urllib.request.Request(  # the address is ours
+            os.environ["API_URL"] + self.path, headers={"Authorization": f"Basic {SECRET}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                code, text = 200, answer.read()
+        except (OSError, ValueError) as error:
+            code, text = 502, f"api cannot be reached: {error}\n".encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet: the sidecars tell."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+if __name__ == "__main__":
+    Server(("0.0.0.0", 8000), Page).serve_forever()  # a container's port

@@ -1,0 +1,95 @@
+"""The meshed shop, for all tests of this directory: started once, and what it costs. They run in the order written."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.ask import REACH, protected
+from tests.e2e.engine import Application, docker, shop, until
+from tests.e2e.figures import APPS, FIGURES, MESH, TAKEN
+from tests.e2e.load import Latency, cost, latency
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Application]:
+    TAKEN.update(port for port in (5432, 6379, 8000, 8443, 15000) if _serves(port))
+    with shop("sidecar-e2e") as application:
+        application.up("--build")
+        assert "teapot costs 49.90" in until("the plain shop", application.page)
+        plain = measured(application, APPS)
+        # What the mesh must take away is there without it: any container reaches any other.
+        assert application.python("web", REACH, "db", "5432", "0.5").strip() == "open"
+        assert "in all" in until("the report", lambda: _said(application, "database: "))
+        application.compose("down", "--timeout", "2")
+
+        began = time.monotonic()
+        application.inject()
+        application.compose("build")
+        built = time.monotonic()
+        application.compose("up", "--detach")
+        assert "teapot costs 49.90" in until("the first protected request", lambda: protected(application), every=0.1)
+        ended = time.monotonic()
+        FIGURES["from inject to the first protected request"] = (
+            f"{ended - began:.1f} s, of which {ended - built:.1f} s after the image was built"
+        )
+        application.up()
+        meshed = measured(application, (*APPS, *MESH))
+        report(plain, meshed, idle(application))
+        yield application
+
+
+def _serves(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _said(application: Application, start: str) -> str:
+    lines = docker("logs", "--tail", "6", application.container("reporting")).splitlines()
+    return next((line for line in reversed(lines) if line.startswith(start)), "")
+
+
+def measured(application: Application, services: tuple[str, ...]) -> tuple[Latency, dict[str, tuple[float, float]]]:
+    latency(application, 30)  # warm
+    before = cost(application, services)
+    found = latency(application, 200)
+    after = cost(application, services)
+    return found, {name: (after[name][0], after[name][1] - before[name][1]) for name in services}
+
+
+def idle(application: Application) -> float:
+    """What share of a core the mesh uses while nobody asks anything: mostly its health checks."""
+    before, began = cost(application, MESH), time.monotonic()
+    time.sleep(6)  # noqa: TID251  # what is measured is that nothing happens
+    after, ended = cost(application, MESH), time.monotonic()
+    return sum(after[name][1] - before[name][1] for name in MESH) / (ended - began)
+
+
+Measured = tuple[Latency, dict[str, tuple[float, float]]]
+
+
+def report(plain: Measured, meshed: Measured, resting: float) -> None:
+    (one, before), (two, after) = plain, meshed
+    FIGURES["a request web -> api -> database and cache, p50"] = f"{one.p50:.1f} ms plain, {two.p50:.1f} ms in the mesh"
+    FIGURES["the same, p99"] = f"{one.p99:.1f} ms plain, {two.p99:.1f} ms in the mesh"
+    apps, sidecars = sum(it[0] for it in before.values()), sum(after[name][0] for name in MESH)
+    FIGURES["memory"] = (
+        f"{apps:.0f} MB of the plain shop, and {sidecars:.0f} MB of {len(MESH) - 1} sidecars and their CA"
+    )
+    busy, more = sum(it[1] for it in before.values()), sum(after[name][1] for name in MESH)
+    more -= resting * two.seconds
+    FIGURES["CPU of the mesh at rest"] = f"{100 * resting:.0f} % of a core, health checks included"
+    FIGURES["CPU of a request"] = (
+        f"{1000 * busy / one.requests:.1f} ms of the plain shop, and {1000 * more / two.requests:.1f} ms of the mesh "
+        "(three new mutual TLS connections), less what it uses at rest"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if FIGURES:
+        terminalreporter.section("measured")
+    for name, text in FIGURES.items():
+        terminalreporter.line(f"{name}: {text}")

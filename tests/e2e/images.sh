@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Makes, from Debian's packages and Python's, the images that `make e2e` needs where none can be pulled. What is there stays.
+# Prints the variables that name them, for the Compose files. PYTHON is the interpreter whose pip fetches wheels.
+set -euo pipefail
+cd "$(dirname "$0")"
+python=${PYTHON:-../../.venv/bin/python}
+suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+requirements=$("$python" - ../../pyproject.toml <<'PY'
+import sys, tomllib
+from pathlib import Path
+print(*tomllib.loads(Path(sys.argv[1]).read_text())["project"]["dependencies"], "psycopg[binary]>=3.2,<4", sep="\n")
+PY
+)
+word=$(cat images.sh images/*/* <(echo "$suite $requirements") | sha256sum | cut -c1-12)
+prefix=sidecar-e2e
+have() { docker image inspect "$1" >/dev/null 2>&1; }
+
+if ! have "$prefix/base:$word"; then
+  work=$(mktemp -d) && trap 'rm -rf --one-file-system "$work"' EXIT
+  # From where this machine's own packages come.
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 'Component: main' | head -n 1)
+  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$work/base" "$mirror" >"$work/log" ||
+    { cat "$work/log" >&2; exit 1; }
+  rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/* "$work"/base/usr/share/{doc,man,locale}
+  version=$(chroot "$work/base" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  platforms=(); for minor in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${minor}_$(uname -m)"); done
+  platforms+=(--platform "manylinux2014_$(uname -m)")
+  echo "$requirements" >"$work/requirements"
+  "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version "$version" \
+    "${platforms[@]}" --dest "$work/base/wheels" --requirement "$work/requirements" setuptools pip
+  printf '[global]\nfind-links = /wheels\nno-index = true\n' >"$work/base/etc/pip.conf"
+  tar -C "$work/base" -c . | docker import - "$prefix/base:$word" >/dev/null
+fi
+for name in postgres redis; do
+  have "$prefix/$name:$word" ||
+    DOCKER_BUILDKIT=0 docker build --quiet --build-arg "BASE=$prefix/base:$word" --tag "$prefix/$name:$word" "images/$name" >&2
+done
+echo "SIDECAR_BASE=$prefix/base:$word"
+echo "PYTHON_IMAGE=$prefix/base:$word"
+echo "POSTGRES_IMAGE=$prefix/postgres:$word"
+echo "REDIS_IMAGE=$prefix/redis:$word"
