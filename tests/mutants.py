@@ -385,10 +385,11 @@ MUTANTS = [
         "if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):",
         CA_REQUESTS + CSR,
     ),
-    never(
+    edit(
         "CSR: a strong hash",
         ISSUANCE,
-        "if not isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512):",
+        "is_strong = isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)",
+        "is_strong = True",
         CA_REQUESTS + CSR,
     ),
     never("CSR: signed by its own key", ISSUANCE, "if not is_valid:", CA_REQUESTS + CSR),
@@ -396,7 +397,7 @@ MUTANTS = [
     never(
         "CSR: no attributes",
         ISSUANCE,
-        'if any(attribute.oid != x509.ObjectIdentifier("1.2.840.113549.1.9.14") for attribute in attributes):',
+        "if [attribute.oid for attribute in attributes] not in ([], [_EXTENSION_REQUEST]):",
         CA_REQUESTS + CSR,
     ),
     edit(
@@ -453,7 +454,7 @@ MUTANTS = [
     never(
         "registrar: a service renews",
         REGISTRAR,
-        "if svid.id.trust_domain != terms.authority.trust_domain or service is None:",
+        "if identity.trust_domain != self.authority.trust_domain or identity.service is None:",
         f"{CA_RENEWALS}::test_with_the_ca_s_own_certificate",
     ),
     never("registrar: an ended certificate", REGISTRAR, "if _when(transaction.now) > svid.not_after:", CA_RENEWALS),
@@ -601,14 +602,18 @@ MUTANTS = [
     ),
     never("documents: the active root", TRUST, "if bundle.active not in bundle.anchors:", CA_TRUST + BUNDLE),
     # -- the desk
-    never(
-        "service: guesses are counted", SERVICE, "if not self._guesses.take(source, trio.current_time()):", CA_TOKENS
+    edit(
+        "service: guesses are counted",
+        "certs/guesses.py",
+        "while not self._left.take(source, trio.current_time()):",
+        "while False:",
+        CA_TOKENS,
     ),
     edit(
         "service: a guess is not given back",
-        SERVICE,
-        "if not (isinstance(error, Denied) and error.denial is Denial.BAD_PASS):",
-        "if True:",
+        "certs/guesses.py",
+        "            if not is_wrong:\n                self._left",
+        "            if True:\n                self._left",
         CA_TOKENS,
     ),
     never(
@@ -659,22 +664,22 @@ MUTANTS = [
     edit(
         "HTTP: the time of a body",
         HTTP,
-        "            with trio.fail_after(REQUEST_SECONDS):\n                name, handler",
-        "            with trio.CancelScope():\n                name, handler",
+        "            with trio.fail_at(deadline):",
+        "            with trio.CancelScope():",
         f"{CA_FLOODS}::test_a_body_a_byte_at_a_time",
     ),
     edit(
         "HTTP: the time of a head",
         HTTP,
-        "    with trio.fail_after(REQUEST_SECONDS):\n        while event",
-        "    with trio.CancelScope():\n        while event",
+        "    with trio.fail_after(REQUEST_SECONDS) as scope:",
+        "    with trio.CancelScope() as scope:",
         CA_FLOODS + SLOW,
     ),
     edit(
         "HTTP: the time of silence",
         HTTP,
-        "        with trio.move_on_after(IDLE_SECONDS):",
-        "        with trio.CancelScope():",
+        "        with trio.move_on_after(0 if self.has_begun else IDLE_SECONDS) as scope:",
+        "        with trio.CancelScope() as scope:",
         f"{CA_FLOODS}::test_a_connection_that_asks_nothing_is_closed_after_a_minute_and_one_that_asks_is_kept",
     ),
     edit(

@@ -231,7 +231,7 @@ async def test_a_certificate_that_this_ca_did_not_issue(tmp_path: Path) -> None:
         unknown = desk.keys("web", known=False)
         await desk.denied("not_entitled", desk.reenrol(unknown.chain[0], unknown.key))
         ca = desk.keys("mesh/ca")
-        await desk.denied("unknown_service", desk.reenrol(ca.chain[0], ca.key))
+        await desk.denied("not_entitled", desk.reenrol(ca.chain[0], ca.key))
 
 
 async def test_a_key_is_certified_once(tmp_path: Path) -> None:
