@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -169,9 +170,17 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports of loopback that nobody listens on now, from below those that systems give to whoever connects: a port that is
+    free a moment before it is listened on could be somebody's by then."""
+    taken: list[socket.socket] = []
     try:
+        for port in random.sample(range(20_000, 30_000), 10_000):
+            try:
+                taken.append(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            if len(taken) == count:
+                break
         return [one.getsockname()[1] for one in taken]
     finally:
         for one in taken:

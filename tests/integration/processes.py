@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Any
 
 import pytest
 import trio
+
+from sidecar.demo.stage import free_ports
 
 DEADLINE = 30.0
 """Seconds after which a process that was waited for has failed: only ever reached by a failing test."""
@@ -262,8 +263,7 @@ async def sidecar_pair(
 
 
 def free_port() -> int:
-    """A port that nobody listens on, a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody listens on, below those that the system gives to whoever connects: one of these could be taken
+    between two processes that listen there in turn."""
+    (port,) = free_ports(1)
+    return port
