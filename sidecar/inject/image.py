@@ -1,12 +1,13 @@
 """What the sidecars' image is built from: a Dockerfile, and this very package as a wheel. I/O: reads the package's files.
 
 The wheel is made of the installed modules, so what runs in the containers is what ran here, and the same modules give the
-same bytes. What it depends on is fetched when the image is built.
+same bytes. What it depends on is fetched when the image is built, in the versions that run here.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
@@ -26,20 +27,21 @@ _DOCKERFILE = f"""\
 ARG BASE={BASE_IMAGE}
 
 FROM ${{BASE}} AS build
-COPY *.whl /tmp/
+COPY *.whl constraints.txt /tmp/
 # pip is nothing that runs: it is beside what it makes, and stays behind.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/mesh && /opt/pip/bin/python -m pip --python \\
-    /opt/mesh/bin/python install --no-cache-dir --disable-pip-version-check /tmp/*.whl
+    /opt/mesh/bin/python install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.txt /tmp/*.whl
 
 FROM ${{BASE}}
 COPY --from=build /opt/mesh /opt/mesh
-ENV PATH=/opt/mesh/bin:$PATH
+# Where each sidecar is asked how it is, by `sidecar status` and `sidecar health`: in its own container.
+ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
 # Compose says as whom it runs: as the owner of the keys.
 USER 65534:65534
 WORKDIR /etc/mesh
 STOPSIGNAL SIGTERM
-# For whoever runs it by hand, with a sidecar.yaml there. Compose says what each container does, and asks it in its own way.
-HEALTHCHECK --interval=3s --timeout=5s --retries=20 CMD ["sidecar", "health"]
+# Well within three seconds of being so; --start-interval would be sooner, and engines before 25 refuse it.
+HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=3 CMD ["sidecar", "health"]
 CMD ["sidecar", "run"]
 """
 
@@ -58,7 +60,7 @@ def image_files() -> dict[str, bytes]:
         {it.name: it.value for it in scripts},
         {path: content for package in PACKAGES for path, content in _modules(package)},
     )
-    return {"Dockerfile": _DOCKERFILE.encode(), name: wheel}
+    return {"Dockerfile": _DOCKERFILE.encode(), "constraints.txt": _constraints().encode(), name: wheel}
 
 
 def fingerprint(files: Mapping[str, bytes]) -> str:
@@ -92,6 +94,23 @@ def build_wheel(
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)  # stored: how well zlib compresses differs from machine to machine
     return made.getvalue()
+
+
+def _constraints() -> str:
+    """The versions of all that this package needs, as they are here: pip's constraints, one a line."""
+    found: dict[str, str] = {}
+    ahead = [DISTRIBUTION]
+    while ahead:
+        for requirement in metadata.distribution(ahead.pop()).requires or []:
+            name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+            if name in found or "extra ==" in requirement:
+                continue
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue  # for another platform than this
+            ahead.append(name)
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
 def _modules(package: str) -> Iterable[tuple[str, bytes]]:

@@ -159,9 +159,6 @@ class _Override:
             "command": Flow(["sidecar", "run", file]),
             **self._hardened(),
             "depends_on": {CA: Flow({"condition": "service_healthy"})},
-            "healthcheck": Flow(
-                {"test": ["CMD", "sidecar", "health", file], "interval": "3s", "timeout": "5s", "retries": 20}
-            ),
             "networks": networks,
             "secrets": [Flow({"source": _secret(app.name), "target": "enrolment"})],
             "volumes": [

@@ -62,7 +62,6 @@ def wiring_text(
         },
         "inbound": inbound,
         "outbound": outbound,
-        "admin": Flow({"listen": "127.0.0.1:15000"}),
         "log_format": "json",
     }
     head = f"# The wiring of {app}'s sidecar, written by `sidecar inject`: do not edit, run it again."

@@ -21,7 +21,7 @@ WHEEL = f"sidecar-{__version__}-py3-none-any.whl"
 
 def test_the_same_modules_the_same_bytes() -> None:
     assert image_files() == image_files()
-    assert sorted(image_files()) == ["Dockerfile", WHEEL]
+    assert sorted(image_files()) == ["Dockerfile", "constraints.txt", WHEEL]
     one = build_wheel("1", ["b", "a"], {"x": "y:z"}, {"p/b.py": b"1", "p/a.py": b"2"})
     assert one == build_wheel("1", ["a", "b"], {"x": "y:z"}, {"p/a.py": b"2", "p/b.py": b"1"})
     assert one != build_wheel("1", ["a", "b"], {"x": "y:z"}, {"p/a.py": b"2", "p/b.py": b"3"})
@@ -42,9 +42,24 @@ def test_the_base_image_is_an_argument_and_nobody_is_root() -> None:
 
 def test_it_tells_how_it_is_and_has_no_pip() -> None:
     text = image_files()["Dockerfile"].decode()
-    assert 'HEALTHCHECK --interval=3s --timeout=5s --retries=20 CMD ["sidecar", "health"]' in text
+    assert 'HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=3 CMD ["sidecar", "health"]' in text
+    assert "SIDECAR_ADMIN_LISTEN=127.0.0.1:15000" in text
     assert "--without-pip /opt/mesh" in text
-    assert "--start-interval" not in text  # an engine before 25 refuses to build it
+    assert "--start-interval=" not in text  # an engine before 25 refuses to build it
+
+
+def test_what_it_needs_is_what_runs_here() -> None:
+    lines = image_files()["constraints.txt"].decode().splitlines()
+    assert f"trio=={metadata.version('trio')}" in lines
+    assert f"pydantic-core=={metadata.version('pydantic-core')}" in lines, "and what that needs"
+    assert not [line for line in lines if line.startswith(("pytest", "psycopg", "sidecar"))]
+    assert "-c /tmp/constraints.txt" in image_files()["Dockerfile"].decode()
+
+
+def test_the_checkout_s_own_image_is_the_same_from_the_second_stage_on() -> None:
+    own = (Path(__file__).parents[2] / "compose/Dockerfile").read_text()
+    stages = [text.partition("\nFROM ${BASE}\n")[2] for text in (own, image_files()["Dockerfile"].decode())]
+    assert stages[0] == stages[1] != ""
 
 
 def test_a_change_is_another_word() -> None:

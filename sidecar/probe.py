@@ -1,0 +1,72 @@
+"""Asks a running sidecar's admin port. I/O, with nothing but the standard library's sockets.
+
+A health check runs every few seconds beside every service, for as long as the service lives: what this module and
+``__main__`` import is what the mesh costs at rest. So there is no command line here, no file, no parser.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+LISTEN = "SIDECAR_ADMIN_LISTEN"
+"""The variable of ``admin: {listen: …}``. Our image sets it, so that nobody in a container needs to name the file."""
+
+SECONDS = 5.0
+
+
+def ask(listen: str, target: str) -> tuple[int, bytes]:
+    """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``): the answer's status and body.
+
+    Raises :class:`OSError` if nobody answers within :data:`SECONDS`, and :class:`ValueError` if what answers is something
+    else, or ``listen`` is no address.
+    """
+    with _connect(listen) as sock:
+        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, blank, body = answer.partition(b"\r\n\r\n")
+    version, _, rest = head.partition(b" ")
+    if not blank or not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
+        raise ValueError("what answers there is no sidecar")
+    return int(rest[:3]), body
+
+
+def health(listen: str) -> int:
+    """Says on stdout that the sidecar is well, or on stderr what is not; returns the exit code, 0 or 1."""
+    try:
+        status, body = ask(listen, "/healthz")
+    except (OSError, ValueError) as error:
+        print(nobody(listen, error), file=sys.stderr)
+        return 1
+    if status == 200:
+        print("well")
+        return 0
+    import json  # not needed by whoever is well
+
+    try:
+        print("not well: " + "; ".join(json.loads(body)["unwell"]), file=sys.stderr)
+    except (ValueError, LookupError, TypeError):
+        print(f"not well: {listen} answers with status {status}", file=sys.stderr)
+    return 1
+
+
+def nobody(listen: str, error: Exception) -> str:
+    """The sentence for an ``ask`` that failed."""
+    return f"error: no sidecar answers at {listen}: {error}"
+
+
+def _connect(listen: str) -> socket.socket:
+    kind, _, path = listen.partition("unix:")
+    if path and not kind:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(SECONDS)
+            sock.connect(path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal():
+        raise ValueError("that is neither host:port nor unix:/…")
+    return socket.create_connection((host.strip("[]"), int(port)), SECONDS)
