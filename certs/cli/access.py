@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,24 +29,33 @@ _FORCE = click.option("--force", is_flag=True, help="Replace the file that is th
 def token(words: tuple[str, ...], out: Path | None, force: bool, store_url: str | None) -> None:
     """Make a one-time token with which SERVICE's sidecar can enrol within five minutes."""
     directory, service = where(words, "certs token [DIRECTORY] SERVICE")
-    _make("token", directory, service, out, force, store_url)
+    _make("token", directory, [(service, out)], force, store_url)
     click.echo(f"a token for {service}: used once, within 5 minutes", err=True)
 
 
 @click.command()
-@_WORDS
+@click.argument("words", nargs=-1, required=True, metavar="[DIRECTORY] SERVICE")
 @_OUT
+@click.option("--out-dir", type=DIRECTORY, metavar="DIR", help="For DIRECTORY SERVICE…: write DIR/SERVICE of each.")
 @_FORCE
 @click.option("--end", is_flag=True, help="End SERVICE's secrets instead; its certificates stay good.")
 @store_option
-def enrolment(words: tuple[str, ...], out: Path | None, force: bool, end: bool, store_url: str | None) -> None:
+def enrolment(
+    words: tuple[str, ...], out: Path | None, out_dir: Path | None, force: bool, end: bool, store_url: str | None
+) -> None:
     """Make an enrolment secret, with which SERVICE's sidecar can enrol as often as it starts, until it is ended.
 
     `certs revoke` ends it too.
     """
+    if out_dir is not None:
+        if end or out is not None or len(words) < 2:
+            raise UsageError("usage: certs enrolment DIRECTORY SERVICE… --out-dir DIR")
+        _make("secret", Path(words[0]), [(service, out_dir / service) for service in words[1:]], force, store_url)
+        click.echo(f"an enrolment secret of each in {out_dir}: whoever has one can be that service", err=True)
+        return
     directory, service = where(words, "certs enrolment [DIRECTORY] SERVICE")
     if not end:
-        _make("secret", directory, service, out, force, store_url)
+        _make("secret", directory, [(service, out)], force, store_url)
         click.echo(f"an enrolment secret of {service}: whoever has it can be {service}", err=True)
         return
     identity = authority.identity_of(authority.load(directory, now()), service)
@@ -83,25 +93,33 @@ def revoke(words: tuple[str, ...], serial: str | None, store_url: str | None) ->
     click.echo(f"revoked all certificates of {identity} issued until now, and {ended} tokens and secrets")
 
 
-def _make(kind: Kind, directory: Path, service: str, out: Path | None, force: bool, store_url: str | None) -> None:
+def _make(
+    kind: Kind, directory: Path, wanted: Sequence[tuple[str, Path | None]], force: bool, store_url: str | None
+) -> None:
+    """One pass for each service, in its file, or printed where none is given."""
     loaded = authority.load(directory, now())
-    identity = authority.identity_of(loaded, service)
-    if identity.service is None:
-        raise UsageError(f"{identity} is no service's identity, and only services enrol")
-    made = passes.make(kind, loaded.root_digest)
+    identities = [authority.identity_of(loaded, service) for service, _ in wanted]
+    for identity in identities:
+        if identity.service is None:
+            raise UsageError(f"{identity} is no service's identity, and only services enrol")
     with open_store(directory, store_url) as store:
-        if out is None:
-            _remember(made, identity, store)
-            click.echo(str(made))
-            return
-        # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
-        with files.locked(out.parent, exclusive=True):
-            files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
-        try:
-            _remember(made, identity, store)
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
+        for identity, (_, out) in zip(identities, wanted, strict=True):
+            _make_one(passes.make(kind, loaded.root_digest), identity, out, force, store)
+
+
+def _make_one(made: Pass, identity: SpiffeId, out: Path | None, force: bool, store: Store) -> None:
+    if out is None:
+        _remember(made, identity, store)
+        click.echo(str(made))
+        return
+    # The file first: a secret that nobody was told opens nothing, and one that is remembered for nobody is litter.
+    with files.locked(out.parent, exclusive=True):
+        files.write(out.parent, [NewFile(out.name, f"{made}\n".encode(), SECRET)], force=force)
+    try:
+        _remember(made, identity, store)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
 
 
 def _remember(made: Pass, identity: SpiffeId, store: Store) -> None:

@@ -172,7 +172,7 @@ class _Override:
         probe = f"import socket; socket.create_connection(('127.0.0.1', {CA_PORT}), 2).close()"
         return {
             "image": self.image,
-            "build": {"context": "./mesh/image", "args": {"BASE": f"${{SIDECAR_BASE:-{BASE_IMAGE}}}"}},
+            "build": {"context": "./mesh/image", "args": {"BASE": f"${{MESH_BASE:-{BASE_IMAGE}}}"}},
             "command": Flow(
                 [
                     "certs",
@@ -198,7 +198,7 @@ class _Override:
     def _hardened(self) -> dict[str, Any]:
         return {
             # As who made the keys: Compose ignores the mode and the owner that a file's secret asks for.
-            "user": f"${{SIDECAR_USER:-{self.options.user}}}",
+            "user": f"${{MESH_USER:-{self.options.user}}}",
             "read_only": True,
             "tmpfs": Flow(["/tmp"]),  # noqa: S108  # inside of the container
             "cap_drop": Flow(["ALL"]),
@@ -210,7 +210,7 @@ class _Override:
 
     @property
     def _state(self) -> str:
-        return f"${{SIDECAR_STATE:-{self.options.state}}}"
+        return f"${{MESH_STATE:-{self.options.state}}}"
 
     def _mount(self, source: str, target: str, *, read_only: bool) -> Flow:
         # What is not there is not to be made by Docker, as root and empty.

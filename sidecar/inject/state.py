@@ -56,12 +56,13 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
             said.append(f"made a CA for {trust_domain} in {state / CA}")
         if not (state / TRUST / "root.pem").exists():
             shutil.copyfile(state / CA / "root.pem", state / TRUST / "root.pem")
-        for service in services:
+        wanted = list(services)
+        for service in wanted:
             _make(state / SIDECARS / service)
-            secret = state / ENROLMENT / service
-            if not secret.exists():
-                certs(["enrolment", str(state / CA), service, "--out", str(secret)])
-                said.append(f"made the enrolment secret of {service}")
+        missing = [service for service in wanted if not (state / ENROLMENT / service).exists()]
+        if missing:
+            certs(["enrolment", str(state / CA), *missing, "--out-dir", str(state / ENROLMENT)])
+            said.append(f"made the enrolment secret{'s' if missing[1:] else ''} of {', '.join(missing)}")
     except OSError as error:
         raise UsageError(f"--state: {error.filename or state}: {error.strerror}") from error
     return said

@@ -34,7 +34,7 @@ case ${1:-} in
       fi
     fi
     # Variables that are set already name images of the user's choice: then none is made.
-    if [ -z "${SIDECAR_BASE:-}" ]; then
+    if [ -z "${MESH_BASE:-}" ]; then
       names=$("$here/images.sh")
       set -a; eval "$names"; set +a
     fi

@@ -5,13 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-../../.venv/bin/python}
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-requirements=$("$python" - ../../pyproject.toml <<'PY'
-import sys, tomllib
-from pathlib import Path
-print(*tomllib.loads(Path(sys.argv[1]).read_text())["project"]["dependencies"], "psycopg[binary]>=3.2,<4", sep="\n")
-PY
-)
-word=$(cat images.sh images/*/* <(echo "$suite $requirements") | sha256sum | cut -c1-12)
+lock=../../.lock/runtime.txt
+# What the demo's shop and the checkout's own image need besides.
+more=("psycopg[binary]>=3.2,<4" "setuptools>=77" wheel pip)
+word=$(cat images.sh images/*/* "$lock" <(echo "$suite" "${more[@]}") | sha256sum | cut -c1-12)
 prefix=sidecar-e2e
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
@@ -25,9 +22,11 @@ if ! have "$prefix/base:$word"; then
   version=$(chroot "$work/base" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   platforms=(); for minor in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${minor}_$(uname -m)"); done
   platforms+=(--platform "manylinux2014_$(uname -m)")
-  echo "$requirements" >"$work/requirements"
-  "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version "$version" \
-    "${platforms[@]}" --dest "$work/base/wheels" --requirement "$work/requirements" setuptools pip
+  for what in "--require-hashes --requirement $lock" "${more[@]}"; do
+    # shellcheck disable=SC2086  # two words
+    "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version "$version" \
+      "${platforms[@]}" --dest "$work/base/wheels" $what
+  done
   printf '[global]\nfind-links = /wheels\nno-index = true\n' >"$work/base/etc/pip.conf"
   tar -C "$work/base" -c . | docker import - "$prefix/base:$word" >/dev/null
 fi
@@ -35,7 +34,7 @@ for name in postgres redis; do
   have "$prefix/$name:$word" ||
     DOCKER_BUILDKIT=0 docker build --quiet --build-arg "BASE=$prefix/base:$word" --tag "$prefix/$name:$word" "images/$name" >&2
 done
-echo "SIDECAR_BASE=$prefix/base:$word"
+echo "MESH_BASE=$prefix/base:$word"
 echo "PYTHON_IMAGE=$prefix/base:$word"
 echo "POSTGRES_IMAGE=$prefix/postgres:$word"
 echo "REDIS_IMAGE=$prefix/redis:$word"

@@ -140,6 +140,35 @@ def test_what_is_no_service_gets_no_pass(command: str, service: str, why: str) -
     assert kept("hash") == []
 
 
+def test_secrets_of_several_in_a_directory() -> None:
+    Path("secrets").mkdir(mode=0o700)
+    made = run("enrolment", "ca", "web", "api", "--out-dir", "secrets")
+    assert (made.exit_code, made.stdout) == (0, "")
+    for service in ("web", "api"):
+        assert stat.S_IMODE(Path("secrets", service).stat().st_mode) == 0o600
+    hashes = {passes.stored(passes.parse(Path("secrets", it).read_text().strip())): it for it in ("web", "api")}
+    assert {(hashes[kept_hash], identity) for kept_hash, identity in kept("hash, identity")} == {
+        ("web", WEB),
+        ("api", "spiffe://shop.internal/api"),
+    }
+
+
+def test_one_wrong_name_among_several_and_nothing_is_made() -> None:
+    Path("secrets").mkdir(mode=0o700)
+    assert "cannot be a service's name" in refused("enrolment", "ca", "web", "../api", "--out-dir", "secrets")
+    assert list(Path("secrets").iterdir()) == []
+    assert kept("hash") == []
+
+
+@pytest.mark.parametrize(
+    "words", [("web",), ("ca", "web", "--end"), ("ca", "web", "--out", "x"), ()], ids=["no CA", "end", "out", "nobody"]
+)
+def test_how_several_are_asked_for(words: tuple[str, ...]) -> None:
+    made = run("enrolment", *words, "--out-dir", ".")
+    assert made.exit_code == 2
+    assert kept("hash") == []
+
+
 # -- ending secrets ----------------------------------------------------------------------------------------------------
 
 

@@ -88,12 +88,12 @@ def test_the_sidecar_s_place() -> None:
     assert sidecar["profiles"] == ["p"]
     assert "profiles" not in found["services"]["db-mesh"]
     assert sidecar["secrets"] == [{"source": "web-mesh-enrolment", "target": "enrolment"}]
-    assert found["secrets"]["web-mesh-enrolment"] == {"file": "${SIDECAR_STATE:-/state}/enrolment/web"}
+    assert found["secrets"]["web-mesh-enrolment"] == {"file": "${MESH_STATE:-/state}/enrolment/web"}
     state = [it["source"] for it in sidecar["volumes"] if not it.get("read_only")]
-    assert state == ["${SIDECAR_STATE:-/state}/sidecars/web"]
+    assert state == ["${MESH_STATE:-/state}/sidecars/web"]
     assert all(not it["bind"]["create_host_path"] for it in sidecar["volumes"])
     assert "build" not in sidecar
-    assert found["services"]["mesh-ca"]["build"]["args"] == {"BASE": "${SIDECAR_BASE:-python:3.13-slim}"}
+    assert found["services"]["mesh-ca"]["build"]["args"] == {"BASE": "${MESH_BASE:-python:3.13-slim}"}
     assert found["services"]["mesh-ca"]["image"] == sidecar["image"] == "shop-sidecar:0123456789ab"
 
 

@@ -34,6 +34,20 @@ def test_made_once_and_then_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE((state / "enrolment/web").stat().st_mode) == 0o600
 
 
+def test_all_that_are_missing_in_one_go(tmp_path: Path) -> None:
+    asked: list[Sequence[str]] = []
+
+    def certs(arguments: Sequence[str]) -> None:
+        asked.append(arguments)
+        run_certs(arguments)
+
+    ensure_state(tmp_path / "s", "shop.internal", ["db"], certs)
+    said = ensure_state(tmp_path / "s", "shop.internal", ["web", "db", "api"], certs)
+    assert said == ["made the enrolment secrets of web, api"]
+    assert [it[0] for it in asked] == ["init", "enrolment", "enrolment"], "each program's start takes half a second"
+    assert len({path.read_bytes() for path in (tmp_path / "s/enrolment").iterdir()}) == 3
+
+
 def nothing(_: Sequence[str]) -> None:
     """A ``certs`` that is never needed."""
 
@@ -61,6 +75,8 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path) -> None:
 def test_what_certs_refuses_is_told_in_its_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^certs enrolment: .*no CA"):
         run_certs(["enrolment", str(tmp_path / "none"), "web", "--out", str(tmp_path / "x")])
+    with pytest.raises(UsageError, match=r"^certs enrolment: .*no CA"):
+        run_certs(["enrolment", str(tmp_path / "none"), "web", "--out-dir", str(tmp_path)])
     with pytest.raises(UsageError, match=r"^certs nonsense: No such command 'nonsense'"):
         run_certs(["nonsense"])
 

@@ -37,7 +37,10 @@ def no_certs(arguments: Sequence[str]) -> None:
         for name in ("issuing.key", "root.pem"):
             Path(arguments[1], name).write_text(name)
     else:
-        Path(arguments[-1]).write_text("secret")
+        *services, option, directory = arguments[2:]
+        assert option == "--out-dir"
+        for service in services:
+            Path(directory, service).write_text("secret")
 
 
 def everything(directory: Path) -> dict[str, bytes]:
@@ -46,7 +49,7 @@ def everything(directory: Path) -> dict[str, bytes]:
 
 def test_planning_changes_nothing(project: Path) -> None:
     before = everything(project.parent)
-    assert len(planned().changes) == 6
+    assert len(planned().changes) == 7
     assert everything(project.parent) == before
 
 
