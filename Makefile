@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test e2e drill lint types format mutants bench bench-ca lock clean
+.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -31,6 +31,9 @@ test: $(READY) ## units, properties, integration, attacks; no Docker
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
 	@$(ENGINE) -m pytest tests/e2e
+
+shop: $(READY)  ## the Compose demo: a shop as it is, and then in the mesh, side by side
+	@$(ENGINE) compose/demo/show.py
 
 drill: $(READY) ## an attacker in the middle of a Compose application, without the mesh and with it, side by side
 	@$(ENGINE) compose/mitm-drill/drill.py

@@ -107,7 +107,7 @@ class Member:
         """What is known from the CA, for ``sidecar status``."""
         known = {"ca": self._identity.ca}
         if self._bundle is not None:
-            known["trust_bundle"] = f"{self._bundle.version} with {len(self._bundle.roots)} roots"
+            known |= {"trust_bundle": str(self._bundle.version), "roots": str(len(self._bundle.roots))}
         if self._listed is not None:
             known["revocations_as_of"] = f"{self._listed.issued_at:%FT%TZ}"
         return {**known, "renews_at": f"{self._renewal.wall:%FT%TZ}"}

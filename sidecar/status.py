@@ -123,10 +123,7 @@ def as_text(status: Mapping[str, Any]) -> str:
     )
     lines += _section(
         "connected",
-        (
-            (one["direction"], one["peer"], one["port"], f"{one['connections']} connections")
-            for one in status["connected"]
-        ),
+        ((one["direction"], one["peer"], one["port"], f"{one['connections']} open") for one in status["connected"]),
     )
     lines += _section(
         "refused lately",

@@ -158,7 +158,8 @@ class _Override:
             **({"profiles": Flow(list(app.owner.profiles))} if app.owner.profiles else {}),
             "command": Flow(["sidecar", "run", file]),
             **self._hardened(),
-            "depends_on": {CA: Flow({"condition": "service_healthy"})},
+            # It waits for the CA itself, and only if it has no certificate: a CA that is ill is no reason not to start.
+            "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
             "secrets": [Flow({"source": _secret(app.name), "target": "enrolment"})],
             "volumes": [

@@ -92,6 +92,8 @@ class Application:
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "2", "--rmi", "local")
+        for image in docker("images", "--quiet", f"{self.project}-sidecar").split():
+            docker("rmi", "--force", image)
 
     def container(self, service: str) -> str:
         return self.containers(service)[0]
@@ -140,9 +142,16 @@ def shop(project: str, more: Mapping[str, str] | None = None) -> Iterator[Applic
     """A copy of the demo, taken away again with all that it started."""
     with TemporaryDirectory(prefix="sidecar-e2e-") as place:
         directory = Path(place) / "shop"
-        shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(DEMO, directory, ignore=shutil.ignore_patterns("__pycache__", "show.py"))
         application = Application(directory, project, more)
+        before = _dangling()
         try:
             yield application
         finally:
             application.down()
+            for image in _dangling() - before:  # what the old builder keeps of a build's first stages
+                docker("rmi", image)
+
+
+def _dangling() -> set[str]:
+    return set(docker("images", "--quiet", "--filter", "dangling=true").split())

@@ -169,12 +169,15 @@ def test_a_sidecar_has_no_capability_and_cannot_write_but_to_its_state(mesh: App
 
 
 def test_status_and_health(mesh: Application) -> None:
-    file = "/etc/mesh/sidecars/api.yaml"
-    assert mesh.call("api-mesh", "sidecar", "health", file).strip() == "well"
-    told = json.loads(mesh.call("api-mesh", "sidecar", "status", file, "--json"))
+    assert mesh.call("api-mesh", "sidecar", "health").strip() == "well"
+    told = json.loads(mesh.call("api-mesh", "sidecar", "status", "--json"))
     assert told["identity"] == "spiffe://sidecar-e2e.internal/api"
     assert told["inbound"][0]["may_call"] == ["reporting", "web"]
-    assert "api:8000" not in mesh.call("api-mesh", "sidecar", "status", file).splitlines()[0]
+    # Every hop shows: who called api last, and whom reporting was refused.
+    assert [it["reason"] for it in told["ended"] if it["direction"] == "inbound"] == ["ok"]
+    refused = json.loads(mesh.call("reporting-mesh", "sidecar", "status", "--json"))["refused_lately"]
+    assert refused[0]["reason"] == "policy_denied"
+    assert "db:5432" in refused[0]["message"]
 
 
 def _reach(mesh: Application, caller: str, host: str, port: int, seconds: float = 0.5) -> str:

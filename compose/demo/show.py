@@ -1,0 +1,104 @@
+"""The shop as it is, and then in the mesh: shows both, and checks what it shows.
+
+    make shop
+
+Exit code 1, and a sentence, if something is otherwise than told. What it starts is a copy under a name of its own, and is
+taken away at the end.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # started as a file: this directory's name is no package's
+
+from tests.e2e.engine import Application, EngineError, docker, shop, until
+
+PAGE = "teapot costs 49.90"
+
+Say = Callable[[str], object]
+
+
+def check(condition: object, sentence: str) -> None:
+    if not condition:
+        raise EngineError(f"otherwise than told: {sentence}")
+
+
+def report(application: Application, of: str) -> str:
+    """The newest line of reporting's that is about ``of``."""
+    lines = docker("logs", "--tail", "6", application.container("reporting")).splitlines()
+    return next((line for line in reversed(lines) if line.startswith(f"{of}: ")), "")
+
+
+def as_it_is(application: Application, say: Say) -> None:
+    """Starts the plain shop, in which everybody reaches everything."""
+    application.up("--build")
+    page = until("the plain shop", lambda: _page(application))
+    say(f"the shop as it is. A customer asks web:      {page}")
+    total = until("the report", lambda: _with(report(application, "database"), "in all"))
+    say(f"reporting asks the database, and it should not: {total.removeprefix('database: ')}")
+
+
+def first_page(application: Application) -> str:
+    """Starts the mesh of an application that was injected and built; the first page that comes through it."""
+    application.compose("up", "--detach")
+    return str(until("the first protected request", lambda: _page(application), every=0.1))
+
+
+def in_the_mesh(application: Application, say: Say) -> None:
+    """What is otherwise in the mesh; ``application`` is up."""
+    say(f"the shop in the mesh. A customer asks web:   {until('the meshed shop', lambda: _page(application))}")
+    answered = until("api's answer", lambda: _with(report(application, "api"), "products"))
+    say(f"reporting may ask api:                       {answered.removeprefix('api: ')}")
+    told = until("the refusal", lambda: refusal(application))
+    check("refused" in report(application, "database"), report(application, "database"))
+    say(f"and the database no more: {told['reason']}. {told['message']}")
+    status = application.call("api-mesh", "sidecar", "status").splitlines()
+    check("may call: reporting, web" in "\n".join(status), "\n".join(status))
+    say("api's sidecar, asked who it is (sidecar status):")
+    for line in status:
+        say(f"    {line}")
+    application.compose("stop", "--timeout", "5", "api-mesh")
+    try:
+        page = application.page()
+        check("cannot be reached" in page, page)
+        say(f"without api's sidecar api is not plaintext, it is away: {page}")
+    finally:
+        application.compose("start", "api-mesh")
+    say(f"and with it, by itself, without a token:     {until('api is back', lambda: _page(application))}")
+
+
+def refusal(application: Application) -> dict[str, Any] | None:
+    """The line of reporting's sidecar that says why."""
+    lines = [it for it in application.log("reporting-mesh") if it.get("upstream") == "db:5432"]
+    return next((it for it in reversed(lines) if it["reason"] == "policy_denied"), None)
+
+
+def _page(application: Application) -> str:
+    return _with(application.page(), PAGE)
+
+
+def _with(text: str, wanted: str) -> str:
+    return text if wanted in text else ""
+
+
+def main() -> None:
+    try:
+        with shop("sidecar-demo") as application:
+            as_it_is(application, print)
+            application.compose("down", "--timeout", "2")
+            print(f"\n$ sidecar inject\n{application.inject()}")
+            application.compose("build")
+            first_page(application)
+            application.up()
+            in_the_mesh(application, print)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()
