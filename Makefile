@@ -30,7 +30,7 @@ test: $(READY) ## units, properties, integration, attacks; no Docker
 
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
-	@$(ENGINE) -m pytest tests/e2e
+	@$(ENGINE) -m pytest tests/e2e --durations=12
 
 shop: $(READY)  ## the Compose demo: a shop as it is, and then in the mesh, side by side
 	@$(ENGINE) compose/demo/show.py

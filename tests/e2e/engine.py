@@ -92,8 +92,8 @@ class Application:
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "2", "--rmi", "local")
-        for image in docker("images", "--quiet", f"{self.project}-sidecar").split():
-            docker("rmi", "--force", image)
+        for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"{self.project}-sidecar").split():
+            docker("rmi", image)  # by its name: another project may have the same under another
 
     def container(self, service: str) -> str:
         return self.containers(service)[0]

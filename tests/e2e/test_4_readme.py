@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from tests.e2e.engine import ROOT, Application
+from tests.e2e.engine import ROOT, Application, EngineError, run, until
 
 _WHERE_COMPOSE_IS_NO_PLUGIN = """
 docker() { if [ "$1" = compose ] && ! command docker compose version >/dev/null 2>&1; then shift; docker-compose "$@"
   else command docker "$@"; fi; }
 """
+
+
+def _said(script: str, lines: list[str], environ: dict[str, str]) -> bool:
+    """Whether it prints these lines. It may not yet: what runs beside it may have just begun."""
+    program = f"{_WHERE_COMPOSE_IS_NO_PLUGIN}\n{script}"
+    said = run("bash", "-c", program, env=environ, seconds=240)
+    if missing := [line for line in lines if line not in said]:
+        raise EngineError(f"it printed {said!r}, without {missing}")
+    return True
 
 
 def test_the_quickstart(tmp_path: Path) -> None:
@@ -33,13 +42,7 @@ def test_the_quickstart(tmp_path: Path) -> None:
         for command, _, output in steps:
             if command.startswith("make setup"):
                 continue  # this very interpreter is what it made
-            done = subprocess.run(
-                ["bash", "-c", f"{_WHERE_COMPOSE_IS_NO_PLUGIN}\n{script}\n{command}"],
-                env=environ, capture_output=True, text=True, timeout=240, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-            for line in output.splitlines():
-                assert line in done.stdout, f"{command}\n{done.stdout}"
+            until(command, partial(_said, f"{script}\n{command}", output.splitlines(), environ), 20, every=1)
             script += "\ncd shop" if "cd shop" in command else ""
     finally:
         if (tmp_path / "shop").exists():
