@@ -8,8 +8,8 @@ leaves.
   asked for: ``issuance``, ``passes``, ``limits``; what is told: ``trust`` (the signed documents), ``audit`` (the chain)
 * **I/O**: ``files`` (keys on disk), ``authority`` (the CA on disk), ``store``, ``writer``; functions of the
   store: ``registrar`` (who gets a certificate), ``standing`` (bundles, revocations, who has heard), ``rotation``
-* **wiring**: ``service`` (the API), ``guesses``, ``serve`` (the process), ``metrics``; ``client`` is the other end,
-  used by sidecars
+* **wiring**: ``service`` (the API), ``guesses``, ``connections`` (who is let in), ``serve`` (the process), ``metrics``;
+  ``client`` is the other end, used by sidecars
 * **command line**: ``cli``; no logic
 
 It may import ``sidecar``'s pure modules (the identity rules are the same on both sides) and the edge under both programs:

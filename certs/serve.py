@@ -1,4 +1,4 @@
-"""``certs serve``: the process. What is in force, what is followed (files, store, clock), and who is let in to ask.
+"""``certs serve``: the process. What is in force, and what is followed: files, store, clock.
 
 The CA follows its own directory, ``mesh.yaml`` and its store by looking at them once a second, so that whatever changed
 them (an editor, ``certs revoke`` in another terminal, another CA on the same database) is in force in a second, without a
@@ -24,6 +24,7 @@ from cryptography import x509
 
 from certs import authority, standing
 from certs.authority import Authority
+from certs.connections import Connections
 from certs.registrar import Terms as IssuingTerms
 from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction
@@ -32,30 +33,18 @@ from certs.writer import Writer
 from sidecar import sockets
 from sidecar.address import Address
 from sidecar.gate import Gate
-from sidecar.handshake import shake_hands
-from sidecar.http1 import Closing, Peer, converse
-from sidecar.identity import claims
 from sidecar.judge import Terms
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
-from sidecar.reasons import Reason, Refused, UsageError
-from sidecar.stream import BrokenStreamError, SecureStream
+from sidecar.reasons import UsageError
 from sidecar.tls import Context, KeyPair
 from sidecar.watch import LOOK_SECONDS, Watch, read_all
 
 CA_SERVICE = "mesh/ca"
-ALPN = "http/1.1"
 SIGN_SECONDS = 60.0
 """How often the list of revocations is signed anew."""
 
 OWN_TTL = timedelta(hours=24)
-HANDSHAKE_SECONDS = 5.0
-DRAIN_SECONDS = 5.0
-ACCEPT_PAUSE_SECONDS = 0.05
-MAX_CONNECTIONS = 4096
-"""When there are as many, a new one takes the place of the oldest whose peer has shown no certificate: whoever holds
-thousands open and asks nothing keeps no sidecar from its renewal."""
-
 PRUNE_SECONDS = 3600.0
 
 
@@ -92,13 +81,10 @@ class CaServer:
             settings.mesh,
             *(settings.directory / name for name in (authority.ROOT, authority.ISSUING, authority.DELEGATE)),
         ]
-        self._closing = Closing()
         self._watch = Watch({})
         self._said: dict[str, str] = {}
-        self._strangers: dict[trio.CancelScope, None] = {}  # in the order in which they came
         try:
             self.api = Api(self, self.store, Writer(self.store), log, clock, settings.limits)
-            self._routes = self.api.routes()
             self._authority = authority.load(settings.directory, clock())
             self._mesh = self._load_mesh()
             self._seed()
@@ -106,6 +92,9 @@ class CaServer:
             self.in_force = self._assemble()
             self._own, self.context = self._show(self.in_force.bundle)
             self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
+            self.connections = Connections(
+                self.socket, self.api, lambda: self.context, self.gate, log, clock, self._tell
+            )
         except (UntrustedError, StoreUnavailableError) as error:
             self.store.close()
             raise UsageError(str(error)) from error
@@ -125,14 +114,7 @@ class CaServer:
                 machinery.start_soon(self.api.writer.run)
                 machinery.start_soon(self.gate.run)
                 machinery.start_soon(self._follow)
-                async with trio.open_nursery() as connections:
-                    async with trio.open_nursery() as accepting:
-                        accepting.start_soon(self._accept, connections)
-                        await stop.wait()
-                        accepting.cancel_scope.cancel()
-                    self.socket.close()
-                    self._closing.begin()
-                    connections.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
+                await self.connections.run(stop)
                 machinery.cancel_scope.cancel()
         finally:
             self.socket.close()
@@ -321,85 +303,6 @@ class CaServer:
         if self._said.get(what) != plain:
             self.log.warning("warning", message=message)
         self._said[what] = plain
-
-    # -- connections ---------------------------------------------------------------------------------------------------
-
-    async def _accept(self, connections: trio.Nursery) -> None:
-        while True:
-            try:
-                sock, _ = self.socket.accept()
-            except (BlockingIOError, InterruptedError):
-                await trio.lowlevel.wait_readable(self.socket)
-                continue
-            except OSError as error:
-                self._tell("accepting", f"cannot accept connections: {error.strerror}")
-                self._cut_a_stranger()
-                await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            self._tell("accepting", None)
-            if len(connections.child_tasks) > MAX_CONNECTIONS and not self._cut_a_stranger():
-                sock.close()
-                self.api.metrics.refused("overloaded")
-                continue
-            connections.start_soon(self._connection, sock)
-
-    def _cut_a_stranger(self) -> bool:
-        """Makes room; returns whether there was anybody to cut."""
-        oldest = next(iter(self._strangers), None)
-        if oldest is None:
-            return False
-        del self._strangers[oldest]
-        self.api.metrics.refused("overloaded")
-        oldest.cancel()
-        return True
-
-    async def _connection(self, sock: socket.socket) -> None:
-        with trio.CancelScope() as scope:
-            self._strangers[scope] = None
-            try:
-                await self._serve_one(sock, scope)
-            finally:
-                self._strangers.pop(scope, None)
-
-    async def _serve_one(self, sock: socket.socket, scope: trio.CancelScope) -> None:
-        """One connection. Nothing that happens in it escapes."""
-        address, endpoint = "", self.context.server(ALPN, self.clock)
-        try:
-            address = sockets.text(sock.getpeername())
-            sockets.prepare(sock)
-            with trio.fail_after(HANDSHAKE_SECONDS):
-                await shake_hands(sock, endpoint, self.gate)
-            if endpoint.svid is not None:
-                self._strangers.pop(scope, None)
-            stream = SecureStream(sock, endpoint)
-            try:
-                peer = Peer(address, endpoint.svid, endpoint.path)
-                await converse(stream, peer, self._routes, self.api.metrics.answered, self._closing)
-            finally:
-                grace = 0 if scope.cancel_called else 1
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + grace):
-                    await stream.close()
-        except Refused as refusal:
-            self.api.metrics.refused(str(refusal.reason))
-            message = f"refused: the CA {refusal.detail}"
-            if refusal.reason is Reason.HANDSHAKE_FAILED and endpoint.connection_id is None:
-                return  # it said nothing and went: whoever looks whether the port is open, every few seconds
-            self.log.warning(
-                "refused",
-                reason=str(refusal.reason),
-                message=message,
-                peer_address=address,
-                unverified={} if endpoint.leaf is None else claims(endpoint.leaf),
-            )
-            await sockets.linger(sock)
-        except trio.TooSlowError:
-            self.api.metrics.refused("handshake_timeout")
-        except (BrokenStreamError, OSError):
-            pass  # a caller that is gone; it asks again
-        except Exception as error:  # one connection's bug must not end the others
-            self.log.bug("internal_error", error, peer_address=address)
-        finally:
-            sockets.hard_close(sock)
 
 
 def _shape(loaded: Authority) -> tuple[object, ...]:

@@ -79,7 +79,7 @@ IN, OUT, DUPLEX, DECIDE = "sidecar/inbound.py", "sidecar/outbound.py", "sidecar/
 WIRING = "sidecar/configfile.py"
 UNIT_WIRING = ("tests/unit/test_configfile.py", "tests/unit/test_config.py", "tests/unit/test_collisions.py")
 ISSUANCE, REGISTRAR, TRUST = "certs/issuance.py", "certs/registrar.py", "certs/trust.py"
-SERVICE, HTTP, CLIENT, SERVE = "certs/service.py", "sidecar/http1.py", "certs/client.py", "certs/serve.py"
+SERVICE, HTTP, CLIENT, LET_IN = "certs/service.py", "sidecar/http1.py", "certs/client.py", "certs/connections.py"
 TAKEN, MEMBER, STATE = "sidecar/answers.py", "sidecar/member.py", "sidecar/statedir.py"
 STANDING, STREAM, NODE = "certs/standing.py", "sidecar/stream.py", "sidecar/node.py"
 UNIT_NODE, UNIT_REGISTRY, UNIT_PROCESS = (f"tests/unit/test_{name}.py" for name in ("node", "registry", "process"))
@@ -691,28 +691,28 @@ MUTANTS = [
     ),
     edit(
         "CA: the time of a handshake",
-        SERVE,
+        LET_IN,
         "            with trio.fail_after(HANDSHAKE_SECONDS):",
         "            with trio.CancelScope():",
         CA_FLOODS + SLOW,
     ),
     edit(
         "CA: strangers make room",
-        SERVE,
+        LET_IN,
         " and not self._cut_a_stranger():",
         ":",
         f"{CA_FLOODS}::test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does",
     ),
     edit(
         "CA: members stay",
-        SERVE,
+        LET_IN,
         "            if endpoint.svid is not None:\n                self._strangers.pop(scope, None)\n",
         "",
         f"{CA_FLOODS}::test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does",
     ),
     edit(
         "CA: there is a most",
-        SERVE,
+        LET_IN,
         "if len(connections.child_tasks) > MAX_CONNECTIONS and",
         "if False and",
         f"{CA_FLOODS}::test_with_members_only_a_stranger_is_turned_away",

@@ -14,8 +14,8 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock
 
-from certs import serve
-from certs.serve import HANDSHAKE_SECONDS
+from certs import connections
+from certs.connections import HANDSHAKE_SECONDS
 from sidecar import sockets
 from sidecar.http1 import IDLE_SECONDS, REQUEST_SECONDS
 from sidecar.tls import KeyPair
@@ -62,7 +62,7 @@ async def renews(desk: Desk, keys: KeyPair) -> float:
 async def test_half_open_handshakes_hold_no_renewal_up(
     beginning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "HANDSHAKE_SECONDS", 1000.0)  # so that they stay, however slow this machine
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 1000.0)  # so that they stay, however slow this machine
     whole = hello()
     sent = {"nothing": b"", "half a hello": whole[: len(whole) // 2], "a hello": whole}[beginning]
     async with ca_desk(tmp_path) as desk:
@@ -94,7 +94,7 @@ async def test_two_thousand_idle_connections_hold_no_renewal_up(tmp_path: Path) 
             slowest = max([await renews(desk, one) for one in keys])
             assert slowest < PATIENCE
             print(f"{len(streams)} idle: slowest renewal {slowest * 1000:.0f} ms")
-            assert len(desk.server._strangers) == IDLE
+            assert len(desk.server.connections._strangers) == IDLE
             for stream in streams:
                 sockets.hard_close(stream._sock)
             nursery.cancel_scope.cancel()
@@ -104,17 +104,17 @@ async def test_two_thousand_idle_connections_hold_no_renewal_up(tmp_path: Path) 
 async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     async with ca_desk(tmp_path) as desk:
         keys = desk.keys("web")
         member = await desk.stream(keys)
-        await until(lambda: not desk.server._strangers)
+        await until(lambda: not desk.server.connections._strangers)
         strangers = [await desk.stream() for _ in range(60)]
         await renews(desk, keys)
         await desk.honest()
         await member.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
         assert (await member.receive_some()).startswith(b"HTTP/1.1 200 ")
-        assert len(desk.server._strangers) <= 21
+        assert len(desk.server.connections._strangers) <= 21
         metrics = (await desk.ask("GET", "/metrics")).body
         assert b'mesh_ca_handshakes_refused_total{reason="overloaded"}' in metrics
         for stream in [*strangers, member]:
@@ -122,11 +122,11 @@ async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_m
 
 
 async def test_with_members_only_a_stranger_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 5)
     async with ca_desk(tmp_path) as desk:
         keys = desk.keys("web")
         members = [await desk.stream(keys) for _ in range(6)]
-        await until(lambda: not desk.server._strangers)
+        await until(lambda: not desk.server.connections._strangers)
         with await connect(desk.address) as stranger, suppress(ConnectionResetError):
             await sockets.send_all(stranger, hello())
             with trio.fail_after(PATIENCE):
@@ -255,7 +255,7 @@ async def test_a_caller_that_never_reads_is_cut(tmp_path: Path, mock_clock: Mock
                 if full.cancelled_caught:
                     mock_clock.jump(REQUEST_SECONDS + 1)
         await trio.testing.wait_all_tasks_blocked(BLINK)
-        assert not desk.server._strangers
+        assert not desk.server.connections._strangers
         sockets.hard_close(stream._sock)
         await desk.honest()
 

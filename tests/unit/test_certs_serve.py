@@ -1,235 +1,42 @@
-"""A real CA on loopback: how it starts and refuses to, what it follows, whom it lets in, how it ends.
-
-Its time of day is the test's to move; but OpenSSL sees the real one, so that a CA which is to get old in a test begins in
-the past. trio's clock passes by itself here, for sockets and threads are real, and is set
-forward where a test would have to wait.
-"""
+"""A real CA on loopback: how it starts and refuses to, what it follows, how it ends."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
 import trio.testing
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
 
-from certs import authority, passes, registrar, serve, standing
-from certs.client import ALPN, CA_SEGMENTS, CaClient, CaDeniedError, CaError
-from certs.serve import DRAIN_SECONDS, HANDSHAKE_SECONDS, CaServer, Settings
-from certs.store import Store, file_url, issued
-from certs.trust import Bundle, RevocationList, read_bundle, read_revocations, sign_bundle
+from certs import authority, serve, standing
+from certs.client import CaDeniedError, CaError
+from certs.connections import DRAIN_SECONDS
+from certs.store import issued
+from certs.trust import Bundle, read_bundle, sign_bundle
 from sidecar import sockets
 from sidecar.address import Address
-from sidecar.handshake import shake_hands
-from sidecar.identity import SpiffeId, parse_svid
-from sidecar.judge import Revocations, Terms
+from sidecar.identity import SpiffeId
 from sidecar.logs import Log
 from sidecar.reasons import UsageError
-from sidecar.stream import SecureStream
-from sidecar.tls import Context, KeyPair, Roots
-from sidecar.watch import LOOK_SECONDS
-from tests.certificates import Authority as Forger
+from tests.casite import API, DOMAIN, MESH, NOW, WEB, Clock, Site, csr, identity_of, serving
 from tests.harness import PATIENCE, LogSink
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-DOMAIN = "shop.internal"
-API, WEB = (SpiffeId(DOMAIN, (name,)) for name in ("api", "web"))
-MESH = "trust_domain: shop.internal\nservices: {api: {ports: 80}, web: {}}\n"
-GET = b"GET /v1/revocations HTTP/1.1\r\nHost: ca\r\n\r\n"
-
-
-@dataclass
-class Clock:
-    now: datetime = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@dataclass
-class Site:
-    """A CA's files, and what others do to them."""
-
-    path: Path
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        self.directory, self.mesh, self.db = self.path / "ca", self.path / "mesh.yaml", self.path / "store.db"
-        self.own = authority.init(self.directory, DOMAIN, self.clock())
-        self.mesh.write_text(MESH)
-
-    def settings(self, **more: Any) -> Settings:
-        listen = Address("127.0.0.1", 0)
-        return replace(
-            Settings(self.directory, self.mesh, listen, file_url(self.db), timedelta(hours=1)),
-            **more,
-        )
-
-    def server(self, log: LogSink | None = None, **more: Any) -> CaServer:
-        return CaServer(self.settings(**more), Log(log or LogSink(), "json"), self.clock)
-
-    def start_once(self) -> None:
-        """So that its store is there."""
-        server = self.server()
-        server.socket.close()
-        server.store.close()
-
-    def elsewhere(self, operation: Callable[..., Any]) -> Any:
-        """What another program does to the store: ``certs revoke`` in another terminal, another CA."""
-        with closing(Store(file_url(self.db), clock=lambda: int(self.clock().timestamp()))) as store:
-            return store.write(operation)
-
-    def sql(self, text: str) -> None:
-        with closing(sqlite3.connect(self.db)) as connection, connection:
-            connection.execute(text)
-
-    def make_secret(self, identity: SpiffeId) -> str:
-        made = passes.make("secret", self.own.root_digest)
-        self.elsewhere(lambda it: registrar.add_pass(it, made, identity))
-        return str(made)
-
-    def keys(self, service: str = "api", ttl: timedelta = timedelta(hours=1)) -> KeyPair:
-        """A certificate that this CA made, and its key."""
-        made = authority.issue(authority.load(self.directory, self.clock()), service, self.clock(), ttl)
-        return KeyPair(made.chain, made.key, made.roots)
-
-    def bundle(self, version: int) -> tuple[Bundle, bytes]:
-        bundle = Bundle(DOMAIN, version, self.own.roots, self.own.root_digest)
-        return bundle, sign_bundle(bundle, [authority.load_root(self.directory, None, None)])
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-class Running:
-    """A CA that serves."""
-
-    def __init__(self, site: Site, clock: trio.testing.MockClock, **settings: Any) -> None:
-        self.site, self._trio = site, clock
-        self.log = LogSink()
-        self.server = site.server(self.log, **settings)
-        self.address = Address(*self.server.address)
-        self.stop, self.stopped = trio.Event(), trio.Event()
-        self._looks, self._looked = 0, trio.lowlevel.ParkingLot()
-        look = self.server._look
-
-        async def counted() -> None:
-            await look()
-            self._looks += 1
-            self._looked.unpark_all()
-
-        self.server._look = counted  # type: ignore[method-assign]
-
-    async def run(self) -> None:
-        try:
-            await self.server.run(self.stop)
-        finally:
-            self.stopped.set()
-
-    async def look(self) -> None:
-        """Until it has looked twice at all that it follows, as it is now."""
-        with trio.fail_after(PATIENCE + 3 * LOOK_SECONDS):
-            for _ in range(3):  # the first may have begun before
-                before = self._looks
-                self._trio.jump(LOOK_SECONDS)
-                while self._looks == before:
-                    await self._looked.park()
-
-    def wait(self, seconds: float) -> None:
-        self._trio.jump(seconds)
-
-    @asynccontextmanager
-    async def client(self, keys: KeyPair | Roots | None = None) -> AsyncIterator[CaClient]:
-        """Somebody who trusts the root, and shows what it is given."""
-        client = CaClient(self.address, DOMAIN, self.site.clock)
-        await client.use(self.site.own.roots if keys is None else keys, Revocations())
-        try:
-            yield client
-        finally:
-            await client.close()
-
-    async def stream(self, keys: KeyPair | Roots | None = None) -> SecureStream:
-        """A connection to say anything on."""
-        context = Context(self.site.own.roots if keys is None else keys, Terms(DOMAIN))
-        sock = await sockets.connect(socket.AF_INET, (self.address.host, self.address.port))
-        endpoint = context.client(ALPN, SpiffeId(DOMAIN, CA_SEGMENTS), self.site.clock)
-        await shake_hands(sock, endpoint)
-        return SecureStream(sock, endpoint)
-
-    async def listed(self) -> tuple[RevocationList, int]:
-        """The list, and the newest bundle's version."""
-        async with self.client() as client:
-            polled = await client.revocations("", "", 0)
-        assert polled.document is not None
-        return read_revocations(polled.document, self.server.in_force.bundle, self.site.clock()), polled.bundle
-
-    async def enrol(self, service: str, secret: str) -> tuple[x509.Certificate, ...]:
-        async with self.client() as client:
-            return tuple(x509.load_pem_x509_certificates(await client.enrol(service, secret, csr())))
-
-    async def metrics(self) -> str:
-        stream = await self.stream()
-        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: ca\r\nConnection: close\r\n\r\n")
-        text = b""
-        while more := await stream.receive_some():
-            text += more
-        await stream.close()
-        return text.decode()
-
-    def warnings(self) -> list[str]:
-        return [line["message"] for line in self.log.events("warning")]
-
-    def mended(self) -> list[str]:
-        return [line["message"] for line in self.log.events("mended")]
-
-    def reloaded(self) -> list[str]:
-        return [line["message"] for line in self.log.events("reloaded")]
-
-
-def csr() -> bytes:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    return builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(
-        serialization.Encoding.PEM
-    )
-
-
-def identity_of(chain: tuple[x509.Certificate, ...]) -> SpiffeId:
-    return parse_svid(chain[0].public_bytes(serialization.Encoding.DER)).id
-
-
-@asynccontextmanager
-async def serving(site: Site, clock: trio.testing.MockClock, **settings: Any) -> AsyncIterator[Running]:
-    """A CA that serves for the block, and is stopped then, which must not take long."""
-    clock.rate = 1.0
-    running = Running(site, clock, **settings)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(running.run)
-        with trio.fail_after(10 * PATIENCE):
-            yield running
-        running.stop.set()
-        with trio.fail_after(PATIENCE):
-            await running.stopped.wait()
-    assert running.log.events("internal_error") == running.log.events("reload_failed") == []
 
 
 # -- it starts ---------------------------------------------------------------------------------------------------------
@@ -692,129 +499,6 @@ async def test_an_issuing_ca_that_ended_issues_nothing_and_the_process_lives(
         assert identity_of(await ca.enrol("api", secret)) == API
 
 
-# -- whom it lets in ---------------------------------------------------------------------------------------------------
-
-
-async def told(ca: Running, keys: KeyPair) -> Any:
-    """Asks once with these keys, and must be refused; returns the line that says so."""
-    with pytest.raises(CaError):
-        async with ca.client(keys) as client:
-            await client.bundles(0)
-    await ca.log.until(lambda: bool(ca.log.events("refused")))
-    (line,) = ca.log.events("refused")
-    assert line["level"] == "warning"
-    assert line["peer_address"].startswith("127.0.0.1:")
-    assert line["message"].startswith("refused: the CA ")
-    return line
-
-
-async def test_a_stranger_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        forged = Forger().leaf("api")
-        assert isinstance(forged.key, ec.EllipticCurvePrivateKey)
-        line = await told(ca, KeyPair(forged.chain, forged.key, site.own.roots))
-        assert line["reason"] == "unknown_ca"
-        assert "spiffe://shop.internal/api" in str(line["unverified"])
-        assert 'mesh_ca_handshakes_refused_total{reason="unknown_ca"} 1.0' in await ca.metrics()
-        async with ca.client(site.keys()) as client:
-            assert await client.bundles(0)
-
-
-async def test_a_certificate_that_has_ended_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        keys = site.keys()
-        site.clock.now += timedelta(hours=1, seconds=1)
-        assert (await told(ca, keys))["reason"] == "expired"
-        async with ca.client() as client:
-            assert await client.bundles(0), "without one it may ask, and enrol"
-
-
-async def test_what_is_no_tls_is_refused_and_the_next_is_served(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
-        await stream.send_all(GET)
-        await ca.log.until(lambda: bool(ca.log.events("refused")))
-        assert ca.log.events("refused")[0]["reason"] == "plaintext_refused"
-        await stream.aclose()
-        async with ca.client() as client:
-            assert await client.bundles(0)
-
-
-async def test_silence_is_not_waited_for(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
-        await ca.look()
-        ca.wait(HANDSHAKE_SECONDS)
-        with pytest.raises(trio.BrokenResourceError):  # a reset
-            await stream.receive_some()
-        await stream.aclose()
-        assert 'mesh_ca_handshakes_refused_total{reason="handshake_timeout"} 1.0' in await ca.metrics()
-
-
-async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve, "MAX_CONNECTIONS", 2)
-    async with serving(site, mock_clock) as ca:
-        held = [await ca.stream(site.keys()) for _ in range(3)]
-        for stream in held:  # (its certificate is judged when the CA has read it, which an answer tells)
-            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
-            assert b"200" in await stream.receive_some()
-        with pytest.raises(CaError):
-            async with ca.client() as client:
-                await client.bundles(0)
-        for stream in held:
-            await stream.close()
-        while "overloaded" not in await ca.metrics():
-            await ca.look()
-        async with ca.client() as client:
-            assert await client.bundles(0)
-
-
-async def test_descriptors_run_out_and_come_back(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        await ca.look()
-        sock = socket.socket()
-        taken: list[int] = []
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
-        try:
-            with contextlib.suppress(OSError):
-                while True:
-                    taken.append(os.open("/dev/null", os.O_RDONLY))
-            sock.connect((ca.address.host, ca.address.port))
-            await ca.log.until(lambda: any("cannot accept connections" in warning for warning in ca.warnings()))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for descriptor in taken:
-                os.close(descriptor)
-        await ca.log.until(lambda: "accepting: good again" in ca.mended())
-        assert sum("cannot accept" in warning for warning in ca.warnings()) == 1
-        sock.close()
-        async with ca.client() as client:
-            assert await client.bundles(0)
-
-
-async def test_a_bug_in_one_connection_ends_that_one(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def broken(*_: object) -> None:
-        raise ZeroDivisionError
-
-    async with serving(site, mock_clock) as ca:
-        monkeypatch.setattr(serve, "converse", broken)
-        async with ca.client() as client:
-            with pytest.raises(CaError):
-                await client.bundles(0)
-        monkeypatch.undo()
-        async with ca.client() as client:
-            assert await client.bundles(0)
-        (line,) = ca.log.events("internal_error")
-        assert "ZeroDivisionError" in line["exception"]
-        assert line["peer_address"].startswith("127.0.0.1:")
-        ca.log.lines.clear()
-
-
 async def test_a_bug_in_following_ends_nothing(
     site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -838,67 +522,6 @@ async def test_a_bug_in_following_ends_nothing(
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
-
-
-async def test_stopping_ends_who_is_idle_at_once(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        asked, new = await ca.stream(), await ca.stream()
-        await asked.send_all(GET)
-        assert (await asked.receive_some()).startswith(b"HTTP/1.1 200")
-        began = trio.current_time()
-        ca.stop.set()
-        assert await new.receive_some() == b"", "a clean end"
-        assert await asked.receive_some() == b""
-        await asked.close()
-        await new.close()
-        await ca.stopped.wait()
-        assert trio.current_time() - began < DRAIN_SECONDS
-        with pytest.raises(CaError, match="cannot be reached"):
-            async with ca.client() as client:
-                await client.bundles(0)
-
-
-async def test_stopping_lets_a_request_that_is_under_way_end(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        secret, granted = site.make_secret(API), []
-        held = sqlite3.connect(site.db, isolation_level=None)
-        held.execute("BEGIN IMMEDIATE")  # the store is busy
-        begun = trio.Event()
-        write = ca.server.api.writer.write
-
-        async def writing(operation: Any) -> Any:
-            begun.set()
-            return await write(operation)
-
-        ca.server.api.writer.write = writing  # type: ignore[method-assign]
-
-        async def enrol() -> None:
-            granted.append(await ca.enrol("api", secret))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(enrol)
-            await begun.wait()
-            ca.stop.set()
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert not ca.stopped.is_set()
-            held.execute("ROLLBACK")
-        held.close()
-        assert identity_of(granted[0]) == API
-
-
-async def test_a_request_that_does_not_end_is_cut(site: Site, mock_clock: trio.testing.MockClock) -> None:
-    async with serving(site, mock_clock) as ca:
-        stream = await ca.stream()
-        await stream.send_all(b"POST /v1/nonce HTTP/1.1\r\nHost: ca\r\nContent-Length: 5\r\n\r\n12")
-        await ca.look()
-        ca.stop.set()
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert not ca.stopped.is_set()
-        ca.wait(DRAIN_SECONDS)
-        with trio.fail_after(PATIENCE):
-            assert await stream.receive_some() == b"", "no answer"
-            await stream.close()
-            await ca.stopped.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
