@@ -17,7 +17,7 @@ The rooms, and the one direction in which they may depend on each other:
   ``inject.picture``, ``inject.activation``, ``inject.injection``
 * **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
   ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``process``, ``statedir``, ``answers`` (what of a CA's
-  answers is taken), ``probe`` (asks ``admin``);
+  answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks ``admin``);
   ``inject.composecli``, ``inject.mounted``, ``inject.routes``, ``inject.image``, ``inject.state``, ``inject.project``
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
   renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so),

@@ -14,10 +14,8 @@ after the certificate's end nothing is, since every peer refuses us.
 
 from __future__ import annotations
 
-import json
 import random
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import passes
 from certs.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
-from certs.trust import Bundle, RevocationList, UntrustedError, digest, read_kept_bundle
+from certs.trust import Bundle, RevocationList, digest
 from sidecar import answers, credentials, statedir
 from sidecar.address import ca_address
 from sidecar.answers import AnswerRefusedError
@@ -36,10 +34,10 @@ from sidecar.credentials import Credentials
 from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations
 from sidecar.logs import Log
+from sidecar.memory import Memory
 from sidecar.mesh import Mesh
 from sidecar.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.schedule import backoff, refresh_after, refresh_at
-from sidecar.statedir import StateDir
 
 POLL_SECONDS = 5.0
 
@@ -81,13 +79,23 @@ class Member:
         self._failures = 0
         self._retry_at = 0.0
         self._said: dict[str, str] = {}
-        self._state = StateDir(identity.state_dir)
+        self._memory = Memory(identity.state_dir, self._own, self._say)
         try:
-            self._instance = self._introduce()
+            self._instance = self._memory.introduce(self._pin, clock())
             self._remember()
         except BaseException:
-            self._state.close()
+            self._memory.close()
             raise
+
+    def _remember(self) -> None:
+        """Takes what ``state_dir`` has, as far as it is still good."""
+        now = self._clock()
+        self._bundle = self._memory.bundle(now)
+        if self._bundle is None:
+            return
+        self._listed = self._memory.revocations(self._bundle, now)
+        if (found := self._memory.credentials(self._bundle)) is not None:
+            self._put_in_force(found)
 
     def follow(self, mesh: Callable[[], Mesh]) -> None:
         """From now on take what the policy file says (how long leaves live, how stale a list may be) from there."""
@@ -95,7 +103,7 @@ class Member:
 
     async def close(self) -> None:
         await self._client.close()
-        self._state.close()
+        self._memory.close()
 
     def revocations(self) -> Revocations:
         """What peers are judged by now. Without a bundle, nobody."""
@@ -301,17 +309,17 @@ class Member:
     async def _obtain(self, how: str, own: Credentials | None = None) -> None:
         """One certificate with a fresh key: checked, kept, then in force."""
         first = how.startswith("enrolled")
-        key = self._pending_key() if first else answers.new_key()
+        key = self._memory.pending_key() if first else answers.new_key()
         csr = answers.csr_for(key)
         if first:
             shown = self._pass()
-            self._state.write(statedir.PENDING, answers.key_pem(key))  # the same key again, should the answer get lost
+            self._memory.keep_pending_key(key)
             try:
                 chain = await self._client.enrol(self._service, shown, csr)
             except CaDeniedError as error:
                 if error.denial != KEY_REUSED:
                     raise
-                self._state.remove(statedir.PENDING)
+                self._memory.forget_pending_key()
                 raise CaError(f"an answer got lost too long ago to be told again; {error}") from error
         elif own is not None:
             old = own.keys.key
@@ -323,7 +331,7 @@ class Member:
         mesh = self._mesh()
         taken = answers.take_certificate(chain, key, self._own, self._known(), mesh.max_leaf_ttl, self._clock())
         self._keep(statedir.IDENTITY, answers.identity_pem(taken))
-        self._state.remove(statedir.PENDING)
+        self._memory.forget_pending_key()
         self._put_in_force(taken)
         await self._show()
         self._log.info(how.replace(" ", "_"), service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
@@ -355,91 +363,23 @@ class Member:
             raise RuntimeError("not a member yet")
         return self._bundle
 
-    # -- what is kept --------------------------------------------------------------------------------------------------
-
-    def _introduce(self) -> str:
-        """Who we are among the replicas of our service; and whether this is still the mesh that ``state_dir`` is of."""
-        kept = self._state.read(statedir.MEMBER)
-        try:
-            said = {} if kept is None else json.loads(kept)
-            instance, pin = str(said.get("instance", "")), str(said.get("pin", ""))
-        except (ValueError, AttributeError):
-            instance, pin = "", ""
-        bundle = self._kept_bundle()
-        if bundle is not None and pin != self._pin.hex() and self._pin not in bundle.anchors:
-            self._say(
-                "state_forgotten",
-                f"{self._state.path}: was of a mesh under another root than the one that is pinned now; starting anew",
-            )
-            self._state.remove(statedir.BUNDLE, statedir.REVOCATIONS, statedir.IDENTITY, statedir.PENDING)
-        if not re.fullmatch(r"[0-9a-f]{32}", instance):
-            instance = secrets.token_hex(16)
-        self._write(statedir.MEMBER, json.dumps({"instance": instance, "pin": self._pin.hex()}).encode())
-        return instance
-
-    def _kept_bundle(self) -> Bundle | None:
-        kept = self._state.read(statedir.BUNDLE)
-        if kept is None:
-            return None
-        try:
-            return read_kept_bundle(kept, self._trust_domain, self._clock())
-        except UntrustedError as error:
-            raise UsageError(
-                f"{self._state.path / statedir.BUNDLE}: {error}; so it is not known whom to trust. To start anew from the "
-                f"pinned root, remove {self._state.path}"
-            ) from error
-
-    def _remember(self) -> None:
-        """Takes what ``state_dir`` has, as far as it is still good."""
-        self._bundle = self._kept_bundle()
-        if self._bundle is None:
-            return
-        listed = self._state.read(statedir.REVOCATIONS)
-        if listed is not None:
-            try:
-                self._listed = answers.take_revocations(listed, None, self._bundle, self._clock())
-            except AnswerRefusedError as error:
-                self._say("state_ignored", f"{self._state.path / statedir.REVOCATIONS}: {error}")
-        kept = self._state.read(statedir.IDENTITY)
-        if kept is None:
-            return
-        try:
-            found = answers.kept_certificate(kept, self._own, self._bundle)
-        except AnswerRefusedError as error:
-            self._say("state_ignored", f"{self._state.path / statedir.IDENTITY}: {error}; enrolling anew")
-            return
-        self._put_in_force(found)
-
-    def _pending_key(self) -> ec.EllipticCurvePrivateKey:
-        kept = self._state.read(statedir.PENDING)
-        if kept is not None:
-            try:
-                return answers.read_key(kept)
-            except AnswerRefusedError:
-                self._state.remove(statedir.PENDING)
-        return answers.new_key()
+    # -- what is kept and shown ------------------------------------------------------------------------------------------
 
     def _keep(self, name: str, data: bytes) -> None:
         """Writes; a disk that is full keeps nothing from being in force, but a restart would not know of it."""
         try:
-            self._write(name, data)
+            self._memory.keep(name, data)
         except UsageError as error:
             self._tell("state_dir", f"{error}; it is in force all the same, and a restart would not know it")
         else:
             self._tell("state_dir", None)
-
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            self._state.write(name, data)
-        except OSError as error:
-            raise UsageError(f"{self._state.path / name}: cannot be written: {error.strerror}") from error
 
     def _pass(self) -> str:
         """The token or secret, read anew each time: it may have been replaced. Raises :class:`UsageError`."""
         path = self._identity.enrolment
         if path is None:
             raise UsageError(
-                f"{self._state.path}: has no usable certificate, and identity.enrolment names no token or secret: "
+                f"{self._memory.path}: has no usable certificate, and identity.enrolment names no token or secret: "
                 f"certs token {self._service}"
             )
         text = credentials.read_file(path, "enrolment token or secret", secret=True).decode("ascii", "replace").strip()

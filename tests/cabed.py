@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import h11
 import pytest
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -37,7 +38,7 @@ from sidecar.credentials import Credentials
 from sidecar.handshake import shake_hands
 from sidecar.http1 import Handler, Request, Response, Routes
 from sidecar.identity import SpiffeId
-from sidecar.judge import Revocations, Terms
+from sidecar.judge import Presented, Revocations, Terms, judge
 from sidecar.logs import Log
 from sidecar.member import Member
 from sidecar.mesh import Mesh, load_mesh
@@ -214,7 +215,7 @@ class Sidecar:
         if self.member._client._open is not None:
             sockets.hard_close(self.member._client._open[0]._sock)
         with contextlib.suppress(OSError):
-            self.member._state.close()
+            self.member._memory.close()
         self.bed.sidecars.remove(self)
 
 
@@ -502,3 +503,22 @@ async def secure_pair(
     finally:
         for sock, _ in ends:
             sockets.hard_close(sock)
+
+
+def asked(bed: CaBed, path: str) -> int:
+    return sum(1 for one, _ in bed.api.asked if one == path)
+
+
+def verdict(sidecar: Sidecar, peer: Sidecar) -> str:
+    """What a sidecar says now of a peer that connects."""
+    roots = {root.subject: root for root in sidecar.own.keys.roots}
+    chain = [*peer.own.keys.chain]
+    if chain[-1].issuer in roots:
+        chain.append(roots[chain[-1].issuer])
+    path = tuple(one.public_bytes(Encoding.DER) for one in chain)
+    terms = Terms("shop.internal", revocations=sidecar.member.revocations())
+    try:
+        judge(Presented(path[:2], path), terms, sidecar.bed.time())
+    except Refused as refusal:
+        return str(refusal.reason)
+    return "ok"
