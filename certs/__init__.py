@@ -4,8 +4,9 @@ One certificate, top to bottom: ``sidecar.http1`` reads a request, ``service`` s
 decides, signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer
 leaves.
 
-* **pure**: what is in a certificate: ``profile``; in somebody's: ``encodings``, ``fields``, ``inspection``; what may be
-  asked for: ``issuance``, ``passes``, ``limits``; what is told: ``trust`` (the signed documents), ``audit`` (the chain)
+* **pure**: what is in a certificate: ``profile``; in somebody's: ``encodings``, ``fields``, ``inspection``; in the CA's own
+  files: ``pemfiles``; what may be asked for: ``issuance``, ``passes``, ``limits``; what is told: ``trust`` (the signed
+  documents), ``audit`` (the chain)
 * **I/O**: ``files`` (keys on disk), ``authority`` (the CA on disk), ``store``, ``writer``; functions of the
   store: ``registrar`` (who gets a certificate), ``standing`` (bundles, revocations, who has heard), ``rotation``
 * **wiring**: ``service`` (the API), ``guesses``, ``connections`` (who is let in), ``serve`` (the process), ``metrics``;

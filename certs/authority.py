@@ -22,19 +22,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
-from certs import files, profile, trust
+from certs import files, pemfiles, profile, trust
 from certs.files import PUBLIC, SECRET, NewFile
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
-from sidecar.identity import InvalidIdentityError, SpiffeId, is_trust_domain, parse_spiffe_id, shown
+from sidecar.identity import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
 from sidecar.reasons import UsageError
 
 ROOT, ROOT_KEY, ISSUING, ISSUING_KEY = "root.pem", "root.key", "issuing.pem", "issuing.key"
@@ -81,15 +74,15 @@ class Issued:
 
     @property
     def chain_pem(self) -> bytes:
-        return pem(*self.chain)
+        return pemfiles.pem(*self.chain)
 
     @property
     def key_pem(self) -> bytes:
-        return key_pem(self.key)
+        return pemfiles.key_pem(self.key)
 
     @property
     def bundle_pem(self) -> bytes:
-        return pem(*self.roots)
+        return pemfiles.pem(*self.roots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +131,12 @@ def init(
     bundle = trust.Bundle(
         trust_domain, trust.next_version(0, now), (made.root.certificate,), trust.digest(made.root.certificate)
     )
-    key = NewFile(ROOT_KEY, key_pem(made.root.key, passphrase), SECRET)
+    key = NewFile(ROOT_KEY, pemfiles.key_pem(made.root.key, passphrase), SECRET)
     rest = [
-        NewFile(ISSUING_KEY, key_pem(made.issuing.key), SECRET),
-        NewFile(DELEGATE, delegate_pem(made.delegate), SECRET),
-        NewFile(ROOT, pem(made.root.certificate), PUBLIC),
-        NewFile(ISSUING, pem(made.issuing.certificate), PUBLIC),
+        NewFile(ISSUING_KEY, pemfiles.key_pem(made.issuing.key), SECRET),
+        NewFile(DELEGATE, pemfiles.delegate_pem(made.delegate), SECRET),
+        NewFile(ROOT, pemfiles.pem(made.root.certificate), PUBLIC),
+        NewFile(ISSUING, pemfiles.pem(made.issuing.certificate), PUBLIC),
         NewFile(BUNDLE_DOCUMENT, trust.sign_bundle(bundle, [made.root]), PUBLIC),
     ]
     files.make_directory(directory)
@@ -183,8 +176,8 @@ def load(directory: Path, now: datetime) -> Authority:
 
 def _load(directory: Path, now: datetime) -> Authority:
     files.check_secret(directory / ROOT_KEY)
-    roots = _certificates(directory / ROOT, files.read(directory / ROOT))
-    issuing, *more = _certificates(directory / ISSUING, files.read(directory / ISSUING))
+    roots = pemfiles.certificates(directory / ROOT, files.read(directory / ROOT))
+    issuing, *more = pemfiles.certificates(directory / ISSUING, files.read(directory / ISSUING))
     if more:
         raise UsageError(f"{directory / ISSUING} holds {1 + len(more)} certificates instead of one")
     for path, certificate in ((directory / ISSUING, issuing), *((directory / ROOT, root) for root in roots)):
@@ -194,10 +187,10 @@ def _load(directory: Path, now: datetime) -> Authority:
     root = next((root for root in roots if is_signed_by(issuing, root)), None)
     if root is None:
         raise UsageError(f"{directory / ISSUING} was not signed by {directory / ROOT}: they are from two different CAs")
-    _check_valid(directory / ISSUING, issuing, now, f"certs renew-issuing {directory}")
-    _check_valid(directory / ROOT, root, now, f"certs init {directory} --trust-domain … --force")
+    pemfiles.check_valid(directory / ISSUING, issuing, now, f"certs renew-issuing {directory}")
+    pemfiles.check_valid(directory / ROOT, root, now, f"certs init {directory} --trust-domain … --force")
     return Authority(
-        _trust_domain(directory / ISSUING, issuing),
+        pemfiles.trust_domain_of(directory / ISSUING, issuing),
         tuple(roots),
         root,
         Issuer(issuing, key),
@@ -215,8 +208,8 @@ def renew_issuing(
     if missing := files.missing(directory, (ROOT, ISSUING)):
         raise UsageError(f"{directory} holds no CA: {', '.join(missing)} missing")
     root = load_root(directory, root_key, passphrase)
-    _check_valid(directory / ROOT, root.certificate, now, f"certs rotate-root {directory}")
-    trust_domain = _trust_domain(directory / ISSUING, issuing_certificate(directory))
+    pemfiles.check_valid(directory / ROOT, root.certificate, now, f"certs rotate-root {directory}")
+    trust_domain = pemfiles.trust_domain_of(directory / ISSUING, issuing_certificate(directory))
     issuing, delegate = _under(root, trust_domain, now)
     with files.locked(directory, exclusive=True):
         install(directory, issuing, delegate)
@@ -233,16 +226,16 @@ def issuing_certificate(directory: Path) -> x509.Certificate:
     """The issuing CA's certificate, as it is. Raises :class:`UsageError`."""
     if files.missing(directory, (ISSUING,)):
         raise UsageError(f"{directory} holds no CA: {ISSUING} missing")
-    return _certificates(directory / ISSUING, files.read(directory / ISSUING))[0]
+    return pemfiles.certificates(directory / ISSUING, files.read(directory / ISSUING))[0]
 
 
 def install(directory: Path, issuing: Issuer, delegate: Issuer) -> None:
     """Puts an issuing CA and a delegate in the place of those that are there; call it with the directory locked. May be cut
     off anywhere, and done again."""
-    files.write(directory, [NewFile(NEXT_KEY, key_pem(issuing.key), SECRET)], force=True)
-    files.write(directory, [NewFile(DELEGATE, delegate_pem(delegate), SECRET)], force=True)
-    files.write(directory, [NewFile(ISSUING, pem(issuing.certificate), PUBLIC)], force=True)
-    files.write(directory, [NewFile(ISSUING_KEY, key_pem(issuing.key), SECRET)], force=True)
+    files.write(directory, [NewFile(NEXT_KEY, pemfiles.key_pem(issuing.key), SECRET)], force=True)
+    files.write(directory, [NewFile(DELEGATE, pemfiles.delegate_pem(delegate), SECRET)], force=True)
+    files.write(directory, [NewFile(ISSUING, pemfiles.pem(issuing.certificate), PUBLIC)], force=True)
+    files.write(directory, [NewFile(ISSUING_KEY, pemfiles.key_pem(issuing.key), SECRET)], force=True)
     (directory / NEXT_KEY).unlink(missing_ok=True)
 
 
@@ -252,8 +245,8 @@ def load_root(directory: Path, key_file: Path | None, passphrase: bytes | None) 
     path = key_file or directory / ROOT_KEY
     if not path.exists():
         raise UsageError(f"{path} is not there: the root's key is needed for this; say where it is: --root-key FILE")
-    key = _private_key(path, files.read(path, secret=True), passphrase)
-    for root in _certificates(directory / ROOT, files.read(directory / ROOT)):
+    key = pemfiles.private_key(path, files.read(path, secret=True), passphrase)
+    for root in pemfiles.certificates(directory / ROOT, files.read(directory / ROOT)):
         if root.public_key() == key.public_key():
             return Issuer(root, key)
     raise UsageError(f"{path} is the key of no root in {directory / ROOT}")
@@ -342,15 +335,6 @@ def save(issued: Issued, out: Path, *, force: bool = False) -> None:
         )
 
 
-def _certificates(path: Path, content: bytes) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(content)
-    except (
-        Exception
-    ) as error:  # a parser of damaged certificates raises more than one class (ValueError, InvalidVersion)
-        raise UsageError(f"{path} is no certificate in PEM, or a damaged one: restore it from a copy") from error
-
-
 def _missing_key(directory: Path) -> list[str]:
     return [] if len(files.missing(directory, (ISSUING_KEY, NEXT_KEY))) < 2 else [ISSUING_KEY]
 
@@ -360,7 +344,7 @@ def _issuing_key(directory: Path, issuing: x509.Certificate) -> ec.EllipticCurve
     for name in (ISSUING_KEY, NEXT_KEY):
         path = directory / name
         if not files.missing(directory, (name,)):
-            key = _private_key(path, files.read(path, secret=True))
+            key = pemfiles.private_key(path, files.read(path, secret=True))
             if key.public_key() == issuing.public_key():
                 return key
     raise UsageError(f"{directory / ISSUING_KEY} does not belong to {directory / ISSUING}: restore the matching pair")
@@ -371,73 +355,15 @@ def _delegate(directory: Path, roots: list[x509.Certificate], now: datetime) -> 
     if files.missing(directory, (DELEGATE,)):
         return None
     content = files.read(path, secret=True)
-    (certificate,) = _certificates(path, content)[:1]
-    key = _private_key(path, content)
+    (certificate,) = pemfiles.certificates(path, content)[:1]
+    key = pemfiles.private_key(path, content)
     if key.public_key() != certificate.public_key():
         raise UsageError(f"{path}: its key does not belong to its certificate: restore it from a copy")
     if not any(is_signed_by(certificate, root) for root in roots):
         raise UsageError(f"{path} was not signed by a root in {directory / ROOT}: they are from two different CAs")
-    _check_valid(path, certificate, now, f"certs renew-issuing {directory}")
+    pemfiles.check_valid(path, certificate, now, f"certs renew-issuing {directory}")
     return Issuer(certificate, key)
-
-
-def _private_key(path: Path, content: bytes, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = load_pem_private_key(content, password=passphrase)
-    except TypeError as error:
-        if passphrase is not None:
-            raise UsageError(f"{path} is not encrypted, and a passphrase was given for it") from error
-        raise UsageError(f"{path} is encrypted, and its passphrase was not given") from error
-    except Exception as error:  # what a parser of damaged keys raises is not one class
-        if passphrase is not None:
-            raise UsageError(f"{path} cannot be read with this passphrase") from error
-        raise UsageError(f"{path} is no private key in PEM, or a damaged one: restore it from a copy") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UsageError(f"{path} is no ECDSA key, so it is none that 'certs init' made")
-    return key
-
-
-def _check_valid(path: Path, certificate: x509.Certificate, now: datetime, mend: str) -> None:
-    if now < certificate.not_valid_before_utc:
-        raise UsageError(
-            f"{path} is not valid before {certificate.not_valid_before_utc:%FT%TZ}, and it is {now:%FT%TZ}: "
-            "is this machine's clock right?"
-        )
-    if now >= certificate.not_valid_after_utc:
-        raise UsageError(
-            f"{path} expired: it was good until {certificate.not_valid_after_utc:%FT%TZ}, and it is {now:%FT%TZ}. "
-            f"Make a new one: {mend}"
-        )
-
-
-def _trust_domain(path: Path, issuing: x509.Certificate) -> str:
-    """The one trust domain that the issuing CA may sign for, out of its name constraint."""
-    try:
-        extension = issuing.extensions.get_extension_for_class(x509.NameConstraints)
-    except x509.ExtensionNotFound as error:
-        raise UsageError(f"{path} has no name constraint, so it is none that 'certs init' made") from error
-    subtrees = extension.value.permitted_subtrees or []
-    permitted = [name.value for name in subtrees if isinstance(name, x509.UniformResourceIdentifier)]
-    if len(permitted) != 1 or not is_trust_domain(permitted[0]) or not extension.critical:
-        raise UsageError(f"{path} is not bound to one trust domain, so it is none that 'certs init' made")
-    return permitted[0]
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    """A key as PKCS #8 in PEM, encrypted if there is a passphrase."""
-    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-
-
-def delegate_pem(delegate: Issuer) -> bytes:
-    """Certificate and key in one file, which is replaced at once."""
-    return pem(delegate.certificate) + key_pem(delegate.key)
-
-
-def pem(*certificates: x509.Certificate) -> bytes:
-    """Certificates in PEM, one after the other."""
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)

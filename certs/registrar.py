@@ -24,9 +24,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import passes, profile
-from certs.authority import Authority, pem
+from certs.authority import Authority
 from certs.issuance import Denial, Denied, check_csr, key_hash, proof_of_possession, read_csr
 from certs.passes import Pass
+from certs.pemfiles import pem
 from certs.store import Transaction, issued, revoked_identities, revoked_serials
 from certs.store import passes as passes_table
 from sidecar.identity import InvalidIdentityError, SpiffeId, is_segment, parse_svid, shown

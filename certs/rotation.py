@@ -32,8 +32,9 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from certs import authority, files, standing, trust
-from certs.authority import ROOT, ROOT_KEY, key_pem, pem
+from certs.authority import ROOT, ROOT_KEY
 from certs.files import PUBLIC, SECRET, NewFile
+from certs.pemfiles import delegate_pem, key_pem, pem
 from certs.profile import Issuer
 from certs.store import Store, Transaction, issued
 from certs.trust import Bundle, digest, next_version
@@ -117,7 +118,7 @@ class Rotator:
                 [
                     NewFile(ROOT_KEY, key_pem(made.root.key), SECRET),
                     NewFile(authority.ISSUING_KEY, key_pem(made.issuing.key), SECRET),
-                    NewFile(authority.DELEGATE, authority.delegate_pem(made.delegate), SECRET),
+                    NewFile(authority.DELEGATE, delegate_pem(made.delegate), SECRET),
                     NewFile(authority.ISSUING, pem(made.issuing.certificate), PUBLIC),
                     NewFile(ROOT, pem(made.root.certificate), PUBLIC),
                 ],

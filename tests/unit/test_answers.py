@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, profile, trust
+from certs import authority, pemfiles, profile, trust
 from certs.authority import Made
 from certs.trust import Bundle, RevocationList
 from sidecar import answers
@@ -161,7 +161,7 @@ def chain(
     now: datetime = NOW,
 ) -> bytes:
     leaf = profile.leaf(identity, key.public_key(), ca.issuing, now, ttl)
-    return authority.pem(leaf, ca.issuing.certificate)
+    return pemfiles.pem(leaf, ca.issuing.certificate)
 
 
 def taken(
@@ -207,11 +207,11 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     older = authority.make(MESH, now - DAY)
     roots = bundle(1, older)
     leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
-    pem = authority.pem(leaf, older.issuing.certificate)
+    pem = pemfiles.pem(leaf, older.issuing.certificate)
     with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
         taken(pem, trusted=roots, now=now)
     leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
-    assert taken(authority.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
+    assert taken(pemfiles.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
 
 
 def test_an_issuer_that_counts_no_longer_is_refused() -> None:
@@ -221,7 +221,7 @@ def test_an_issuer_that_counts_no_longer_is_refused() -> None:
 
 
 def test_a_chain_has_at_most_three() -> None:
-    extra = authority.pem(FIRST.root.certificate)
+    extra = pemfiles.pem(FIRST.root.certificate)
     assert len(taken(chain() + extra).keys.chain) == MAX_CHAIN
     with pytest.raises(AnswerRefusedError, match="4 in its chain"):
         taken(chain() + extra + extra)
@@ -276,7 +276,7 @@ def test_what_is_kept_is_read_again_also_when_it_has_ended_or_its_root_is_gone()
         (b"", "it has no private key in PEM"),
         (chain(), "it has no private key in PEM"),
         (answers.key_pem(KEY), "it has no certificate that is an SVID"),
-        (answers.key_pem(KEY) + authority.pem(FIRST.root.certificate), "it has no certificate that is an SVID"),
+        (answers.key_pem(KEY) + pemfiles.pem(FIRST.root.certificate), "it has no certificate that is an SVID"),
         (answers.key_pem(KEY) + chain(WEB), "its certificate is not one of spiffe://shop.internal/api"),
         (answers.key_pem(answers.new_key()) + chain(), "its certificate is not one of spiffe://shop.internal/api"),
         (answers.key_pem(KEY) + chain()[: chain().index(b"-----END") + 26], "with its key and its issuer"),

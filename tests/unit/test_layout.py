@@ -167,7 +167,18 @@ EDGE = {
 
 CERTS_PURE = {
     f"certs.{name}"
-    for name in ("audit", "encodings", "fields", "inspection", "issuance", "limits", "passes", "profile", "trust")
+    for name in [
+        "audit",
+        "encodings",
+        "fields",
+        "inspection",
+        "issuance",
+        "limits",
+        "passes",
+        "pemfiles",
+        "profile",
+        "trust",
+    ]
 }
 
 

@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from trio.testing import MockClock
 
-from certs import authority, profile, standing, store, trust
+from certs import authority, pemfiles, profile, standing, store, trust
 from certs.authority import Authority
 from certs.limits import Rate
 from certs.rotation import Rotator
@@ -441,16 +441,16 @@ class Offers:
         identity = SpiffeId("shop.internal", tuple(who.split("/")))
         now = more.get("now", self.bed.time())
         leaf = profile.leaf(identity, key, self.ca.issuer, now, ttl)
-        return authority.pem(leaf, self.ca.issuer.certificate)
+        return pemfiles.pem(leaf, self.ca.issuer.certificate)
 
     def of_another_ca(self, key: ec.EllipticCurvePublicKey) -> bytes:
         issuing = authority.make("shop.internal", self.bed.time()).issuing
         leaf = profile.leaf(API, key, issuing, self.bed.time(), 5 * MINUTE)
-        return authority.pem(leaf, issuing.certificate)
+        return pemfiles.pem(leaf, issuing.certificate)
 
     def with_another_s_issuer(self, key: ec.EllipticCurvePublicKey) -> bytes:
         leaf = x509.load_pem_x509_certificates(self.leaf(key))[0]
-        return authority.pem(leaf, authority.make("shop.internal", self.bed.time()).issuing.certificate)
+        return pemfiles.pem(leaf, authority.make("shop.internal", self.bed.time()).issuing.certificate)
 
 
 OFFERS: dict[str, tuple[Callable[[Offers, ec.EllipticCurvePublicKey], bytes | str], str]] = {
