@@ -69,7 +69,7 @@ def test_validity_at_both_ends_to_the_second() -> None:
     pemfiles.check_valid(FILE, one, end - second, "mend")
     with pytest.raises(UsageError, match="is this machine's clock right"):
         pemfiles.check_valid(FILE, one, first - second, "mend")
-    with pytest.raises(UsageError, match="expired: .* Make a new one: mend"):
+    with pytest.raises(UsageError, match=r"expired: .* Make a new one: mend"):
         pemfiles.check_valid(FILE, one, end, "mend")
 
 
