@@ -7,6 +7,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCHED := .venv/.bench
 
+# Tests start some thousand processes of this project: with nothing compiled, each would compile it anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 help:          ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 

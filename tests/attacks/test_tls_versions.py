@@ -224,4 +224,4 @@ async def test_what_may_not_follow_the_handshake_at_a_caller(kind: int) -> None:
                 assert (line["reason"], line["bytes_to_app"]) == ("truncated", 0)
                 await call.honest()
             else:
-                await call.refused("peer_refused", alarm=False)
+                await call.refused("truncated", alarm=False)

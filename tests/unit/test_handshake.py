@@ -207,8 +207,9 @@ async def test_a_verdict_a_byte_at_a_time() -> None:
                 left.send(frame[at : at + 1])
 
 
-@pytest.mark.parametrize("how", ["FIN", "close_notify", "garbage", "too much"])
+@pytest.mark.parametrize("how", ["FIN", "close_notify", "garbage", "too much", "a flipped bit"])
 async def test_no_verdict_comes(how: str) -> None:
+    """Whoever is refused, is refused by the peer; whoever hears nonsense has somebody in between."""
     async with connected() as (left, here, right, there):
         if how == "close_notify":
             here.close()
@@ -218,7 +219,12 @@ async def test_no_verdict_comes(how: str) -> None:
         elif how == "too much":
             for _ in range(5):
                 left.send(b"\x17\x03\x03\x40\x00" + bytes(16 * 1024))
+        elif how == "a flipped bit":
+            here.write_bytes(b"\x02ok")
+            record = here.take_all()
+            left.send(record[:-1] + bytes([record[-1] ^ 1]))
         left.shutdown(socket.SHUT_WR)
         with pytest.raises(Refused) as refused:
             await handshake.hear(right, there)
-    assert refused.value.reason is Reason.PEER_REFUSED
+    altered = how in ("garbage", "too much", "a flipped bit")
+    assert refused.value.reason is (Reason.TRUNCATED if altered else Reason.PEER_REFUSED)
