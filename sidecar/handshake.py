@@ -75,8 +75,8 @@ async def _exactly(sock: socket.socket, endpoint: Endpoint, size: int) -> bytes:
                     raise Refused(Reason.PEER_REFUSED, f"heard {silent} bytes of TLS records and no verdict: cut")
                 endpoint.feed_bytes(received)
     except ChannelError as error:
-        if error.alert is None:  # not what the peer sent: its handshake was genuine
-            raise Refused(Reason.TRUNCATED, f"met an altered record in place of the peer's verdict: {error}") from error
+        if error.alert is None:  # nobody refused us: somebody altered what was said, or the peer talks nonsense
+            raise Refused(Reason.TRUNCATED, f"met a broken record in place of the peer's verdict: {error}") from error
         raise Refused(Reason.PEER_REFUSED, f"was refused: {error}", peer_reason=error.alert) from error
     except OSError as error:
         detail = f"lost the connection before the peer's verdict: {error.strerror or error}"
