@@ -29,7 +29,7 @@ demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict
 	@$(BIN)/python -m sidecar.demo
 
 test: $(READY) ## units, properties, integration, attacks; no Docker
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)

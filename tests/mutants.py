@@ -896,7 +896,7 @@ def main() -> int:
     bad = 0
     compileall.compile_dir(ROOT / "sidecar", quiet=2)
     compileall.compile_dir(ROOT / "certs", quiet=2)
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 2)) as pool:  # most of them wait: for what does not come any more
         running = [pool.submit(_run, one) for one in (healthy, *wanted)]
         for done in as_completed(running):
             mutant, outcome, why = done.result()

@@ -122,7 +122,7 @@ def open_to_all(*paths: Path) -> None:
 async def test_another_user_is_not_answered_though_the_file_was_opened_to_all(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with admin(path):
-        open_to_all(path, *tmp_path.parents[:2], tmp_path)
+        open_to_all(path, tmp_path, *tmp_path.parents[:-2])
         command = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print(s.recv(1) == b'')"
         done = await trio.run_process(["python3", "-c", command], capture_stdout=True, user=65534, group=65534)
         assert done.stdout == b"True\n"
