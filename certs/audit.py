@@ -48,5 +48,5 @@ def faults(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _hash(previous: str, number: int, at: int, event: str, identity: str, detail: str) -> str:
-    # As JSON, whose quotes keep the fields apart.
-    return sha256(json.dumps([previous, number, at, event, identity, detail]).encode()).hexdigest()
+    # As JSON, whose quotes keep the fields apart. (Of a log that was tampered with a field may be anything.)
+    return sha256(json.dumps([previous, number, at, event, identity, detail], default=repr).encode()).hexdigest()

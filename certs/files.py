@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MAX_BYTES = 64 * 1024
 """No key or chain of ours is near that size."""
 
 PUBLIC, SECRET = 0o644, 0o600
+WRITER_WAITS_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,9 @@ def make_directory(path: Path) -> None:
 @contextmanager
 def locked(directory: Path, *, exclusive: bool) -> Iterator[None]:
     """Holds the directory against other runs of ours: its files belong together, and no reader may see two generations
-    mixed. Refuses a directory that anybody may write to, since anybody could swap the files in it; and does not wait,
-    since a lock can be held by whoever can read it."""
+    mixed. Refuses a directory that anybody may write to, since anybody could swap the files in it. Who writes waits for
+    who reads at this moment (a CA that serves looks at its files), but not long, since a lock can be held by whoever can
+    read the directory; who reads does not wait at all, for it may have others to serve."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -53,13 +56,24 @@ def locked(directory: Path, *, exclusive: bool) -> Iterator[None]:
     try:
         if os.fstat(descriptor).st_mode & stat.S_IWOTH:
             raise UsageError(f"anybody may write to the directory {directory}: chmod o-w {directory}, or use another")
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"another program is at work in {directory}: try again") from error
+        if not _lock(descriptor, exclusive):
+            raise UsageError(f"another program is at work in {directory}: try again")
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, exclusive: bool) -> bool:
+    end = time.monotonic() + (WRITER_WAITS_SECONDS if exclusive else 0)
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)  # noqa: TID251  # programs that write run no event loop, or have nothing else to do in it
+        else:
+            return True
 
 
 def missing(directory: Path, names: Iterable[str]) -> list[str]:

@@ -22,6 +22,10 @@ from certs.trust import Bundle, RevocationList, digest, next_version, read_bundl
 from sidecar.identity import SpiffeId, parse_spiffe_id
 from sidecar.reasons import UsageError
 
+MOST_FOLLOWERS = 256
+"""Of one identity. A sidecar says itself which replica it is, so it could be ever more of them, each a row, and each to be
+waited for by a rotation."""
+
 MOST_BUNDLES = 64
 """How many bundles one answer holds, the newest ones: a rotation makes three."""
 
@@ -148,7 +152,7 @@ def _changed(transaction: Transaction) -> None:
 
 
 def seen(transaction: Transaction, follower: Follower) -> None:
-    """Notes what a sidecar has."""
+    """Notes what a sidecar has. Of one identity those that were seen last stay, at most :data:`MOST_FOLLOWERS`."""
     values = {
         "identity": follower.identity,
         "bundle": follower.bundle,
@@ -159,6 +163,11 @@ def seen(transaction: Transaction, follower: Follower) -> None:
     where = followers.c.instance == follower.instance
     if transaction.connection.execute(followers.update().where(where).values(**values)).rowcount == 0:
         transaction.connection.execute(followers.insert().values(instance=follower.instance, **values))
+        own = followers.c.identity == follower.identity
+        newest = sa.select(followers.c.instance).where(own).order_by(followers.c.seen_at.desc(), followers.c.instance)
+        kept = newest.limit(MOST_FOLLOWERS).subquery()
+        gone = followers.delete().where(own & followers.c.instance.not_in(sa.select(kept.c.instance)))
+        transaction.connection.execute(gone)
 
 
 def all_followers(connection: sa.Connection, now: datetime) -> list[Follower]:

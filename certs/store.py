@@ -254,6 +254,11 @@ def audit_entries(connection: sa.Connection) -> Iterator[audit.Entry]:
         yield audit.Entry(row.number, row.at, row.event, row.identity, row.detail, row.hash)
 
 
+def audit_head(connection: sa.Connection) -> str:
+    """``number hash`` of the newest entry, as the last transaction left it beside the log."""
+    return str(connection.execute(sa.select(meta.c.value).where(meta.c.key == "audit_head")).scalar_one())
+
+
 def holds_password(url: str) -> bool:
     """Whether a store's URL has a password in it, in whichever place. Raises :class:`UsageError` for no URL."""
     parsed = _parse(url)

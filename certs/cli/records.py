@@ -16,7 +16,7 @@ from certs import audit as chain
 from certs import standing
 from certs.audit import Entry
 from certs.cli.options import DIRECTORY, directory, now, open_store, store_option
-from certs.store import audit_entries, issued, passes, revoked_identities
+from certs.store import audit_entries, audit_head, issued, passes, revoked_identities
 from sidecar.identity import shown
 from sidecar.reasons import UsageError
 
@@ -58,22 +58,24 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
         raise UsageError("--expect goes with --verify")
     wanted = None if expect is None else _expected(expect)
     with open_store(directory(given), store_url, there=True) as store:
-        entries = store.read(lambda connection: list(audit_entries(connection)))
+        entries, head = store.read(lambda connection: (list(audit_entries(connection)), audit_head(connection)))
     if verify:
-        _verify(entries, wanted)
+        _verify(entries, head, wanted)
         return
     for entry in entries:
         if as_json:
             said = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
-            click.echo(json.dumps({**said, "detail": _detail(entry.detail), "hash": entry.hash}))
+            click.echo(json.dumps({**said, "detail": _detail(entry.detail), "hash": entry.hash}, default=repr))
         else:
             click.echo(_plain(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}"))
     if entries and not as_json:
         click.echo(f"newest: {entries[-1].number}:{entries[-1].hash}", err=True)
 
 
-def _verify(entries: Sequence[Entry], wanted: tuple[int, str] | None) -> None:
+def _verify(entries: Sequence[Entry], head: str, wanted: tuple[int, str] | None) -> None:
     faults = list(chain.faults(entries))
+    if head != (f"{entries[-1].number} {entries[-1].hash}" if entries else f"0 {chain.START}"):
+        faults.append(f"the log does not end where the store remembers that it ends: {head.partition(' ')[0]}")
     if wanted is not None:
         number, hash_ = wanted
         there = next((entry.hash for entry in entries if entry.number == number), None)
@@ -150,4 +152,7 @@ def _aligned(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
 
 
 def _time(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}"
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}"
+    except (TypeError, ValueError, OverflowError, OSError):  # tampered with: SQLite keeps anything in any column
+        return _plain(str(seconds))

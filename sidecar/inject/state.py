@@ -16,7 +16,8 @@ from pathlib import Path
 
 from sidecar.reasons import UsageError
 
-CA, TRUST, ENROLMENT, SIDECARS, DOMAIN = "ca", "trust", "enrolment", "sidecars", "trust-domain"
+CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "sidecars"
+DOMAIN = "trust-domain"
 
 Certs = Callable[[Sequence[str]], None]
 """Runs ``certs`` with these arguments. Raises :class:`UsageError` with its words."""
@@ -52,8 +53,9 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
             _make(state / name)
         _same_domain(state / DOMAIN, trust_domain)
         if not (state / CA / "issuing.key").exists():
-            certs(["init", str(state / CA), "--trust-domain", trust_domain])
-            said.append(f"made a CA for {trust_domain} in {state / CA}")
+            # Its container gets the directory; the root's key is not needed there, and so it is not there.
+            certs(["init", str(state / CA), "--trust-domain", trust_domain, "--root-key-out", str(state / ROOT)])
+            said.append(f"made a CA for {trust_domain} in {state / CA}, and its root's key in {state / ROOT}")
         if not (state / TRUST / "root.pem").exists():
             shutil.copyfile(state / CA / "root.pem", state / TRUST / "root.pem")
         wanted = list(services)

@@ -154,6 +154,9 @@ def test_secrets_are_their_sidecars_alone(mesh: Application) -> None:
         assert mounts == {f"{state}/enrolment/{app}", f"{state}/sidecars/{app}", f"{state}/trust"}
         secrets[app] = mesh.call(f"{app}-mesh", "cat", "/run/secrets/enrolment")
     assert len(set(secrets.values())) == len(APPS)
+    held = mesh.call("mesh-ca", "ls", "/var/lib/mesh-ca").split()
+    assert "issuing.key" in held
+    assert "root.key" not in held, "not needed to issue"
     for path in [mesh.state, *mesh.state.rglob("*")]:
         if path.name not in ("root.pem", "issuing.pem", "bundle.json", "trust-domain"):
             assert path.stat().st_mode & 0o077 == 0, path

@@ -170,7 +170,28 @@ def test_an_end_that_was_cut_off_is_told_by_what_was_kept_elsewhere() -> None:
         store.execute("DELETE FROM audit_log WHERE number = 5")
     told = run("audit", "ca", "--verify", "--expect", kept)
     assert told.exit_code == 1
-    assert told.stdout == "TAMPERED: entry 5 is not there: the log's end was cut off\n"
+    assert told.stdout.splitlines()[-1] == "TAMPERED: entry 5 is not there: the log's end was cut off"
+
+
+def test_an_end_that_was_cut_off_clumsily_is_told_by_the_store_itself() -> None:
+    """Whoever can write to the store can write there too: what was kept elsewhere is the proof, this is only attentive."""
+    with tampering() as store:
+        store.execute("DELETE FROM audit_log WHERE number = 5")
+    told = run("audit", "ca", "--verify")
+    assert told.exit_code == 1
+    assert told.stdout == "TAMPERED: the log does not end where the store remembers that it ends: 5\n"
+
+
+@pytest.mark.parametrize("value", ["yesterday", 1e300, -(2**63), b"\0\xff"])
+@pytest.mark.parametrize("column", ["at", "identity", "detail", "hash"])
+def test_a_value_that_is_none_is_shown_as_it_is(column: str, value: object) -> None:
+    """SQLite keeps anything in any column."""
+    with tampering() as store:
+        store.execute(f"UPDATE audit_log SET {column} = ? WHERE number = 3", (value,))  # noqa: S608  # a test's
+    for options_ in ([], ["--json"]):
+        printed = run("audit", "ca", *options_)
+        assert (printed.exit_code, len(printed.stdout.splitlines())) == (0, 5)
+    assert "entry 3 (issued" in run("audit", "ca", "--verify").stdout
 
 
 def test_a_log_that_was_written_anew_is_told_by_what_was_kept_elsewhere() -> None:

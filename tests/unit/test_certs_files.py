@@ -196,7 +196,17 @@ def test_a_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> Non
         pass
 
 
-def test_one_writer_or_many_readers(tmp_path: Path) -> None:
+def test_who_writes_waits_for_who_reads_at_this_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = files.locked(tmp_path, exclusive=False)
+    reading.__enter__()
+    monkeypatch.setattr("certs.files.time.sleep", lambda _: reading.__exit__(None, None, None))
+    with files.locked(tmp_path, exclusive=True):
+        pass
+
+
+def test_one_writer_or_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WRITER_WAITS_SECONDS", 0.05)
+
     def is_free(*, exclusive: bool) -> bool:
         try:
             with files.locked(tmp_path, exclusive=exclusive):

@@ -216,6 +216,20 @@ def all_of(ca: MiniCa) -> list[Follower]:
     return ca.store.read(lambda connection: standing.all_followers(connection, ca.clock.now))
 
 
+def test_who_says_to_be_ever_more_replicas_is_not_believed_without_end(
+    ca: MiniCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "MOST_FOLLOWERS", 3)
+    honest = follower("f" * 32, WEB)
+    note(ca, honest)
+    for number in range(10):
+        note(ca, replace(follower(f"{number:032}"), seen_at=NOW + timedelta(seconds=number)))
+    assert [one.instance for one in all_of(ca)] == [*(f"{number:032}" for number in (7, 8, 9)), honest.instance]
+    note(ca, replace(follower(f"{7:032}"), seen_at=NOW + timedelta(seconds=20)))
+    note(ca, replace(follower(f"{10:032}"), seen_at=NOW + timedelta(seconds=21)))
+    assert {one.instance for one in all_of(ca)} >= {f"{7:032}", f"{10:032}"}, "whoever goes on asking stays"
+
+
 def test_each_sidecar_is_remembered_as_it_was_last(ca: MiniCa) -> None:
     web, one, two = follower("c" * 32, WEB), follower("b" * 32), follower("a" * 32)
     for each in (web, one, two):

@@ -19,11 +19,12 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_made_once_and_then_kept(tmp_path: Path) -> None:
     state = tmp_path / "deep" / "state"
     assert ensure_state(state, "shop.internal", ["web"]) == [
-        f"made a CA for shop.internal in {state / 'ca'}",
+        f"made a CA for shop.internal in {state / 'ca'}, and its root's key in {state / 'root'}",
         "made the enrolment secret of web",
     ]
     before = contents(state)
-    assert {"trust/root.pem", "enrolment/web", "ca/issuing.key", "ca/store.db"} <= before.keys()
+    assert {"trust/root.pem", "enrolment/web", "ca/issuing.key", "ca/store.db", "root/root.key"} <= before.keys()
+    assert "ca/root.key" not in before, "what the CA's container gets"
     assert before["trust/root.pem"] == before["ca/root.pem"]
     assert ensure_state(state, "shop.internal", ["web"]) == []
     assert contents(state) == before
