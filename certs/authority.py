@@ -150,12 +150,16 @@ def init(
                 f"{directory / ROOT_KEY} is there, and the new root's key is to be kept elsewhere: remove it"
             )
         with files.locked(directory, exclusive=True), files.locked(root_key_out, exclusive=True):
+            there = not files.missing(root_key_out, [ROOT_KEY])
+            old = files.read(root_key_out / ROOT_KEY, secret=True) if force and there else None
             files.write(root_key_out, [key], force=force)
             try:
                 files.write(directory, rest, force=force)
-            except BaseException:
-                if not force:
+            except BaseException:  # the key of the CA that is still there must not be lost
+                if old is None:
                     (root_key_out / ROOT_KEY).unlink()
+                else:
+                    files.write(root_key_out, [NewFile(ROOT_KEY, old, SECRET)], force=True)
                 raise
     return Authority(trust_domain, (made.root.certificate,), made.root.certificate, made.issuing, made.delegate)
 

@@ -6,13 +6,14 @@ import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
-from certs import authority, trust
+from certs import authority, files, trust
 from sidecar.identity import parse_svid
 from sidecar.reasons import UsageError
 from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
@@ -392,6 +393,29 @@ def test_a_root_key_elsewhere_is_not_overwritten_and_a_failed_init_leaves_none(t
         authority.init(tmp_path / "new", DOMAIN, NOW, root_key_out=safe)
     assert content(safe) == {"root.key": b"precious"}
     assert content(tmp_path / "new") == {}
+
+
+def test_a_new_ca_that_cannot_be_written_leaves_the_old_one_its_key_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, safe = tmp_path / "ca", tmp_path / "safe"
+    authority.init(directory, DOMAIN, NOW, root_key_out=safe)
+    before = content(directory), content(safe)
+    write = files.write
+
+    def fails(where: Path, *rest: Any, **options: Any) -> None:
+        if where == directory:
+            raise UsageError("the disk is full")
+        write(where, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write", fails)
+        with pytest.raises(UsageError, match="the disk is full"):
+            authority.init(directory, DOMAIN, NOW, root_key_out=safe, force=True)
+    assert (content(directory), content(safe)) == before
+    assert stat.S_IMODE((safe / "root.key").stat().st_mode) == 0o600
+    authority.init(directory, DOMAIN, NOW, root_key_out=safe, force=True)
+    assert content(safe) != before[1]
 
 
 def test_an_old_root_key_does_not_stay_where_the_new_one_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
