@@ -16,14 +16,14 @@ start() { # everything of it that is not Docker's usual place is in $work
 
 needed() { # the packages whose programs are missing
   command -v docker >/dev/null && command -v dockerd >/dev/null || echo docker.io
-  command -v debootstrap >/dev/null || echo debootstrap
+  command -v mmdebstrap >/dev/null || echo mmdebstrap
 }
 
 case ${1:-} in
   start) start ;;
   run)
     shift
-    if ! docker info >/dev/null 2>&1 || ! command -v debootstrap >/dev/null; then
+    if ! docker info >/dev/null 2>&1 || ! command -v mmdebstrap >/dev/null; then
       packages=$(needed)
       # shellcheck disable=SC2086  # a list
       [ -z "$packages" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages iptables; } >&2

@@ -14,26 +14,32 @@ have() { docker image inspect "$1" >/dev/null 2>&1; }
 
 if ! have "$prefix/base:$word"; then
   work=$(mktemp -d) && trap 'rm -rf --one-file-system "$work"' EXIT
-  # From where this machine's own packages come.
+  # From where this machine's own packages come; and so of the same Python as its own package.
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 'Component: main' | head -n 1)
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates "$suite" "$work/base" "$mirror" >"$work/log" ||
-    { cat "$work/log" >&2; exit 1; }
-  rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/* "$work"/base/usr/share/{doc,man,locale}
-  version=$(chroot "$work/base" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  mmdebstrap --quiet --variant=apt --include=python3,python3-venv,ca-certificates \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    "$suite" "$work/base.tar" "$mirror" 2>"$work/log" & system=$!
+  apt-cache show python3 >/dev/null 2>&1 || apt-get update -qq
+  version=$(apt-cache show --no-all-versions python3 | sed -n 's/^Version: \(3\.[0-9]*\).*/\1/p')
   platforms=(); for minor in $(seq 36 -1 17); do platforms+=(--platform "manylinux_2_${minor}_$(uname -m)"); done
   platforms+=(--platform "manylinux2014_$(uname -m)")
   for what in "--require-hashes --requirement $lock" "${more[@]}"; do
     # shellcheck disable=SC2086  # two words
     "$python" -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version "$version" \
-      "${platforms[@]}" --dest "$work/base/wheels" $what
+      "${platforms[@]}" --dest "$work/more/wheels" $what
   done
-  printf '[global]\nfind-links = /wheels\nno-index = true\n' >"$work/base/etc/pip.conf"
-  tar -C "$work/base" -c . | docker import - "$prefix/base:$word" >/dev/null
+  mkdir "$work/more/etc" && printf '[global]\nfind-links = /wheels\nno-index = true\n' >"$work/more/etc/pip.conf"
+  wait "$system" || { cat "$work/log" >&2; exit 1; }
+  tar --append --file "$work/base.tar" --owner 0 --group 0 --directory "$work/more" wheels etc/pip.conf
+  docker import - "$prefix/base:$word" <"$work/base.tar" >/dev/null
 fi
+making=()
 for name in postgres redis; do
-  have "$prefix/$name:$word" ||
-    DOCKER_BUILDKIT=0 docker build --quiet --build-arg "BASE=$prefix/base:$word" --tag "$prefix/$name:$word" "images/$name" >&2
+  have "$prefix/$name:$word" && continue
+  DOCKER_BUILDKIT=0 docker build --quiet --build-arg "BASE=$prefix/base:$word" --tag "$prefix/$name:$word" "images/$name" >&2 &
+  making+=($!)
 done
+for each in "${making[@]}"; do wait "$each"; done
 echo "MESH_BASE=$prefix/base:$word"
 echo "PYTHON_IMAGE=$prefix/base:$word"
 echo "POSTGRES_IMAGE=$prefix/postgres:$word"
