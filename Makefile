@@ -75,3 +75,4 @@ lock: $(READY) ## resolves the dependencies again (needs uv)
 
 clean:         ## removes what the above made
 	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find sidecar certs compose tests -name __pycache__ -prune -exec rm -rf {} +

@@ -916,8 +916,9 @@ def _run(mutant: Mutant) -> tuple[Mutant, str, str]:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                # With what is compiled, for it is the same: compiling it anew would take longer than most of the tests.
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns(".*"))
+                # With what is compiled, for it is the same: compiling it anew would take longer than most of the tests. Not
+                # with what is being compiled by somebody else, and has a name for a moment only.
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns(".*", "*.pyc.*"))
             else:
                 shutil.copy(source, copy / name)
         for file, old, new in mutant.edits:

@@ -119,7 +119,7 @@ def _modules(package: str) -> Iterable[tuple[str, bytes]]:
         raise UsageError(f"the package '{package}' cannot be found beside this program")
     top = Path(found.origin).parent
     for path in sorted(top.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
+        if path.is_file() and "__pycache__" not in path.parts:
             yield path.relative_to(top.parent).as_posix(), path.read_bytes()
 
 
