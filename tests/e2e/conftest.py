@@ -64,7 +64,7 @@ def measured(application: Application, services: tuple[str, ...]) -> tuple[Laten
 def idle(application: Application) -> float:
     """What share of a core the mesh uses while nobody asks anything: mostly its health checks."""
     before, began = cost(application, MESH), time.monotonic()
-    time.sleep(12)  # noqa: TID251  # what is measured is that nothing happens
+    time.sleep(9)  # noqa: TID251  # what is measured is that nothing happens
     after, ended = cost(application, MESH), time.monotonic()
     return sum(after[name][1] - before[name][1] for name in MESH) / (ended - began)
 

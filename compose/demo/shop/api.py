@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -57,4 +59,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or, as the container's first process, it would not hear it
     Server(("0.0.0.0", 8000), Api).serve_forever()  # a container's port

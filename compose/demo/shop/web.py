@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -36,4 +38,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or, as the container's first process, it would not hear it
     Server(("0.0.0.0", 8000), Page).serve_forever()  # a container's port
