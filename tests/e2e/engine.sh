@@ -14,6 +14,12 @@ start() { # everything of it that is not Docker's usual place is in $work
   exit 1
 }
 
+stop() { # and waits for it: whoever comes next may start another
+  local pid; pid=$(cat "$work/pid" 2>/dev/null) || return 0
+  kill "$pid" 2>/dev/null || return 0
+  for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.2; done
+}
+
 needed() { # the packages whose programs are missing
   command -v docker >/dev/null && command -v dockerd >/dev/null || echo docker.io
   command -v mmdebstrap >/dev/null || echo mmdebstrap
@@ -30,7 +36,7 @@ case ${1:-} in
       if ! docker info >/dev/null 2>&1; then
         start
         export E2E_ENGINE_PIDFILE=$work/pid E2E_ENGINE_START=$here/engine.sh
-        trap 'kill "$(cat "$work/pid")" 2>/dev/null || true' EXIT
+        trap stop EXIT
       fi
     fi
     # Variables that are set already name images of the user's choice: then none is made.
