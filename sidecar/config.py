@@ -152,11 +152,17 @@ def parse_config(text: str, filename: str, environ: Mapping[str, str], mesh: Mes
 def warnings(config: Config, now: datetime) -> list[str]:
     """What is worth saying of a valid configuration: it will be refused what it is wired for, or nobody may use it."""
     mesh, service = config.mesh, config.service
-    said = []
+    said, unruled = [], []
     for i, outbound in enumerate(config.outbound):
         decision = policy.decide(mesh, mesh.identity(service), outbound.service, outbound.port, now)
-        if not decision.allowed:
+        if not decision.allowed and decision.why.endswith(policy.NO_RULE):
+            unruled.append((f"outbound[{i}]", str(outbound.target)))
+        elif not decision.allowed:
             said.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
+    if unruled:  # in one line: `sidecar inject` wires every neighbour, so that whoever is refused is refused by name
+        where, targets = (", ".join(column) for column in zip(*unruled, strict=True))
+        why = f"{service} may not call {targets}: {policy.NO_RULE}"
+        said.append(f"{config.path}: {where}: every connection will be refused: {why}")
     said += [
         f"{config.path}: inbound[{i}]: nobody may call {service}:{inbound.port}: no rule allows it"
         for i, inbound in enumerate(config.inbound)

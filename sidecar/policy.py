@@ -19,6 +19,8 @@ from sidecar.identity import SpiffeId
 from sidecar.mesh import Mesh, PolicyTest, Rule
 from sidecar.names import Target
 
+NO_RULE = "no rule allows it"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -227,7 +229,7 @@ def _why_none(mesh: Mesh, target: Target, matching: list[Rule], now: datetime) -
     over = _first(rule for rule in matching if ran_out(rule, now) and rule.mode == "enforce")
     if over is not None:
         return f"{_quoted(mesh, over)} allowed it until {over.until} and ran out; no other rule does"
-    return "no rule allows it"
+    return NO_RULE
 
 
 def _quoted(mesh: Mesh, rule: Rule) -> str:

@@ -167,6 +167,17 @@ class TestLoadConfig:
             load_config(tmp_path / "s.yaml", {})
 
 
+def test_what_no_rule_allows_is_one_warning() -> None:
+    config = parsed(FULL)
+    db, cache = config.outbound
+    wired = dataclasses.replace(config, outbound=(cache, db, dataclasses.replace(cache, service="api", port="http")))
+    assert warnings(wired, NOW)[0] == (
+        "etc/sidecar.yaml: outbound[0], outbound[2]: every connection will be refused: "
+        "api may not call cache:6379, api:http: no rule allows it"
+    )
+    assert len(warnings(wired, NOW)) == len(warnings(config, NOW))
+
+
 def test_warnings() -> None:
     config = parsed(FULL)
     assert warnings(config, NOW) == [
