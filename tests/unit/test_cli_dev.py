@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def meshes(monkeypatch: pytest.MonkeyPatch) -> list[DevMesh]:
             door.server.close()
 
     # By name, since `sidecar.cli.dev` the attribute is the command, not the module.
-    monkeypatch.setattr(sys.modules["sidecar.cli.dev"], "run_dev", run)
+    monkeypatch.setattr(import_module("sidecar.cli.dev"), "run_dev", run)
     return made
 
 

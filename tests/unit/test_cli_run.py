@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         assert config == "the configuration"
 
     # By name, since `sidecar.cli.run` the attribute is the command, not the module.
-    module = sys.modules["sidecar.cli.run"]
+    module = import_module("sidecar.cli.run")
     monkeypatch.setattr(module, "load_config", load)
     monkeypatch.setattr(module, "run_sidecar", run)
     return files
