@@ -1,6 +1,6 @@
 """The bundled mini-CA.
 
-One certificate, top to bottom: ``sidecar.http1`` reads a request, ``service`` says what its path answers, ``registrar``
+One certificate, top to bottom: ``sidecar.transport.http1`` reads a request, ``service`` says what its path answers, ``registrar``
 decides, signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer
 leaves.
 

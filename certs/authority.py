@@ -5,7 +5,7 @@ newest trust bundle, and ``store.db`` (:mod:`certs.store`).
 
 Whoever can read ``issuing.key`` can make any identity of the mesh, so :func:`issue` asks nobody for leave: names under
 ``mesh/`` too, which no enrolment can have, may be issued by whoever holds the directory. What a name may be made of is the
-SPIFFE grammar's (:mod:`sidecar.identity`). ``root.key`` is needed by :func:`init`, :func:`renew_issuing` and a rotation of
+SPIFFE grammar's (:mod:`sidecar.identity.spiffe`). ``root.key`` is needed by :func:`init`, :func:`renew_issuing` and a rotation of
 the root only, and may be kept elsewhere between them.
 
 An issuing certificate and its key are two files, which cannot be replaced at once. The key goes first, under the name
@@ -27,8 +27,8 @@ from certs import files, pemfiles, profile, trust
 from certs.files import PUBLIC, SECRET, NewFile
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
-from sidecar.identity import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
 
 ROOT, ROOT_KEY, ISSUING, ISSUING_KEY = "root.pem", "root.key", "issuing.pem", "issuing.key"
 NEXT_KEY = "issuing.key.next"

@@ -2,7 +2,7 @@
 
 :class:`CaClient` is given what to trust and, once there is one, the certificate to show. Why no HTTP library: they know
 hosts, by the interpreter's TLS; here the peer is a SPIFFE identity, judged as every peer of a sidecar's is
-(:mod:`sidecar.judge`).
+(:mod:`sidecar.identity.judge`).
 
 A CA whose certificate is under a root that is not known yet cannot be verified. All that may be asked of it then is the
 trust bundle, which proves itself by a root's own signature: :meth:`CaClient.bundles` with ``unverified``.
@@ -26,14 +26,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.issuance import proof_of_possession
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.handshake import shake_hands
-from sidecar.identity import SpiffeId, shown
-from sidecar.judge import Revocations, Terms
-from sidecar.reasons import Reason, Refused
-from sidecar.stream import BrokenStreamError, SecureStream
-from sidecar.tls import Context, KeyPair, Roots
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.reasons import Reason, Refused
+from sidecar.identity.spiffe import SpiffeId, shown
+from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.stream import BrokenStreamError, SecureStream
+from sidecar.transport.tls import Context, KeyPair, Roots
 
 CA_SEGMENTS = ("mesh", "ca")
 ALPN = "http/1.1"
@@ -140,7 +140,7 @@ class CaClient:
         target = f"/v1/bundle?after={after}"
         if unverified:
             roots: Roots = ()
-            context = Context(roots, Terms(self._ca.trust_domain), unverified=True)
+            context = Context(roots, VerifyParams(self._ca.trust_domain), unverified=True)
             stream = await self._connect(context)
             try:
                 answer = await _ask(stream, h11.Connection(h11.CLIENT), "GET", target, {}, b"")
@@ -201,8 +201,8 @@ class CaClient:
             await self.close()
         return answer
 
-    def _terms(self) -> Terms:
-        return Terms(self._ca.trust_domain, revocations=self._revocations)
+    def _terms(self) -> VerifyParams:
+        return VerifyParams(self._ca.trust_domain, revocations=self._revocations)
 
     async def _connect(self, context: Context) -> SecureStream:
         """A connection on which the CA has proved who it is, unless the context asks for no proof."""
@@ -220,9 +220,9 @@ class CaClient:
                         failed = error
                 else:
                     raise failed or OSError("its name has no address")
-                endpoint = context.client(ALPN, self._ca, self._clock)
+                channel = context.client(ALPN, self._ca, self._clock)
                 try:
-                    await shake_hands(sock, endpoint)
+                    await shake_hands(sock, channel)
                 except Refused:
                     await sockets.linger(sock)
                     raise
@@ -238,7 +238,7 @@ class CaClient:
             if refusal.reason in (Reason.HANDSHAKE_FAILED, Reason.PEER_REFUSED):
                 raise CaError(message) from refusal
             raise CaUnverifiedError(message, refusal) from refusal
-        return SecureStream(sock, endpoint)
+        return SecureStream(sock, channel)
 
 
 async def _ask(

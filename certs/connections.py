@@ -13,15 +13,15 @@ from datetime import datetime
 import trio
 
 from certs.service import Api
-from sidecar import sockets
-from sidecar.gate import Gate
-from sidecar.handshake import shake_hands
-from sidecar.http1 import Closing, Peer, converse
-from sidecar.identity import claims
-from sidecar.logs import Log
-from sidecar.reasons import Reason, Refused
-from sidecar.stream import BrokenStreamError, SecureStream
-from sidecar.tls import Context
+from sidecar.identity.reasons import Reason, Refused
+from sidecar.identity.spiffe import claims
+from sidecar.observe.logs import Log
+from sidecar.transport import sockets
+from sidecar.transport.gate import Gate
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.http1 import Closing, Peer, converse
+from sidecar.transport.stream import BrokenStreamError, SecureStream
+from sidecar.transport.tls import Context
 
 ALPN = "http/1.1"
 HANDSHAKE_SECONDS = 5.0
@@ -106,17 +106,17 @@ class Connections:
 
     async def _serve_one(self, sock: socket.socket, scope: trio.CancelScope) -> None:
         """One connection. Nothing that happens in it escapes."""
-        address, endpoint = "", self._context().server(ALPN, self._clock)
+        address, channel = "", self._context().server(ALPN, self._clock)
         try:
             address = sockets.text(sock.getpeername())
             sockets.prepare(sock)
             with trio.fail_after(HANDSHAKE_SECONDS):
-                await shake_hands(sock, endpoint, self._gate)
-            if endpoint.svid is not None:
+                await shake_hands(sock, channel, self._gate)
+            if channel.svid is not None:
                 self._strangers.pop(scope, None)
-            stream = SecureStream(sock, endpoint)
+            stream = SecureStream(sock, channel)
             try:
-                peer = Peer(address, endpoint.svid, endpoint.path)
+                peer = Peer(address, channel.svid, channel.path)
                 await converse(stream, peer, self._routes, self._api.metrics.answered, self._closing)
             finally:
                 grace = 0 if scope.cancel_called else 1
@@ -125,14 +125,14 @@ class Connections:
         except Refused as refusal:
             self._api.metrics.refused(str(refusal.reason))
             message = f"refused: the CA {refusal.detail}"
-            if refusal.reason is Reason.HANDSHAKE_FAILED and endpoint.connection_id is None:
+            if refusal.reason is Reason.HANDSHAKE_FAILED and channel.connection_id is None:
                 return  # it said nothing and went: whoever looks whether the port is open, every few seconds
             self._log.warning(
                 "refused",
                 reason=str(refusal.reason),
                 message=message,
                 peer_address=address,
-                unverified={} if endpoint.leaf is None else claims(endpoint.leaf),
+                unverified={} if channel.leaf is None else claims(channel.leaf),
             )
             await sockets.linger(sock)
         except trio.TooSlowError:

@@ -1,6 +1,6 @@
 """Certificates out of PEM (RFC 7468) or DER, out of whatever somebody says is a certificate. Pure.
 
-Anything else is a :class:`sidecar.reasons.UsageError` that says what it is instead; a private key is never shown.
+Anything else is a :class:`sidecar.identity.reasons.UsageError` that says what it is instead; a private key is never shown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import zip_longest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 MAX_BYTES = 1024 * 1024
 MAX_CERTIFICATES = 256

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from sidecar.identity import shown
+from sidecar.identity.spiffe import shown
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
 

@@ -1,6 +1,6 @@
 """Files that hold keys and certificates: read with suspicion, written whole or not at all.
 
-Every mistake that a person can make with them is a :class:`sidecar.reasons.UsageError` saying what to do; nothing here
+Every mistake that a person can make with them is a :class:`sidecar.identity.reasons.UsageError` saying what to do; nothing here
 puts a file's content into a message.
 """
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 MAX_BYTES = 64 * 1024
 """No key or chain of ours is near that size."""

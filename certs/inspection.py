@@ -15,7 +15,7 @@ from datetime import datetime
 from cryptography import x509
 
 from certs.fields import describe_span, find, read_fields
-from sidecar.identity import DEFAULT_MAX_LEAF_TTL, parse_spiffe_id, shown, svid_faults
+from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, parse_spiffe_id, shown, svid_faults
 
 _UNLIMITED = 1 << 31
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from sidecar.identity import SpiffeId, shown
+from sidecar.identity.spiffe import SpiffeId, shown
 
 MAX_CSR_BYTES = 4096
 """One with a P-256 key and one name has about 500."""

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certs.profile import Issuer
-from sidecar.identity import is_trust_domain
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import is_trust_domain
 
 
 def certificates(path: Path, content: bytes) -> list[x509.Certificate]:

@@ -38,7 +38,7 @@ from certs.pemfiles import delegate_pem, key_pem, pem
 from certs.profile import Issuer
 from certs.store import Store, Transaction, issued
 from certs.trust import Bundle, digest, next_version
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 NEXT = "next"
 DONE = "next.done"

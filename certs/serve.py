@@ -30,15 +30,15 @@ from certs.service import Api, InForce, Limits, etag
 from certs.store import Store, StoreUnavailableError, Transaction
 from certs.trust import Bundle, RevocationList, UntrustedError, sign_revocations
 from certs.writer import Writer
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.gate import Gate
-from sidecar.judge import Terms
-from sidecar.logs import Log
-from sidecar.mesh import Mesh, load_mesh
-from sidecar.reasons import UsageError
-from sidecar.tls import Context, KeyPair
-from sidecar.watch import LOOK_SECONDS, Watch, read_all
+from sidecar.documents.address import Address
+from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
+from sidecar.identity.judge import VerifyParams
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.transport import sockets
+from sidecar.transport.gate import Gate
+from sidecar.transport.tls import Context, KeyPair
 
 CA_SERVICE = "mesh/ca"
 SIGN_SECONDS = 60.0
@@ -185,7 +185,7 @@ class CaServer:
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
         issued = authority.issue(self._authority, CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
         keys = KeyPair(issued.chain, issued.key, bundle.roots)
-        terms = Terms(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
+        terms = VerifyParams(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
         return issued.chain[0], Context(keys, terms)
 
     # -- following -----------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ from certs.standing import Follower
 from certs.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.trust import Bundle
 from certs.writer import Writer
-from sidecar.http1 import Handler, Request, Response, Routes, error
-from sidecar.logs import Log
+from sidecar.observe.logs import Log
+from sidecar.transport.http1 import Handler, Request, Response, Routes, error
 
 NONCE_SECONDS = 60
 HEALTHY_SECONDS = 1.0

@@ -19,8 +19,8 @@ from certs.profile import Issuer
 from certs.registrar import end_passes
 from certs.store import Transaction, bundles, followers, issued, meta, passes, revoked_identities, revoked_serials
 from certs.trust import Bundle, RevocationList, digest, next_version, read_bundle, sign_bundle
-from sidecar.identity import SpiffeId, parse_spiffe_id
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
 
 MOST_FOLLOWERS = 256
 """Of one identity. A sidecar says itself which replica it is, so it could be ever more of them, each a row, and each to be

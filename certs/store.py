@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from certs import audit
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 _T = TypeVar("_T")
 

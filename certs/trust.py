@@ -31,7 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from certs.fields import find
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
-from sidecar.identity import SpiffeId, parse_spiffe_id, shown
+from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id, shown
 
 BUNDLE, REVOCATIONS = "mesh-bundle/1", "mesh-revocations/1"
 MAX_BYTES = 1 << 20

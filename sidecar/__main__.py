@@ -6,7 +6,7 @@ import os
 import sys
 from importlib import import_module
 
-from sidecar import probe
+from sidecar.observe import probe
 
 
 def main() -> None:

@@ -31,19 +31,19 @@ from certs import authority, passes, registrar, serve, standing, store, writer
 from certs.passes import Kind
 from certs.serve import CaServer, Settings
 from certs.service import Api, Limits
-from sidecar import sockets, tls
-from sidecar.address import Address
-from sidecar.config import CaIdentity
-from sidecar.credentials import Credentials
-from sidecar.handshake import shake_hands
-from sidecar.http1 import Handler, Request, Response, Routes
-from sidecar.identity import SpiffeId
-from sidecar.judge import Presented, Revocations, Terms, judge
-from sidecar.logs import Log
-from sidecar.member import Member
-from sidecar.mesh import Mesh, load_mesh
-from sidecar.reasons import Refused
-from sidecar.stream import BrokenStreamError, SecureStream
+from sidecar.agent.agent import Agent
+from sidecar.agent.credentials import Credentials
+from sidecar.config.wiring import CaIdentity
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Presented, Revocations, VerifyParams, judge
+from sidecar.identity.reasons import Refused
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.transport import sockets, tls
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.http1 import Handler, Request, Response, Routes
+from sidecar.transport.stream import BrokenStreamError, SecureStream
 from tests import certificates
 from tests.harness import MESH, LogSink
 
@@ -165,7 +165,7 @@ class Sidecar:
         self.identity = identity
         self.state = identity.state_dir
         self.adopted: list[tuple[Credentials, Revocations]] = []
-        self.member = Member(service, identity, bed.mesh, Log(self.log, "json"), clock or bed.time)
+        self.member = Agent(service, identity, bed.mesh, Log(self.log, "json"), clock or bed.time)
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
         bed.sidecars.append(self)
@@ -413,11 +413,11 @@ class Impostor:
                     nursery.start_soon(self._one, sock)
 
     async def _one(self, sock: Any) -> None:
-        context = tls.Context(self.keys, Terms("shop.internal", anonymous=True))
-        endpoint = context.server("http/1.1", tls.utc_now)
+        context = tls.Context(self.keys, VerifyParams("shop.internal", anonymous=True))
+        channel = context.server("http/1.1", tls.utc_now)
         try:
-            await shake_hands(sock, endpoint)
-            stream = SecureStream(sock, endpoint)
+            await shake_hands(sock, channel)
+            stream = SecureStream(sock, channel)
             http = h11.Connection(h11.SERVER)
             while True:
                 event: Any = http.next_event()
@@ -484,8 +484,8 @@ async def secure_pair(
     mesh = certificates.Authority()
     own = mesh.leaf("mesh/ca")
     assert isinstance(own.key, tls.PrivateKey)
-    here = tls.Context(tls.KeyPair(own.chain, own.key, mesh.roots), Terms("shop.internal", anonymous=True))
-    there = tls.Context(mesh.roots, Terms("shop.internal"))
+    here = tls.Context(tls.KeyPair(own.chain, own.key, mesh.roots), VerifyParams("shop.internal", anonymous=True))
+    there = tls.Context(mesh.roots, VerifyParams("shop.internal"))
     configure(there._ssl)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         calling = socket.create_connection(listener.getsockname())
@@ -496,9 +496,9 @@ async def secure_pair(
     )
     try:
         async with trio.open_nursery() as nursery:
-            for sock, endpoint in ends:
+            for sock, channel in ends:
                 sockets.prepare(sock)
-                nursery.start_soon(shake_hands, sock, endpoint)
+                nursery.start_soon(shake_hands, sock, channel)
         yield SecureStream(*ends[0]), SecureStream(*ends[1])
     finally:
         for sock, _ in ends:
@@ -516,7 +516,7 @@ def verdict(sidecar: Sidecar, peer: Sidecar) -> str:
     if chain[-1].issuer in roots:
         chain.append(roots[chain[-1].issuer])
     path = tuple(one.public_bytes(Encoding.DER) for one in chain)
-    terms = Terms("shop.internal", revocations=sidecar.member.revocations())
+    terms = VerifyParams("shop.internal", revocations=sidecar.member.revocations())
     try:
         judge(Presented(path[:2], path), terms, sidecar.bed.time())
     except Refused as refusal:

@@ -27,15 +27,15 @@ from certs.client import ALPN, CA_SEGMENTS, CaClient
 from certs.serve import CaServer, Settings
 from certs.store import Store, file_url
 from certs.trust import Bundle, RevocationList, read_revocations, sign_bundle
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.handshake import shake_hands
-from sidecar.identity import SpiffeId, parse_svid
-from sidecar.judge import Revocations, Terms
-from sidecar.logs import Log
-from sidecar.stream import SecureStream
-from sidecar.tls import Context, KeyPair, Roots
-from sidecar.watch import LOOK_SECONDS
+from sidecar.documents.address import Address
+from sidecar.host.follow import LOOK_SECONDS
+from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.spiffe import SpiffeId, parse_svid
+from sidecar.observe.logs import Log
+from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.stream import SecureStream
+from sidecar.transport.tls import Context, KeyPair, Roots
 from tests.harness import PATIENCE, LogSink
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -154,11 +154,11 @@ class Running:
 
     async def stream(self, keys: KeyPair | Roots | None = None) -> SecureStream:
         """A connection to say anything on."""
-        context = Context(self.site.own.roots if keys is None else keys, Terms(DOMAIN))
+        context = Context(self.site.own.roots if keys is None else keys, VerifyParams(DOMAIN))
         sock = await sockets.connect(socket.AF_INET, (self.address.host, self.address.port))
-        endpoint = context.client(ALPN, SpiffeId(DOMAIN, CA_SEGMENTS), self.site.clock)
-        await shake_hands(sock, endpoint)
-        return SecureStream(sock, endpoint)
+        channel = context.client(ALPN, SpiffeId(DOMAIN, CA_SEGMENTS), self.site.clock)
+        await shake_hands(sock, channel)
+        return SecureStream(sock, channel)
 
     async def listed(self) -> tuple[RevocationList, int]:
         """The list, and the newest bundle's version."""

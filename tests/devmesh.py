@@ -15,13 +15,13 @@ from pathlib import Path
 
 import trio
 
-from sidecar import sockets
-from sidecar.dev import DevMesh
-from sidecar.devplan import DevPlan, plan
-from sidecar.logs import Log
-from sidecar.mesh import parse_mesh
-from sidecar.names import Target
-from sidecar.tls import utc_now
+from sidecar.dev.dev_mesh import DevMesh
+from sidecar.dev.plan import DevPlan, plan
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import parse_mesh
+from sidecar.policy.names import Target
+from sidecar.transport import sockets
+from sidecar.transport.tls import utc_now
 from tests.harness import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
 from tests.integration.live import exchange
 

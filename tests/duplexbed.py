@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle
 
-from sidecar import duplex as core
-from sidecar.duplex import Buffers, Channel, Duplex, How, Op
-from sidecar.poller import BROKEN, READABLE, WRITABLE
+from sidecar.relay import duplex as core
+from sidecar.relay.duplex import Buffers, Channel, Duplex, How, Op
+from sidecar.relay.poller import BROKEN, READABLE, WRITABLE
 from tests.simulation import (
     ALERT,
     CLOSE,

@@ -18,17 +18,17 @@ from typing import Any
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets, tls
-from sidecar.address import Address
-from sidecar.config import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
-from sidecar.judge import Terms
-from sidecar.logs import Log
-from sidecar.mesh import Mesh, parse_mesh
-from sidecar.node import Generation, Node
-from sidecar.poller import Poller
-from sidecar.relay import Relay
-from sidecar.run import machinery
-from sidecar.server import Server
+from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.documents.address import Address
+from sidecar.identity.judge import VerifyParams
+from sidecar.lifecycle.run import machinery
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.proxy.node import Node, Snapshot
+from sidecar.proxy.server import Server
+from sidecar.relay.poller import Poller
+from sidecar.relay.relay import Relay
+from sidecar.transport import sockets, tls
 from tests.certificates import Authority, Credential
 
 MESH = """
@@ -189,8 +189,8 @@ class MeshBed:
             log_format="json",
         )
         credential = credential or self.authority.leaf(service)
-        terms = Terms(self.mesh.trust_domain, max_leaf_ttl=self.mesh.max_leaf_ttl)
-        generation = Generation(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), terms))
+        terms = VerifyParams(self.mesh.trust_domain, max_leaf_ttl=self.mesh.max_leaf_ttl)
+        generation = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), terms))
         node = Node(config, generation, Log(sink, "json"), clock, Relay(tls.make_buffer, poller))
         running = RunningSidecar(Server(node), sink)
         await self._nursery.start(self._serve, running)

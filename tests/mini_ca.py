@@ -22,7 +22,7 @@ from certs.issuance import Denial, Denied
 from certs.passes import Pass
 from certs.registrar import Terms
 from certs.store import Store, audit_entries, file_url
-from sidecar.identity import SpiffeId
+from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import Bent, der, ec_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)

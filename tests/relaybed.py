@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
-from sidecar import sockets
-from sidecar.duplex import Buffer, Channel, Duplex, Ending
-from sidecar.poller import EdgePoller, LevelPoller, Poller
-from sidecar.reasons import Reason
-from sidecar.relay import Relay
+from sidecar.identity.reasons import Reason
+from sidecar.relay.duplex import Buffer, Channel, Duplex, Ending
+from sidecar.relay.poller import EdgePoller, LevelPoller, Poller
+from sidecar.relay.relay import Relay
+from sidecar.transport import sockets
 from tests.harness import PATIENCE
 from tests.simulation import FakeChannel
 

@@ -1,6 +1,6 @@
-"""A stand-in for TLS and one for the kernel, both in plain memory, to drive :class:`sidecar.duplex.Duplex` without either.
+"""A stand-in for TLS and one for the kernel, both in plain memory, to drive :class:`sidecar.relay.duplex.Duplex` without either.
 
-:class:`FakeChannel` keeps the promises of ``sidecar.duplex.Channel`` with records that a test can write by hand.
+:class:`FakeChannel` keeps the promises of ``sidecar.relay.duplex.Channel`` with records that a test can write by hand.
 :class:`FakeSocket` is our end of a TCP connection whose kernel has little memory, and whose other end is the test; its
 errors are Linux's, in Linux's order (seen by running it). :func:`parse` reads a stream of records without the channel's
 code, for oracles.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
-from sidecar.duplex import Buffer, Buffers, ChannelError
-from sidecar.poller import BROKEN, ENDED, READABLE, WRITABLE
+from sidecar.relay.duplex import Buffer, Buffers, ChannelError
+from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE
 
 RECORD = 32
 """The most data in a record of the fake's."""
@@ -69,7 +69,7 @@ def scribble(buffers: Buffers) -> None:
 
 
 class FakeChannel:
-    """``sidecar.duplex.Channel``: fails like OpenSSL, where a broken stream refuses writes as well as reads."""
+    """``sidecar.relay.duplex.Channel``: fails like OpenSSL, where a broken stream refuses writes as well as reads."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -142,7 +142,7 @@ class FakeChannel:
 class FakeSocket:
     """Our end of a TCP connection. What the test does as the other end starts with ``peer_``.
 
-    ``events`` are bits of ``sidecar.poller`` that an edge-triggered poller would report, until somebody takes them.
+    ``events`` are bits of ``sidecar.relay.poller`` that an edge-triggered poller would report, until somebody takes them.
     ``arrived`` is all that came in, ``read`` what we took of it, ``sent`` what our kernel took, ``got`` what the other end
     read.
     """

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from sidecar.config import Config, parse_config
-from sidecar.mesh import Mesh, parse_mesh
-from sidecar.reasons import UsageError
+from sidecar.config.wiring import Config, parse_config
+from sidecar.identity.reasons import UsageError
+from sidecar.policy.mesh import Mesh, parse_mesh
 
 MESH_TEXT = """\
 trust_domain: shop.internal

@@ -13,8 +13,8 @@ from certs.cli.options import DIRECTORY, now, open_store, store_option, where
 from certs.files import SECRET, NewFile
 from certs.passes import Kind, Pass
 from certs.store import Store, Transaction
-from sidecar.identity import SpiffeId
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
 
 _WORDS = click.argument("words", nargs=-1, required=True, metavar="[DIRECTORY] SERVICE")
 _OUT = click.option("--out", type=DIRECTORY, metavar="FILE", help="Write it there, for its owner alone.")

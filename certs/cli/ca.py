@@ -25,8 +25,8 @@ from certs.cli.options import (
 from certs.fields import describe_span
 from certs.rotation import Rotation
 from certs.store import Transaction
-from sidecar.judge import key_digest
-from sidecar.reasons import UsageError
+from sidecar.identity.judge import key_digest
+from sidecar.identity.reasons import UsageError
 
 _BROKEN_RULE, _UNUSABLE = 1, 2
 

@@ -13,8 +13,8 @@ import click
 
 from certs import authority, store
 from certs.store import Store
-from sidecar.durations import parse_duration
-from sidecar.reasons import UsageError
+from sidecar.documents.durations import parse_duration
+from sidecar.identity.reasons import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

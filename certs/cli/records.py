@@ -17,8 +17,8 @@ from certs import standing
 from certs.audit import Entry
 from certs.cli.options import DIRECTORY, directory, now, open_store, store_option
 from certs.store import audit_entries, audit_head, issued, passes, revoked_identities
-from sidecar.identity import shown
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import shown
 
 _OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
 

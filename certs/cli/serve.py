@@ -13,11 +13,11 @@ from certs import serve as serving
 from certs.cli.options import DIRECTORY, directory, duration, store_option
 from certs.cli.options import store_url as url_of
 from certs.profile import ProfileError, check_ttl
-from sidecar.address import parse_address
-from sidecar.logs import Log
-from sidecar.process import keep_memory_private, raise_descriptor_limit
-from sidecar.reasons import UsageError
-from sidecar.tls import utc_now
+from sidecar.documents.address import parse_address
+from sidecar.host.process import keep_memory_private, raise_descriptor_limit
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
+from sidecar.transport.tls import utc_now
 
 
 @click.command()

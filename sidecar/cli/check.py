@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from sidecar import config, mesh, policy
-from sidecar.configfile import ConfigShape
-from sidecar.document import parts
-from sidecar.meshfile import MeshShape
-from sidecar.reasons import UsageError
-from sidecar.shape import keys_at
-from sidecar.yamlfile import load_text, parse_yaml
+from sidecar.config import wiring as config
+from sidecar.config.sidecar_yaml import ConfigShape
+from sidecar.documents.document import parts
+from sidecar.documents.schema import keys_at
+from sidecar.documents.yaml12 import load_text, parse_yaml
+from sidecar.identity.reasons import UsageError
+from sidecar.policy import decide, mesh
+from sidecar.policy.mesh_yaml import MeshShape
 
 
 @click.command
@@ -49,7 +50,7 @@ def _check(file: Path, now: datetime) -> tuple[str, list[str]]:
     mesh_keys, config_keys = (set(keys_at(shape, ())) for shape in (MeshShape, ConfigShape))
     if len(keys & mesh_keys) > len(keys & config_keys):
         found = mesh.load_mesh(file)
-        return f"{_count(len(found.services), 'service')}, {_count(len(found.rules), 'rule')}", policy.warnings(
+        return f"{_count(len(found.services), 'service')}, {_count(len(found.rules), 'rule')}", decide.warnings(
             found, now
         )
     if not keys & config_keys:

@@ -9,13 +9,13 @@ from typing import Literal
 import click
 import trio
 
-from sidecar.dev import DevMesh, run_dev
-from sidecar.devplan import banner, environment, plan
-from sidecar.logs import Log
-from sidecar.mesh import load_mesh
-from sidecar.process import keep_memory_private
-from sidecar.reasons import UsageError
-from sidecar.tls import utc_now
+from sidecar.dev.dev_mesh import DevMesh, run_dev
+from sidecar.dev.plan import banner, environment, plan
+from sidecar.host.process import keep_memory_private
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import load_mesh
+from sidecar.transport.tls import utc_now
 
 
 @click.command()

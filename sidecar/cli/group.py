@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 
 class CommandGroup(click.Group):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.options import Publish, parse_ports
-from sidecar.inject.steps import Request, carry_out, next_steps, plan, report
-from sidecar.reasons import UsageError
+from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, report
 
 
 @click.command()
@@ -60,7 +60,7 @@ def inject(
     if dry_run and check:
         raise UsageError("--dry-run and --check: one of them")
     names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
-    request = Request(files, state, publish, names, observe, subnets, parse_ports(ports), activate)
+    request = InjectRequest(files, state, publish, names, observe, subnets, parse_ports(ports), activate)
     planned = plan(request, os.environ, datetime.now(UTC).date())
     if check:
         for change in planned.changes:

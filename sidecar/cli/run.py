@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import trio
 
-from sidecar.config import load_config
-from sidecar.process import keep_memory_private
-from sidecar.run import run as run_sidecar
+from sidecar.config.wiring import load_config
+from sidecar.host.process import keep_memory_private
+from sidecar.lifecycle.run import run as run_sidecar
 
 
 @click.command()

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from sidecar import probe
-from sidecar.config import load_config
-from sidecar.reasons import UsageError
-from sidecar.status import as_text
+from sidecar.config.wiring import load_config
+from sidecar.identity.reasons import UsageError
+from sidecar.observe import probe
+from sidecar.observe.status import as_text
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 

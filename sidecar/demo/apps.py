@@ -49,7 +49,7 @@ class Web(_Http):
             connection.close()
 
 
-class Api(_Http):
+class ApiApp(_Http):
     """Counts visits in Redis, and hands out a large file."""
 
     def do_GET(self) -> None:
@@ -95,7 +95,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 def main(name: str, port: str, upstream: str = "0") -> None:
     """Serves one app on loopback until it is killed."""
-    handlers: dict[str, type[socketserver.BaseRequestHandler]] = {"web": Web, "api": Api, "redis": Redis}
+    handlers: dict[str, type[socketserver.BaseRequestHandler]] = {"web": Web, "api": ApiApp, "redis": Redis}
     _Http.upstream = int(upstream)
     with _Server(("127.0.0.1", int(port)), handlers[name]) as server:
         server.serve_forever()

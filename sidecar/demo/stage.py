@@ -24,7 +24,7 @@ class StoryError(Exception):
     """Something did not happen as it must; the demo fails."""
 
 
-class Log:
+class LogFile:
     """One sidecar's lines as they come."""
 
     def __init__(self, name: str) -> None:
@@ -97,22 +97,22 @@ class Stage:
                     return
         raise StoryError(f"certs {' '.join(words)} never said {text!r}; it said: {said.decode()}")
 
-    async def ca(self, port: int) -> Log:
+    async def ca(self, port: int) -> LogFile:
         """Starts ``certs serve``; returns its log once it serves."""
         words = ["serve", "ca", "--mesh", "mesh.yaml", "--listen", f"127.0.0.1:{port}", "--log", "json"]
-        return await self._logged(Log("the CA"), [sys.executable, "-m", "certs", *words])
+        return await self._logged(LogFile("the CA"), [sys.executable, "-m", "certs", *words])
 
-    async def sidecar(self, name: str) -> Log:
+    async def sidecar(self, name: str) -> LogFile:
         """Starts ``sidecar run NAME.yaml``; returns its log once it serves."""
-        return await self._logged(Log(name), [sys.executable, "-m", "sidecar", "run", f"{name}.yaml"])
+        return await self._logged(LogFile(name), [sys.executable, "-m", "sidecar", "run", f"{name}.yaml"])
 
-    async def _logged(self, log: Log, command: list[str]) -> Log:
+    async def _logged(self, log: LogFile, command: list[str]) -> LogFile:
         process = await self._start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._nursery.start_soon(self._read, process, log)
         await log.find(event="started")
         return log
 
-    async def _read(self, process: trio.Process, log: Log) -> None:
+    async def _read(self, process: trio.Process, log: LogFile) -> None:
         assert process.stdout is not None  # noqa: S101 (it was asked for)
         rest = b""
         async for chunk in process.stdout:

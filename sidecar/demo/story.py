@@ -14,7 +14,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from sidecar.demo.apps import FILE_BYTES, PIECE
 from sidecar.demo.attackers import Tap, stranger
-from sidecar.demo.stage import PATIENCE_SECONDS, Log, Stage, StoryError, free_ports, from_ca, from_files, wiring
+from sidecar.demo.stage import PATIENCE_SECONDS, LogFile, Stage, StoryError, free_ports, from_ca, from_files, wiring
 
 PASSWORD = "Bearer correct-horse-battery-staple"  # noqa: S105 (what the tap must not see)
 
@@ -87,7 +87,7 @@ class Story:
         stage.write("impostor.yaml", wiring("reporting", from_files("stolen"), "lies.yaml", inbound=inbound))
         redis = await stage.redis(port["redis"])
         _say(f"the apps: web (HTTP) -> api (HTTP) -> {redis}; none of them knows of TLS")
-        started: dict[str, Log] = {}
+        started: dict[str, LogFile] = {}
 
         async def start(name: str) -> None:
             started[name] = await stage.sidecar(name)
@@ -257,7 +257,7 @@ class Story:
         answer = await trio.to_thread.run_sync(stranger, self._ports["api"], self._stage.directory / keys)
         _check(answer is None, f"the stranger got an answer: {answer!r}")
 
-    async def _refused(self, log: Log, reason: str) -> dict[str, Any]:
+    async def _refused(self, log: LogFile, reason: str) -> dict[str, Any]:
         line = await log.find(event="connection", reason=reason, decision="deny")
         _check(line["bytes_to_app"] == line["bytes_from_app"] == 0, "bytes reached the app")
         _line(log, line)
@@ -360,7 +360,7 @@ def _good(text: str) -> None:
     click.echo(click.style(f"  ✓ {text}", fg="green"))
 
 
-def _line(log: Log, line: dict[str, Any]) -> None:
+def _line(log: LogFile, line: dict[str, Any]) -> None:
     """What a sidecar's log says, in brief."""
     parts = [line["direction"], line["upstream"] or line["port"], f"{line['decision']}/{line['reason']}"]
     parts += [f"{name}={line[name]}" for name in ("peer_id", "rule", "connection_id") if line[name]]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sidecar.address import parse_address
-from sidecar.identity import is_segment, shown
-from sidecar.reasons import UsageError
+from sidecar.documents.address import parse_address
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import is_segment, shown
 
 MARK = "x-sidecar-inject"
 """The top-level key of every override that ``inject`` wrote, and so how a second injection is recognised."""
@@ -68,7 +68,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ComposeService:
     """One service. ``links`` are pairs of the service and the alias; ``command`` holds the entrypoint too; ``addresses`` is
     text that may name static addresses of others (``extra_hosts``, ``dns``)."""
 
@@ -119,7 +119,7 @@ class Application:
     """A whole application. ``mark`` is what an earlier injection left in it, if its override was among the files."""
 
     name: str
-    services: Mapping[str, Service]
+    services: Mapping[str, ComposeService]
     networks: Mapping[str, Network]
     config_texts: Mapping[str, tuple[tuple[str, str], ...]]
     mark: Any
@@ -180,11 +180,11 @@ def _network(key: str, raw: Mapping[str, Any]) -> Network:
     )
 
 
-def _service(name: str, raw: Mapping[str, Any]) -> Service:
+def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
     hostname, domain = raw.get("hostname"), raw.get("domainname")
     build, deploy = _of(raw, "build"), _of(raw, "deploy")
     replicas = deploy.get("replicas", raw.get("scale", 1))
-    return Service(
+    return ComposeService(
         name=name,
         image=str(raw.get("image") or ""),
         networks=MappingProxyType({key: _attachment(it or {}) for key, it in _of(raw, "networks").items()}),

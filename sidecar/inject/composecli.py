@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 MINIMUM = (2, 24, 4)
 """The first with ``!override`` and ``!reset`` that work on networks."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sidecar.inject.application import Application, Service
+from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.references import in_command, in_environment, in_text
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
 
@@ -79,7 +79,7 @@ def find_mentions(
 
 
 def _of_service(
-    service: Service, names: Mapping[str, str], owners: Mapping[str, str], texts: tuple[Text, ...]
+    service: ComposeService, names: Mapping[str, str], owners: Mapping[str, str], texts: tuple[Text, ...]
 ) -> Iterator[tuple[str, int | None, Kind, str]]:
     linked = {name for name, _ in service.links}
     for name in linked:
@@ -153,7 +153,7 @@ def find_subnet_mentions(
     return tuple(found)
 
 
-def _places(service: Service, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
+def _places(service: ComposeService, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
     yield from ((f"environment {key}", value) for key, value in service.environment.items())
     yield "command", service.command
     yield "healthcheck", service.healthcheck

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sidecar.identity import shown
+from sidecar.documents.problems import did_you_mean
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import shown
 from sidecar.inject.edges import Mention
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import is_router
-from sidecar.problems import did_you_mean
-from sidecar.reasons import UsageError
 
 
 def exclude(

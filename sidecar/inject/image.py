@@ -15,8 +15,8 @@ from hashlib import sha256
 from importlib import metadata, util
 from pathlib import Path
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.override import BASE_IMAGE
-from sidecar.reasons import UsageError
 
 DISTRIBUTION = "sidecar"
 PACKAGES = ("sidecar", "certs")

@@ -14,6 +14,8 @@ from hashlib import sha256
 from ipaddress import IPv4Network
 from typing import Any
 
+from sidecar.documents.problems import did_you_mean
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK, Application, read_application
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
@@ -28,8 +30,6 @@ from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, pre
 from sidecar.inject.topology import CA, MESH, Topology, lay_out
 from sidecar.inject.visibility import App, find_apps
 from sidecar.inject.wiring import wiring_path, wiring_text
-from sidecar.problems import did_you_mean
-from sidecar.reasons import UsageError
 
 OVERRIDE = "compose.mesh.yaml"
 MESH_DIRECTORY = "mesh"

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Edge
 from sidecar.inject.ports import Port
 from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scalar
-from sidecar.mesh import Mesh, parse_mesh
-from sidecar.policy import decide
-from sidecar.reasons import UsageError
+from sidecar.policy.decide import decide
+from sidecar.policy.mesh import Mesh, parse_mesh
 
 OBSERVE = "observe"
 """The name of the rule that ``--observe`` writes."""

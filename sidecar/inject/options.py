@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any, Literal, get_args
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK
 from sidecar.inject.subnets import DEFAULT_RANGE
-from sidecar.reasons import UsageError
 
 Publish = Literal["keep", "loopback", "drop"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
-from sidecar.inject.application import Application, Service
+from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.options import Options
 from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
 from sidecar.inject.topology import CA, MESH, Topology, sidecar_of
@@ -73,7 +73,7 @@ class _Override:
             yield sidecar_of(name), self._sidecar(self.apps[name])
         yield CA, self._ca()
 
-    def _member(self, app: App, member: Service) -> dict[str, Any]:
+    def _member(self, app: App, member: ComposeService) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if member.name == app.name:
             found["networks"] = Tagged("!override", self._app_networks(app))
@@ -108,7 +108,7 @@ class _Override:
                 found[plain.network] = Flow({"aliases": aliases}) if aliases else Flow({})
         return found
 
-    def _depends_on(self, app: App, member: Service) -> dict[str, Any]:
+    def _depends_on(self, app: App, member: ComposeService) -> dict[str, Any]:
         linked = {name for name, _ in member.links}
         # Compose makes a link a dependency, and takes it away with the link.
         found = {name: Flow(dict(it.raw)) for name, it in member.depends_on.items() if name in linked}
@@ -122,7 +122,7 @@ class _Override:
                 found[sidecar_of(callee)] = Flow({"condition": "service_healthy", **optional})
         return found
 
-    def _published(self, member: Service) -> dict[str, Any]:
+    def _published(self, member: ComposeService) -> dict[str, Any]:
         ports = [port for port in member.published if not port.is_loopback]
         if not ports or self.options.publish == "keep":
             return {}
@@ -134,7 +134,7 @@ class _Override:
         ]
         return {"ports": Tagged("!override", on_loopback)}
 
-    def _labels(self, app: App, member: Service) -> dict[str, Any]:
+    def _labels(self, app: App, member: ComposeService) -> dict[str, Any]:
         """Traefik takes any of a container's networks, if it is not told which; and here only one of them leads to it."""
         if not any(label.startswith("traefik.") for label in member.labels):
             return {}

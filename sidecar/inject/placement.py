@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import Application
-from sidecar.reasons import UsageError
 
 
 def refuse_readable_state(application: Application, state: str, project: str, real: Callable[[str], str]) -> None:

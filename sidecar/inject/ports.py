@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Edge, Mention
 from sidecar.inject.references import exposed_ports, health_ports, own_ports
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import Known, known
-from sidecar.reasons import UsageError
 
 
 @dataclass(frozen=True, slots=True)

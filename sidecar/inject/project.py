@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_DIRECTORY
-from sidecar.reasons import UsageError
 
 MAX_BYTES = 32 << 20
 _OURS = ("sidecars/*.yaml", "image/*.whl")

@@ -16,7 +16,7 @@ LOWEST_PORT = 21
 """A text's ``redis:7`` is an image and not a port. What is declared may be lower."""
 
 
-class Mention(NamedTuple):
+class Reference(NamedTuple):
     """A callee, the port if the text says it, and the line on which it does."""
 
     callee: str
@@ -45,7 +45,7 @@ _OWN_URL = re.compile(r"(https?)://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])
 _OWN_OPTION = re.compile(r"(?:--(?:http-|listen-|server\.)?port|--bind|--listen|-b)[= ](?::|\*:)?(\d{2,5})(?![\d.:])")
 
 
-def in_text(text: str, names: Mapping[str, str], *, words: bool = False) -> Iterator[Mention]:
+def in_text(text: str, names: Mapping[str, str], *, words: bool = False) -> Iterator[Reference]:
     """``name:port`` and URLs, anywhere; with ``words``, for configuration, also a bare name that a host-like key is given.
 
     ``names`` are those that the reader can call, and whom each leads to. Comments and images are passed over."""
@@ -60,7 +60,7 @@ def in_text(text: str, names: Mapping[str, str], *, words: bool = False) -> Iter
             yield from _mention(names, match[1], None, number)
 
 
-def in_command(text: str, names: Mapping[str, str]) -> Iterator[Mention]:
+def in_command(text: str, names: Mapping[str, str]) -> Iterator[Reference]:
     """Besides what any text says: ``nc -z db 5432``, ``--host=db``."""
     text = text.replace("\n", " ")
     yield from in_text(text, names)
@@ -70,7 +70,7 @@ def in_command(text: str, names: Mapping[str, str]) -> Iterator[Mention]:
         yield from _mention(names, match[1], None, 1)
 
 
-def in_environment(environment: Mapping[str, str], names: Mapping[str, str]) -> Iterator[tuple[str, Mention]]:
+def in_environment(environment: Mapping[str, str], names: Mapping[str, str]) -> Iterator[tuple[str, Reference]]:
     """The variable and whom it names: ``name:port`` and URLs in any, a bare name only under a host-like key, whose port may
     stand under a key of its own (``DB_HOST`` and ``DB_PORT``)."""
     for key, value in environment.items():
@@ -142,10 +142,10 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
     )
 
 
-def _mention(names: Mapping[str, str], name: str, port: int | None, line: int) -> Iterator[Mention]:
+def _mention(names: Mapping[str, str], name: str, port: int | None, line: int) -> Iterator[Reference]:
     callee = names.get(name) or names.get(name.rstrip("."))
     if callee is not None and (port is None or LOWEST_PORT <= port <= 65535):
-        yield Mention(callee, port, line)
+        yield Reference(callee, port, line)
 
 
 def _ports(found: list[int]) -> tuple[int, ...]:

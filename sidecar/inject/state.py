@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "sidecars"
 DOMAIN = "trust-domain"

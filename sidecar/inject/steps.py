@@ -12,6 +12,7 @@ from datetime import date
 from hashlib import sha256
 from pathlib import Path
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject import project as files_of
 from sidecar.inject.activation import activated, activation_line, is_active
 from sidecar.inject.application import MARK, read_application
@@ -25,14 +26,13 @@ from sidecar.inject.project import Change, diff, find_changes, read_text
 from sidecar.inject.routes import taken_networks
 from sidecar.inject.state import Certs, default_state, ensure_state, run_certs
 from sidecar.inject.subnets import parse_range
-from sidecar.mesh import parse_mesh
-from sidecar.reasons import UsageError
+from sidecar.policy.mesh import parse_mesh
 
 DEFAULT_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InjectRequest:
     """The command line. None is what was not said, and so as it was the last time."""
 
     files: tuple[Path, ...] = ()
@@ -58,7 +58,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(request: Request, environ: Mapping[str, str], today: date) -> Plan:
+def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Plan:
     """Reads and computes, and changes nothing. Raises :class:`UsageError`."""
     files = request.files or default_files(Path())
     project = files[0].parent.absolute()
@@ -176,7 +176,9 @@ def _existing(project: Path, before: Record | None) -> Existing | None:
     return Existing(text, parse_mesh(text, MESH_FILE), edited, None if before is None else before.proposed)
 
 
-def _options(request: Request, before: Record | None, environ: Mapping[str, str], name: str, project: Path) -> Options:
+def _options(
+    request: InjectRequest, before: Record | None, environ: Mapping[str, str], name: str, project: Path
+) -> Options:
     """What is said now, else what was said before, else the defaults."""
     digest = sha256(str(project).encode()).hexdigest()
     user = f"{os.getuid()}:{os.getgid()}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 DEFAULT_RANGE = IPv4Network("10.128.0.0/9")
 SMALLEST = 28

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import Application
 from sidecar.inject.edges import StaticReference
 from sidecar.inject.ports import Port
 from sidecar.inject.visibility import App, leads_to, names_for, neighbours, shared_networks
-from sidecar.reasons import UsageError
 
 MESH = "sidecar-mesh"
 """The network on which sidecars meet."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sidecar.inject.application import Application, Service
+from sidecar.inject.application import Application, ComposeService
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class App:
     """``members`` are services, the one that owns the network namespace first; ``replicas`` containers of that one."""
 
     name: str
-    members: tuple[Service, ...]
+    members: tuple[ComposeService, ...]
 
     @property
-    def owner(self) -> Service:
+    def owner(self) -> ComposeService:
         return self.members[0]
 
     def own_names(self) -> frozenset[str]:
@@ -33,7 +33,7 @@ def find_apps(application: Application) -> Mapping[str, App]:
     containers = {
         service.container_name: name for name, service in application.services.items() if service.container_name
     }
-    members: dict[str, list[Service]] = {name: [] for name in application.services}
+    members: dict[str, list[ComposeService]] = {name: [] for name in application.services}
     for name, service in application.services.items():
         owner, seen = name, {name}
         while (
@@ -56,7 +56,7 @@ def app_of(apps: Mapping[str, App]) -> Mapping[str, str]:
     return {service.name: app.name for app in apps.values() for service in app.members}
 
 
-def _namespace(service: Service, containers: Mapping[str, str]) -> str | None:
+def _namespace(service: ComposeService, containers: Mapping[str, str]) -> str | None:
     kind, _, name = (service.network_mode or "").partition(":")
     if kind == "service":
         return name

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.address import Address
+from sidecar.documents.address import Address
 from tests.harness import App
 from tests.integration.processes import CERTS, SIDECAR, Running, SidecarProcess, output, running
 

@@ -27,20 +27,20 @@ from certs import authority, passes, registrar, standing, store
 from certs.issuance import proof_of_possession
 from certs.serve import CaServer, Settings
 from certs.service import Limits
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.config import CaIdentity
-from sidecar.credentials import Credentials
-from sidecar.handshake import shake_hands
-from sidecar.http1 import Peer, Request, Response, Routes, converse
-from sidecar.identity import SpiffeId, parse_spiffe_id
-from sidecar.judge import Revocations, Terms
-from sidecar.logs import Log
-from sidecar.member import Member
-from sidecar.mesh import Mesh, parse_mesh
-from sidecar.reasons import Refused
-from sidecar.stream import BrokenStreamError, SecureStream
-from sidecar.tls import Context, Endpoint, KeyPair, utc_now
+from sidecar.agent.agent import Agent
+from sidecar.agent.credentials import Credentials
+from sidecar.config.wiring import CaIdentity
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.reasons import Refused
+from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.http1 import Peer, Request, Response, Routes, converse
+from sidecar.transport.stream import BrokenStreamError, SecureStream
+from sidecar.transport.tls import Context, KeyPair, TlsChannel, utc_now
 from tests.certificates import ec_key
 from tests.harness import PATIENCE, LogSink, connect
 
@@ -178,12 +178,12 @@ class Desk:
 
     async def stream(self, keys: KeyPair | None = None) -> SecureStream:
         """A connection to the CA, which has proved who it is."""
-        terms = Terms(TRUST_DOMAIN)
-        endpoint = Context(keys or self.roots, terms).client(ALPN, service_id("mesh/ca"), self.clock)
+        terms = VerifyParams(TRUST_DOMAIN)
+        channel = Context(keys or self.roots, terms).client(ALPN, service_id("mesh/ca"), self.clock)
         sock = await connect(self.address)
         with trio.fail_after(PATIENCE):
-            await shake_hands(sock, endpoint)
-        return SecureStream(sock, endpoint)
+            await shake_hands(sock, channel)
+        return SecureStream(sock, channel)
 
     async def say(self, raw: bytes, keys: KeyPair | None = None) -> bytes:
         """Sends bytes of any kind and returns all that comes back until the CA closes."""
@@ -355,12 +355,14 @@ class FalseCa:
 
     async def _one(self, sock: socket.socket) -> None:
         sockets.prepare(sock)
-        endpoint: Endpoint = Context(self.shows, Terms(TRUST_DOMAIN, anonymous=True)).server(ALPN, self.truth.clock)
+        channel: TlsChannel = Context(self.shows, VerifyParams(TRUST_DOMAIN, anonymous=True)).server(
+            ALPN, self.truth.clock
+        )
         with sock:
             try:
-                await shake_hands(sock, endpoint)
-                stream = SecureStream(sock, endpoint)
-                peer = Peer("127.0.0.1:1", endpoint.svid, endpoint.path)
+                await shake_hands(sock, channel)
+                stream = SecureStream(sock, channel)
+                peer = Peer("127.0.0.1:1", channel.svid, channel.path)
                 await converse(stream, peer, self._routes(), lambda *_: None)
             except Refused as refusal:
                 self.refusals.append(refusal)
@@ -416,7 +418,7 @@ async def false_ca(desk: Desk, shows: KeyPair | None = None) -> AsyncIterator[Fa
 class Sidecar:
     """A sidecar's membership, and what it put in force."""
 
-    def __init__(self, desk: Desk, member: Member, log: LogSink, state: Path) -> None:
+    def __init__(self, desk: Desk, member: Agent, log: LogSink, state: Path) -> None:
         self.desk, self.member, self.log, self.state = desk, member, log, state
         self.adopted: list[tuple[Credentials, Revocations]] = []
 
@@ -458,7 +460,7 @@ def membership(
     )
     log = LogSink()
     found = mesh or parse_mesh(MESH, "mesh.yaml")
-    member = Member(service, identity, lambda: found, Log(log, "json"), desk.clock)
+    member = Agent(service, identity, lambda: found, Log(log, "json"), desk.clock)
     return Sidecar(desk, member, log, desk.path / state)
 
 

@@ -17,9 +17,9 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets, verdict
-from sidecar.address import Address
-from sidecar.reasons import Reason
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import Reason
+from sidecar.transport import sockets, verdict
 from tests.certificates import Authority, Credential
 from tests.harness import (
     MESH,

@@ -14,8 +14,8 @@ from typing import Literal
 
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.harness import PATIENCE, App, MeshBed, connect
 
 Side = Literal["caller", "callee"]

@@ -10,7 +10,7 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.attacks.records import plain_record
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call, attacked_port
 from tests.certificates import Authority

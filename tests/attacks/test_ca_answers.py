@@ -19,9 +19,9 @@ import pytest
 import trio
 from cryptography import x509
 
-from sidecar import sockets
-from sidecar.http1 import Request, Response
-from sidecar.tls import KeyPair
+from sidecar.transport import sockets
+from sidecar.transport.http1 import Request, Response
+from sidecar.transport.tls import KeyPair
 from tests import harness
 from tests.attacks.castage import (
     TRUST_DOMAIN,

@@ -16,10 +16,10 @@ import trio
 
 from certs import authority, trust
 from certs.profile import Issuer
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.reasons import UsageError
-from sidecar.tls import KeyPair
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import UsageError
+from sidecar.transport import sockets
+from sidecar.transport.tls import KeyPair
 from tests.attacks.castage import CA_ID, HOUR, TRUST_DOMAIN, Desk, Sidecar, always, ca_desk, false_ca, membership
 from tests.certificates import Authority, Credential
 from tests.harness import PATIENCE

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives import hashes
 from certs import authority, profile, standing, trust
 from certs.profile import Issuer
 from certs.trust import Bundle, RevocationList
-from sidecar.http1 import Request, Response
-from sidecar.judge import Revocations
-from sidecar.reasons import UsageError
+from sidecar.identity.judge import Revocations
+from sidecar.identity.reasons import UsageError
+from sidecar.transport.http1 import Request, Response
 from tests.attacks.castage import (
     HOUR,
     TRUST_DOMAIN,

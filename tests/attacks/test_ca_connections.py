@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from certs.client import CaClient, CaError, CaUnverifiedError
-from sidecar import sockets
-from sidecar.handshake import shake_hands
-from sidecar.judge import Revocations, Terms, key_digest
-from sidecar.reasons import Reason
-from sidecar.tls import Context
+from sidecar.identity.judge import Revocations, VerifyParams, key_digest
+from sidecar.identity.reasons import Reason
+from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.tls import Context
 from tests.attacks.castage import ALPN, TRUST_DOMAIN, FalseCa, ca_desk, false_ca
 
 
@@ -35,13 +35,13 @@ WHOLE = b'HTTP/1.1 200 OK\r\n\r\n{"bundles": []}'
 
 
 async def answer_and_end(false: FalseCa, sock: socket.socket, *, properly: bool) -> None:
-    endpoint = Context(false.shows, Terms(TRUST_DOMAIN, anonymous=True)).server(ALPN, false.truth.clock)
+    channel = Context(false.shows, VerifyParams(TRUST_DOMAIN, anonymous=True)).server(ALPN, false.truth.clock)
     with sock:
-        await shake_hands(sock, endpoint)
-        endpoint.write_bytes(WHOLE)
+        await shake_hands(sock, channel)
+        channel.write_bytes(WHOLE)
         if properly:
-            endpoint.close()
-        await sockets.send_all(sock, endpoint.take_all())
+            channel.close()
+        await sockets.send_all(sock, channel.take_all())
         sock.shutdown(socket.SHUT_WR)
         while await sockets.receive(sock, 65536):
             pass

@@ -16,9 +16,9 @@ from trio.testing import MockClock
 
 from certs import connections
 from certs.connections import HANDSHAKE_SECONDS
-from sidecar import sockets
-from sidecar.http1 import IDLE_SECONDS, REQUEST_SECONDS
-from sidecar.tls import KeyPair
+from sidecar.transport import sockets
+from sidecar.transport.http1 import IDLE_SECONDS, REQUEST_SECONDS
+from sidecar.transport.tls import KeyPair
 from tests.attacks.camesh import CaProcess, ca_process
 from tests.attacks.castage import Desk, ca_desk, until
 from tests.attacks.records import KeyLog, Writer

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from certs.issuance import MAX_CSR_BYTES
-from sidecar import sockets
-from sidecar.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, REQUEST_SECONDS
+from sidecar.transport import sockets
+from sidecar.transport.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, REQUEST_SECONDS
 from tests.attacks.castage import TRUST_DOMAIN, ca_desk, csr, names_of, parse_answer, pem_of, uri
 from tests.certificates import CA_USAGE, ec_key, raw, raw_names, rsa_key
 

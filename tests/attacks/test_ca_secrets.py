@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.attacks.camesh import ca_mesh, ca_process
 from tests.attacks.castage import Sidecar, ca_desk, membership
 from tests.harness import PATIENCE, mesh_bed

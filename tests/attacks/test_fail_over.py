@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, Impostor, assert_refused
 from tests.certificates import Authority
 from tests.harness import App, MeshBed, RunningSidecar, connect, mesh_bed, outbound

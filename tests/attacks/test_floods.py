@@ -11,9 +11,9 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.duplex import MAX_SILENT_CIPHERTEXT
+from sidecar.documents.address import Address
+from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
+from sidecar.transport import sockets
 from tests.attacks.records import (
     CERTIFICATE,
     CLIENT_HELLO,

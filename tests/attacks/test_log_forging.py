@@ -12,8 +12,8 @@ import trio
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from sidecar.logs import Log
-from sidecar.node import Node
+from sidecar.observe.logs import Log
+from sidecar.proxy.node import Node
 from tests.attacks.stage import attacked_call, attacked_port
 from tests.certificates import Authority, Credential, raw_names
 from tests.harness import PATIENCE

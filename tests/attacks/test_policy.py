@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, assert_reset
 from tests.harness import MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, attacked_call, attacked_port
 from tests.harness import Foreigner, connect
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.judge import Revocations
-from sidecar.mesh import parse_mesh
-from sidecar.reload import generation
-from sidecar.tls import KeyPair
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Revocations
+from sidecar.lifecycle.reload import snapshot
+from sidecar.policy.mesh import parse_mesh
+from sidecar.transport import sockets
+from sidecar.transport.tls import KeyPair
 from tests import harness
 from tests.attacks.camesh import Mesh, ca_mesh
 from tests.attacks.castage import MESH, ca_desk, membership, until
@@ -123,8 +123,8 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
             entry = here.address("api:http", "outbound")
 
             def polled(web: Revocations, api: Revocations) -> None:
-                here.node.current = generation("web", mesh, own, web)
-                there.node.current = generation("api", mesh, peer, api)
+                here.node.current = snapshot("web", mesh, own, web)
+                there.node.current = snapshot("api", mesh, peer, api)
 
             fresh = sidecar.member.revocations()
             polled(fresh, fresh)

@@ -8,8 +8,8 @@ import socket
 import pytest
 from OpenSSL import SSL
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.attacks.stage import API, HONEST, STOLEN, Bend, assert_refused, attacked_call, attacked_port
 from tests.attacks.tap import Tap, tapped
 from tests.certificates import Authority

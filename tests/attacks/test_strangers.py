@@ -10,8 +10,8 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar import sockets
-from sidecar.config import Timeouts
+from sidecar.config.wiring import Timeouts
+from sidecar.transport import sockets
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
 from tests.attacks.stage import STOLEN, assert_reset, attacked_call, attacked_port
 from tests.harness import Foreigner, RunningSidecar, connect

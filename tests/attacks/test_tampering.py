@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.attacks.tap import Cut, Meddle, Side, Tap, tapped
 from tests.harness import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.attacks.records import (
     ALERT,
     CERTIFICATE_REQUEST,

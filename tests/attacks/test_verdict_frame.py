@@ -8,8 +8,8 @@ import socket
 import pytest
 from OpenSSL import SSL
 
-from sidecar import sockets
-from sidecar.reasons import Reason
+from sidecar.identity.reasons import Reason
+from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, attacked_call
 from tests.harness import Foreigner, connect
 

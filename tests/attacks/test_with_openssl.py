@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.attacks.stage import STOLEN, Port, assert_refused, attacked_port
 from tests.certificates import Authority, Credential
 from tests.harness import PATIENCE, connect, mesh_bed, outbound

@@ -28,11 +28,11 @@ from certs import serve
 from certs.limits import Rate
 from certs.serve import Settings
 from certs.service import Limits
-from sidecar import answers
-from sidecar.address import Address
-from sidecar.judge import Revocations
-from sidecar.logs import Log
-from sidecar.tls import utc_now
+from sidecar.agent import accept
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Revocations
+from sidecar.observe.logs import Log
+from sidecar.transport.tls import utc_now
 from tests.bench import machine
 from tests.bench.procfs import ProcessTree
 from tests.integration.ca import Caller, CaSite
@@ -70,7 +70,7 @@ async def measure(site: CaSite, ca: Running, store: str, callers: list[Caller], 
 
     async def renews(caller: Caller) -> None:
         while trio.current_time() < begin + seconds:
-            csr = answers.csr_for(answers.new_key())
+            csr = accept.csr_for(accept.new_key())
             asked = trio.current_time()
             await caller.client.renew(csr)
             took.append(trio.current_time() - asked)

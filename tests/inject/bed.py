@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from sidecar.config import Config, load_config
+from sidecar.config.wiring import Config, load_config
 from sidecar.inject.application import read_application
 from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_FILE, OVERRIDE, Injection, Inputs, inject
@@ -28,8 +28,8 @@ from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, read_record
 from sidecar.inject.topology import CA, MESH, sidecar_of
 from sidecar.inject.visibility import find_apps, neighbours
-from sidecar.mesh import parse_mesh
-from sidecar.policy import decide
+from sidecar.policy.decide import decide
+from sidecar.policy.mesh import parse_mesh
 
 CASES = Path(__file__).parent / "cases"
 TODAY = date(2026, 11, 24)

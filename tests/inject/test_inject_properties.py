@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_FILE, Injection, Inputs, inject
 from sidecar.inject.topology import MESH
-from sidecar.reasons import UsageError
 from tests.inject import bed
 
 NAMES = ["a", "b", "c-1", "D", "no", "web", "web.x", "e_5"]

@@ -26,13 +26,14 @@ from certs import audit, authority, passes, registrar, store
 from certs.client import ALPN, CaClient, CaDeniedError, CaError
 from certs.passes import Kind, Pass
 from certs.store import Store
-from sidecar import answers, sockets
-from sidecar.address import Address
-from sidecar.handshake import shake_hands
-from sidecar.judge import Revocations
-from sidecar.reasons import Refused
-from sidecar.stream import SecureStream
-from sidecar.tls import Context, KeyPair, utc_now
+from sidecar.agent import accept
+from sidecar.documents.address import Address
+from sidecar.identity.judge import Revocations
+from sidecar.identity.reasons import Refused
+from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.stream import SecureStream
+from sidecar.transport.tls import Context, KeyPair, utc_now
 from tests.integration.processes import (
     CERTS,
     DEADLINE,
@@ -194,20 +195,20 @@ class Caller:
     service: str
     client: CaClient
     roots: tuple[x509.Certificate, ...]
-    key: Any = field(default_factory=answers.new_key)
+    key: Any = field(default_factory=accept.new_key)
     chain: tuple[x509.Certificate, ...] = ()
 
     async def enrol(self, shown: Pass) -> str:
         """The certificate for its key; the same key at each call."""
         await self.client.use(self.roots, Revocations())
-        text = await self.client.enrol(self.service, str(shown), answers.csr_for(self.key))
+        text = await self.client.enrol(self.service, str(shown), accept.csr_for(self.key))
         await self._is_now(text, self.key)
         return text.decode()
 
     async def renew(self) -> str:
         """The next certificate, for a fresh key."""
-        key = answers.new_key()
-        text = await self.client.renew(answers.csr_for(key))
+        key = accept.new_key()
+        text = await self.client.renew(accept.csr_for(key))
         await self._is_now(text, key)
         return text.decode()
 
@@ -239,15 +240,15 @@ class _Elsewhere(CaClient):
             with contextlib.suppress(BlockingIOError):
                 sock.connect((self._address.host, self._address.port))
             await trio.lowlevel.wait_writable(sock)
-            endpoint = context.client(ALPN, self._ca, self._clock)
-            await shake_hands(sock, endpoint)
+            channel = context.client(ALPN, self._ca, self._clock)
+            await shake_hands(sock, channel)
         except (OSError, Refused) as error:
             sock.close()
             raise CaError(f"the CA cannot be reached: {error}") from error
         except BaseException:
             sock.close()
             raise
-        return SecureStream(sock, endpoint)
+        return SecureStream(sock, channel)
 
 
 async def denial(asking: Any) -> CaDeniedError:

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import trio
 
-from sidecar import member
-from sidecar.config import CaIdentity, load_config
-from sidecar.credentials import Credentials
-from sidecar.judge import Revocations
-from sidecar.logs import Log
-from sidecar.member import Member
-from sidecar.tls import utc_now
+from sidecar.agent import agent
+from sidecar.agent.agent import Agent
+from sidecar.agent.credentials import Credentials
+from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.identity.judge import Revocations
+from sidecar.observe.logs import Log
+from sidecar.transport.tls import utc_now
 
 
 def main() -> None:
-    vars(member).update(POLL_SECONDS=0.001, refresh_at=_at_once)
+    vars(agent).update(POLL_SECONDS=0.001, refresh_at=_at_once)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -38,7 +38,7 @@ def main() -> None:
 async def _live(file: Path) -> None:
     config = load_config(file, {})
     assert isinstance(config.identity, CaIdentity)
-    one = Member(config.service, config.identity, lambda: config.mesh, Log(style="json"), utc_now)
+    one = Agent(config.service, config.identity, lambda: config.mesh, Log(style="json"), utc_now)
     await one.join()
     await one.run(_adopt)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.config import load_config
-from sidecar.logs import Log
-from sidecar.run import machinery, prepare
+from sidecar.config.wiring import load_config
+from sidecar.documents.address import Address
+from sidecar.lifecycle.run import machinery, prepare
+from sidecar.observe.logs import Log
+from sidecar.transport import sockets
 from tests.certificates import Authority, Credential
 from tests.harness import PATIENCE, App, Foreigner, LogSink, MeshBed, connect, mesh_bed, receive_all
 

@@ -18,17 +18,17 @@ from certs import serve
 from certs.limits import Rate
 from certs.serve import CaServer, Settings
 from certs.service import Limits
-from sidecar import member
-from sidecar.config import CaIdentity, load_config
-from sidecar.credentials import Credentials
-from sidecar.judge import Revocations
-from sidecar.logs import Log
-from sidecar.member import Member
-from sidecar.node import Node
-from sidecar.reload import Reloader, generation
-from sidecar.run import machinery
-from sidecar.server import Server
-from sidecar.tls import utc_now
+from sidecar.agent import agent
+from sidecar.agent.agent import Agent
+from sidecar.agent.credentials import Credentials
+from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.identity.judge import Revocations
+from sidecar.lifecycle.reload import Reloader, snapshot
+from sidecar.lifecycle.run import machinery
+from sidecar.observe.logs import Log
+from sidecar.proxy.node import Node
+from sidecar.proxy.server import Server
+from sidecar.transport.tls import utc_now
 from tests.harness import LogSink
 from tests.integration.ca import CaSite
 from tests.integration.processes import DEADLINE
@@ -39,7 +39,7 @@ UNLIMITED = Limits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking and asking at once, where the program waits seconds."""
-    monkeypatch.setattr(member, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(agent, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(serve, "LOOK_SECONDS", 0.05)
 
 
@@ -51,7 +51,7 @@ class LiveMember:
         self._log = Log(self.log, "json")
         self.config = load_config(file, {})
         assert isinstance(self.config.identity, CaIdentity)
-        self.member = Member(self.config.service, self.config.identity, lambda: self.config.mesh, self._log, utc_now)
+        self.member = Agent(self.config.service, self.config.identity, lambda: self.config.mesh, self._log, utc_now)
         self.adopted: list[str] = []
         self.server: Server
         self._news = trio.lowlevel.ParkingLot()
@@ -76,7 +76,7 @@ class LiveMember:
         config, loaded = self.config, self.member.credentials
         assert loaded is not None
         self._last = loaded.svid.sha256
-        current = generation(config.service, config.mesh, loaded.keys, self.member.revocations())
+        current = snapshot(config.service, config.mesh, loaded.keys, self.member.revocations())
         node = Node(config, current, self._log)
         self.server = Server(node)
         self.reloader = Reloader(node, loaded, {}, self.member.revocations())

@@ -1,7 +1,7 @@
 """A thousand certificates come and go while connections are made and one transfer goes on, and nothing fails.
 
 How the count is reached: four sidecars (two replicas at each end) find half of a certificate's life over a few milliseconds
-after they have it (:func:`sidecar.schedule.refresh_at` says so here), and then do what they do every half an hour: a fresh
+after they have it (:func:`sidecar.agent.schedule.refresh_at` says so here), and then do what they do every half an hour: a fresh
 key, a question over mutual TLS with the certificate in force, the answer checked, on the disk, in force. 250 times each.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar import member as membership
-from sidecar.tls import utc_now
+from sidecar.agent import agent as membership
+from sidecar.transport.tls import utc_now
 from tests.integration.ca import CaSite, echo_app, load
 from tests.integration.members import LiveMember, hasty, live_ca
 

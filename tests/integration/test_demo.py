@@ -38,14 +38,14 @@ def test_the_demo_plays_to_its_end() -> None:
     ("file", "old", "new", "said"),
     [
         pytest.param(
-            "sidecar/judge.py",
+            "sidecar/identity/judge.py",
             "if terms.expected is not None and svid.id != terms.expected:",
             "if False:",
             "web's app got an answer",
             id="without the check of the expected peer",
         ),
         pytest.param(
-            "sidecar/policy.py",
+            "sidecar/policy/decide.py",
             "    return Decision(False, None, None, why, dry_run)",
             "    return Decision(True, None, None, why, dry_run)",
             "reporting got an answer",

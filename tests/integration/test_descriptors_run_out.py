@@ -12,9 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.server import ACCEPT_PAUSE_SECONDS
+from sidecar.documents.address import Address
+from sidecar.proxy.server import ACCEPT_PAUSE_SECONDS
+from sidecar.transport import sockets
 from tests.harness import connect, mesh_bed, receive_all
 from tests.integration.processes import SIDECAR, Shop, SidecarProcess, running
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.devmesh import MESH, MeshFile, connect_to, is_free
 from tests.harness import App, echo, mesh_bed
 from tests.integration.live import ends_well, exchange, is_refused, is_reset

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from certs.client import CaDeniedError
-from sidecar import member as membership
+from sidecar.agent import agent as membership
 from tests.integration.ca import CaSite, denial, echo_app, load
 from tests.integration.members import LiveMember, hasty, live_ca
 from tests.integration.processes import DEADLINE

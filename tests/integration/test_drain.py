@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests.harness import App, connect, echo, mesh_bed, receive_all
 from tests.integration.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 

@@ -11,9 +11,9 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.config import Timeouts
+from sidecar.config.wiring import Timeouts
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests import harness
 from tests.harness import Foreigner, connect, mesh_bed, receive_all
 

@@ -14,15 +14,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sidecar import reload, sockets
-from sidecar import run as run_module
-from sidecar.address import Address
-from sidecar.config import load_config
-from sidecar.logs import Log
-from sidecar.mesh import parse_mesh
-from sidecar.node import Generation
-from sidecar.reload import generation
-from sidecar.tls import KeyPair
+from sidecar.config.wiring import load_config
+from sidecar.documents.address import Address
+from sidecar.lifecycle import reload
+from sidecar.lifecycle import run as run_module
+from sidecar.lifecycle.reload import snapshot
+from sidecar.observe.logs import Log
+from sidecar.policy.mesh import parse_mesh
+from sidecar.proxy.node import Snapshot
+from sidecar.transport import sockets
+from sidecar.transport.tls import KeyPair
 from tests.certificates import Authority, Credential
 from tests.harness import PATIENCE, App, Foreigner, LogSink, connect, echo, mesh_bed, receive_all
 from tests.integration.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_refused, is_reset, stage
@@ -343,7 +344,7 @@ def every_await_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sockets, name, slowly)
 
 
-def swap(live: Live, fresh: Generation) -> Callable[[], None]:
+def swap(live: Live, fresh: Snapshot) -> Callable[[], None]:
     """What a reload does, in one step: few connections are judged again without a pause."""
 
     def act() -> None:
@@ -357,14 +358,14 @@ def swap(live: Live, fresh: Generation) -> Callable[[], None]:
     return act
 
 
-def kept(live: Live, mesh: str = MESH, *roots: Authority) -> Generation:
+def kept(live: Live, mesh: str = MESH, *roots: Authority) -> Snapshot:
     """A generation with the sidecar's own certificate."""
     keys = live.reloader.loaded.keys
     trusted = tuple(root for authority in roots for root in authority.roots) or keys.roots
-    return generation(live.node.config.service, parse_mesh(mesh, "mesh.yaml"), KeyPair(keys.chain, keys.key, trusted))
+    return snapshot(live.node.config.service, parse_mesh(mesh, "mesh.yaml"), KeyPair(keys.chain, keys.key, trusted))
 
 
-async def at_every_step(made: Stage, live: Live, change: Generation, *, forbids: bool) -> list[dict[str, Any]]:
+async def at_every_step(made: Stage, live: Live, change: Snapshot, *, forbids: bool) -> list[dict[str, Any]]:
     """Makes a change after the first step of a connection's setup, after the second step of another's, and so on until one
     is let in before. Each is reset if the change ``forbids`` it, and else ends well. Returns the line of each."""
     before, in_setup = live.node.current, True

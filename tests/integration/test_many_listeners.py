@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import trio
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests import harness
 from tests.harness import PATIENCE, App, connect, mesh_bed, receive_all
 

@@ -14,11 +14,11 @@ import trio
 from OpenSSL import SSL
 from trio.testing import wait_all_tasks_blocked
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.duplex import Duplex
-from sidecar.record import ConnectionRecord
-from sidecar.tls import Endpoint
+from sidecar.documents.address import Address
+from sidecar.observe.record import ConnectionRecord
+from sidecar.relay.duplex import Duplex
+from sidecar.transport import sockets
+from sidecar.transport.tls import TlsChannel
 from tests.harness import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
 
 WAVES, WAVE = 10, 100
@@ -78,7 +78,7 @@ async def wave(bed: MeshBed, web: RunningSidecar, api: RunningSidecar, entry: Ad
     await web.log.connection(expected // 10 * 8)
 
 
-LIVE = (Duplex, Endpoint, ConnectionRecord, SSL.Connection, socket.socket)
+LIVE = (Duplex, TlsChannel, ConnectionRecord, SSL.Connection, socket.socket)
 """What a connection is made of; none of it may outlive it."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, connect, echo, mesh_bed, receive_all
 
 

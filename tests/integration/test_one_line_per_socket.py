@@ -12,10 +12,11 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar import dial, inbound, outbound, sockets
-from sidecar.address import Address
-from sidecar.config import Limits, Timeouts
-from sidecar.tls import Endpoint
+from sidecar.config.wiring import Limits, Timeouts
+from sidecar.documents.address import Address
+from sidecar.proxy import inbound, outbound
+from sidecar.transport import dial, sockets
+from sidecar.transport.tls import TlsChannel
 from tests import harness
 from tests.harness import (
     PATIENCE,
@@ -281,14 +282,14 @@ async def test_a_crash_ends_one_connection_and_is_told(module: Any, monkeypatch:
 
 
 async def test_ninety_nine_others_go_on_when_a_pump_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Endpoint.write
+    real = TlsChannel.write
 
-    def broken(self: Endpoint, buffer: Any, size: int) -> None:
+    def broken(self: TlsChannel, buffer: Any, size: int) -> None:
         if bytes(buffer.view[: min(size, 4)]) == b"BOOM":
             raise RuntimeError("a bug in a pump")
         real(self, buffer, size)
 
-    monkeypatch.setattr(Endpoint, "write", broken)
+    monkeypatch.setattr(TlsChannel, "write", broken)
     async with mesh_bed() as bed:
         web, api, entry = await bed.pair()
         async with AsyncExitStack() as stack:

@@ -24,10 +24,10 @@ from certs.client import CaClient, CaDeniedError
 from certs.issuance import Denied
 from certs.registrar import Terms
 from certs.store import SCHEMA_VERSION, Store, Transaction
-from sidecar import answers
-from sidecar.identity import SpiffeId
-from sidecar.reasons import UsageError
-from sidecar.tls import utc_now
+from sidecar.agent import accept
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.transport.tls import utc_now
 from tests.integration.ca import Caller, CaSite, denial
 from tests.integration.database import Database, owned_directory
 from tests.integration.processes import DEADLINE, Running, free_port, running
@@ -173,8 +173,8 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     opened._clock = lambda: int(now.timestamp())
     token = passes.make("token", site.root_digest)
     opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
-    key, other = answers.new_key(), answers.new_key()
-    csr, other_csr = (answers.csr_for(one).decode() for one in (key, other))
+    key, other = accept.new_key(), accept.new_key()
+    csr, other_csr = (accept.csr_for(one).decode() for one in (key, other))
 
     def enrol(service: str, request: str) -> Callable[[Transaction], str]:
         return lambda transaction: registrar.enrol(transaction, terms, token, service, request)
@@ -203,7 +203,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     listed = opened.read(lambda connection: standing.revocations(connection, "shop.internal", now))
     assert set(listed.identities) == {WEB}
     with pytest.raises(Denied, match="revoked"):
-        opened.write(renew(answers.csr_for(answers.new_key()).decode()))
+        opened.write(renew(accept.csr_for(accept.new_key()).decode()))
 
     number = len(log(opened))
     opened._clock = lambda: int((now + timedelta(days=40)).timestamp())

@@ -12,10 +12,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.config import Limits
-from sidecar.dial import REFRESH_SECONDS
+from sidecar.config.wiring import Limits
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
+from sidecar.transport.dial import REFRESH_SECONDS
 from tests import harness
 from tests.harness import App, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
 

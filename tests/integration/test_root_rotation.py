@@ -16,8 +16,8 @@ from OpenSSL import SSL
 from certs import authority
 from certs.client import CaError
 from certs.trust import digest
-from sidecar.address import Address
-from sidecar.tls import utc_now
+from sidecar.documents.address import Address
+from sidecar.transport.tls import utc_now
 from tests.certificates import Credential
 from tests.harness import Foreigner, connect
 from tests.integration.ca import CaSite, Load, echo_app, load, member_process

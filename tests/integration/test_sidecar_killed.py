@@ -15,11 +15,11 @@ import sqlalchemy as sa
 import trio
 
 from certs import store
-from sidecar import statedir
-from sidecar.config import CaIdentity, load_config
-from sidecar.logs import Log
-from sidecar.member import Member
-from sidecar.tls import utc_now
+from sidecar.agent import statedir
+from sidecar.agent.agent import Agent
+from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.observe.logs import Log
+from sidecar.transport.tls import utc_now
 from tests.harness import LogSink
 from tests.integration.ca import CaSite, member_process
 from tests.integration.members import hasty, live_ca
@@ -59,12 +59,12 @@ async def lives() -> AsyncIterator[Lives]:
         yield Lives(program)
 
 
-def wakes_up(file: Path) -> Member:
+def wakes_up(file: Path) -> Agent:
     """A start from what is on the disk, as far as it goes without a CA."""
     config = load_config(file, {})
     assert isinstance(config.identity, CaIdentity)
     assert not list(config.identity.state_dir.glob("*.key")), "no key lies about"
-    return Member(config.service, config.identity, lambda: config.mesh, Log(LogSink(), "json"), utc_now)
+    return Agent(config.service, config.identity, lambda: config.mesh, Log(LogSink(), "json"), utc_now)
 
 
 async def test_killed_while_it_renews(tmp_path: Path) -> None:

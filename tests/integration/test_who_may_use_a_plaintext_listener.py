@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from sidecar import sockets
-from sidecar.address import Address
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
 from tests import harness
 from tests.harness import RunningSidecar, connect, mesh_bed, receive_all
 

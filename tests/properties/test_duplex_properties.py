@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import duplex as core
+from sidecar.relay import duplex as core
 from tests.duplexbed import Connection
 from tests.simulation import RECORD, fake_buffers
 

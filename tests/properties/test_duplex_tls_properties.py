@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
-from sidecar import tls
-from sidecar.duplex import Buffers, Channel
-from sidecar.judge import Terms
+from sidecar.identity.judge import VerifyParams
+from sidecar.relay.duplex import Buffers, Channel
+from sidecar.transport import tls
 from tests.attacks.records import ALERT, DATA, KeyLog, Writer
 from tests.certificates import Authority
 from tests.duplexbed import Connection
@@ -30,7 +30,7 @@ def contexts() -> tuple[tls.Context, SSL.Context, KeyLog]:
     mesh, log = Authority(), KeyLog()
     ours, theirs = mesh.leaf("api"), mesh.leaf("web")
     assert isinstance(ours.key, tls.PrivateKey)
-    context = tls.Context(tls.KeyPair(ours.chain, ours.key, mesh.roots), Terms("shop.internal"))
+    context = tls.Context(tls.KeyPair(ours.chain, ours.key, mesh.roots), VerifyParams("shop.internal"))
     peer = SSL.Context(SSL.TLS_METHOD)
     peer.use_certificate(theirs.chain[0])
     peer.add_extra_chain_cert(theirs.chain[1])
@@ -40,28 +40,28 @@ def contexts() -> tuple[tls.Context, SSL.Context, KeyLog]:
 
 
 class TlsConnection(Connection):
-    """The same over a :class:`sidecar.tls.Endpoint`; the oracle decrypts with an OpenSSL of its own."""
+    """The same over a :class:`sidecar.transport.tls.Endpoint`; the oracle decrypts with an OpenSSL of its own."""
 
     record_size = 16384
     overhead = 22
 
     def make_channel(self) -> Channel:
         context, peer_context, log = contexts()
-        endpoint = context.server("mesh/1/http", tls.utc_now)
+        channel = context.server("mesh/1/http", tls.utc_now)
         self._reader: Any = SSL.Connection(peer_context, None)
         self._reader.set_connect_state()
         received, done = b"", False
         while not done:
             with suppress(SSL.WantReadError):
                 self._reader.do_handshake()
-            done = endpoint.step(self._reader.bio_read(65536))
-            received = endpoint.take_all()
+            done = channel.step(self._reader.bio_read(65536))
+            received = channel.take_all()
             if received:
                 self._reader.bio_write(received)
         self._writer = Writer(log.secrets["CLIENT_TRAFFIC_SECRET_0"])
         self._written: list[tuple[int, str, bytes]] = []
         self._there, self._fed = Parsed(b"", None, 0), 0
-        return endpoint
+        return channel
 
     def encode(self, what: str, size: int) -> bytes:
         if what == "data":

@@ -7,7 +7,7 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.identity import InvalidIdentityError, SpiffeId, parse_spiffe_id, parse_svid, shown
+from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, parse_spiffe_id, parse_svid, shown
 from tests.certificates import Authority
 
 _DOMAIN = string.ascii_lowercase + string.digits + "._-"

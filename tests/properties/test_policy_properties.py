@@ -10,13 +10,13 @@ from datetime import UTC, date, datetime
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sidecar.address import parse_address
-from sidecar.config import Config, parse_config
-from sidecar.identity import SpiffeId
-from sidecar.mesh import Mesh, Pattern, Rule, parse_mesh
-from sidecar.names import Target
-from sidecar.policy import decide
-from sidecar.reasons import UsageError
+from sidecar.config.wiring import Config, parse_config
+from sidecar.documents.address import parse_address
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.policy.decide import decide
+from sidecar.policy.mesh import Mesh, Pattern, Rule, parse_mesh
+from sidecar.policy.names import Target
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 

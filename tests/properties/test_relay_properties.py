@@ -14,8 +14,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar import relay as relay_module
-from sidecar.duplex import Ending, How
+from sidecar.relay import relay as relay_module
+from sidecar.relay.duplex import Ending, How
 from tests.harness import PATIENCE
 from tests.relaybed import POLLERS, Bed, Connection, Passthrough
 

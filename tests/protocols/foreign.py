@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, mesh_bed, receive_all
 from tests.integration.processes import Shop, SidecarProcess, free_port, output, sidecar_process
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.integration.processes import DEADLINE, Running, SidecarProcess, clean_environment, running
 
 _PACKAGES = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, mesh_bed, receive_all
 from tests.integration.processes import Shop
 from tests.protocols import nginx

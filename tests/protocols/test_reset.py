@@ -8,7 +8,7 @@ import socket
 import pytest
 import trio
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, mesh_bed
 from tests.integration.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import entered

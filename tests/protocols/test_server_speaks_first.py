@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, mesh_bed, receive_all
 from tests.integration.processes import Shop, output, sidecar_pair
 from tests.protocols.programs import all_ok, entered, needs

@@ -7,7 +7,7 @@ import socket
 import pytest
 import trio
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.certificates import Authority
 from tests.harness import PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound, receive_all
 

@@ -10,7 +10,7 @@ import struct
 
 import trio
 
-from sidecar import sockets
+from sidecar.transport import sockets
 from tests.harness import App, mesh_bed
 from tests.integration.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import all_ok, entered

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificates
 
 from certs import authority, files, trust
-from sidecar.identity import parse_svid
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import parse_svid
 from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from certs.cli import options
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.commands import everything, ran, refused, run
 
 DOMAIN = ["--trust-domain", "shop.internal"]

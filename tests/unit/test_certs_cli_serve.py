@@ -17,7 +17,7 @@ from certs import serve as serving
 from certs.cli import main
 from certs.serve import Settings
 from certs.store import file_url
-from sidecar.address import Address
+from sidecar.documents.address import Address
 from tests.mini_ca import DOMAIN
 
 MESH = f"trust_domain: {DOMAIN}\nservices: {{api: {{}}}}\n"

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs import connections
 from certs.client import CaError
 from certs.connections import DRAIN_SECONDS, HANDSHAKE_SECONDS
-from sidecar.tls import KeyPair
+from sidecar.transport.tls import KeyPair
 from tests.casite import API, GET, Running, Site, identity_of, serving
 from tests.certificates import Authority as Forger
 from tests.harness import PATIENCE

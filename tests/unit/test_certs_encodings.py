@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certs.encodings import read
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.certificates import Authority, ec_key, pem
 
 MESH = Authority()

@@ -11,7 +11,7 @@ import pytest
 
 from certs import files
 from certs.files import PUBLIC, SECRET, NewFile
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 
 TWO = [NewFile("a.key", b"secret", SECRET), NewFile("a.pem", b"public", PUBLIC)]
 

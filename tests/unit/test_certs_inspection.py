@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from certs.encodings import read
 from certs.inspection import Report, as_json, as_text, ca_faults, examine, is_signed_by
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.certificates import (
     CA_USAGE,
     DAY,

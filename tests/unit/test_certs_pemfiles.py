@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from certs import authority, pemfiles
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.certificates import rsa_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)

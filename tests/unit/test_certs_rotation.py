@@ -22,7 +22,7 @@ from certs.rotation import Laggard, Rotation, Rotator
 from certs.standing import Follower
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url
 from certs.trust import Bundle, digest
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.certificates import DAY, HOUR
 from tests.harness import PATIENCE
 from tests.mini_ca import API, DOMAIN, NOW, Clock

@@ -25,11 +25,11 @@ from certs.client import CaDeniedError, CaError
 from certs.connections import DRAIN_SECONDS
 from certs.store import issued
 from certs.trust import Bundle, read_bundle, sign_bundle
-from sidecar import sockets
-from sidecar.address import Address
-from sidecar.identity import SpiffeId
-from sidecar.logs import Log
-from sidecar.reasons import UsageError
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.observe.logs import Log
+from sidecar.transport import sockets
 from tests.casite import API, DOMAIN, MESH, NOW, WEB, Clock, Site, csr, identity_of, serving
 from tests.harness import PATIENCE, LogSink
 
@@ -432,7 +432,7 @@ async def test_its_own_certificate_is_renewed_at_half_of_its_life(
 
         async def until() -> datetime:
             stream = await ca.stream()
-            svid = stream.endpoint.svid
+            svid = stream.channel.svid
             await stream.close()
             assert svid is not None
             assert svid.id == SpiffeId(DOMAIN, ("mesh", "ca"))

@@ -30,9 +30,9 @@ from certs.standing import Follower
 from certs.store import Store, file_url
 from certs.trust import Bundle, RevocationList, digest, read_bundle, read_revocations, sign_bundle, sign_revocations
 from certs.writer import Writer
-from sidecar.http1 import Peer, Request, Response
-from sidecar.identity import SpiffeId, parse_svid
-from sidecar.logs import Log
+from sidecar.identity.spiffe import SpiffeId, parse_svid
+from sidecar.observe.logs import Log
+from sidecar.transport.http1 import Peer, Request, Response
 from tests.harness import LogSink
 
 NOW = datetime.now(UTC).replace(microsecond=0)

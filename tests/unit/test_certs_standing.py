@@ -15,9 +15,9 @@ from certs.authority import Made
 from certs.standing import MOST_BUNDLES, Follower
 from certs.store import followers, issued, passes, revoked_serials
 from certs.trust import Bundle, RevocationList, UntrustedError, digest
-from sidecar.identity import SpiffeId, parse_svid
-from sidecar.judge import key_digest
-from sidecar.reasons import UsageError
+from sidecar.identity.judge import key_digest
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId, parse_svid
 from tests.certificates import DAY, HOUR
 from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa, csr, ders
 

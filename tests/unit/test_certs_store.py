@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from certs import audit, store
 from certs.store import Store, StoreUnavailableError, Transaction, audit_entries, file_url, issued, meta, opened, passes
-from sidecar.reasons import UsageError
+from sidecar.identity.reasons import UsageError
 from tests.mini_ca import Clock
 
 

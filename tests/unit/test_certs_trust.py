@@ -32,7 +32,7 @@ from certs.trust import (
     sign_bundle,
     sign_revocations,
 )
-from sidecar.identity import SpiffeId
+from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import DAY, HOUR, Credential, ec_key, rsa_key
 from tests.certificates import Authority as Factory
 from tests.mini_ca import API, DOMAIN, NOW, WEB

@@ -1,0 +1,179 @@
+"""Our own certificate, key and trust bundle: read from files and checked before anything is served with them.
+
+Fails closed, and early: a sidecar that would be refused by every peer, or could not refuse anybody, does not start.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from sidecar.identity.judge import Presented, VerifyParams, judge
+from sidecar.identity.reasons import Reason, Refused, UsageError
+from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, Svid, parse_svid, shown
+from sidecar.transport import tls
+
+MAX_FILE_BYTES = 1 << 20
+
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_RSA_BITS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A checked key pair, and whose it is until when."""
+
+    keys: tls.KeyPair
+    svid: Svid
+
+
+def load(certificate: Path, key: Path, bundle: Path, terms: VerifyParams, now: datetime) -> Credentials:
+    """Reads and checks the three files; ``terms.expected`` is our own identity. Raises :class:`UsageError`."""
+    if terms.expected is None:
+        raise ValueError("terms.expected must be our own identity")
+    chain = read_certificates(certificate, "certificate")
+    roots = read_certificates(bundle, "trust bundle")
+    private = _key(key)
+    for one, path in (*((one, certificate) for one in chain), *((one, bundle) for one in roots)):
+        _check_strength(one, path)
+    if private.public_key() != chain[0].public_key():
+        raise UsageError(
+            f"{key}: the key does not belong to the certificate in {certificate}; they must be issued together"
+        )
+    for root in roots:
+        _check_root(root, bundle)
+    keys = tls.KeyPair(chain, private, roots)
+    return Credentials(keys, _check(keys, certificate, bundle, terms, now))
+
+
+def judge_own(keys: tls.KeyPair, terms: VerifyParams, now: datetime) -> Svid:
+    """Judges our own certificate as every peer will; ``terms.expected`` is who we are. Raises :class:`Refused`."""
+    ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
+    return judge(Presented(ders, ders, tls.verify_own_chain(keys)), terms, now)
+
+
+def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: VerifyParams, now: datetime) -> Svid:
+    """Judges our own certificate as every peer will."""
+    expected: SpiffeId = terms.expected or SpiffeId("", ())
+    renew = f"get a new one: certs issue CA_DIR {expected.service} --out {path.parent} --force"
+    try:
+        svid = parse_svid(keys.chain[0].public_bytes(serialization.Encoding.DER))
+    except InvalidIdentityError as error:
+        raise UsageError(f"{path}: not usable as this service's identity: {error}; {renew}") from error
+    # Said before the chain is judged, which would report the same less helpfully.
+    if now > svid.not_after:
+        raise UsageError(
+            f"{path}: the certificate of {svid.id} was good until {svid.not_after:%F %T} UTC and is expired; {renew}"
+        )
+    if now < svid.not_before:
+        raise UsageError(
+            f"{path}: the certificate of {svid.id} is good only from {svid.not_before:%F %T} UTC, and it is "
+            f"{now:%F %T} UTC; is the clock right?"
+        )
+    try:
+        judge_own(keys, terms, now)
+    except Refused as refusal:
+        if refusal.reason is Reason.UNEXPECTED_PEER:
+            raise UsageError(
+                f"{path}: the certificate is for {svid.id}, but this sidecar is {expected}; {renew}"
+            ) from refusal
+        raise UsageError(
+            f"{path}: every peer that trusts {bundle} would refuse this certificate, saying that it {refusal.detail}; "
+            f"{renew}"
+        ) from refusal
+    return svid
+
+
+def _check_root(root: x509.Certificate, path: Path) -> None:
+    try:
+        is_ca = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        is_ca = False
+    if not is_ca:
+        name = shown(root.subject.rfc4514_string())
+        raise UsageError(
+            f"{path}: {name} is not a CA certificate, so it cannot anchor trust; the bundle holds roots only"
+        )
+
+
+def _check_strength(certificate: x509.Certificate, path: Path) -> None:
+    """Whether TLS 1.3 can use its key (RFC 8446 4.2.3) and OpenSSL will (security level 2): else no handshake succeeds."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    strong = (
+        isinstance(key, ed25519.Ed25519PublicKey)
+        or (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES))
+        or (isinstance(key, rsa.RSAPublicKey) and key.key_size >= _RSA_BITS)
+    )
+    if not strong:
+        subject = certificate.subject.rfc4514_string()
+        whose = f"of {shown(subject)}" if subject else "in it"
+        raise UsageError(f"{path}: the key {whose} is of a kind or size that TLS 1.3 peers refuse; use P-256")
+
+
+def read_certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM file; ``what`` it is, for messages. Raises :class:`UsageError`."""
+    data = read_file(path, what)
+    try:
+        certificates = x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        raise UsageError(f"{path}: no PEM {what} can be read from it ({shown(str(error))})") from error
+    return tuple(certificates)
+
+
+def _key(path: Path) -> tls.PrivateKey:
+    data = read_file(path, "key", secret=True)
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except TypeError as error:
+        raise UsageError(
+            f"{path}: the key is encrypted; a sidecar starts by itself and needs it without passphrase"
+        ) from error
+    except Exception as error:  # whatever the parser raises: never with its text, which may quote the file
+        raise UsageError(f"{path}: no PEM private key can be read from it") from error
+    if not isinstance(key, tls.PrivateKey):
+        raise UsageError(f"{path}: a key of this kind cannot be used; make one with P-256")
+    return key
+
+
+def read_file(path: Path, what: str, *, secret: bool = False) -> bytes:
+    """A file's content; a ``secret`` one must be its owner's alone. Raises :class:`UsageError`."""
+    try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):  # a FIFO would be waited for, for ever
+            found = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
+            raise UsageError(f"{path}: {found}, where the {what} file is expected")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if secret:
+                _check_secret(path, what, status)
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise UsageError(f"{path}: cannot read the {what}: {reason}") from error
+    if not data.strip():
+        raise UsageError(f"{path}: the {what} file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{path}: more than {MAX_FILE_BYTES} bytes, so it is no {what}")
+    return data
+
+
+def _check_secret(path: Path, what: str, status: os.stat_result) -> None:
+    """A key is its owner's alone; root may let one group read it (as PostgreSQL has it)."""
+    forbidden = stat.S_IRWXG | stat.S_IRWXO
+    if status.st_uid == 0 and os.getuid() != 0:
+        forbidden = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
+    if status.st_mode & forbidden:
+        raise UsageError(
+            f"{path}: the {what} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); do: chmod 600 {path}"
+        )

@@ -1,0 +1,1 @@
+"""``sidecar.yaml``: one sidecar's wiring, and the environment variables that override it. Pure."""

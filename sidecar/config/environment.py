@@ -1,0 +1,87 @@
+"""``SIDECAR_…`` variables: values that win over those of a ``sidecar.yaml``. Pure: the environment is an argument.
+
+Every scalar of the file that is not inside a list has its variable, named by its keys: ``timeouts: {drain: 8s}`` is
+``SIDECAR_TIMEOUTS_DRAIN=8s``. Fails closed: a variable that stands for nothing is a mistake.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel
+
+from sidecar.config.sidecar_yaml import ConfigShape
+from sidecar.documents.document import DataPath, Document, part
+from sidecar.documents.problems import Problems, did_you_mean
+from sidecar.documents.schema import bare_type, keys_at
+from sidecar.identity.spiffe import shown
+
+PREFIX = "SIDECAR_"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A file's data with the environment's values in it, which values those are, and what is wrong so far."""
+
+    document: Document
+    data: Any
+    given: Mapping[DataPath, str]
+    problems: Problems
+
+    def path(self, text: str, *where: str) -> Path:
+        """A path that the file or, relative to the working directory, a variable names."""
+        return Path(text) if where in self.given else Path(self.document.filename).parent / text
+
+
+def variables() -> dict[str, DataPath]:
+    """Every variable there is, made from the file's shape: ``SIDECAR_TIMEOUTS_DRAIN`` → ``("timeouts", "drain")``."""
+    return {PREFIX + "_".join(map(str, path)).upper(): path for path in _scalars((), ConfigShape)}
+
+
+def _scalars(path: DataPath, kind: Any) -> Iterator[DataPath]:
+    kind = bare_type(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for key, inner in keys_at(kind, ()).items():
+            yield from _scalars((*path, key), inner)
+    elif get_origin(kind) in {None, Literal}:  # a list has no place in a variable
+        yield path
+
+
+def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
+    """The file's data with the environment's values in it. An unknown variable is a problem: it would do nothing."""
+    known = variables()
+    data = deepcopy(document.data)
+    unknown, given = [], {}
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        if name not in known:
+            unknown.append(name)
+            continue
+        *outer, last = known[name]
+        place = data
+        for key in outer:
+            if isinstance(place, dict) and place.get(key) is None:
+                place[key] = {}
+            place = part(place, key)
+        if isinstance(place, dict):  # if not, the file has a value where a mapping belongs, and is refused for that
+            place[last] = _value(environ[name], known[name])
+            given[known[name]] = name
+    problems = Problems(document, given)
+    for path, name in given.items():
+        if not environ[name].isprintable():
+            problems.add(path, f"has a character that cannot be printed: {shown(environ[name])}")
+    endings = [name.removeprefix(PREFIX) for name in known]
+    for name in unknown:
+        near = did_you_mean(name.removeprefix(PREFIX), endings).replace("'", f"'{PREFIX}", 1)
+        problems.add_variable(name, f"unknown variable{near}")
+    return Merged(document, data, given, problems)
+
+
+def _value(text: str, path: DataPath) -> str | int:
+    """A variable's text as what the file would hold: a number where a number is wanted."""
+    wanted = bare_type(keys_at(ConfigShape, path[:-1])[str(path[-1])])
+    return int(text) if wanted is int and re.fullmatch(r"[0-9]{1,20}", text) else text

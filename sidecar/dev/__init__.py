@@ -1,0 +1,1 @@
+"""``sidecar dev``: a whole mesh in one process."""

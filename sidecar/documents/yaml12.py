@@ -1,0 +1,199 @@
+"""YAML text to a :class:`Document`: plain data that remembers its lines.
+
+Pure, but for :func:`load_text`; fails closed: what is not understood is a :class:`UsageError`, never a guess.
+
+The text is read by PyYAML's composer and resolved by the *core schema* of YAML 1.2 (section 10.3.2), because YAML 1.1
+reads a service called ``no`` as false, ``5432:80`` as a number to base 60, ``010`` as eight and a date as an object.
+Refused besides: keys that occur twice (the last would silently win), tags, several documents, and whatever could cost
+more time or memory than its size suggests (aliases that multiply, deep nesting).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidecar.documents.document import DataPath, Document, path_text
+from sidecar.documents.problems import Problems
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import shown
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 50_000
+MAX_DEPTH = 32
+
+_TAG = "tag:yaml.org,2002:"
+_NULL = re.compile(r"null|Null|NULL|~|")
+_BOOL = re.compile(r"(true|True|TRUE)|(?:false|False|FALSE)")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+
+
+def load_text(path: Path) -> str:
+    """The text of a file; the one function here that touches the disk.
+
+    Raises :class:`UsageError`: not readable, larger than 1 MiB, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise UsageError(f"{path}: cannot be read: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"{path}: is larger than {MAX_BYTES} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}:{line}: is not UTF-8 text") from error
+
+
+def parse_yaml(text: str, filename: str) -> Document:
+    """Reads one YAML document. Raises :class:`UsageError`, whose lines each start with ``filename``."""
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise UsageError(f"{filename}: is larger than {MAX_BYTES} bytes")
+    try:
+        root = _Composer(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UsageError(f"{filename}:{line}: not YAML: a character that may not be in a file") from error
+    except yaml.MarkedYAMLError as error:
+        raise UsageError(_syntax_error(error, filename)) from error
+    except (ValueError, OverflowError) as error:  # PyYAML's own slips: "\UFFFFFFFF", %YAML with a huge version
+        raise UsageError(f"{filename}:1: not YAML: an escape or a version number is out of range") from error
+    if root is None or (root.tag == _TAG + "null" and root.value == ""):
+        raise UsageError(f"{filename}:1: the file is empty")
+    builder = _Builder(filename)
+    data = builder.build(root, (), root.start_mark.line + 1)
+    builder.problems.raise_any()
+    return Document(filename, data, builder.lines)
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = 1 if mark is None else mark.line + 1
+    problem = (error.problem or "cannot be read").encode("ascii", "backslashreplace").decode().replace("\n", " ")
+    if error.context == "while scanning an alias":
+        what = 'an unquoted * means something else in YAML: quote it ("*")'
+    elif problem.startswith("found undefined alias"):
+        what = f"{problem}: if you mean a *, quote it"
+    elif "'\\t'" in problem:
+        what = "not YAML: a tab; lines are indented with spaces"
+    elif error.context == "expected a single document in the stream":
+        what = "a second document begins: one file holds one"
+    elif (error.context or "").startswith("found duplicate anchor"):
+        what = "not YAML: the same anchor (&) is there twice"
+    else:
+        begun = f" ({error.context} begun on line {error.context_mark.line + 1})" if error.context_mark else ""
+        what = f"not YAML: {problem}{begun}"
+    return f"{filename}:{line}: {what}"
+
+
+class _Composer(
+    yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver
+):
+    """PyYAML's text → nodes, with the core schema in the resolver's place and a bound on nesting."""
+
+    def __init__(self, text: str) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+        yaml.composer.Composer.__init__(self)
+        yaml.resolver.BaseResolver.__init__(self)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(problem="nested too deeply", problem_mark=self.get_mark())
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        if kind is not yaml.ScalarNode:
+            return _TAG + ("seq" if kind is yaml.SequenceNode else "map")
+        if implicit[0]:
+            for name, pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
+                if pattern.fullmatch(value):
+                    return _TAG + name
+        return _TAG + "str"
+
+
+class _Builder:
+    """Nodes → data, lines and problems. Aliases are expanded as they are met, so the bound counts what they expand to."""
+
+    def __init__(self, filename: str) -> None:
+        self.filename = filename
+        self.lines: dict[DataPath, int] = {}
+        self.problems = Problems(Document(filename, None, self.lines))
+        self._open: set[int] = set()
+        self._nodes = 0
+
+    def build(self, node: yaml.Node, path: DataPath, line: int) -> Any:
+        self._nodes += 1
+        if self._nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            raise UsageError(
+                f"{self.filename}:{line}: the file is too large: more than {MAX_NODES} values or {MAX_DEPTH} levels"
+            )
+        self.lines[path] = line
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        if id(node) in self._open:
+            raise UsageError(f"{self.filename}:{line}: {path_text(path)}: an alias (*) inside of what it stands for")
+        self._open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            self._refuse_tag(node, path, "seq")
+            data: Any = [self.build(item, (*path, i), item.start_mark.line + 1) for i, item in enumerate(node.value)]
+        else:
+            self._refuse_tag(node, path, "map")
+            data = self._mapping(node, path)
+        self._open.remove(id(node))
+        return data
+
+    def _mapping(self, node: yaml.Node, path: DataPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.add(path, "a key must be text, not a list or a mapping", line=line)
+                continue
+            self._scalar(key_node, path)
+            key = key_node.value  # as it is written: a service may be called `no`, a port `5432`
+            if key in data:
+                first = self.lines[(*path, key)]
+                self.problems.add((*path, key), f"is there twice (first on line {first})", line=line)
+                continue
+            data[key] = self.build(value_node, (*path, key), line)
+        return data
+
+    def _scalar(self, node: yaml.ScalarNode, path: DataPath) -> Any:
+        text, tag = node.value, node.tag.removeprefix(_TAG)
+        line = node.start_mark.line + 1
+        if tag == "str":
+            if not text.isprintable():
+                self.problems.add(path, f"has a character that cannot be printed: {shown(text)}", line=line)
+            return text
+        if tag == "null" and _NULL.fullmatch(text):
+            return None
+        if tag == "bool" and (match := _BOOL.fullmatch(text)):
+            return match[1] is not None
+        if tag == "int" and _INT.fullmatch(text):
+            if len(text) > 40:
+                self.problems.add(path, "a number that large", line=line)
+                return 0
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        if tag == "float" and _FLOAT.fullmatch(text):
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        self.problems.add(path, f"the tag {shown(node.tag)} is not understood here", line=line)
+        return text
+
+    def _refuse_tag(self, node: yaml.Node, path: DataPath, expected: str) -> None:
+        if node.tag != _TAG + expected:
+            self.problems.add(path, f"the tag {shown(node.tag)} is not understood here", line=node.start_mark.line + 1)

@@ -1,0 +1,1 @@
+"""Which service a peer is, and whether its certificate is believed. Pure."""

@@ -1,0 +1,1 @@
+"""One sidecar from start to drain, and what is reloaded in between."""

@@ -1,0 +1,174 @@
+"""``sidecar run``: one sidecar in one process. Wiring only."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from sidecar.agent.agent import Agent
+from sidecar.agent.credentials import Credentials
+from sidecar.config import wiring as configuration
+from sidecar.config.wiring import Config, FileIdentity
+from sidecar.host.process import raise_descriptor_limit
+from sidecar.identity.judge import Revocations
+from sidecar.identity.reasons import UsageError
+from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
+from sidecar.observe.admin import AdminServer, Source
+from sidecar.observe.logs import Log
+from sidecar.observe.status import CurrentState, describe
+from sidecar.proxy.node import Node
+from sidecar.proxy.server import Server
+from sidecar.transport.tls import utc_now
+
+
+def prepare(
+    config: Config,
+    environ: Mapping[str, str],
+    log: Log,
+    loaded: Credentials | None = None,
+    revocations: Revocations = NOTHING_REVOKED,
+) -> tuple[Server, Reloader]:
+    """Everything that can be wrong at start: credentials (those of the files, unless a CA gave some), then listeners.
+    Raises :class:`UsageError`."""
+    if loaded is None:
+        loaded = load_credentials(config, config.mesh, utc_now())
+    node = Node(config, snapshot(config.service, config.mesh, loaded.keys, revocations), log)
+    return Server(node), Reloader(node, loaded, environ, revocations)
+
+
+@asynccontextmanager
+async def machinery(node: Node) -> AsyncIterator[None]:
+    """The tasks that a node's connections rely on, for as long as the block lasts."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.relay.run)
+        nursery.start_soon(node.gate.run)
+        nursery.start_soon(node.resolver.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def run(config: Config, environ: Mapping[str, str]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts at once; SIGHUP reloads the files at once.
+    ``environ`` is what ``config`` was read with. Raises :class:`UsageError` at start."""
+    log = Log(style=config.log_format)
+    if isinstance(config.identity, FileIdentity):
+        await _serve(config, log, *prepare(config, environ, log))
+        return
+    member = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now)
+    try:
+        joined = await _join(member)
+        if joined is None:
+            return
+        server, reloader = prepare(config, environ, log, joined, member.revocations())
+        member.follow(lambda: server.node.current.mesh)
+        await _serve(config, log, server, reloader, member)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await member.close()
+
+
+async def _join(member: Agent) -> Credentials | None:
+    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError` where there is no use in that."""
+    joined, refused = None, None
+    # The signals around the nursery: a task that begins to wait for one after their block is over is an error.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            try:
+                await member.join()
+                joined = member.credentials
+            except UsageError as error:
+                refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is
+            nursery.cancel_scope.cancel()
+    if refused is not None:
+        raise refused
+    return joined
+
+
+async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Agent | None = None) -> None:
+    raise_descriptor_limit()
+    stop = trio.Event()
+    admin = None
+    if config.admin is not None:
+        status = partial(_status, config, server.node, reloader, member, stop)
+        try:
+            admin = AdminServer(
+                f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.tally), log
+            )
+        except BaseException:
+            server.close()
+            raise
+    for warning in configuration.warnings(config, utc_now()):
+        log.warning("warning", service=config.service, message=warning)
+    async with machinery(server.node), trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            nursery.start_soon(_obey, signals, stop, server.node, reloader, nursery.cancel_scope)
+            nursery.start_soon(reloader.run)
+            if admin is not None:
+                nursery.start_soon(admin.run)
+            if member is not None:
+                nursery.start_soon(member.run, reloader.adopt)
+            svid = reloader.loaded.svid
+            log.info(
+                "started",
+                service=config.service,
+                identity=str(svid.id),
+                certificate_until=f"{svid.not_after:%FT%TZ}",
+                inbound=[f"{one.port} on {_at(one.address)}" for one in server.listeners if one.direction == "inbound"],
+                outbound=[
+                    f"{one.upstream} on {_at(one.address)}" for one in server.listeners if one.direction == "outbound"
+                ],
+                **({} if admin is None else {"admin": admin.address}),
+            )
+            await server.serve(stop)
+            nursery.cancel_scope.cancel()
+    log.info("stopped", service=config.service)
+
+
+def _status(config: Config, node: Node, reloader: Reloader, member: Agent | None, stop: trio.Event) -> dict[str, Any]:
+    """What is so now."""
+    now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
+    unwell = []
+    if now > svid.not_after:
+        unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
+    if fresh_until is not None and now > fresh_until:
+        unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it lets nobody new in")
+    live = [
+        ("inbound", str(claim.source), claim.port)
+        if claim.peer.id == claim.source
+        else ("outbound", str(claim.peer.id), f"{claim.service}:{claim.port}")
+        for claim in node.registry.claims()
+    ]
+    trust = {} if member is None else member.trust()
+    return describe(now, CurrentState(config, node.current.mesh, svid, live, unwell, trust, stop.is_set()), node.tally)
+
+
+async def _obey(
+    signals: AsyncIterator[int], stop: trio.Event, node: Node, reloader: Reloader, everything: trio.CancelScope
+) -> None:
+    service, seconds = node.config.service, node.config.timeouts.drain
+    async for number in signals:
+        name = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            await reloader.reload()
+        elif stop.is_set():
+            node.log.warning("cutting", service=service, message=f"{name} again: connections are cut now")
+            everything.cancel()
+        else:
+            message = f"{name}: up to {seconds:g} s for connections to finish"
+            node.log.info("draining", service=service, message=message)
+            stop.set()
+
+
+def _at(address: tuple[str, int]) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"

@@ -1,0 +1,216 @@
+"""The admin port: ``/healthz``, ``/status``, ``/metrics``, over HTTP on loopback or on a Unix socket. It changes nothing.
+
+It is for this machine's people and programs, so it is nowhere else: a listener on another address is refused when the file
+is read. A web page in a browser here is somebody else, though: its requests carry the name of the host that it came from,
+also when that name leads to 127.0.0.1 by now (DNS rebinding), so ``Host`` must be ours. On a Unix socket the kernel says
+which user asks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
+from sidecar.observe.metrics import Metrics
+from sidecar.transport import sockets
+from sidecar.transport.http1 import Closing, Handler, Peer, Request, Response, Routes, converse, error
+from sidecar.transport.stream import BrokenStreamError
+
+MAX_CONNECTIONS = 64
+
+_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the answers come from: the status as of now, and what has been counted."""
+
+    status: Callable[[], dict[str, Any]]
+    tally: Metrics
+
+
+class AdminServer:
+    """The open listener. Its constructor raises :class:`UsageError`."""
+
+    def __init__(self, where: str, listen: Address | Path, source: Source, log: Log) -> None:
+        self._source = source
+        self._log = log
+        self._path = listen if isinstance(listen, Path) else None
+        if isinstance(listen, Path):
+            self.socket = listen_unix(where, listen)
+        else:
+            self.socket = sockets.listen(where, listen.host, listen.port)
+        self._registry = CollectorRegistry()
+        self._registry.register(_Numbers(source))
+
+    @property
+    def address(self) -> str:
+        return str(self._path) if self._path is not None else sockets.text(self.socket.getsockname())
+
+    def close(self) -> None:
+        self.socket.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    async def run(self) -> None:
+        """Answers until cancelled."""
+        try:
+            async with trio.open_nursery() as connections:
+                while True:
+                    try:
+                        sock, _ = self.socket.accept()
+                    except (BlockingIOError, InterruptedError):
+                        await trio.lowlevel.wait_readable(self.socket)
+                        continue
+                    except OSError:
+                        await trio.sleep(0.1)
+                        continue
+                    if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._may_ask(sock):
+                        sock.close()
+                        continue
+                    connections.start_soon(self._connection, sock)
+        finally:
+            self.close()
+
+    def routes(self) -> Routes:
+        return {
+            "/healthz": {"GET": self._own_host(self._healthz)},
+            "/status": {"GET": self._own_host(self._status)},
+            "/metrics": {"GET": self._own_host(self._metrics)},
+        }
+
+    def _own_host(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            host = request.headers.get("host", "")
+            if self._path is None and _without_port(host) not in _HOSTS:
+                return error(403, "forbidden", "this is for localhost, and the request is for another host")
+            return await handler(request)
+
+        return answer
+
+    async def _healthz(self, _request: Request) -> Response:
+        status = self._source.status()
+        well = status["healthy"] and not status["draining"]
+        unwell = [*status["unwell"], *(["it is draining"] if status["draining"] else [])]
+        return Response.of(200 if well else 503, {"healthy": well, "unwell": unwell})
+
+    async def _status(self, _request: Request) -> Response:
+        return Response.of(200, self._source.status())
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(200, generate_latest(self._registry), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _may_ask(self, sock: socket.socket) -> bool:
+        """On a Unix socket: the same user, or root. The file's mode says so too, unless somebody changed it."""
+        if self._path is None or not hasattr(socket, "SO_PEERCRED"):
+            return True
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return uid in (0, os.geteuid())
+
+    async def _connection(self, sock: socket.socket) -> None:
+        try:
+            sock.setblocking(False)
+            await converse(_Plain(sock), Peer("", None, ()), self.routes(), lambda _path, _status: None, Closing())
+        except (BrokenStreamError, OSError):
+            pass  # whoever asked has gone
+        except Exception as fault:  # one question's bug must not end the sidecar
+            self._log.bug("internal_error", fault)
+        finally:
+            sock.close()
+
+
+def listen_unix(where: str, path: Path) -> socket.socket:
+    """A listening Unix socket that only its owner can open. One that nobody listens on any more is replaced. Raises
+    :class:`UsageError`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise UsageError(f"{where}: another process listens on {path}")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(16)
+        sock.setblocking(False)
+    except OSError as fault:
+        sock.close()
+        raise UsageError(f"{where}: cannot listen on {path}: {fault.strerror or fault}") from fault
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Plain:
+    """A socket as a stream."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def receive_some(self) -> bytes:
+        try:
+            return await sockets.receive(self._sock, 16 * 1024)
+        except OSError as fault:
+            raise BrokenStreamError(str(fault)) from fault
+
+    async def send_all(self, data: bytes) -> None:
+        try:
+            await sockets.send_all(self._sock, data)
+        except OSError as fault:
+            raise BrokenStreamError(str(fault)) from fault
+
+
+class _Numbers(Collector):
+    """The tally, for Prometheus."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def collect(self) -> list[Metric]:
+        tally, status = self._source.tally, self._source.status()
+        ended = CounterMetricFamily(
+            "sidecar_connections", "Connections that ended.", labels=["direction", "port", "decision", "reason"]
+        )
+        for labels, number in tally.ended.items():
+            ended.add_metric(labels, number)
+        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes.", labels=["direction", "port"])
+        for key, number in tally.to_app.items():
+            to_app.add_metric(key, number)
+        from_app = CounterMetricFamily("sidecar_bytes_from_app", "Bytes.", labels=["direction", "port"])
+        for key, number in tally.from_app.items():
+            from_app.add_metric(key, number)
+        live = GaugeMetricFamily("sidecar_live_connections", "Connections now.", labels=["direction", "port"])
+        for one in _by_port(status["connected"]).items():
+            live.add_metric(one[0], one[1])
+        healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))
+        return [ended, to_app, from_app, live, healthy]
+
+
+def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for one in connected:
+        key = (one["direction"], one["port"])
+        found[key] = found.get(key, 0) + one["connections"]
+    return found
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdigit() else host).lower()

@@ -1,0 +1,129 @@
+"""What is said, to whom: the access log and the alarms, as JSON lines on stdout, or for eyes on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import click
+import structlog
+
+from sidecar.identity.reasons import Reason
+
+_EXPECTED = frozenset({Reason.OK.value, Reason.DRAINED.value, Reason.IDLE_TIMEOUT.value, Reason.MAX_AGE.value})
+_COLOURS = {"info": None, "warning": "yellow", "error": "red"}
+
+Event = MutableMapping[str, Any]
+
+
+class Log:
+    """Where this process tells what happens. Everything that a peer may have written is escaped before it gets here, and
+    again here, so that no line can be forged and no terminal driven."""
+
+    def __init__(self, stream: TextIO | None = None, style: Literal["auto", "json", "console"] = "auto") -> None:
+        stream = stream or sys.stdout
+        console = style == "console" or (style == "auto" and stream.isatty())
+        self._logger = structlog.wrap_logger(
+            structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
+            processors=[
+                structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+                structlog.processors.add_log_level,
+                structlog.processors.format_exc_info,
+                *(
+                    [_Console(colours=stream.isatty())]
+                    if console
+                    else [_in_reading_order, structlog.processors.JSONRenderer()]
+                ),
+            ],
+        )
+
+    def connection(self, line: dict[str, Any]) -> None:
+        """The one line of a connection."""
+        say = self._logger.info if line["reason"] in _EXPECTED else self._logger.warning
+        say("connection", **line)
+
+    def alarm(self, message: str, **fields: Any) -> None:
+        """Somebody may be in the middle."""
+        self._logger.error("mitm_suspected", message=message, **fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._logger.info(event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._logger.warning(event, **fields)
+
+    def bug(self, event: str, error: BaseException, **fields: Any) -> None:
+        """A fault of our own, with its traceback."""
+        self._logger.error(event, exc_info=error, **fields)
+
+
+class _Unbreakable:
+    """A stream that nobody reads any more (a closed pipe, a full disk) must not end the connections that are logged to it.
+    What was lost meanwhile is counted, and told when writing works again."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        try:
+            if self._lost:
+                self._stream.write(f'{{"event": "log_lost", "level": "error", "writes": {self._lost}}}\n')
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._lost += 1
+        else:
+            self._lost = 0
+
+    def flush(self) -> None:
+        """Each write does it."""
+
+
+def _in_reading_order(_logger: Any, _name: str, event: Event) -> Event:
+    first = {key: event.pop(key) for key in ("time", "level", "event")}
+    return {**first, **event}
+
+
+class _Console:
+    """One event as a line for eyes: when, between whom, how it went; details only where something is wrong."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _logger: Any, _name: str, event: Event) -> str:
+        time, level, name = (event.pop(key) for key in ("time", "level", "event"))
+        traceback = event.pop("exception", None)
+        text = _connection(event) if name == "connection" else _other(name, event)
+        # Escaped last, over everything, so that nothing which a peer wrote drives the terminal or forges a line.
+        line = f"{time[11:19]} {_printable(text)}"
+        if self._colours and _COLOURS[level]:
+            line = click.style(line, fg=_COLOURS[level])
+        # Indented, because an exception may quote a peer, and its text may have several lines.
+        return "\n".join([line, *(f"  {_printable(part)}" for part in (traceback or "").splitlines())])
+
+
+def _connection(event: Event) -> str:
+    peer = event["peer_id"] or event["peer_address"] or "nobody"
+    if event["direction"] == "inbound":
+        ends = f"{event['service']}:{event['port']} <- {peer}"
+    else:
+        ends = f"{event['service']} -> {event['upstream']}"
+    sizes = f"{event['bytes_to_app']} B to app, {event['bytes_from_app']} B from app, {event['duration_ms']:g} ms"
+    parts = [ends, event["reason"], event.get("message"), sizes]
+    if event["rule"]:
+        parts.append(f"rule {event['rule']}")
+    if event["connection_id"]:
+        parts.append(f"id {event['connection_id']}")
+    return " | ".join(filter(None, parts))
+
+
+def _other(name: str, event: Event) -> str:
+    message = event.pop("message", None)
+    rest = " ".join(f"{key}={value}" for key, value in event.items())
+    return " | ".join(filter(None, [name, message, rest]))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

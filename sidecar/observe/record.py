@@ -1,0 +1,85 @@
+"""One connection's line in the access log. Pure: time is an argument, in seconds of a monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sidecar.identity.reasons import Reason, Refused
+
+Direction = Literal["inbound", "outbound"]
+
+
+@dataclass(slots=True)
+class ConnectionRecord:
+    """What is known of a connection so far. It starts as a refusal: only an explicit ``decision = "allow"`` lets in.
+
+    ``peer_address`` and ``peer_id`` are the other sidecar's; ``upstream`` is where we carry it to: the app's address
+    (inbound), ``service:port`` (outbound); ``client_address`` the local caller's (outbound). ``peer_id`` holds verified
+    identities only; what an unverified peer claims goes to ``unverified``.
+    """
+
+    direction: Direction
+    service: str
+    port: str
+    started: float
+    peer_address: str | None = None
+    client_address: str | None = None
+    peer_id: str | None = None
+    upstream: str | None = None
+    decision: Literal["allow", "deny"] = "deny"
+    rule: str | None = None
+    dry_run: tuple[str, ...] = ()
+    bytes_to_app: int = 0
+    bytes_from_app: int = 0
+    handshake_ms: float | None = None
+    tls_group: str | None = None
+    resumed: bool = False
+    connection_id: str | None = None
+    unverified: dict[str, Any] = field(default_factory=dict)
+    reason: Reason | None = None
+    peer_reason: str | None = None
+    message: str | None = None
+    _finished: bool = False
+
+    def end(self, reason: Reason, message: str | None = None) -> None:
+        """Says how it ended. The first call counts: what follows is the consequence, not the cause."""
+        if self.reason is None:
+            self.reason, self.message = reason, message
+
+    def refuse(self, refusal: Refused) -> None:
+        """Ends it as a refusal."""
+        if self.reason is None:
+            self.peer_reason = refusal.peer_reason
+            if refusal.reason is not Reason.CONNECT_FAILED:
+                self.decision = "deny"
+        self.end(refusal.reason, f"refused: {self.service} {refusal.detail}")
+
+    def finish(self, now: float) -> dict[str, Any]:
+        """The line, exactly once; a second call is a bug and raises RuntimeError."""
+        if self._finished:
+            raise RuntimeError("a connection was logged twice")
+        self._finished = True
+        line: dict[str, Any] = {
+            "direction": self.direction,
+            "service": self.service,
+            "port": self.port,
+            "peer_address": self.peer_address,
+            "peer_id": self.peer_id,
+            "upstream": self.upstream,
+            "decision": self.decision,
+            "rule": self.rule,
+            "reason": str(self.reason or Reason.INTERNAL_ERROR),
+            "bytes_to_app": self.bytes_to_app,
+            "bytes_from_app": self.bytes_from_app,
+            "duration_ms": round((now - self.started) * 1000, 1),
+            "handshake_ms": None if self.handshake_ms is None else round(self.handshake_ms, 1),
+            "tls_group": self.tls_group,
+            "resumed": self.resumed,
+            "connection_id": self.connection_id,
+        }
+        for name in ("client_address", "peer_reason", "dry_run", "unverified", "message"):
+            value = getattr(self, name)
+            if value:
+                line[name] = list(value) if name == "dry_run" else value
+        return line

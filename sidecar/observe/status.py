@@ -1,0 +1,150 @@
+"""``sidecar status``: who this sidecar is, until when, who may reach it, who is connected, what was refused lately. Pure.
+
+:func:`describe` makes the document that ``--json`` prints; :func:`as_text` is the same for people. Whatever came from a
+peer was escaped when it was logged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sidecar.config.wiring import Config
+from sidecar.identity.spiffe import Svid
+from sidecar.observe.metrics import Metrics
+from sidecar.policy.decide import decide
+from sidecar.policy.mesh import Mesh
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentState:
+    """What is so at a moment. ``live``: (direction, other end, port or target) of each connection that was let in.
+    ``unwell``: why no connection succeeds now, a sentence each; none if all is well. ``trust``: the CA's bundle and list, as
+    far as there is a CA."""
+
+    config: Config
+    mesh: Mesh
+    svid: Svid
+    live: Sequence[tuple[str, str, str]]
+    unwell: Sequence[str]
+    trust: Mapping[str, Any]
+    draining: bool
+
+
+def describe(now: datetime, standing: CurrentState, tally: Metrics) -> dict[str, Any]:
+    """The whole status, as plain values."""
+    config, mesh, svid = standing.config, standing.mesh, standing.svid
+    live = Counter(standing.live)
+    return {
+        "service": config.service,
+        "identity": str(svid.id),
+        "certificate_until": f"{svid.not_after:%FT%TZ}",
+        "healthy": not standing.unwell,
+        "unwell": list(standing.unwell),
+        "draining": standing.draining,
+        "trust": dict(standing.trust),
+        "inbound": [
+            {
+                "port": one.port,
+                "listen": str(one.listen),
+                "apps": [str(app) for app in one.apps],
+                "may_call": _callers(mesh, config.service, one.port, now),
+                "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
+            }
+            for one in config.inbound
+        ],
+        "outbound": [
+            {
+                "to": str(one.target),
+                "listen": str(one.listen),
+                "peers": [str(peer) for peer in one.peers],
+                "allowed": decide(mesh, mesh.identity(config.service), one.service, one.port, now).allowed,
+                "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
+            }
+            for one in config.outbound
+        ],
+        "connected": [
+            {"direction": direction, "peer": peer, "port": port, "connections": number}
+            for (direction, peer, port), number in sorted(live.items())
+        ],
+        "ended": [
+            {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
+            for (direction, port, decision, reason), number in sorted(tally.ended.items())
+        ],
+        "refused_lately": list(tally.refusals)[::-1],
+    }
+
+
+def _callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
+    """The declared services that may call a port, and the patterns of others."""
+    services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
+    patterns = {
+        text
+        for rule in mesh.rules
+        if rule.action == "allow" and rule.mode == "enforce" and (service, port) in rule.targets
+        for text in rule.from_
+        if rule.patterns and text.startswith("spiffe://")
+    }
+    return [*services, *sorted(patterns)]
+
+
+def as_text(status: Mapping[str, Any]) -> str:
+    """The document for people."""
+    lines = [f"{status['service']}  {status['identity']}  certificate until {status['certificate_until']}"]
+    lines += [f"  NOT WELL: {sentence}" for sentence in status["unwell"]]
+    if status["draining"]:
+        lines.append("  draining: no new connection is accepted")
+    if status["trust"]:
+        lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in status["trust"].items()))
+    lines += _section(
+        "inbound",
+        (
+            (
+                f"{one['port']} on {one['listen']}",
+                f"-> {', '.join(one['apps'])}",
+                f"may call: {_listed(one['may_call'])}",
+            )
+            for one in status["inbound"]
+        ),
+    )
+    lines += _section(
+        "outbound",
+        (
+            (
+                f"{one['to']} on {one['listen']}",
+                f"-> {', '.join(one['peers'])}",
+                "allowed" if one["allowed"] else "DENIED by the policy",
+            )
+            for one in status["outbound"]
+        ),
+    )
+    lines += _section(
+        "connected",
+        ((one["direction"], one["peer"], one["port"], f"{one['connections']} open") for one in status["connected"]),
+    )
+    lines += _section(
+        "refused lately",
+        ((one["at"], one["direction"], one["reason"], one["message"] or "") for one in status["refused_lately"]),
+    )
+    return "\n".join(lines)
+
+
+def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
+    table = list(rows)
+    if not table:
+        return [f"{title}: none"]
+    widths = [max(len(row[at]) for row in table) for at in range(len(table[0]))]
+    return [
+        f"{title}:",
+        *(
+            "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        ),
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nobody"

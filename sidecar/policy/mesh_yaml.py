@@ -1,0 +1,228 @@
+"""The keys of a ``mesh.yaml``, what each of their values may be, and which go together. Pure; fails closed.
+
+A value that names something (``from``, ``to``, ``calls``) stays text here: what it stands for is checked now, against the
+:class:`Names` that the file declares, and asked again when ``mesh`` makes its values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from sidecar.documents.document import DataPath, Document, part, parts
+from sidecar.documents.durations import parse_duration
+from sidecar.documents.problems import Problems, did_you_mean
+from sidecar.documents.schema import Shape, fit, nothing_is_empty, nothing_is_none_of_them, one_is_a_list, read_by
+from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
+from sidecar.policy.names import Names
+
+Action = Literal["allow", "deny"]
+Mode = Literal["enforce", "dry-run"]
+
+_T = TypeVar("_T")
+
+_PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def parse_shape(document: Document) -> tuple[MeshShape, Names]:
+    """The checked file and the names that it declares. Raises :class:`UsageError` with every mistake, a line each."""
+    problems = Problems(document)
+    names = declared_names(document.data)
+    _add_rule_faults(document, problems)
+    _add_dev_faults(document, names, problems)
+    return fit(MeshShape, document.data, problems, names), names
+
+
+def declared_names(data: Any) -> Names:
+    """What the file declares, as far as it can be read: names are checked even where other parts are broken."""
+    trust_domain = part(data, "trust_domain")
+    services = part(data, "services")
+    ports: dict[str, tuple[str, ...] | None] = {}
+    for name, service in parts(services) if isinstance(services, dict) else ():
+        declared = {} if service is None else part(service, "ports")
+        if isinstance(service, dict) and "ports" not in service:
+            declared = {}
+        if isinstance(declared, dict):
+            ports[name] = tuple(declared)
+        else:
+            ports[name] = (str(declared),) if isinstance(declared, int) else None
+    return Names(trust_domain if isinstance(trust_domain, str) else None, ports)
+
+
+def rule_name(sources: list[str], targets: list[str]) -> str:
+    """The name of a rule that was given none: ``web->api:http``."""
+    return f"{','.join(sources)}->{','.join(targets)}"
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def _stands_for(meaning: Callable[[Names, str], object]) -> AfterValidator:
+    """The text must have this meaning among the names that the file declares."""
+
+    def check(text: str, info: ValidationInfo) -> str:
+        meaning(_names(info), text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _names(info: ValidationInfo) -> Names:
+    if not isinstance(info.context, Names):
+        raise TypeError("a mesh file's shape is only checked with the names that the file declares")
+    return info.context
+
+
+def _trust_domain(text: str) -> str:
+    if not is_trust_domain(text):
+        raise ValueError(f"{shown(text)} is no trust domain: 1 to 255 of a-z 0-9 . _ -")
+    return text
+
+
+def _service_name(text: str, info: ValidationInfo) -> str:
+    if not is_segment(text):
+        raise ValueError(f"{shown(text)} is no service name: of A-Z a-z 0-9 . _ -, and not . or ..")
+    if len(str(SpiffeId(_names(info).trust_domain or "", (text,)))) > MAX_ID_BYTES:
+        raise ValueError(f"a SPIFFE ID has at most {MAX_ID_BYTES} bytes, this service's would have more")
+    return text
+
+
+def _port_name(text: str) -> str:
+    if not _PORT_NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no port name: 1 to 63 of a-z 0-9 and, inside, -")
+    return text
+
+
+def _port_number(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise ValueError(f"a port is 1 to 65535, not {number}")
+    return number
+
+
+def _not_empty(items: list[_T]) -> list[_T]:
+    if not items:
+        raise ValueError("is empty, so the rule is about nobody")
+    return items
+
+
+def _rule_name(text: str) -> str:
+    if not text or len(text) > 200:
+        raise ValueError("a name has 1 to 200 characters")
+    return text
+
+
+def _day(text: str) -> date:
+    try:
+        if not _DATE.fullmatch(text):  # fromisoformat would take "20270131" and week dates as well
+            raise ValueError("not YYYY-MM-DD")
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
+
+
+_PortNumber = Annotated[int, AfterValidator(_port_number)]
+_Ports = Annotated[
+    dict[Annotated[str, AfterValidator(_port_name)], _PortNumber],
+    BeforeValidator(lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value)),
+]
+_Some = Annotated[list[_T], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
+_Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
+_Identity = Annotated[str, _stands_for(Names.identity)]
+_Targets = Annotated[str, _stands_for(Names.targets)]
+_Duration = Annotated[timedelta, read_by(parse_duration)]
+_Call = Annotated[str, _stands_for(Names.target)]
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+class DevShape(Shape):
+    app: Annotated[dict[str, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
+    calls: Annotated[dict[_Call, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
+
+
+class ServiceShape(Shape):
+    ports: _Ports = Field({})
+    dev: DevShape | None = None
+
+
+class RuleShape(Shape):
+    name: Annotated[str, AfterValidator(_rule_name)] | None = None
+    from_: _Some[_Source] = Field(alias="from")
+    to: _Some[_Targets]
+    action: Action = "allow"
+    mode: Mode = "enforce"
+    until: Annotated[date, read_by(_day)] | None = None
+
+
+class TestShape(Shape):
+    __test__ = False  # pytest, this is not a test case
+
+    from_: _Identity = Field(alias="from")
+    to: _Some[_Targets]
+    expect: Action
+
+
+class MeshShape(Shape):
+    """The keys of a ``mesh.yaml``."""
+
+    trust_domain: Annotated[str, AfterValidator(_trust_domain)]
+    services: dict[
+        Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
+    ]
+    policy: Annotated[list[RuleShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
+    tests: Annotated[list[TestShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
+    max_leaf_ttl: _Duration | None = None
+    revocation_staleness: _Duration | None = None
+    reenrol_window: _Duration | None = None
+
+
+# --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------
+
+
+def _add_rule_faults(document: Document, problems: Problems) -> None:
+    """A deny rule that would run out, and two rules of one name."""
+    first: dict[str, int] = {}
+    for index, rule in parts(part(document.data, "policy")):
+        at: DataPath = ("policy", index)
+        if part(rule, "until") is not None and part(rule, "action") == "deny":
+            problems.add((*at, "until"), "a deny rule cannot run out: at its end it would let in what it refuses")
+        name = _name_of(rule)
+        if name is not None and name in first:
+            give = "" if part(rule, "name") is not None else ": give this one a name"
+            problems.add(at, f"another rule (line {first[name]}) is called {shown(name)} already{give}")
+        elif name is not None:
+            first[name] = document.line(at)
+
+
+def _name_of(rule: Any) -> str | None:
+    """A rule's name, given or made of its ends; None where the rule is too broken to have one."""
+    name = part(rule, "name")
+    if name is not None:
+        return name if isinstance(name, str) else None
+    sources, targets = (one_is_a_list(part(rule, end)) for end in ("from", "to"))
+    if not all(isinstance(end, list) and all(isinstance(item, str) for item in end) for end in (sources, targets)):
+        return None
+    return rule_name(sources, targets)
+
+
+def _add_dev_faults(document: Document, names: Names, problems: Problems) -> None:
+    """A port that the service does not have, and a local port that is used twice."""
+    local: dict[int, int] = {}
+    for service, shape in parts(part(document.data, "services")):
+        own = names.ports.get(service)
+        for key in ("app", "calls"):
+            for port, number in parts(part(shape, "dev", key)):
+                path: DataPath = ("services", service, "dev", key, port)
+                if key == "app" and own is not None and port not in own:
+                    hint = did_you_mean(str(port), own)
+                    problems.add(path, f"service {shown(str(service))} has no port {shown(str(port))}{hint}")
+                if isinstance(number, int) and number in local:
+                    problems.add(path, f"local port {number} is taken already (line {local[number]})")
+                elif isinstance(number, int):
+                    local[number] = document.line(path)

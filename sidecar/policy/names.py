@@ -1,0 +1,101 @@
+"""What the names in a mesh file stand for: ``web``, ``api:http``, ``*``, ``spiffe://shop.internal/batch/*``. Pure.
+
+Fails closed: a name that nobody declared is a :class:`ValueError`, worded for people; it never stands for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sidecar.documents.problems import did_you_mean
+from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, parse_spiffe_id, shown
+
+WILDCARDS = frozenset({"*", "**"})
+
+_SPIFFE = "spiffe://"
+
+
+class Target(NamedTuple):
+    """A named port of a service: what a rule allows to call."""
+
+    service: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.service}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a mesh file declares: its trust domain, and the port names of each service.
+
+    None stands for what is there but cannot be read: it is not complained of again, so that one mistake is not told as
+    many, and has no target.
+    """
+
+    trust_domain: str | None
+    ports: Mapping[str, tuple[str, ...] | None]
+
+    def targets(self, text: str) -> tuple[Target, ...]:
+        """The ports that ``api:http``, ``api`` or ``*`` stand for. Raises :class:`ValueError`."""
+        if text == "*":
+            return tuple(Target(service, port) for service, names in self.ports.items() for port in names or ())
+        service, colon, port = text.partition(":")
+        names = self._of(service)
+        if names is None:
+            return ()
+        if not names:
+            raise ValueError(f"service {shown(service)} has no ports, so nobody can call it")
+        if not colon:
+            return tuple(Target(service, name) for name in names)
+        if port not in names:
+            hint = did_you_mean(port, names) or f" (it has {', '.join(map(shown, names))})"
+            raise ValueError(f"service {shown(service)} has no port {shown(port)}{hint}")
+        return (Target(service, port),)
+
+    def target(self, text: str) -> Target:
+        """The one port that ``api:http``, or ``api`` if it has one port, stands for. Raises :class:`ValueError`."""
+        if text == "*":
+            raise ValueError("'*' is not one port: say service:port")
+        found = self.targets(text)
+        if len(found) > 1:
+            raise ValueError(
+                f"{shown(text)} has several ports: say which of {', '.join(str(target) for target in found)}"
+            )
+        return found[0] if found else Target(text.partition(":")[0], "")
+
+    def identity(self, text: str) -> SpiffeId:
+        """The identity of a declared service, or any whole SPIFFE ID. Raises :class:`ValueError`."""
+        if text.startswith(_SPIFFE):
+            return parse_spiffe_id(text)
+        self._of(text)
+        return SpiffeId(self.trust_domain or "", (text,))
+
+    def pattern(self, text: str) -> tuple[str, ...]:
+        """The path segments, with wildcards, that an entry of a rule's ``from`` stands for: a declared service, or a
+        pattern of this trust domain. Raises :class:`ValueError`.
+        """
+        if not text.startswith(_SPIFFE):
+            return self.identity(text).segments
+        trust_domain, *segments = text.removeprefix(_SPIFFE).split("/")
+        if len(text) > MAX_ID_BYTES or not segments:
+            raise ValueError(
+                f"{shown(text)} is no pattern for identities: spiffe://<trust domain>/<segment or * or **>/…"
+            )
+        if self.trust_domain is not None and trust_domain != self.trust_domain:
+            raise ValueError(f"{shown(text)} is of another trust domain than {shown(self.trust_domain)}")
+        for segment in segments:
+            if segment not in WILDCARDS and not is_segment(segment):
+                why = "* and ** stand for whole segments only" if "*" in segment else "it is not of A-Z a-z 0-9 . _ -"
+                raise ValueError(f"{shown(text)}: path segment {shown(segment)} is no pattern: {why}")
+        if len(segments) == 1 and segments[0] not in WILDCARDS:
+            self._of(segments[0])  # one plain segment is a service, and a mistyped one would deny nothing
+        return tuple(segments)
+
+    def _of(self, service: str) -> tuple[str, ...] | None:
+        """The port names of a declared service."""
+        if service not in self.ports:
+            raise ValueError(f"unknown service {shown(service)}{did_you_mean(service, self.ports)}")
+        return self.ports[service]

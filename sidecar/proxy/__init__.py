@@ -1,0 +1,1 @@
+"""One connection, top to bottom, and the listeners that accept it."""

@@ -1,0 +1,389 @@
+"""The relay's core: one connection between a TLS channel and a plaintext app, as a state machine. Pure: no sockets.
+
+How it works. :meth:`Duplex.next` says the one thing to do now (an :class:`Op`); the shell (``relay.py``) does it and reports
+what came of it with the method named after it, until the answer is ``WAIT`` (nothing can move before a readiness comes in)
+or ``END``. Bytes lie in four buffers that all connections of a relay share, because a step never leaves anything in them:
+what a socket would not take is kept here, in ``_app_left`` and ``_net_left``, and then that direction's source is not read.
+So memory per connection is bounded, and backpressure is just not reading.
+
+``net`` is the side of the peer (ciphertext), ``app`` the plaintext side. The closes, each direction on its own:
+
+* the app ends cleanly (FIN) -> a close_notify goes out after the last byte; the other direction lives on
+* the peer ends cleanly (close_notify) -> the app gets a FIN after the last byte; the other direction lives on
+* the peer's stream ends any other way -> TRUNCATED: the app gets what was authentic, then a reset, never a clean end
+* the app resets -> what it had sent goes out, then the peer's connection is reset
+* the app closes without reading all (an early HTTP 413) -> its answer goes out whole, then as its close says
+
+Everything fails closed: at an input that is not understood the app gets a reset, and the peer an alert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any, Protocol
+
+MAX_SILENT_CIPHERTEXT = 64 * 1024
+"""Ciphertext that a peer may send without a byte of data in it (a flood of KeyUpdates), before it is cut."""
+
+MAX_PENDING_CIPHERTEXT = 256 * 1024
+"""While more than this waits for a peer that does not read, nothing is read from it either: reading may cause replies."""
+
+
+class Buffer:
+    """A reusable block of memory. ``pointer`` is for a channel that works in C; what it is, only that channel knows."""
+
+    __slots__ = ("data", "pointer", "size", "view")
+
+    def __init__(self, data: bytearray, pointer: Any = None) -> None:
+        self.data = data
+        self.view = memoryview(data)
+        self.size = len(data)
+        self.pointer = pointer
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """One for each kind of step: ciphertext received and to send, plaintext received and to send."""
+
+    cipher_in: Buffer
+    plain_out: Buffer
+    plain_in: Buffer
+    cipher_out: Buffer
+
+
+class ChannelError(Exception):
+    """The peer's stream is broken: altered, or ended by an ``alert`` of the peer's. Nothing more can be read from it."""
+
+    def __init__(self, detail: str, *, alert: str | None = None) -> None:
+        super().__init__(detail)
+        self.alert = alert
+
+
+class Channel(Protocol):
+    """An authenticated stream over memory: :class:`sidecar.transport.tls.Endpoint`, or a test's stand-in.
+
+    ``read`` returns the number of bytes, 0 when the next record is not here yet, -1 at the peer's close_notify, and raises
+    :class:`ChannelError`; ``ended`` is whether, after the bytes it returned, an end or a fault waits to be told.
+    """
+
+    @property
+    def ended(self) -> bool: ...
+
+    def feed(self, buffer: Buffer, size: int, /) -> None: ...
+    def read(self, buffer: Buffer, /) -> int: ...
+    def write(self, buffer: Buffer, size: int, /) -> None: ...
+    def close(self) -> None: ...
+    def pending(self) -> int: ...
+    def take(self, buffer: Buffer, /) -> int: ...
+
+
+class Op(IntEnum):
+    """What to do now."""
+
+    WAIT = 0
+    RECV_NET = 1
+    SEND_APP = 2
+    RECV_APP = 3
+    SEND_NET = 4
+    SHUT_APP = 5
+    END = 6
+
+
+class How(Enum):
+    """How a connection ended, side-neutral: which words of ``reasons`` these are depends on the direction."""
+
+    OK = "ok"
+    APP_RESET = "app_reset"  # the plaintext side broke
+    PEER_RESET = "peer_reset"  # the peer's side broke after its stream had ended cleanly
+    PEER_ALERT = "peer_alert"  # the peer refused us, with an alert before its first byte
+    TRUNCATED = "truncated"  # the peer's stream ended without saying so
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """``reset_app``, ``reset_net``: whether that side must learn of it by a reset rather than by a clean end. ``alert``: the
+    peer's, which ended it."""
+
+    how: How
+    detail: str | None = None
+    reset_app: bool = False
+    reset_net: bool = False
+    alert: str | None = None
+
+
+_WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END = Op
+_NOTHING = memoryview(b"")
+
+
+class Duplex:
+    """The state of one connection. ``out`` is what to send at ``SEND_*``; ``ending`` is set with ``END``. ``to_app`` and
+    ``from_app`` count the bytes that the app's socket took and gave.
+
+    ``net_r``, ``net_w``, ``app_r``, ``app_w`` are readiness: sticky until a call would block, set again by the shell. All
+    are true at first, since data may already wait in the sockets, and in the channel (sent in the handshake's last flight).
+    """
+
+    __slots__ = (
+        "_app_clean",
+        "_app_in",
+        "_app_left",
+        "_app_out",
+        "_app_shut",
+        "_buffers",
+        "_channel",
+        "_data_out",
+        "_lost",
+        "_more",
+        "_net_left",
+        "_net_out",
+        "_peer_done",
+        "_silent",
+        "_take",
+        "_tolerant",
+        "_turn_app",
+        "app_r",
+        "app_w",
+        "decided",
+        "ending",
+        "from_app",
+        "net_r",
+        "net_w",
+        "out",
+        "to_app",
+    )
+
+    def __init__(self, channel: Channel, buffers: Buffers, *, tolerate_missing_close_notify: bool = False) -> None:
+        self._channel = channel
+        self._buffers = buffers
+        self._tolerant = tolerate_missing_close_notify
+        self.net_r = self.net_w = self.app_r = self.app_w = True
+        # From the app to the peer:
+        self._app_in = True  # the app's stream goes on
+        self._app_clean = True  # its end was, or will be, a FIN
+        self._take = True  # the channel may hold ciphertext to send
+        self._data_out = False  # of the ciphertext not yet sent, some is data (not only a close_notify)
+        self._net_left = _NOTHING  # what the peer's socket would not take
+        self._net_out = True  # the peer still takes bytes
+        self._lost = False  # it stopped taking them while there were more
+        # From the peer to the app:
+        self._more = True  # the channel may hold data, or an end
+        self._peer_done = False  # its close_notify came
+        self._silent = 0  # ciphertext since the last data
+        self._app_left = _NOTHING  # what the app's socket would not take
+        self._app_out = True  # the app still takes bytes
+        self._app_shut = False  # it got its FIN
+        self._turn_app = True  # who is read next, when both may be
+        self.decided: Ending | None = None  # decided; what is left goes out first, then END
+        self.out = _NOTHING
+        self.to_app = self.from_app = 0
+        self.ending: Ending | None = None
+
+    # -- what to do ----------------------------------------------------------------------------------------------------
+
+    def next(self) -> Op:
+        """The one thing to do now: pass on what is here, then pass on ends, then read more."""
+        if self._net_left:
+            if self.net_w:
+                self.out = self._net_left
+                return _SEND_NET
+        elif self._take and self._net_out:
+            size = self._channel.take(self._buffers.cipher_out)
+            self._take = size == self._buffers.cipher_out.size
+            if size:
+                self.out = self._buffers.cipher_out.view[:size]
+                return _SEND_NET
+        if self._app_left:
+            if self.app_w:
+                self.out = self._app_left
+                return _SEND_APP
+        elif self._more and self._app_out and self.decided is None:
+            size = self._decrypt()
+            if size:
+                self.out = self._buffers.plain_out.view[:size]
+                return _SEND_APP
+            return self.next()  # first of all, replies or an alert that decrypting left
+        if self._peer_done or self.decided is not None:
+            op = self._next_end()
+            if op is not None:
+                return op
+        from_app = self.app_r and self._app_in and self._net_out and not self._net_left
+        from_net = self.net_r and not self._peer_done and self._app_out and not self._app_left and self._room()
+        if from_app and (self._turn_app or not from_net):
+            self._turn_app = False
+            return _RECV_APP
+        if from_net:
+            self._turn_app = True
+            return _RECV_NET
+        return _WAIT
+
+    def _room(self) -> bool:
+        return not self._net_left or self._channel.pending() <= MAX_PENDING_CIPHERTEXT
+
+    def _decrypt(self) -> int:
+        """Takes data, or an end, out of the channel; returns how many bytes of data."""
+        buffer = self._buffers.plain_out
+        self._more, self._take = False, True
+        try:
+            size = self._channel.read(buffer)
+        except ChannelError as error:
+            self._end_broken(error)
+            return 0
+        if size > 0:
+            self._silent = 0
+            self._more = size == buffer.size or self._channel.ended
+            return size
+        if size < 0:
+            self._peer_done = True
+        elif self._silent > MAX_SILENT_CIPHERTEXT:
+            self._end(
+                Ending(How.TRUNCATED, f"{self._silent} bytes of TLS records without any data: cut", reset_app=True)
+            )
+        return 0
+
+    def _next_end(self) -> Op | None:
+        """The last things to do, when everything that must go out first has; None while it has not, or there is more."""
+        if self.decided is not None:
+            # Only what an app sent before it reset must still go out; what is for a broken peer need not.
+            if self._app_left or (self._net_left and self.decided.how is How.APP_RESET):
+                return _WAIT
+            self.ending = self.decided
+            return _END
+        # The peer's end is read only after its last byte was passed on, so the app has all and is there.
+        if not self._app_shut:
+            return _SHUT_APP
+        if not self._net_out:
+            self.decided = Ending(How.PEER_RESET, "the peer closed before it had read all", reset_app=True)
+            self.ending = self.decided if self._lost else Ending(How.OK)
+            return _END
+        if self._app_in or self._net_left:
+            return None
+        self.ending = Ending(How.OK)
+        return _END
+
+    def _end_broken(self, error: ChannelError) -> None:
+        refused = error.alert is not None and not self.to_app
+        how = How.PEER_ALERT if refused else How.TRUNCATED
+        self._end(Ending(how, str(error), reset_app=True, alert=error.alert))
+
+    def _end(self, ending: Ending) -> None:
+        """Decides how it ends, once: the first cause is the one that counts."""
+        if self.decided is None:
+            self.decided = ending
+
+    # -- what came of it -----------------------------------------------------------------------------------------------
+
+    def received_net(self, size: int) -> Op:
+        """``size`` bytes of ciphertext lie in ``cipher_in``; 0 is a FIN."""
+        if size:
+            self._channel.feed(self._buffers.cipher_in, size)
+            self._silent += size
+            self._more = True
+        elif self._tolerant:
+            self._peer_done = True
+        else:
+            detail = "the peer's stream ended without close_notify: cut by somebody, or a broken peer"
+            self._end(Ending(How.TRUNCATED, detail, reset_app=True))
+        return self.next()
+
+    def received_app(self, size: int) -> Op:
+        """``size`` bytes of plaintext lie in ``plain_in``; 0 is a FIN."""
+        if size:
+            self.from_app += size
+            try:
+                self._channel.write(self._buffers.plain_in, size)
+            except ChannelError as error:  # a fault behind the data that the app has not taken yet
+                self._end_broken(error)
+            self._take = self._data_out = True
+            return self.next()
+        self._app_in = False
+        if self._app_clean:
+            self._channel.close()
+            self._take = True
+        if not self._app_out:
+            detail = "the app closed before it had read all"
+            self._end(Ending(How.APP_RESET, detail, reset_net=not self._app_clean))
+        return self.next()
+
+    def sent_net(self, size: int) -> Op:
+        """The peer's socket took ``size`` bytes of ``out``."""
+        if size == len(self.out):
+            self._net_left = _NOTHING
+            self._data_out = self._data_out and self._take
+        else:
+            self._net_left = _kept(self.out, size)
+        return self.next()
+
+    def sent_app(self, size: int) -> Op:
+        """The app's socket took ``size`` bytes of ``out``."""
+        self.to_app += size
+        self._app_left = _NOTHING if size == len(self.out) else _kept(self.out, size)
+        return self.next()
+
+    def shut_app(self) -> Op:
+        """The app got its FIN (or has gone already: its own stream will say how)."""
+        self._app_shut = True
+        return self.next()
+
+    def blocked(self, op: Op) -> Op:
+        """The socket was not ready after all: nothing was received or sent."""
+        if op is _SEND_NET:
+            self.net_w = False
+            self._net_left = _kept(self.out, 0)
+        elif op is _SEND_APP:
+            self.app_w = False
+            self._app_left = _kept(self.out, 0)
+        elif op is _RECV_NET:
+            self.net_r = False
+        else:
+            self.app_r = False
+        return self.next()
+
+    def failed(self, op: Op, *, after_fin: bool = False) -> Op:
+        """The socket broke (a reset, a dead host). ``after_fin``: that side had sent a FIN before (EPIPE says so)."""
+        if op is _RECV_NET:
+            self._end(Ending(How.TRUNCATED, "the peer's connection was reset before its stream ended", reset_app=True))
+        elif op is _SEND_NET:
+            # The socket tells of a reset once, here: read after it, a reset looks like a FIN.
+            self._tolerant = self._tolerant and after_fin
+            self._lose_peer(unsent=self._app_in or self._data_out)
+        elif op is _RECV_APP:
+            self._app_in = self._app_out = False
+            self._app_left = _NOTHING
+            self._end(Ending(How.APP_RESET, "the app reset the connection", reset_net=True))
+        else:
+            self._app_clean = after_fin
+            self._lose_app()
+        return self.next()
+
+    def peer_gone(self) -> None:
+        """The peer's connection is dead in both directions: told apart, since a finished stream is not read any more."""
+        if self._net_out:
+            self._lose_peer(unsent=self._data_out)
+
+    def app_gone(self) -> None:
+        """The app's connection is dead in both directions: told apart, since a finished stream is not read any more."""
+        if self._app_out and not self._app_shut:
+            self._lose_app()
+
+    def _lose_app(self) -> None:
+        """The app takes nothing more. Its answer may still lie in its socket: that is read, and its end ends all."""
+        self._app_out = False
+        self._app_left = _NOTHING
+        if not self._net_out:
+            self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
+        elif not self._app_in:
+            self._end(Ending(How.APP_RESET, "the app closed before it had read all"))
+
+    def _lose_peer(self, *, unsent: bool) -> None:
+        """The peer takes nothing more. What it had sent is still read, to its end."""
+        self._lost = unsent
+        self._net_out = self._take = False
+        self._net_left = _NOTHING
+        if not self._app_out:
+            self._end(Ending(How.APP_RESET, "both sides closed before they had read all"))
+
+
+def _kept(out: memoryview, taken: int) -> memoryview:
+    """The rest of ``out`` in memory of its own: the shared buffer is needed by other connections."""
+    return memoryview(bytes(out[taken:]))

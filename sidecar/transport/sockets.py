@@ -1,0 +1,200 @@
+"""Non-blocking sockets under trio, and the ways to close one. Plain ``socket`` objects: the relay uses them directly."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import termios
+
+import trio
+
+from sidecar.identity.reasons import UsageError
+
+LINGER_SECONDS = 1.0
+"""How long a closing side may take to read what we said last, before it loses it."""
+
+ANY_DEVICE = "auto"
+"""As the name of an interface: the one that has the address that is listened on."""
+
+_BACKLOG = 1024
+_SIOCGIFADDR = 0x8915  # netdevice(7); Linux
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
+
+
+async def receive(sock: socket.socket, limit: int) -> bytes:
+    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint even when bytes are there already:
+    a peer that floods us must not outrun its own deadline, or hold up the others."""
+    waited = False
+    while True:
+        try:
+            data = sock.recv(limit)
+        except (BlockingIOError, InterruptedError):
+            await trio.lowlevel.wait_readable(sock)
+            waited = True
+        else:
+            if not waited:
+                await trio.lowlevel.checkpoint()
+            return data
+
+
+async def send_all(sock: socket.socket, data: bytes) -> None:
+    """Sends everything. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[sock.send(rest) :]
+        except (BlockingIOError, InterruptedError):
+            await trio.lowlevel.wait_writable(sock)
+
+
+async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
+    """A connected stream socket. Raises OSError; the caller sets the deadline."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        prepare(sock)
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            code = sock.connect_ex(address)  # on this machine it is done by now, which saves a turn of the loop
+        if code in (errno.EINPROGRESS, errno.EALREADY):
+            await trio.lowlevel.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code not in (0, errno.EISCONN):
+            raise OSError(code, os.strerror(code))
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def prepare(sock: socket.socket) -> None:
+    """What every connection of ours has: no blocking, no delay of small writes, dead hosts noticed (in about 2 minutes)."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def listen(where: str, host: str, port: int, device: str | None = None) -> socket.socket:
+    """A listening socket; ``where`` names the line of the configuration in errors. Raises :class:`UsageError`."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )[0]
+    except OSError as error:
+        raise UsageError(f"{where}: cannot listen on {shown}: {error.strerror}") from error
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        if device is not None:
+            bind_to_device(sock, device_of(host) if device == ANY_DEVICE else device)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        hint = {
+            errno.EADDRINUSE: "; another process listens there: stop it, or choose another port",
+            errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
+            errno.EACCES: "; ports below 1024 need a privilege: choose a higher one",
+            errno.ENODEV: f"; there is no network interface {device!r}",
+        }.get(error.errno or 0, "")
+        raise UsageError(f"{where}: cannot listen on {shown}: {error.strerror}{hint}") from error
+    return sock
+
+
+def device_of(address: str) -> str:
+    """The interface that has an IPv4 address (Linux): in a container nobody can know its name beforehand. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # an interface without an IPv4 address
+                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+
+def bind_to_device(sock: socket.socket, device: str) -> None:
+    """Accepts only what came in by that interface (Linux; no capability needed). Raises OSError elsewhere."""
+    option = getattr(socket, "SO_BINDTODEVICE", None)
+    if option is None:
+        raise OSError(errno.ENOPROTOOPT, "binding to a device works on Linux only")
+    sock.setsockopt(socket.SOL_SOCKET, option, device.encode() + b"\0")
+
+
+def text(address: tuple[str | int, ...]) -> str:
+    """``host:port``, with brackets for IPv6, and v4 addresses that came in by a v6 socket written as v4."""
+    host = str(address[0])
+    if ":" not in host:
+        return f"{host}:{address[1]}"
+    ip = plain_ip(host)
+    return f"[{ip}]:{address[1]}" if ip.version == 6 else f"{ip}:{address[1]}"
+
+
+def plain_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that a socket reports; ``::ffff:10.0.0.1`` is 10.0.0.1, or an ``allow_from`` would never match it."""
+    ip = ipaddress.ip_address(host.partition("%")[0])
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+# -- ways to close, gentlest first -------------------------------------------------------------------------------------
+
+
+async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
+    """Ends our direction, then reads and discards until the other side closes too, is silent for :data:`LINGER_SECONDS`,
+    or has had ``longest`` seconds.
+
+    Closing at once while bytes lie unread makes the kernel send a reset, which destroys what we said last (an alert,
+    a verdict, an app's early answer to an upload that goes on).
+    """
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        until = trio.current_time() + longest
+        with trio.move_on_after(min(longest, LINGER_SECONDS)) as silence:
+            while await receive(sock, 65536):
+                silence.deadline = min(until, trio.current_time() + LINGER_SECONDS)
+    except OSError:
+        pass  # it is gone already
+    finally:
+        sock.close()
+
+
+async def reset(sock: socket.socket) -> None:
+    """Closes with a reset, once the other side's kernel has what we had sent, at most :data:`LINGER_SECONDS` later."""
+    try:
+        with trio.move_on_after(LINGER_SECONDS):
+            while _unsent(sock):  # noqa: ASYNC110 (the kernel tells of this by no event)
+                await trio.sleep(0.01)
+    finally:
+        hard_close(sock)
+
+
+def hard_close(sock: socket.socket) -> None:
+    """Closes with a reset, now. Does nothing to a socket that is closed."""
+    if sock.fileno() < 0:
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # the peer has reset it already
+    finally:
+        sock.close()
+
+
+def _unsent(sock: socket.socket) -> int:
+    """Bytes that the other side has not acknowledged (SIOCOUTQ, tcp(7)); 0 where the system cannot tell."""
+    try:
+        size = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int.from_bytes(size, "little")

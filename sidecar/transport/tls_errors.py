@@ -1,0 +1,71 @@
+"""What went wrong in a handshake, in our words: OpenSSL's numbers, the peer's alerts, talkers that speak no TLS. Pure."""
+
+from __future__ import annotations
+
+from sidecar.identity.judge import ChainFault
+from sidecar.identity.reasons import Reason, Refused
+
+# X509_V_ERR_* of OpenSSL's x509_vfy.h that mean the same at any depth. Any other error is the leaf's own at depth 0
+# (bad_identity) and the chain's above it (unknown_ca): every error has a reason, and none of them lets anybody in.
+_CHAIN_REASONS = {
+    9: Reason.NOT_YET_VALID,
+    10: Reason.EXPIRED,
+    23: Reason.REVOKED,
+    47: Reason.WRONG_TRUST_DOMAIN,  # the issuing CA's name constraint permits our trust domain only
+    **dict.fromkeys((2, 7, 18, 19, 20, 21, 22, 24, 25, 27, 79), Reason.UNKNOWN_CA),
+}
+_ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fits
+    20: "bad_record_mac",
+    40: "handshake_failure",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: Reason.REVOKED.value,
+    45: Reason.EXPIRED.value,
+    46: "certificate_unknown",
+    47: "illegal_parameter",
+    48: Reason.UNKNOWN_CA.value,
+    49: Reason.POLICY_DENIED.value,
+    50: "decode_error",
+    51: "decrypt_error",
+    70: Reason.TLS_VERSION.value,
+    80: "internal_error",
+    90: "user_canceled",
+    109: "missing_extension",
+    116: Reason.NO_CERTIFICATE.value,
+    120: "no_application_protocol",
+}
+
+
+def chain_fault(error: int, depth: int, text: str) -> ChainFault:
+    """OpenSSL's verdict on the certificate ``depth`` steps above the leaf, with its own ``text`` for it."""
+    reason = _CHAIN_REASONS.get(error, Reason.BAD_IDENTITY if depth == 0 else Reason.UNKNOWN_CA)
+    where = "" if depth == 0 else f", {depth} above it"
+    detail = f"met a certificate that does not verify against our trust bundle: {text} (OpenSSL {error}{where})"
+    return ChainFault(reason, detail)
+
+
+def alert_name(alert: int) -> str:
+    """An alert's name, one of our reasons where one says the same."""
+    return _ALERTS.get(alert, f"alert {alert}")
+
+
+def alert_refusal(alert: int) -> Refused:
+    """The peer's fatal alert, as a refusal that quotes the peer's reason."""
+    reason = alert_name(alert)
+    if reason == Reason.TLS_VERSION:
+        return Refused(Reason.TLS_VERSION, "met a peer that does not speak TLS 1.3", peer_reason=reason)
+    return Refused(Reason.PEER_REFUSED, f"was refused by the peer in the handshake: {reason}", peer_reason=reason)
+
+
+def talker(first: bytes) -> str:
+    """What a plaintext talker seems to be, without quoting it: its first bytes may be a password."""
+    for prefix, name in (
+        (b"GET ", "plain HTTP"), (b"POST", "plain HTTP"), (b"HEAD", "plain HTTP"), (b"PUT ", "plain HTTP"),
+        (b"HTTP", "plain HTTP"), (b"PRI ", "plain HTTP/2"), (b"OPTI", "plain HTTP"), (b"DELE", "plain HTTP"),
+        (b"SSH-", "SSH"), (b"PROX", "the PROXY protocol"), (b"\r\n\r\n", "the PROXY protocol"),
+        (b"*", "plaintext (Redis, it seems)"), (b"\x00\x00\x00", "plaintext (PostgreSQL, it seems)"),
+        (b"220", "plaintext (SMTP or FTP, it seems)"),
+    ):  # fmt: skip
+        if first.startswith(prefix):
+            return name
+    return f"plaintext (first byte 0x{first[0]:02x})"

@@ -1,0 +1,194 @@
+"""sidecar.yaml, its mesh and the environment to frozen values."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from sidecar.config.wiring import (
+    Admin,
+    CaIdentity,
+    Config,
+    FileIdentity,
+    Inbound,
+    Limits,
+    Outbound,
+    Timeouts,
+    load_config,
+    warnings,
+)
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import UsageError
+from sidecar.policy.names import Target
+from tests.specimens import FULL, HEAD, MESH, MESH_TEXT, parsed
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def test_everything() -> None:
+    assert parsed(FULL) == Config(
+        path=Path("etc/sidecar.yaml"),
+        service="api",
+        mesh=MESH,
+        mesh_path=Path("etc/mesh.yaml"),
+        identity=CaIdentity(
+            ca="https://ca:8443",
+            root=Path("etc/root.pem"),
+            root_sha256=None,
+            enrolment=Path("/run/secrets/api.enrol"),
+            state_dir=Path("/var/lib/sidecar"),
+        ),
+        inbound=(
+            Inbound("http", Address("0.0.0.0", 8080), (Address("127.0.0.1", 8081),), True, False, 300.0, 3600.0),
+            Inbound(
+                "metrics",
+                Address("::1", 9090),
+                (Address("localhost", 9091), Address("::1", 9091)),
+                False,
+                True,
+                None,
+                86400.0,
+            ),
+        ),
+        outbound=(
+            Outbound(
+                service="db",
+                port="5432",
+                listen=Address("127.0.0.1", 5432),
+                peers=(Address("db.mesh", 5432), Address("10.0.0.7", 5432)),
+                allow_from=(),
+                device=None,
+                require_alpn=False,
+                tolerate_missing_close_notify=False,
+                idle_timeout=None,
+                max_age=86400.0,
+            ),
+            Outbound(
+                service="cache",
+                port="6379",
+                listen=Address("172.30.5.2", 6379),
+                peers=(Address("cache.mesh", 6379),),
+                allow_from=(IPv4Network("172.30.5.0/26"), IPv6Network("fd00::/8")),
+                device="eth1",
+                require_alpn=True,
+                tolerate_missing_close_notify=True,
+                idle_timeout=60.0,
+                max_age=7200.0,
+            ),
+        ),
+        admin=Admin(Address("127.0.0.1", 15000)),
+        timeouts=Timeouts(1.0, 2.0, 3.0),
+        limits=Limits(5),
+        log_format="json",
+    )
+
+
+def test_defaults() -> None:
+    config = parsed(HEAD)
+    assert config.identity == FileIdentity(Path("etc/c.pem"), Path("etc/k.pem"), Path("etc/b.pem"))
+    assert (config.inbound, config.outbound, config.admin) == ((), (), None)
+    assert config.timeouts == Timeouts(handshake=5.0, connect=5.0, drain=8.0)
+    assert config.limits == Limits(connections=10_000)
+    assert config.log_format == "auto"
+    assert parsed(f"{HEAD}inbound:\noutbound:\nadmin:\ntimeouts:\nlimits:\n") == config
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parsed(HEAD).service = "web"  # type: ignore[misc]
+
+
+def test_target() -> None:
+    assert parsed(FULL).outbound[0].target == Target("db", "5432")
+
+
+class TestLoadConfig:
+    def load(self, tmp_path: Path, text: str, mesh: str | None = MESH_TEXT, **environ: str) -> Config:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/s.yaml").write_text(text, encoding="utf-8")
+        if mesh is not None:
+            (tmp_path / "etc/mesh.yaml").write_text(mesh, encoding="utf-8")
+        return load_config(tmp_path / "etc/s.yaml", environ)
+
+    def test_both_files(self, tmp_path: Path) -> None:
+        config = self.load(tmp_path, FULL)
+        assert config.mesh == dataclasses.replace(MESH, filename=str(tmp_path / "etc/mesh.yaml"))
+        assert config.mesh_path == tmp_path / "etc/mesh.yaml"
+        assert config.path == tmp_path / "etc/s.yaml"
+
+    def test_mesh_from_a_variable(self, tmp_path: Path) -> None:
+        (tmp_path / "m.yaml").write_text(MESH_TEXT, encoding="utf-8")
+        config = self.load(tmp_path, FULL, None, SIDECAR_MESH=str(tmp_path / "m.yaml"))
+        assert config.mesh_path == tmp_path / "m.yaml"
+
+    def test_no_mesh_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError) as raised:
+            self.load(
+                tmp_path,
+                HEAD + "nonsense: 1\nadmin: {listen: x}\noutbound: [{to: x, listen: '127.0.0.1:1', peers: 'p:1'}]",
+                None,
+            )
+        here = tmp_path / "etc"
+        assert str(raised.value).splitlines() == [
+            f"{here}/s.yaml:2: mesh: {here}/mesh.yaml: cannot be read: No such file or directory",
+            f"{here}/s.yaml:4: unknown key 'nonsense'",
+            f"{here}/s.yaml:5: admin.listen: 'x' is no host:port, with a port of 1 to 65535",
+        ]
+
+    def test_no_mesh_file_at_a_variables_place(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError) as raised:
+            self.load(tmp_path, HEAD, None, SIDECAR_MESH="/nope")
+        assert str(raised.value) == "SIDECAR_MESH: mesh: /nope: cannot be read: No such file or directory"
+
+    def test_broken_mesh_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError) as raised:
+            self.load(tmp_path, HEAD + "nonsense: 1", "trust_domain: X\nservices: {}")
+        here = tmp_path / "etc"
+        assert str(raised.value).splitlines() == [
+            f"{here}/mesh.yaml:1: trust_domain: 'X' is no trust domain: 1 to 255 of a-z 0-9 . _ -",
+            f"{here}/s.yaml:4: unknown key 'nonsense'",
+        ]
+
+    def test_only_the_mesh_is_broken(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"mesh\.yaml:1: the file is empty"):
+            self.load(tmp_path, HEAD, "")
+
+    @pytest.mark.parametrize("named", ["", "5", "''"])
+    def test_names_no_mesh_file(self, tmp_path: Path, named: str) -> None:
+        with pytest.raises(UsageError, match=r"s\.yaml:2: mesh: "):
+            self.load(tmp_path, HEAD.replace("mesh.yaml", named))
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="cannot be read"):
+            load_config(tmp_path / "s.yaml", {})
+
+
+def test_what_no_rule_allows_is_one_warning() -> None:
+    config = parsed(FULL)
+    db, cache = config.outbound
+    wired = dataclasses.replace(config, outbound=(cache, db, dataclasses.replace(cache, service="api", port="http")))
+    assert warnings(wired, NOW)[0] == (
+        "etc/sidecar.yaml: outbound[0], outbound[2]: every connection will be refused: "
+        "api may not call cache:6379, api:http: no rule allows it"
+    )
+    assert len(warnings(wired, NOW)) == len(warnings(config, NOW))
+
+
+def test_warnings() -> None:
+    config = parsed(FULL)
+    assert warnings(config, NOW) == [
+        "etc/sidecar.yaml: outbound[1]: every connection will be refused: api may not call cache:6379: no rule allows it",
+        "etc/sidecar.yaml: inbound[1]: nobody may call api:metrics: no rule allows it",
+    ]
+    assert warnings(config, datetime(2028, 1, 1, tzinfo=UTC)) == [
+        "etc/sidecar.yaml: outbound[0]: every connection will be refused: api may not call db:5432: rule 'api->db'"
+        " (etc/mesh.yaml:10) allowed it until 2027-01-31 and ran out; no other rule does",
+        "etc/sidecar.yaml: outbound[1]: every connection will be refused: api may not call cache:6379: no rule allows it",
+        "etc/sidecar.yaml: inbound[1]: nobody may call api:metrics: no rule allows it",
+        "etc/mesh.yaml:10: rule 'api->db' held until 2027-01-31 and counts for nothing now",
+    ]
+    assert warnings(parsed(HEAD), NOW) == []

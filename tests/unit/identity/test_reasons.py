@@ -1,0 +1,57 @@
+"""The vocabulary is a fixed point: what dashboards and DESIGN rely on, none renamed, none forgotten."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
+from sidecar.proxy.inbound import _WORDS as INBOUND_WORDS
+from sidecar.proxy.outbound import _WORDS as OUTBOUND_WORDS
+from sidecar.relay.duplex import How
+from sidecar.transport.verdict import MAX_WORD
+
+VOCABULARY = """
+plaintext_refused no_certificate unknown_ca expired not_yet_valid bad_identity wrong_trust_domain unexpected_peer revoked
+policy_denied tls_version handshake_failed handshake_timeout connect_failed peer_refused overloaded internal_error
+revocations_stale
+ok client_reset app_reset truncated idle_timeout max_age drained policy_changed trust_changed
+"""
+
+
+def test_every_word_is_there_and_no_other() -> None:
+    assert [str(reason) for reason in Reason] == VOCABULARY.split()
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_word_is_fit_for_labels_and_for_the_verdict_frame(reason: Reason) -> None:
+    assert re.fullmatch(r"[a-z_]+", reason)
+    assert len(reason) <= MAX_WORD
+    assert reason == reason.value == f"{reason}"
+
+
+def test_what_may_mean_somebody_in_the_middle() -> None:
+    suspicious = """
+    plaintext_refused no_certificate unknown_ca bad_identity wrong_trust_domain unexpected_peer revoked tls_version
+    """
+    assert {str(reason) for reason in MITM_SUSPECTS} == set(suspicious.split())
+    # A slow peer, a dead one, a full one, and one whose clock or certificate ran out are everyday.
+    for everyday in ("expired", "not_yet_valid", "handshake_timeout", "connect_failed", "peer_refused", "overloaded"):
+        assert Reason(everyday) not in MITM_SUSPECTS
+
+
+def test_every_way_to_end_has_a_word_in_both_directions() -> None:
+    assert INBOUND_WORDS.keys() == OUTBOUND_WORDS.keys() == set(How)
+    # The same end of the wire has another name on either side of it.
+    assert INBOUND_WORDS[How.APP_RESET] == OUTBOUND_WORDS[How.PEER_RESET] == Reason.APP_RESET
+    assert INBOUND_WORDS[How.PEER_RESET] == OUTBOUND_WORDS[How.APP_RESET] == Reason.CLIENT_RESET
+
+
+def test_a_refusal_says_its_reason_and_is_no_error_of_the_program() -> None:
+    refusal = Refused(Reason.EXPIRED, "met an old one", peer_reason="x")
+    assert str(refusal) == "expired: met an old one"
+    assert (refusal.reason, refusal.detail, refusal.peer_reason) == (Reason.EXPIRED, "met an old one", "x")
+    assert Refused(Reason.OK, "").peer_reason is None
+    assert not issubclass(Refused, UsageError)
+    assert not issubclass(UsageError, Refused)

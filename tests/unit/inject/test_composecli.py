@@ -1,0 +1,80 @@
+"""Compose found, too old, missing, or refusing: programs of our own stand in where it must misbehave."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject import composecli
+from sidecar.inject.composecli import Compose, find_compose
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only directory in which programs are found."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    return tmp_path
+
+
+def program(directory: Path, name: str, text: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def find(directory: Path) -> Compose:
+    return find_compose({"PATH": str(directory)})
+
+
+def test_the_plugin_is_taken_first(programs: Path) -> None:
+    program(programs, "docker", 'test "$1 $2 $3" = "compose version --short" && echo 2.30.1')
+    program(programs, "docker-compose", "echo 2.31.0")
+    assert find(programs) == Compose((str(programs / "docker"), "compose"), (2, 30, 1))
+
+
+@pytest.mark.parametrize("docker", ["echo unknown command >&2; exit 1", "echo 2.24.3"])
+def test_the_standalone_one_if_the_plugin_is_none_or_old(programs: Path, docker: str) -> None:
+    program(programs, "docker", docker)
+    program(programs, "docker-compose", "echo v2.24.4-desktop.1")
+    assert find(programs).command == (str(programs / "docker-compose"),)
+
+
+@pytest.mark.parametrize("version", ["2.24.3", "1.29.2", "v2.3.4"])
+def test_too_old(programs: Path, version: str) -> None:
+    program(programs, "docker-compose", f"echo {version}")
+    with pytest.raises(
+        UsageError, match=rf"2\.24\.4 or newer is needed; .*docker-compose is {version.removeprefix('v')}"
+    ):
+        find(programs)
+
+
+def test_missing(programs: Path) -> None:
+    with pytest.raises(UsageError, match="neither `docker compose` nor `docker-compose` is here"):
+        find(programs)
+
+
+def test_config(programs: Path) -> None:
+    program(programs, "c", 'echo "careful" >&2; printf \'{"args": "%s"}\' "$*"')
+    data, said = Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml"), Path("b.yaml")], {})
+    assert data == {"args": "-f a.yaml -f b.yaml --profile * config --format json"}
+    assert said == ("careful",)
+
+
+@pytest.mark.parametrize("text", ["echo bad file >&2; exit 1", "echo bad file >&2", "echo bad file >&2; echo '[]'"])
+def test_what_compose_refuses_is_told_in_its_words(programs: Path, text: str) -> None:
+    program(programs, "c", text)
+    with pytest.raises(UsageError, match=r"^a.yaml: Compose says: bad file$"):
+        Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
+
+
+def test_what_cannot_be_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be run"):
+        Compose((str(tmp_path / "none"),), (9, 9, 9)).config([Path("a.yaml")], {})
+
+
+def test_the_real_one() -> None:
+    assert find_compose(dict(os.environ)).version >= composecli.MINIMUM

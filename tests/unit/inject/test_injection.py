@@ -1,0 +1,113 @@
+"""The whole of it: what is refused, and that the same input gives the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject.injection import MESH_FILE, OVERRIDE, inject
+from sidecar.inject.subnets import Taken
+from sidecar.policy.mesh import parse_mesh
+from tests.inject.applications import OPTIONS, config, inputs
+from tests.inject.bed import again
+
+SERVICES: dict[str, Any] = {"web": {"depends_on": ["db"]}, "db": {"image": "redis"}}
+
+
+def test_the_same_input_the_same_bytes_whatever_the_order() -> None:
+    turned = {name: SERVICES[name] for name in reversed(SERVICES)}
+    assert inject(inputs(SERVICES)).files == inject(inputs(SERVICES)).files
+    assert inject(inputs(turned)).files == inject(inputs(SERVICES)).files
+    assert sorted(inject(inputs(SERVICES)).files) == [
+        OVERRIDE,
+        MESH_FILE,
+        "mesh/sidecars/db.yaml",
+        "mesh/sidecars/web.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("project", "domain"), [("shop", "shop.internal"), ("My_Shop--2", "my-shop--2.internal"), ("_", "app.internal")]
+)
+def test_the_trust_domain(project: str, domain: str) -> None:
+    data = {**config(SERVICES), "name": project}
+    injection = inject(replace(inputs(SERVICES), config=data))
+    assert parse_mesh(injection.files[MESH_FILE], "m").trust_domain == injection.trust_domain == domain
+
+
+def test_an_edited_trust_domain_stays() -> None:
+    given = inputs(SERVICES)
+    first = inject(given)
+    edited = first.files[MESH_FILE].replace("shop.internal", "mine.test")
+    assert inject(again(given, first, edited)).trust_domain == "mine.test"
+
+
+def test_a_second_injection_is_recognised() -> None:
+    data = {**config(SERVICES), "x-sidecar-inject": {}}
+    with pytest.raises(UsageError, match=r"^compose.mesh.yaml is among the files"):
+        inject(replace(inputs(SERVICES), config=data))
+
+
+def test_nothing_left_to_mesh() -> None:
+    with pytest.raises(UsageError) as refused:
+        inject(inputs({"a": {}, "b": {"network_mode": "host"}}))
+    assert str(refused.value).splitlines() == [
+        "compose.yaml: no two services could meet in a mesh",
+        "a is left out: it shares no network with anything else",
+        "b is left out: it uses the host's network, where nothing can be put between it and others",
+    ]
+
+
+def test_answers_for_whom_there_is_not() -> None:
+    with pytest.raises(UsageError, match=r"^--port: there is no service 'bd' .*did you mean 'db'"):
+        inject(inputs(SERVICES, options=replace(OPTIONS, ports={"bd": (1,)})))
+
+
+def test_answers_and_an_edited_file() -> None:
+    given = inputs(SERVICES)
+    first = inject(given)
+    run = again(given, first, first.files[MESH_FILE] + "# mine\n")
+    with pytest.raises(UsageError, match=r"^--port: mesh/mesh.yaml says which ports 'db' has"):
+        inject(replace(run, options=replace(OPTIONS, ports={"db": (1,)})))
+    same = inject(replace(run, options=replace(OPTIONS, ports={"db": (6379,)})))
+    assert same.files[MESH_FILE] == first.files[MESH_FILE] + "# mine\n"
+
+
+def test_what_is_asked_for_and_answered() -> None:
+    services: dict[str, Any] = {"web": {"depends_on": ["x"]}, "x": {}}
+    with pytest.raises(UsageError, match="--port x=…"):
+        inject(inputs(services))
+    answered = inject(inputs(services, options=replace(OPTIONS, ports={"x": (7,)})))
+    assert '"7"' in answered.files["mesh/sidecars/x.yaml"]
+    none = inject(inputs(services, options=replace(OPTIONS, ports={"x": ()})))
+    assert "policy: []" in none.files[MESH_FILE]
+
+
+def test_addresses_that_are_taken() -> None:
+    lan = {"lan": {"ipam": {"config": [{"subnet": "10.9.0.0/16"}, {"subnet": "fd00::/64"}]}}}
+    narrow = replace(OPTIONS, subnets=IPv4Network("10.9.0.0/20"))
+    with pytest.raises(UsageError, match=r"overlaps what is there already: 10.9.0.0/16 \(network lan\)"):
+        inject(inputs(SERVICES, lan, options=narrow))
+    with pytest.raises(UsageError, match="a VPN"):
+        inject(inputs(SERVICES, options=narrow, taken=(Taken(IPv4Network("10.9.0.0/16"), "a VPN"),)))
+    assert inject(inputs(SERVICES, options=narrow)).placement.block == IPv4Network("10.9.0.0/20")
+
+
+def test_a_state_that_is_mounted() -> None:
+    services = {**SERVICES, "web": {"volumes": [{"type": "bind", "source": "/state"}]}}
+    with pytest.raises(UsageError, match=r"^--state: "):
+        inject(inputs(services))
+
+
+def test_a_subnet_that_somebody_lets_in_is_told() -> None:
+    lan = {"lan": {"ipam": {"config": [{"subnet": "10.9.0.0/16"}]}}}
+    db = {"image": "redis", "networks": {"lan": None, "default": None}, "environment": {"ALLOW": "10.9.0.0/16"}}
+    said = "db: environment ALLOW names the subnet of network lan: who calls from there comes from db's sidecar now"
+    web: dict[str, Any] = {"networks": {"lan": None}, "depends_on": ["db"]}
+    assert said in inject(inputs({"web": web, "db": db}, lan)).warnings
+    db["environment"] = {}
+    assert said not in inject(inputs({"web": web, "db": db}, lan)).warnings

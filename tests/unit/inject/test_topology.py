@@ -1,0 +1,102 @@
+"""Which networks there are afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject.topology import Topology, sidecar_of
+from tests.inject.applications import topology
+
+
+def callees(found: Topology, name: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(slot.network, slot.callees) for slot in found.slots[name]]
+
+
+def test_one_network_for_callees_on_different_ports_and_one_more_for_each_clash() -> None:
+    services = {
+        name: {"expose": ports} for name, ports in (("a", ["1"]), ("b", ["2"]), ("c", ["1"]), ("d", ["1", "2"]))
+    }
+    found = topology({"web": {}, **services})
+    assert callees(found, "web") == [
+        ("web-private", ("a", "b")),
+        ("web-private-2", ("c",)),
+        ("web-private-3", ("d",)),
+    ]
+    assert callees(topology({"web": {}, "a": services["a"], "b": services["b"]}), "web") == [
+        ("web-private", ("a", "b"))
+    ]
+
+
+def test_who_shares_no_network_is_not_carried() -> None:
+    networks: dict[str, Any] = {"one": {}, "two": {}}
+    found = topology(
+        {
+            "a": {"networks": {"one": None}},
+            "b": {"networks": {"one": None, "two": None}},
+            "c": {"networks": {"two": None}},
+        },
+        networks,
+    )
+    assert callees(found, "a") == [("a-private", ("b",))]
+    assert callees(found, "b") == [("b-private", ("a", "c"))]
+
+
+def test_outsiders_meet_each_app_on_a_network_of_its_own() -> None:
+    found = topology({"a": {}, "b": {}, "router": {}}, excluded={"router": "asks Docker"})
+    assert [(it.network, it.app, it.outsiders) for it in found.plain] == [
+        ("a-plain", "a", ("router",)),
+        ("b-plain", "b", ("router",)),
+    ]
+    assert found.is_plaintext("router", "a")
+    assert not found.is_plaintext("a", "b")
+    assert found.stays == {}
+
+
+def test_the_only_app_on_a_network_stays_on_it() -> None:
+    services: dict[str, Any] = {
+        "a": {"networks": {"default": None, "side": None}}, "b": {}, "x": {"networks": {"side": None}},
+    }  # fmt: skip
+    found = topology(services, {"side": {}}, excluded={"x": "is special"})
+    assert list(found.stays) == [("a", "side")]
+    assert found.plain == ()
+
+
+def test_two_apps_on_an_external_network_are_a_pair_in_plaintext_and_said_so() -> None:
+    outer: dict[str, Any] = {"outer": {"external": True}}
+    both: dict[str, Any] = {"networks": {"outer": None, "default": None}}
+    found = topology({"a": both, "b": both, "c": {}}, outer)
+    assert set(found.stays) == {("a", "outer"), ("b", "outer")}
+    assert list(found.plaintext) == [("a", "b")]
+    assert callees(found, "a") == [("a-private", ("c",))]
+    alone = topology({"a": both, "b": {}, "c": {}}, outer)
+    assert alone.plaintext == {}
+    assert callees(alone, "a") == [("a-private", ("b", "c"))]
+
+
+def test_who_could_meet_nobody_is_left_alone() -> None:
+    found = topology({"a": {}, "b": {}, "c": {"networks": {"other": None}}}, {"other": {}})
+    assert found.excluded == {"c": "shares no network with anything else"}
+    gone = topology({"a": {}, "b": {}}, excluded={"b": "is special"})
+    assert gone.excluded == {"b": "is special", "a": "shares no network with anything that could be in the mesh"}
+    assert gone.slots == {}
+
+
+@pytest.mark.parametrize(("name", "what"), [("mesh-ca", "service"), ("a-mesh", "service")])
+def test_a_service_that_has_the_name_of_one_of_ours(name: str, what: str) -> None:
+    with pytest.raises(UsageError, match=f"^{what} '{name}' is there already"):
+        topology({"a": {}, "b": {}, name: {}})
+
+
+def test_a_network_that_has_the_name_of_one_of_ours() -> None:
+    with pytest.raises(UsageError, match=r"^network 'a-private' is there already"):
+        topology({"a": {}, "b": {}}, {"a-private": {}})
+    with pytest.raises(UsageError, match=r"^network 'sidecar-mesh' is there already"):
+        topology({"a": {}, "b": {}}, {"sidecar-mesh": {}})
+
+
+def test_the_twin_names_like_ours_that_are_in_nobodys_way() -> None:
+    assert sorted(topology({"a": {}, "b": {}, "c-mesh": {}}, {"private": {}}).slots) == ["a", "b", "c-mesh"]
+    assert sidecar_of("c-mesh") == "c-mesh-mesh"

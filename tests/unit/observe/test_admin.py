@@ -1,0 +1,147 @@
+"""The admin port: for this machine's own user, and for no web page that got here by another name."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sidecar.documents.address import Address
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.admin import AdminServer, Source, listen_unix
+from sidecar.observe.logs import Log
+from sidecar.observe.metrics import Metrics
+from tests.harness import LogSink
+
+WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "connected": []}
+
+
+@asynccontextmanager
+async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminServer]:
+    tally = Metrics()
+    tally.ended["inbound", "http", "allow", "ok"] = 3
+    one = AdminServer(
+        "sidecar.yaml: admin.listen", listen, Source(lambda: {**WELL, **status}, tally), Log(LogSink(), "json")
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        yield one
+        nursery.cancel_scope.cancel()
+
+
+def get(address: str, target: str, host: str | None = None, method: str = "GET") -> tuple[int, str]:
+    if address.startswith("/"):
+        connection = http.client.HTTPConnection("localhost", timeout=20)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.connect(address)
+    else:
+        connection = http.client.HTTPConnection(address, timeout=20)
+    try:
+        connection.request(method, target, headers={} if host is None else {"Host": host})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+async def asked(*words: Any, **more: Any) -> tuple[int, str]:
+    return await trio.to_thread.run_sync(lambda: get(*words, **more))
+
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+async def test_it_says_whether_all_is_well() -> None:
+    async with admin(LOOPBACK) as one:
+        assert await asked(one.address, "/healthz") == (200, '{"healthy": true, "unwell": []}\n')
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"healthy": False, "unwell": ["its certificate ended"]}, "its certificate ended"),
+        ({"draining": True}, "it is draining"),
+    ],
+)
+async def test_and_why_not(status: dict[str, Any], said: str) -> None:
+    async with admin(LOOPBACK, **status) as one:
+        code, body = await asked(one.address, "/healthz")
+        assert (code, said in body) == (503, True)
+
+
+async def test_status_and_metrics() -> None:
+    connected = [{"direction": "inbound", "port": "http", "peer": "a", "connections": 2}]
+    async with admin(LOOPBACK, connected=connected) as one:
+        assert '"healthy": true' in (await asked(one.address, "/status"))[1]
+        _, text = await asked(one.address, "/metrics")
+        assert 'sidecar_connections_total{decision="allow",direction="inbound",port="http",reason="ok"} 3.0' in text
+        assert 'sidecar_live_connections{direction="inbound",port="http"} 2.0' in text
+        assert "sidecar_healthy 1.0" in text
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:15000", "127.0.0.1:9", "[::1]:80", "LOCALHOST"])
+async def test_our_own_host_is_answered(host: str) -> None:
+    async with admin(LOOPBACK) as one:
+        assert (await asked(one.address, "/status", host=host))[0] == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:15000", "localhost.evil.example", "127.0.0.1.evil", ""])
+@pytest.mark.parametrize("target", ["/status", "/healthz", "/metrics"])
+async def test_a_page_of_another_host_is_not(target: str, host: str) -> None:
+    async with admin(LOOPBACK) as one:
+        assert (await asked(one.address, target, host=host))[0] == 403
+
+
+async def test_nothing_else_is_there_and_nothing_is_changed() -> None:
+    async with admin(LOOPBACK) as one:
+        assert (await asked(one.address, "/nonsense"))[0] == 404
+        assert (await asked(one.address, "/status", method="POST"))[0] == 405
+
+
+async def test_a_unix_socket_is_its_owner_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with admin(path) as one:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+        assert one.address == str(path)
+        assert (await asked(str(path), "/healthz", host="anything"))[0] == 200, "no browser gets here"
+    assert not path.exists()
+
+
+def open_to_all(*paths: Path) -> None:
+    for path in paths:
+        path.chmod(0o777)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be played by root only")
+async def test_another_user_is_not_answered_though_the_file_was_opened_to_all(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with admin(path):
+        open_to_all(path, tmp_path, *tmp_path.parents[:-2])
+        command = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print(s.recv(1) == b'')"
+        done = await trio.run_process(["python3", "-c", command], capture_stdout=True, user=65534, group=65534)
+        assert done.stdout == b"True\n"
+        assert (await asked(str(path), "/healthz"))[0] == 200
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    listen_unix("x", path).close()
+    assert path.is_socket()
+    with listen_unix("x", path), pytest.raises(UsageError, match="another process listens"):
+        listen_unix("x", path)
+
+
+def test_a_place_where_none_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "none" / "admin.sock", tmp_path / "file"):
+        with pytest.raises(UsageError, match=r"admin\.listen: cannot listen on"):
+            listen_unix("sidecar.yaml: admin.listen", path)
+    assert (tmp_path / "file").read_text() == "precious"

@@ -1,0 +1,47 @@
+"""What is counted of the access log, and that it stays bounded."""
+
+from __future__ import annotations
+
+from sidecar.identity.reasons import Reason, Refused
+from sidecar.observe.metrics import LAST_REFUSALS, Metrics
+from sidecar.observe.record import ConnectionRecord
+
+
+def line(reason: Reason = Reason.OK, *, outbound: bool = False) -> dict[str, object]:
+    record = ConnectionRecord("outbound" if outbound else "inbound", "api", "http", 0.0)
+    record.upstream = "db:5432" if outbound else "127.0.0.1:8081"
+    record.bytes_to_app, record.bytes_from_app = 3, 5
+    if reason is Reason.OK:
+        record.decision = "allow"
+        record.end(reason)
+    else:
+        record.refuse(Refused(reason, "says no"))
+    return record.finish(1.0)
+
+
+def test_each_end_is_counted_by_what_it_was_about() -> None:
+    tally = Metrics()
+    for one in (line(), line(), line(outbound=True), line(Reason.EXPIRED)):
+        tally.add(one, "2026-01-01T00:00:00Z")
+    assert tally.ended == {
+        ("inbound", "http", "allow", "ok"): 2,
+        ("outbound", "db:5432", "allow", "ok"): 1,
+        ("inbound", "http", "deny", "expired"): 1,
+    }
+    assert (tally.to_app["inbound", "http"], tally.from_app["outbound", "db:5432"]) == (9, 5)
+
+
+def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
+    tally = Metrics()
+    tally.add(line(), "then")
+    tally.add(line(Reason.REVOKED), "now")
+    (refusal,) = tally.refusals
+    assert (refusal["at"], refusal["reason"], refusal["message"]) == ("now", "revoked", "refused: api says no")
+
+
+def test_only_the_last_refusals_are_kept() -> None:
+    tally = Metrics()
+    for number in range(LAST_REFUSALS + 7):
+        tally.add(line(Reason.REVOKED), str(number))
+    assert len(tally.refusals) == LAST_REFUSALS
+    assert tally.refusals[0]["at"] == "7"

@@ -1,0 +1,326 @@
+"""Who may call whom: every line of the Policy section of the attacks, each with its honest twin."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
+from sidecar.policy.decide import Decision, NearMiss, decide, explain, has_callers, ran_out, run_tests, warnings
+from sidecar.policy.mesh import Mesh, parse_mesh
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+SERVICES = """\
+trust_domain: shop.internal
+services:
+  web: {ports: {http: 80}}
+  web-admin: {}
+  a.b: {}
+  aXb: {}
+  api: {ports: {http: 80, metrics: 90}}
+  db: {ports: 5432}
+"""
+
+
+def mesh(*rules: str, tests: str = "[]") -> Mesh:
+    policy = "".join(f"  - {rule}\n" for rule in rules) or "  []\n"
+    return parse_mesh(f"{SERVICES}policy:\n{policy}tests: {tests}\n", "mesh.yaml")
+
+
+def asked(among: Mesh, source: str, target: str, now: datetime = NOW) -> Decision:
+    service, _, port = target.partition(":")
+    return decide(among, parse_spiffe_id(f"spiffe://{source}"), service, port, now)
+
+
+@pytest.mark.parametrize(
+    ("rule", "source", "target", "allowed"),
+    [
+        # The twin, and callers not named
+        ("{from: web, to: 'api:http'}", "shop.internal/web", "api:http", True),
+        ("{from: web, to: 'api:http'}", "shop.internal/db", "api:http", False),
+        # Another port, another service
+        ("{from: web, to: 'api:http'}", "shop.internal/web", "api:metrics", False),
+        ("{from: web, to: 'api:http'}", "shop.internal/web", "web:http", False),
+        ("{from: web, to: 'api:http'}", "shop.internal/web", "api:", False),
+        ("{from: web, to: 'api:http'}", "shop.internal/web", "api:HTTP", False),
+        ("{from: web, to: api}", "shop.internal/web", "api:metrics", True),
+        ("{from: web, to: '*'}", "shop.internal/web", "db:5432", True),
+        ("{from: web, to: '*'}", "shop.internal/web", "web:http", True),
+        ("{from: web, to: '*'}", "shop.internal/web", "web:admin", False),
+        ("{from: web, to: '*'}", "shop.internal/web", "*:*", False),
+        # The direction
+        ("{from: web, to: api}", "shop.internal/api", "web:http", False),
+        # web against web-admin: prefixes and suffixes
+        ("{from: web, to: api}", "shop.internal/web-admin", "api:http", False),
+        ("{from: web-admin, to: api}", "shop.internal/web-admin", "api:http", True),
+        ("{from: web-admin, to: api}", "shop.internal/web", "api:http", False),
+        ("{from: web, to: api}", "shop.internal/we", "api:http", False),
+        ("{from: web, to: api}", "shop.internal/xweb", "api:http", False),
+        ("{from: web, to: api}", "shop.internal/web/admin", "api:http", False),
+        ("{from: web, to: api}", "shop.internal/admin/web", "api:http", False),
+        # A dot is no wildcard
+        ("{from: a.b, to: api}", "shop.internal/a.b", "api:http", True),
+        ("{from: a.b, to: api}", "shop.internal/aXb", "api:http", False),
+        ("{from: 'spiffe://shop.internal/a.b/x', to: api}", "shop.internal/aXb/x", "api:http", False),
+        ("{from: 'spiffe://shop.internal/a.b/x', to: api}", "shop.internal/a.b/x", "api:http", True),
+        # Case
+        ("{from: web, to: api}", "shop.internal/Web", "api:http", False),
+        # Another trust domain
+        ("{from: web, to: api}", "other.internal/web", "api:http", False),
+        ("{from: '*', to: api}", "other.internal/web", "api:http", False),
+        ("{from: 'spiffe://shop.internal/**', to: api}", "other.internal/web", "api:http", False),
+        ("{from: 'spiffe://shop.internal/**', to: api}", "shop-internal/web", "api:http", False),
+        ("{from: 'spiffe://shop.internal/**', to: api}", "shop.internal.evil/web", "api:http", False),
+        # "*" is the declared services, and not whoever has a certificate
+        ("{from: '*', to: api}", "shop.internal/db", "api:http", True),
+        ("{from: '*', to: api}", "shop.internal/undeclared", "api:http", False),
+        ("{from: '*', to: api}", "shop.internal/web/x", "api:http", False),
+        # Patterns
+        ("{from: 'spiffe://shop.internal/*', to: api}", "shop.internal/undeclared", "api:http", True),
+        ("{from: 'spiffe://shop.internal/*', to: api}", "shop.internal/a/b", "api:http", False),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api}", "shop.internal/batch/nightly", "api:http", True),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api}", "shop.internal/batch", "api:http", False),
+        ("{from: 'spiffe://shop.internal/batch/**', to: api}", "shop.internal/batch", "api:http", True),
+        ("{from: 'spiffe://shop.internal/batch/**', to: api}", "shop.internal/batch/a/b", "api:http", True),
+        ("{from: 'spiffe://shop.internal/batch/**', to: api}", "shop.internal/batches/a", "api:http", False),
+        # A dry run is never applied
+        ("{from: web, to: api, mode: dry-run}", "shop.internal/web", "api:http", False),
+    ],
+)
+def test_decide(rule: str, source: str, target: str, *, allowed: bool) -> None:
+    assert asked(mesh(rule), source, target).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    "text", ["spiffe://shop.internal/web/", "spiffe://shop.internal/web//x", "spiffe://shop.internal/%77eb"]
+)
+def test_what_is_no_identity_is_never_asked_about(text: str) -> None:
+    with pytest.raises(ValueError, match="path segment"):
+        parse_spiffe_id(text)
+
+
+def test_empty_policy_denies() -> None:
+    decision = asked(mesh(), "shop.internal/web", "api:http")
+    assert decision == Decision(False, None, None, "web may not call api:http: no rule allows it")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_deny_beats_allow_in_any_order(order: int) -> None:
+    rules = ["{name: open, from: '*', to: '*'}", "{name: shut, from: web, to: db, action: deny}"][::order]
+    denied = asked(mesh(*rules), "shop.internal/web", "db:5432")
+    line = 11 if order == 1 else 10
+    assert denied == Decision(
+        False, "shut", line, f"web may not call db:5432: rule 'shut' (mesh.yaml:{line}) denies it"
+    )
+    allowed = asked(mesh(*rules), "shop.internal/api", "db:5432")
+    assert allowed == Decision(
+        True, "open", 21 - line, f"api may call db:5432: rule 'open' (mesh.yaml:{21 - line}) allows it"
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_rules_that_say_the_same_the_first_by_name_is_named(order: int) -> None:
+    rules = ["{name: b, from: web, to: db}", "{name: a, from: '*', to: db}"][::order]
+    assert asked(mesh(*rules), "shop.internal/web", "db:5432").rule == "a"
+
+
+class TestUntil:
+    MESH = mesh("{name: soon-over, from: web, to: db, until: 2027-01-31}")
+
+    @pytest.mark.parametrize(
+        ("now", "allowed"),
+        [
+            (datetime(2027, 1, 30, tzinfo=UTC), True),
+            (datetime(2027, 1, 31, tzinfo=UTC), True),
+            (datetime(2027, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC), True),
+            (datetime(2027, 2, 1, tzinfo=UTC), False),
+            (datetime(2027, 2, 1, 0, 0, 1, tzinfo=UTC), False),
+            # It is UTC's day that counts, not the clock's on the wall
+            (datetime(2027, 2, 1, 0, 59, 59, tzinfo=timezone(timedelta(hours=1))), True),
+            (datetime(2027, 2, 1, 1, 0, 0, tzinfo=timezone(timedelta(hours=1))), False),
+            (datetime(2027, 1, 31, 19, 0, 0, tzinfo=timezone(timedelta(hours=-5))), False),
+        ],
+    )
+    def test_to_the_second(self, now: datetime, *, allowed: bool) -> None:
+        assert asked(self.MESH, "shop.internal/web", "db:5432", now).allowed is allowed
+
+    def test_says_that_it_ran_out(self) -> None:
+        why = asked(self.MESH, "shop.internal/web", "db:5432", datetime(2028, 1, 1, tzinfo=UTC)).why
+        assert why == (
+            "web may not call db:5432: rule 'soon-over' (mesh.yaml:10) allowed it until 2027-01-31 and ran out;"
+            " no other rule does"
+        )
+
+    def test_another_rule_still_holds(self) -> None:
+        both = mesh("{name: a, from: web, to: db, until: 2027-01-31}", "{name: b, from: web, to: db}")
+        assert asked(both, "shop.internal/web", "db:5432", datetime(2028, 1, 1, tzinfo=UTC)).rule == "b"
+
+    def test_the_last_day_of_all(self) -> None:
+        forever = mesh("{name: a, from: web, to: db, until: 9999-12-31}")
+        assert asked(forever, "shop.internal/web", "db:5432", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)).allowed
+
+    def test_a_time_of_no_zone_decides_nothing(self) -> None:
+        naive = datetime(2027, 1, 1)
+        with pytest.raises(ValueError, match="time zone"):
+            asked(self.MESH, "shop.internal/web", "db:5432", naive)
+        with pytest.raises(ValueError, match="time zone"):
+            ran_out(self.MESH.rules[0], naive)
+
+    def test_warned_of(self) -> None:
+        assert warnings(self.MESH, NOW) == []
+        assert warnings(self.MESH, datetime(2028, 1, 1, tzinfo=UTC)) == [
+            "mesh.yaml:10: rule 'soon-over' held until 2027-01-31 and counts for nothing now"
+        ]
+
+
+class TestDryRun:
+    def test_is_told_and_not_applied(self) -> None:
+        trial = mesh(
+            "{name: z-try, from: web, to: api, mode: dry-run}",
+            "{name: a-try, from: web, to: '*', action: deny, mode: dry-run}",
+            "{name: real, from: web, to: 'api:http'}",
+            "{name: over, from: web, to: api, mode: dry-run, until: 2020-01-01}",
+        )
+        told = ("a-try would deny", "z-try would allow")
+        allowed, denied = (asked(trial, "shop.internal/web", f"api:{port}") for port in ("http", "metrics"))
+        assert (allowed.allowed, allowed.rule, allowed.dry_run) == (True, "real", told)
+        assert (denied.allowed, denied.rule, denied.dry_run) == (False, None, told)
+        assert asked(trial, "shop.internal/db", "api:http").dry_run == ()
+
+    def test_one_that_ran_out_allowed_nothing(self) -> None:
+        trial = mesh("{from: web, to: api, mode: dry-run, until: 2020-01-01}")
+        assert asked(trial, "shop.internal/web", "api:http").why.endswith("no rule allows it")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "why"),
+    [
+        (
+            "other/web",
+            "api:http",
+            "spiffe://other/web may not call api:http: it is of another trust domain than shop.internal",
+        ),
+        (
+            "shop.internal/batch/x",
+            "api:http",
+            "spiffe://shop.internal/batch/x may not call api:http: no rule allows it",
+        ),
+        ("shop.internal/wbe", "api:http", "spiffe://shop.internal/wbe may not call api:http: no rule allows it"),
+        ("shop.internal/web", "apj:http", "web may not call apj:http: mesh.yaml has no service of that name"),
+        ("shop.internal/web", "api:htp", "web may not call api:htp: the service has no port of that name"),
+    ],
+)
+def test_why_not(source: str, target: str, why: str) -> None:
+    assert asked(mesh("{from: web, to: 'web:http'}"), source, target) == Decision(False, None, None, why)
+
+
+@pytest.mark.parametrize(
+    ("rule", "callers"),
+    [
+        ("{from: web, to: 'api:http'}", True),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api}", True),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api, mode: dry-run}", False),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api, action: deny}", False),
+        ("{from: 'spiffe://shop.internal/batch/*', to: api, until: 2020-01-01}", False),
+        ("{from: 'spiffe://shop.internal/batch/*', to: db}", False),
+        ("{from: web, to: 'api:metrics'}", False),
+        ("{from: web, to: api, mode: dry-run}", False),
+    ],
+)
+def test_has_callers(rule: str, *, callers: bool) -> None:
+    assert has_callers(mesh(rule), "api", "http", NOW) is callers
+
+
+def test_run_tests() -> None:
+    tested = mesh(
+        "{from: web, to: 'api:http'}",
+        tests="[{from: web, to: api, expect: allow}, {from: db, to: api, expect: deny},"
+        " {from: 'spiffe://other/web', to: db, expect: deny}]",
+    )
+    results = run_tests(tested, NOW)
+    assert [(str(result.test.source), str(result.target), result.passed) for result in results] == [
+        ("spiffe://shop.internal/web", "api:http", True),
+        ("spiffe://shop.internal/web", "api:metrics", False),
+        ("spiffe://shop.internal/db", "api:http", True),
+        ("spiffe://shop.internal/db", "api:metrics", True),
+        ("spiffe://other/web", "db:5432", True),
+    ]
+    assert run_tests(mesh(), NOW) == []
+
+
+class TestExplain:
+    RULES = (
+        "{name: web-api, from: web, to: 'api:http'}",
+        "{name: old, from: web, to: db, until: 2020-01-01}",
+        "{name: trial, from: web, to: db, mode: dry-run}",
+        "{name: others, from: api, to: db}",
+        "{name: elsewhere, from: api, to: web}",
+    )
+
+    def test_denied_with_near_misses_and_the_rule_to_write(self) -> None:
+        before = mesh(*self.RULES)
+        explanation = explain(before, before.identity("web"), "db", "5432", NOW)
+        assert not explanation.decision.allowed
+        assert [(end.sidecar, end.allowed) for end in explanation.ends] == [
+            ("web's own sidecar", False),
+            ("db's sidecar", False),
+        ]
+        assert "spiffe://shop.internal/db and nobody else" in explanation.ends[0].checks
+        assert explanation.near_misses == (
+            NearMiss("web-api", 10, "is for this caller, but to api:http"),
+            NearMiss("old", 11, "fits, but held until 2020-01-01"),
+            NearMiss("trial", 12, "fits and would allow, but is a dry run"),
+            NearMiss("others", 13, "is for db:5432, but from api"),
+        )
+        assert explanation.would_allow == '  - from: ["web"]\n    to: ["db:5432"]\n'
+        after = parse_mesh(f"{SERVICES}policy:\n{explanation.would_allow}", "mesh.yaml")
+        assert decide(after, after.identity("web"), "db", "5432", NOW).allowed
+
+    def test_the_rule_to_write_for_somebody_outside_of_the_file(self) -> None:
+        source = SpiffeId("shop.internal", ("batch", "x"))
+        explanation = explain(mesh(), source, "db", "5432", NOW)
+        assert (
+            explanation.ends[0].sidecar
+            == "whatever speaks for spiffe://shop.internal/batch/x (no service of this mesh)"
+        )
+        after = parse_mesh(f"{SERVICES}policy:\n{explanation.would_allow}", "mesh.yaml")
+        assert decide(after, source, "db", "5432", NOW).allowed
+
+    @pytest.mark.parametrize(
+        ("source", "target"),
+        [
+            ("other/web", ("db", "5432")),  # no rule can name another trust domain
+            ("shop.internal/undeclared", ("db", "5432")),  # to be declared first
+            ("shop.internal/web", ("db", "x")),
+            ("shop.internal/web", ("x", "5432")),
+        ],
+    )
+    def test_no_rule_alone_would_allow(self, source: str, target: tuple[str, str]) -> None:
+        explanation = explain(mesh(), parse_spiffe_id(f"spiffe://{source}"), *target, NOW)
+        assert (explanation.decision.allowed, explanation.would_allow, explanation.near_misses) == (False, None, ())
+
+    def test_another_trust_domain_has_no_near_misses(self) -> None:
+        assert explain(mesh("{from: web, to: db}"), SpiffeId("other", ("web",)), "db", "5432", NOW).near_misses == ()
+
+    def test_denied_by_a_rule(self) -> None:
+        shut = mesh(
+            "{name: open, from: web, to: db}",
+            "{name: shut, from: '*', to: db, action: deny}",
+            "{name: shut-too, from: web, to: '*', action: deny}",
+        )
+        explanation = explain(shut, shut.identity("web"), "db", "5432", NOW)
+        assert (explanation.decision.rule, explanation.would_allow) == ("shut", None)
+        assert explanation.near_misses == (
+            NearMiss("open", 10, "fits, but deny beats allow"),
+            NearMiss("shut-too", 12, "fits, and says the same"),
+        )
+
+    def test_allowed(self) -> None:
+        opened = mesh("{name: open, from: web, to: db}", "{name: twice, from: '*', to: db}")
+        explanation = explain(opened, opened.identity("web"), "db", "5432", NOW)
+        assert explanation.decision.allowed
+        assert all(end.allowed for end in explanation.ends)
+        assert explanation.would_allow is None
+        assert explanation.near_misses == (NearMiss("twice", 11, "fits, and says the same"),)

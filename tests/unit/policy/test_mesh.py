@@ -1,0 +1,206 @@
+"""mesh.yaml to frozen values, and what they say of identities."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.policy.mesh import Dev, Mesh, Pattern, load_mesh, parse_mesh
+from sidecar.policy.names import Target
+from tests.specimens import mesh_with
+
+MESH = """\
+trust_domain: shop.internal
+services:
+  web: {ports: {http: 8080}, dev: {app: {http: 8081}, calls: {"api:http": 18080, db: 15432}}}
+  api: {ports: {http: 8080, metrics: 9090}}
+  db: {ports: 5432}
+  reporting:
+policy:
+  - name: web-calls-api
+    from: [web]
+    to: ["api:http"]
+  - from: api
+    to: db
+  - name: try-reporting
+    from: [reporting]
+    to: [db]
+    action: allow
+    mode: dry-run
+    until: 2027-01-31
+  - {name: scrape, from: "*", to: ["api:metrics", db]}
+  - {name: batch, from: ["spiffe://shop.internal/batch/*", api], to: "*", action: deny}
+tests:
+  - {from: web, to: "db", expect: deny}
+  - {from: "spiffe://elsewhere/web", to: [api, "api:http"], expect: allow}
+max_leaf_ttl: 2h
+"""
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return parse_mesh(MESH, "mesh.yaml")
+
+
+class TestParsed:
+    def test_services(self, mesh: Mesh) -> None:
+        assert mesh.trust_domain == "shop.internal"
+        assert list(mesh.services) == ["web", "api", "db", "reporting"]
+        assert dict(mesh.services["api"].ports) == {"http": 8080, "metrics": 9090}
+        assert dict(mesh.services["db"].ports) == {"5432": 5432}
+        assert dict(mesh.services["reporting"].ports) == {}
+        assert mesh.services["db"].line == 5
+        assert mesh.max_leaf_ttl == timedelta(hours=2)
+
+    def test_dev(self, mesh: Mesh) -> None:
+        expected = Dev(app={"http": 8081}, calls={Target("api", "http"): 18080, Target("db", "5432"): 15432})
+        assert mesh.services["web"].dev == expected
+        assert mesh.services["api"].dev is None
+
+    def test_rules(self, mesh: Mesh) -> None:
+        assert [(rule.name, rule.line, rule.action, rule.mode, rule.until) for rule in mesh.rules] == [
+            ("web-calls-api", 8, "allow", "enforce", None),
+            ("api->db", 11, "allow", "enforce", None),
+            ("try-reporting", 13, "allow", "dry-run", date(2027, 1, 31)),
+            ("scrape", 19, "allow", "enforce", None),
+            ("batch", 20, "deny", "enforce", None),
+        ]
+        scrape, batch = mesh.rules[3:]
+        assert scrape.targets == {Target("api", "metrics"), Target("db", "5432")}
+        assert scrape.identities == {("web",), ("api",), ("db",), ("reporting",)}
+        assert scrape.patterns == ()
+        assert batch.from_ == ("spiffe://shop.internal/batch/*", "api")
+        assert batch.identities == {("api",)}
+        assert batch.patterns == (Pattern(("batch", "*")),)
+        assert batch.targets == {
+            Target(*it) for it in [("web", "http"), ("api", "http"), ("api", "metrics"), ("db", "5432")]
+        }
+
+    def test_a_star_beside_others(self) -> None:
+        rest = 'policy: [{from: ["spiffe://shop.internal/x/y", "*"], to: ["*", "web:http"]}]'
+        [rule] = parse_mesh(mesh_with(rest=rest), "mesh.yaml").rules
+        assert rule.identities == {("web",), ("api",), ("idle",), ("x", "y")}
+        assert rule.targets == {Target("web", "http"), Target("api", "http"), Target("api", "tls")}
+
+    def test_tests(self, mesh: Mesh) -> None:
+        first, second = mesh.tests
+        assert (first.source, first.expect, first.line) == (mesh.identity("web"), "deny", 22)
+        assert first.targets == (Target("db", "5432"),)
+        assert second.source == SpiffeId("elsewhere", ("web",))
+        assert second.targets == (Target("api", "http"), Target("api", "metrics"))
+
+    def test_identity(self, mesh: Mesh) -> None:
+        assert str(mesh.identity("web")) == "spiffe://shop.internal/web"
+        with pytest.raises(KeyError):
+            mesh.identity("wbe")
+
+    def test_frozen(self, mesh: Mesh) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            mesh.trust_domain = "x"  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            mesh.services["x"] = mesh.services["web"]  # type: ignore[index]
+        with pytest.raises(TypeError):
+            mesh.services["web"].ports["x"] = 1  # type: ignore[index]
+
+    def test_names(self, mesh: Mesh) -> None:
+        assert mesh.target("db") == Target("db", "5432")
+        assert mesh.targets("api") == (Target("api", "http"), Target("api", "metrics"))
+        assert mesh.source("web") == mesh.identity("web")
+        assert mesh.source("spiffe://x/y") == SpiffeId("x", ("y",))
+        with pytest.raises(ValueError, match="'api' has several ports: say which of api:http, api:metrics"):
+            mesh.target("api")
+        with pytest.raises(ValueError, match="unknown service 'wbe'"):
+            mesh.source("wbe")
+        with pytest.raises(ValueError, match="path segment ''"):
+            mesh.source("spiffe://x/y/")
+
+    def test_load(self, tmp_path: Path, mesh: Mesh) -> None:
+        (tmp_path / "mesh.yaml").write_text(MESH, encoding="utf-8")
+        loaded = load_mesh(tmp_path / "mesh.yaml")
+        assert dataclasses.replace(loaded, filename="mesh.yaml") == mesh
+
+    def test_load_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="cannot be read"):
+            load_mesh(tmp_path / "mesh.yaml")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["", "policy:", "policy: []", "tests:\npolicy:", "max_leaf_ttl: 1h30m"],
+)
+def test_little_is_enough(rest: str) -> None:
+    mesh = parse_mesh(f"trust_domain: a\nservices: {{}}\n{rest}", "mesh.yaml")
+    assert mesh.rules == ()
+    assert mesh.tests == ()
+
+
+def test_default_leaf_ttl() -> None:
+    mesh = parse_mesh("trust_domain: a\nservices: {}", "mesh.yaml")
+    assert mesh.max_leaf_ttl == timedelta(hours=25)
+    assert (mesh.revocation_staleness, mesh.reenrol_window) == (timedelta(hours=1), timedelta(hours=24))
+    said = "trust_domain: a\nservices: {}\nrevocation_staleness: 5m\nreenrol_window: 7d"
+    mesh = parse_mesh(said, "mesh.yaml")
+    assert (mesh.revocation_staleness, mesh.reenrol_window) == (timedelta(minutes=5), timedelta(days=7))
+
+
+@pytest.mark.parametrize("name", ["no", "on", "yes", "null", "true", "5432", "1.5", "a.b", "A_b-c", "..."])
+def test_a_service_may_be_called(name: str) -> None:
+    mesh = parse_mesh(
+        mesh_with(services=f"{{{name}: {{ports: 1}}}}", rest=f'policy: [{{from: "{name}", to: "{name}"}}]'), "f"
+    )
+    assert mesh.identity(name).service == name
+    assert mesh.rules[0].name == f"{name}->{name}"
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a-b", "a" * 63, "5432"])
+def test_a_port_may_be_called(name: str) -> None:
+    assert list(
+        parse_mesh(mesh_with(services=f"{{web: {{ports: {{{name}: 1}}}}}}", rest=""), "f").services["web"].ports
+    ) == [name]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("web", "web", True),
+        ("web", "web-admin", False),
+        ("web", "we", False),
+        ("web", "Web", False),
+        ("web", "web/x", False),
+        ("a.b", "a.b", True),
+        ("a.b", "aXb", False),
+        ("*", "web", True),
+        ("*", "a/b", False),
+        ("batch/*", "batch/x", True),
+        ("batch/*", "batch", False),
+        ("batch/*", "batch/x/y", False),
+        ("batch/*", "batchx/y", False),
+        ("**", "a", True),
+        ("**", "a/b/c", True),
+        ("a/**", "a", True),
+        ("a/**", "a/b/c", True),
+        ("a/**", "ab", False),
+        ("**/z", "z", True),
+        ("**/z", "a/b/z", True),
+        ("**/z", "a/z/b", False),
+        ("a/**/z", "a/z", True),
+        ("a/**/z", "a/b/c/z", True),
+        ("a/**/z", "a/b", False),
+        ("**/**", "a", True),
+        ("**/*/**", "a", True),
+        ("*/**/*", "a", False),
+    ],
+)
+def test_patterns(pattern: str, path: str, *, fits: bool) -> None:
+    assert Pattern(tuple(pattern.split("/"))).matches(path.split("/")) is fits
+
+
+def test_no_pattern_takes_long() -> None:
+    pattern = Pattern(("**", "a") * 300)
+    assert not pattern.matches(["a"] * 299 + ["b"])
+    assert pattern.matches(["a"] * 300)

@@ -1,0 +1,71 @@
+"""What names stand for; each beside a name that stands for nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.policy.names import Names, Target
+
+NAMES = Names("shop.internal", {"web": ("http", "tls"), "db": ("5432",), "job": ()})
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ("*", ["web:http", "web:tls", "db:5432"]),
+        ("web", ["web:http", "web:tls"]),
+        ("web:tls", ["web:tls"]),
+        ("db", ["db:5432"]),
+    ],
+)
+def test_targets(text: str, ports: list[str]) -> None:
+    assert [str(target) for target in NAMES.targets(text)] == ports
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("wbe", r"^unknown service 'wbe' \(did you mean 'web'\?\)$"),
+        ("bd", r"^unknown service 'bd' \(did you mean 'db'\?\)$"),
+        ("job", "^service 'job' has no ports, so nobody can call it$"),
+        ("web:80", r"^service 'web' has no port '80' \(it has 'http', 'tls'\)$"),
+        ("web:tsl", r"^service 'web' has no port 'tsl' \(did you mean 'tls'\?\)$"),
+    ],
+)
+def test_no_targets(text: str, why: str) -> None:
+    for meaning in (NAMES.targets, NAMES.target):
+        with pytest.raises(ValueError, match=why):
+            meaning(text)
+
+
+def test_one_target() -> None:
+    assert NAMES.target("db") == NAMES.target("db:5432") == Target("db", "5432")
+    with pytest.raises(ValueError, match="'web' has several ports: say which of web:http, web:tls"):
+        NAMES.target("web")
+    with pytest.raises(ValueError, match="is not one port"):
+        NAMES.target("*")
+
+
+def test_targets_of_unreadable_services_are_none() -> None:
+    names = Names(None, {"good": ("x",), "bad": None})
+    assert names.targets("*") == (Target("good", "x"),)
+    assert names.targets("bad:y") == ()
+    assert names.target("bad:y") == Target("bad", "")
+
+
+def test_identities() -> None:
+    assert NAMES.identity("web") == SpiffeId("shop.internal", ("web",))
+    assert NAMES.identity("spiffe://elsewhere/x/y") == SpiffeId("elsewhere", ("x", "y"))
+    for text in ("wbe", "*", "spiffe://shop.internal/*"):
+        with pytest.raises(ValueError, match=r"unknown service|is not of A-Z"):
+            NAMES.identity(text)
+
+
+def test_patterns() -> None:
+    assert NAMES.pattern("web") == NAMES.pattern("spiffe://shop.internal/web") == ("web",)
+    assert NAMES.pattern("spiffe://shop.internal/*") == ("*",)
+    assert NAMES.pattern("spiffe://shop.internal/batch/**") == ("batch", "**")
+    for text in ("wbe", "spiffe://shop.internal/wbe", "spiffe://elsewhere/web", "spiffe://shop.internal/we*"):
+        with pytest.raises(ValueError, match=r"unknown service|of another trust domain|is no pattern"):
+            NAMES.pattern(text)

@@ -1,0 +1,150 @@
+"""A session records how it ended and how much it carried, and closes each side as its ending says: reset or clean."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from sidecar.identity.reasons import Reason
+from sidecar.observe.record import ConnectionRecord
+from sidecar.proxy import carry
+from sidecar.proxy.inbound import _WORDS
+from sidecar.relay.duplex import Ending, How
+from sidecar.transport import sockets
+from tests.harness import inbound
+
+OPTIONS = inbound("http")
+
+
+class FakeRelay:
+    """Carries nothing: it is told how it ends."""
+
+    buffers: Any = None
+
+    def __init__(self, outcome: Ending | Reason | Exception | None) -> None:
+        self.outcome = outcome
+        self.told: dict[str, Any] = {}
+
+    async def carry(self, duplex: Any, net: Any, app: Any, **options: Any) -> Ending | Reason:
+        self.told = options
+        duplex.to_app, duplex.from_app = 11, 22
+        if self.outcome is None:
+            await trio.sleep_forever()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        assert self.outcome is not None
+        return self.outcome
+
+
+class Ends:
+    """One session with the far ends of its sockets: ``client`` beyond the network, ``app`` beyond the app's socket."""
+
+    def __init__(self, outcome: Ending | Reason | Exception | None) -> None:
+        self.relay = FakeRelay(outcome)
+        self.record = ConnectionRecord("inbound", "api", "http", started=0.0)
+        self.net, self.client = tcp_pair()
+        self.app_socket, self.app = tcp_pair()
+
+    async def run(self) -> None:
+        node: Any = SimpleNamespace(relay=self.relay)
+        channel: Any = None
+        await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _WORDS)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for sock in (one, other):
+        sock.setblocking(False)
+    return one, other
+
+
+@asynccontextmanager
+async def ends(outcome: Ending | Reason | Exception | None) -> AsyncIterator[Ends]:
+    both = Ends(outcome)
+    with both.net, both.client, both.app_socket, both.app:
+        yield both
+
+
+async def is_reset(sock: socket.socket) -> bool:
+    with trio.fail_after(10):
+        try:
+            assert await sockets.receive(sock, 1) == b""
+        except ConnectionResetError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        (Ending(How.OK), "ok"),
+        (Ending(How.TRUNCATED, "cut", reset_app=True), "truncated"),
+        (Ending(How.APP_RESET, "gone", reset_net=True), "app_reset"),
+        (Ending(How.PEER_RESET, "gone", reset_app=True), "client_reset"),
+        (Ending(How.PEER_ALERT, "refused", reset_app=True), "peer_refused"),
+        (Ending(How.APP_RESET, "early"), "app_reset"),
+    ],
+)
+async def test_each_side_hears_the_ending_as_it_was(ending: Ending, reason: str, autojump_clock: MockClock) -> None:
+    async with ends(ending) as both:
+        await both.run()
+        assert both.record.reason == reason
+        assert both.record.message == ending.detail
+        assert (both.record.bytes_to_app, both.record.bytes_from_app) == (11, 22)
+        assert await is_reset(both.app) is ending.reset_app
+        assert await is_reset(both.client) is ending.reset_net
+        assert both.net.fileno() == both.app_socket.fileno() == -1
+
+
+async def test_what_a_peer_still_sends_does_not_cost_it_what_was_said_last(autojump_clock: MockClock) -> None:
+    """A close with bytes unread would be a reset, which destroys an early answer that is still on its way."""
+    async with ends(Ending(How.APP_RESET, "answered early")) as both:
+        await sockets.send_all(both.net, b"the answer")
+        await sockets.send_all(both.client, b"more of the upload" * 1000)
+        await both.run()
+        assert await sockets.receive(both.client, 100) == b"the answer"
+        assert not await is_reset(both.client)
+
+
+@pytest.mark.parametrize("reason", [Reason.IDLE_TIMEOUT, Reason.MAX_AGE])
+async def test_what_we_cut_is_a_reset_on_both_sides(reason: Reason) -> None:
+    async with ends(reason) as both:
+        await both.run()
+        assert both.record.reason is reason
+        assert await is_reset(both.app)
+        assert await is_reset(both.client)
+
+
+async def test_bytes_are_counted_whatever_happens() -> None:
+    async with ends(RuntimeError("a bug in the pump")) as both:
+        with pytest.raises(RuntimeError):
+            await both.run()
+        assert (both.record.bytes_to_app, both.record.bytes_from_app) == (11, 22)
+        assert both.record.reason is None  # whoever guards the session says it
+    async with ends(None) as both:
+        with trio.move_on_after(0):
+            await both.run()
+        assert (both.record.bytes_to_app, both.record.bytes_from_app) == (11, 22)
+
+
+async def test_the_listener_s_times_are_the_relay_s() -> None:
+    async with ends(Ending(How.OK)) as both:
+        await both.run()
+    assert both.relay.told == {"idle_timeout": OPTIONS.idle_timeout, "max_age": OPTIONS.max_age}
+
+
+async def test_a_peer_that_does_not_close_keeps_its_record_waiting_for_a_time_only(autojump_clock: MockClock) -> None:
+    async with ends(Ending(How.APP_RESET, "answered early")) as both:
+        before = trio.current_time()
+        await both.run()
+        assert trio.current_time() - before <= carry.UPLOAD_SECONDS + 1
+        assert both.record.reason == "app_reset"  # decided before the wait

@@ -1,0 +1,99 @@
+"""Inbound, what the attacks do not show: the app behind the port, and what the record knows at each end."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
+from tests.harness import App, Foreigner, connect, inbound, mesh_bed
+
+
+def nobody() -> Address:
+    """A port of loopback on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return Address(*sock.getsockname())
+
+
+async def test_an_app_that_is_not_there_is_no_denial() -> None:
+    async with mesh_bed() as bed:
+        api = await bed.sidecar("api", inbound=[inbound("http", nobody())])
+        caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+        with caller.sock:
+            await caller.handshake()
+            assert await caller.verdict() == "connect_failed"
+            assert await caller.receive() == b""
+        line = await api.log.connection()
+        assert (line["reason"], line["decision"], line["rule"]) == ("connect_failed", "allow", "web->api:http")
+        assert line["peer_id"] == "spiffe://shop.internal/web"
+
+
+async def test_the_first_place_of_the_app_that_answers_gets_it() -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        api = await bed.sidecar("api", inbound=[inbound("http", nobody(), app.address)])
+        for number in (1, 2):
+            caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+            with caller.sock:
+                await caller.handshake()
+                assert await caller.verdict() == "ok"
+                await caller.close()
+                assert await caller.receive() == b""
+            line = await api.log.connection(number)
+            assert (line["reason"], line["upstream"]) == ("ok", str(app.address))
+
+
+async def test_an_app_whose_name_has_no_address() -> None:
+    async with mesh_bed() as bed:
+        api = await bed.sidecar("api", inbound=[inbound("http", Address("no-such-host.invalid", 80))])
+        caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+        with caller.sock:
+            await caller.handshake()
+            assert await caller.verdict() == "connect_failed"
+        assert (await api.log.connection())["reason"] == "connect_failed"
+
+
+async def test_data_that_came_with_the_handshake_reaches_the_app() -> None:
+    """A TLS 1.3 client may speak before it is judged; once it is, nothing of that is lost."""
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        api = await bed.sidecar("api", inbound=[inbound("http", app.address)])
+        caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+        with caller.sock:
+            await caller.handshake()
+            await caller.send(b"early")
+            assert await caller.verdict() == "ok"
+            assert await caller.receive() == b"early"
+            await caller.close()
+
+
+@pytest.mark.parametrize("how", ["app_reset", "client_reset"])
+async def test_resets_have_names_of_their_own(how: str) -> None:
+    async def refuse(sock: socket.socket, _app: App) -> None:
+        await sockets.receive(sock, 100)
+        sockets.hard_close(sock)
+
+    async def echo_until_gone(sock: socket.socket, _app: App) -> None:
+        while data := await sockets.receive(sock, 100):
+            await sockets.send_all(sock, data)
+
+    async with mesh_bed() as bed:
+        app = await bed.app(refuse if how == "app_reset" else echo_until_gone)
+        api = await bed.sidecar("api", inbound=[inbound("http", app.address)])
+        caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+        with caller.sock:
+            await caller.handshake()
+            assert await caller.verdict() == "ok"
+            await caller.send(b"hello")
+            if how == "app_reset":
+                with pytest.raises((OSError, EOFError)):
+                    await caller.receive()
+            else:
+                assert await caller.receive() == b"hello"
+                sockets.hard_close(caller.sock)
+        line = await api.log.connection()
+        # A peer's reset before its close_notify is a truncation: nobody can tell it from an attack.
+        assert line["reason"] == ("app_reset" if how == "app_reset" else "truncated")
+        assert line["decision"] == "allow"

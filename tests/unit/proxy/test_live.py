@@ -1,0 +1,144 @@
+"""Live connections: registered first, judged again on a change, cut with a reason, in portions."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from sidecar.identity.reasons import Reason
+from sidecar.identity.spiffe import SpiffeId, parse_svid
+from sidecar.proxy.live import CUT_A_TICK, JUDGED_A_TICK, Admission, Live, Registry
+from tests.certificates import Authority
+
+PEER = parse_svid(Authority().leaf().der)
+CLAIM = Admission(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), b"root")
+OTHER = Admission(SpiffeId("shop.internal", ("job",)), "api", "http", PEER, (), b"root")
+
+
+def web_may_not(claim: Admission) -> Reason | None:
+    return Reason.POLICY_CHANGED if claim.source.service == "web" else None
+
+
+async def connection(registry: Registry, claim: Admission | None, lives: list[Live]) -> None:
+    with registry.enter() as live:
+        live.claim = claim
+        lives.append(live)
+        await trio.sleep_forever()
+
+
+async def test_the_forbidden_are_cut_with_the_reason_and_the_others_live_on() -> None:
+    registry, lives = Registry(), list[Live]()
+    async with trio.open_nursery() as nursery:
+        for claim in (CLAIM, OTHER, CLAIM):
+            nursery.start_soon(connection, registry, claim, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(registry) == 3
+        assert await registry.rejudge(web_may_not) == 2
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(registry) == 1
+        assert sorted(live.reason or "" for live in lives) == ["", "policy_changed", "policy_changed"]
+        nursery.cancel_scope.cancel()
+    assert len(registry) == 0
+
+
+async def test_a_connection_that_nobody_has_judged_yet_is_left_to_its_first_judgement() -> None:
+    registry, lives = Registry(), list[Live]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection, registry, None, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await registry.rejudge(lambda _: Reason.POLICY_CHANGED) == 0
+        assert lives[0].reason is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_first_reason_counts_and_a_cut_one_is_not_judged_again() -> None:
+    registry, lives = Registry(), list[Live]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection, registry, CLAIM, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        lives[0].cut(Reason.TRUST_CHANGED)
+        lives[0].cut(Reason.POLICY_CHANGED)
+        assert await registry.rejudge(web_may_not) == 0
+    assert lives[0].reason is Reason.TRUST_CHANGED
+
+
+async def test_an_end_from_outside_is_no_cut() -> None:
+    registry, lives = Registry(), list[Live]()
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection, registry, CLAIM, lives)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert lives[0].reason is None
+    assert len(registry) == 0
+
+
+@pytest.mark.parametrize(("reason", "most"), [(Reason.POLICY_CHANGED, CUT_A_TICK), (None, JUDGED_A_TICK)])
+async def test_five_thousand_are_judged_in_portions_so_that_others_get_their_turn(
+    reason: Reason | None, most: int
+) -> None:
+    registry, lives, count = Registry(), list[Live](), 5_000
+    judged, portions = 0, list[int]()
+
+    def judge(_: Admission) -> Reason | None:
+        nonlocal judged
+        judged += 1
+        return reason
+
+    async def neighbour() -> None:
+        nonlocal judged
+        while True:
+            judged = 0
+            await trio.lowlevel.checkpoint()
+            portions.append(judged)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(connection, registry, CLAIM, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(neighbour)
+        await trio.lowlevel.checkpoint()
+        assert await registry.rejudge(judge) == (count if reason else 0)
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    # Tasks of one tick run in any order, so two portions can lie between two turns of one neighbour, and never three.
+    assert max(portions) <= 2 * most
+    assert len([one for one in portions if one]) >= count / most / 2
+
+
+async def test_a_connection_that_comes_while_others_are_judged_is_judged_by_what_is_in_force_then() -> None:
+    """It is in no snapshot, and need not be: its first judgement is later than the change."""
+    registry, lives = Registry(), list[Live]()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * JUDGED_A_TICK):
+            nursery.start_soon(connection, registry, OTHER, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(registry.rejudge, web_may_not)
+        with registry.enter() as late:
+            await trio.testing.wait_all_tasks_blocked()
+            assert late.reason is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_ends_while_others_are_judged_is_no_trouble() -> None:
+    registry, lives = Registry(), list[Live]()
+
+    def judge(_: Admission) -> Reason | None:
+        for live in lives[-10:]:
+            live.scope.cancel()
+        return None
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * JUDGED_A_TICK):
+            nursery.start_soon(connection, registry, CLAIM, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await registry.rejudge(judge) == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(registry) == 2 * JUDGED_A_TICK - 10
+        nursery.cancel_scope.cancel()
+
+
+def test_a_claim_reads_as_who_calls_whom() -> None:
+    assert str(CLAIM) == "spiffe://shop.internal/web -> api:http"

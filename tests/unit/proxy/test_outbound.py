@@ -1,0 +1,70 @@
+"""Outbound, what the attacks do not show: whom it asks, in which order, and what the record knows at each end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from OpenSSL import SSL
+from tests.unit.test_inbound import nobody
+
+from sidecar.documents.address import Address
+from sidecar.transport import sockets
+from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
+from tests.harness import Foreigner, connect, mesh_bed, outbound
+
+
+async def test_nobody_there_is_no_denial_and_no_alarm() -> None:
+    async with mesh_bed() as bed:
+        place = nobody()
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", place)])
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["decision"], line["rule"]) == ("connect_failed", "allow", "web->api:http")
+        assert (line["peer_address"], line["peer_id"], line["upstream"]) == (str(place), None, "api:http")
+        assert not web.log.alarms
+
+
+async def test_a_name_without_an_address() -> None:
+    async with mesh_bed() as bed:
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", Address("no-such-host.invalid", 80))])
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["peer_address"]) == ("connect_failed", None)
+        assert "no-such-host.invalid" in line["message"]
+
+
+async def test_a_peer_that_is_away_is_passed_over() -> None:
+    async with mesh_bed() as bed:
+        impostor = Impostor()
+        here = await bed.app(impostor.serve)
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", nobody(), here.address)])
+        impostor.answer = impostor.shows(bed.authority.leaf("api"))
+        with await connect(web.address("api:http", "outbound")) as client:
+            await sockets.send_all(client, HONEST)
+            assert await sockets.receive(client, 100) == HONEST
+            client.shutdown(socket.SHUT_WR)
+            assert await sockets.receive(client, 100) == b""
+        line = await web.log.connection()
+        assert (line["reason"], line["peer_address"]) == ("ok", str(here.address))
+
+
+async def test_an_alert_behind_the_handshake_is_the_callees_refusal() -> None:
+    """A callee that speaks no mesh/1 can only say no with an alert, after our handshake is over."""
+    async with attacked_call() as call:
+
+        async def answer(sock: socket.socket) -> None:
+            peer = Foreigner(sock, call.bed.authority.leaf("api"), server=True, alpn=[])
+            peer.tls.set_verify(SSL.VERIFY_PEER, lambda *_: False)
+            with contextlib.suppress(SSL.Error):
+                await peer.handshake()
+            sock.shutdown(socket.SHUT_WR)
+            while await sockets.receive(sock, 1000):
+                pass
+
+        call.impostor.answer = answer
+        await assert_refused(call.entry)
+        line = await call.sidecar.log.connection()
+        assert (line["reason"], line["bytes_to_app"]) == ("peer_refused", 0)
+        assert not call.sidecar.log.alarms
+        assert STOLEN not in bytes(call.impostor.received)

@@ -1,0 +1,153 @@
+"""The gate: a few steps a tick, first come first served, and nobody is forgotten, whoever gives up beside him."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from sidecar.transport.gate import STEPS_A_TICK, Gate
+from tests.harness import PATIENCE
+
+
+class Ticks(trio.abc.Instrument):
+    """Counts the passes of trio's loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.now += 1
+
+
+async def crowd(gate: Gate, size: int, steps: int = 1) -> tuple[list[int], Counter[int]]:
+    """So many tasks, each with so many steps to do: in which order they got through, and how many in which tick."""
+    ticks, order, passed = Ticks(), list[int](), Counter[int]()
+
+    async def one(number: int) -> None:
+        for _ in range(steps):
+            await gate.turn()
+            order.append(number)
+            passed[ticks.now] += 1
+
+    trio.lowlevel.add_instrument(ticks)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(size):
+                nursery.start_soon(one, number)
+    trio.lowlevel.remove_instrument(ticks)
+    return order, passed
+
+
+@pytest.fixture
+async def gate(nursery: trio.Nursery) -> Gate:
+    gate = Gate()
+    nursery.start_soon(gate.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return gate
+
+
+async def test_the_first_few_need_not_wait(gate: Gate) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()  # whoever waited would be cancelled
+        for _ in range(STEPS_A_TICK):
+            await gate.turn()
+    assert not scope.cancelled_caught
+
+
+async def test_the_twin_the_next_one_waits(gate: Gate) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        for _ in range(STEPS_A_TICK + 1):
+            await gate.turn()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+async def test_a_flood_gets_a_few_steps_a_tick(gate: Gate, steps: int) -> None:
+    _, passed = await crowd(gate, 40, steps)
+    assert passed.total() == 40 * steps
+    assert max(passed.values()) <= 2 * STEPS_A_TICK, (
+        "one tick may hold the last of one opening and the first of the next"
+    )
+    ticks = sorted(passed)
+    for first in range(len(ticks)):
+        for last in range(first, len(ticks)):
+            inside = sum(passed[tick] for tick in ticks[first : last + 1])
+            assert inside <= STEPS_A_TICK * (ticks[last] - ticks[first] + 2)
+
+
+async def test_first_come_first_served(gate: Gate) -> None:
+    for _ in range(STEPS_A_TICK):
+        await gate.turn()
+    arrived, order = [], []
+
+    async def one(number: int) -> None:
+        arrived.append(number)
+        await gate.turn()
+        order.append(number)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(one, number)
+    # Those let through in one tick may run in either order.
+    assert [set(order[at : at + STEPS_A_TICK]) for at in range(0, 20, STEPS_A_TICK)] == [
+        set(arrived[at : at + STEPS_A_TICK]) for at in range(0, 20, STEPS_A_TICK)
+    ]
+
+
+async def test_nobody_slips_in_before_those_who_wait(gate: Gate) -> None:
+    order = []
+
+    async def one(name: str) -> None:
+        await gate.turn()
+        order.append(name)
+
+    for _ in range(STEPS_A_TICK):
+        await gate.turn()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3 * STEPS_A_TICK):
+                nursery.start_soon(one, "early")
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            nursery.start_soon(one, "late")
+    assert order == ["early"] * 3 * STEPS_A_TICK + ["late"]
+
+
+async def test_it_opens_again_after_a_rest(gate: Gate) -> None:
+    for _ in range(3):
+        _, passed = await crowd(gate, 7)
+        assert passed.total() == 7
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_nobody_is_lost_when_others_give_up(gate: Gate, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    through = set()
+
+    async def one(number: int, scope: trio.CancelScope) -> None:
+        with scope:
+            for _ in range(chance.randrange(4)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            await gate.turn()
+            through.add(number)
+
+    scopes = [trio.CancelScope() for _ in range(30)]
+    impatient = set(chance.sample(range(30), 15))
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number, scope in enumerate(scopes):
+                nursery.start_soon(one, number, scope)
+            for number in impatient:
+                for _ in range(chance.randrange(3)):
+                    await trio.lowlevel.checkpoint()
+                scopes[number].cancel()
+    assert through >= set(range(30)) - impatient
+    _, passed = await crowd(gate, 5)
+    assert passed.total() == 5, "and it still opens"

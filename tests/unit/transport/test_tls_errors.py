@@ -1,0 +1,61 @@
+"""What went wrong in a handshake, in our words: everything has a reason, and nothing that a talker said is quoted."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.identity.reasons import Reason
+from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker
+
+
+@pytest.mark.parametrize(
+    ("number", "depth", "reason"),
+    [
+        (10, 0, Reason.EXPIRED),
+        (9, 1, Reason.NOT_YET_VALID),
+        (20, 0, Reason.UNKNOWN_CA),
+        (23, 1, Reason.REVOKED),
+        (47, 0, Reason.WRONG_TRUST_DOMAIN),
+        (9999, 0, Reason.BAD_IDENTITY),
+        (9999, 1, Reason.UNKNOWN_CA),
+    ],
+)
+def test_every_error_of_a_chain_has_a_reason(number: int, depth: int, reason: Reason) -> None:
+    fault = chain_fault(number, depth, "as OpenSSL says")
+    assert fault.reason is reason
+    assert "as OpenSSL says" in fault.detail
+    assert (f"{depth} above it" in fault.detail) == (depth > 0)
+
+
+@pytest.mark.parametrize(
+    ("alert", "reason", "said"),
+    [
+        (70, Reason.TLS_VERSION, "tls_version"),
+        (48, Reason.PEER_REFUSED, "unknown_ca"),
+        (42, Reason.PEER_REFUSED, "bad_certificate"),
+        (200, Reason.PEER_REFUSED, "alert 200"),
+    ],
+)
+def test_every_alert_has_a_reason(alert: int, reason: Reason, said: str) -> None:
+    refused = alert_refusal(alert)
+    assert (refused.reason, refused.peer_reason, alert_name(alert)) == (reason, said, said)
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (b"GET / HTTP/1.1", "plain HTTP"),
+        (b"PRI * HTTP/2.0", "plain HTTP/2"),
+        (b"SSH-2.0-x", "SSH"),
+        (b"PROXY TCP4", "the PROXY protocol"),
+        (b"*1\r\n$4", "plaintext (Redis, it seems)"),
+        (b"\x00\x00\x00\x08", "plaintext (PostgreSQL, it seems)"),
+        (b"220 mail", "plaintext (SMTP or FTP, it seems)"),
+    ],
+)
+def test_talkers_are_told_apart(first: bytes, name: str) -> None:
+    assert talker(first) == name
+
+
+def test_what_an_unknown_talker_said_is_not_quoted() -> None:
+    assert talker(b"hunter2 is my password") == "plaintext (first byte 0x68)"
