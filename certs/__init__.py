@@ -1,7 +1,7 @@
 """The bundled mini-CA.
 
-One certificate, top to bottom: ``sidecar.transport.http1`` reads a request, ``service`` says what its path answers, ``registrar``
-decides, signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer
+One certificate, top to bottom: ``sidecar.transport.http1`` reads a request, ``service`` says what its path answers,
+``registrar`` decides, signs and remembers in one transaction of the ``store``, which ``writer`` brings to the disk before the answer
 leaves.
 
 * **pure**: what is in a certificate: ``profile``; in somebody's: ``encodings``, ``fields``, ``inspection``; in the CA's own

@@ -1,31 +1,38 @@
 """A sidecar that carries a plaintext service's connections over mutual TLS 1.3.
 
-One connection, top to bottom (``inbound.py`` and ``outbound.py`` are each one function that reads like this)::
+One connection, top to bottom (``proxy/inbound.py`` and ``proxy/outbound.py`` are each one function that reads like this)::
 
     accept -> TLS handshake (deadline) -> identity -> policy -> dial -> relay -> one access-log line
 
-The rooms, and the one direction in which they may depend on each other:
+The map
+-------
 
-* **pure** (no trio, no sockets, no OpenSSL; time is an argument):
-  files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
-  ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
-  verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
-  ``schedule``, ``devplan``, ``tally``, ``status``;
-  Compose files to a mesh, in ``inject``: ``inject.application``, ``inject.visibility``, ``inject.references``,
-  ``inject.wellknown``, ``inject.edges``, ``inject.ports``, ``inject.exclusions``, ``inject.topology``, ``inject.subnets``,
-  ``inject.options``, ``inject.placement``, ``inject.yamltext``, ``inject.override``, ``inject.meshtext``, ``inject.wiring``,
-  ``inject.picture``, ``inject.activation``, ``inject.injection``
-* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``process``, ``statedir``, ``answers`` (what of a CA's
-  answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks ``admin``);
-  ``inject.composecli``, ``inject.mounted``, ``inject.routes``, ``inject.image``, ``inject.state``, ``inject.project``
-* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
-  renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so),
-  ``inject.steps``
-* **command line**: ``cli``; no logic. ``demo`` shows it all, by real processes
+One room (folder) a subject. A room may import the rooms above it and no other.
 
-``tests/unit/test_layout.py`` enforces this. Everything fails closed: what was not expressly allowed is refused, with one
-of the words of ``reasons`` and a sentence that says what was met, what was expected and what to do.
+* ``sidecar.identity``: SPIFFE IDs, X.509-SVIDs, the judgement of a peer's certificate, the vocabulary of reasons
+* ``sidecar.documents``: text that people write becomes checked values: YAML 1.2, positions, faults, addresses, durations
+* ``sidecar.policy``: ``mesh.yaml``: the services of a mesh, who may call whom, and why
+* ``sidecar.config``: ``sidecar.yaml`` and ``SIDECAR_…`` variables: one sidecar's wiring
+* ``sidecar.host``: the machine: the process's limits and memory, files written whole, kept private and followed, commands
+* ``sidecar.relay``: bytes between an app's socket and a TLS channel: the hot path
+* ``sidecar.transport``: sockets, TLS (``tls`` is the only importer of OpenSSL), handshake, verdict, HTTP/1.1
+* ``sidecar.observe``: the access log, connection records, metrics, the admin port and its probe
+* ``certs.protocol``: what a CA and a sidecar agree on: paths, headers, documents, certificates; the client
+* ``certs``: the CA itself; its rooms are in its own map
+* ``certs.cli``: the ``certs`` command; no logic
+* ``sidecar.proxy``: one connection, top to bottom; the listeners; the connections that live
+* ``sidecar.agent``: this sidecar's own identity: enrolment, renewal, what it accepts from the CA and keeps on disk
+* ``sidecar.lifecycle``: one sidecar from start to drain: reload, status
+* ``sidecar.dev``: ``sidecar dev``: a whole mesh in one process
+* ``sidecar.inject``: ``sidecar inject``: a Compose application becomes a mesh
+* ``sidecar.cli``: the ``sidecar`` command; no logic
+* ``sidecar.demo``: ``make demo``: a mesh of real processes, used and attacked
+
+Pure (no trio, no sockets, no OpenSSL, no clock: time is an argument): the rooms ``identity``, ``documents``, ``policy`` and
+``config``, every other module whose docstring says "Pure", and nothing else.
+
+``tests/unit/test_layout.py`` enforces this map. Everything fails closed: what was not expressly allowed is refused, with
+one of the words of ``identity.reasons`` and a sentence that says what was met, what was expected and what to do.
 """
 
 __version__ = "0.1.0"

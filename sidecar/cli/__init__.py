@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sidecar import __version__
-from sidecar.cli.group import CommandGroup
+from sidecar.host.commands import CommandGroup
 
 COMMANDS = {
     "check": "sidecar.cli.check:check",

@@ -11,8 +11,8 @@ import click
 
 from sidecar.config.wiring import load_config
 from sidecar.identity.reasons import UsageError
+from sidecar.lifecycle.status import as_text
 from sidecar.observe import probe
-from sidecar.observe.status import as_text
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 

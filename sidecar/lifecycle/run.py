@@ -18,9 +18,9 @@ from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
+from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe.admin import AdminServer, Source
 from sidecar.observe.logs import Log
-from sidecar.observe.status import CurrentState, describe
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.transport.tls import utc_now

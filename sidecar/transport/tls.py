@@ -310,7 +310,7 @@ class TlsChannel:
         random = bytes(_ffi.buffer(out))
         return hashlib.sha256(random).hexdigest()[:16] if any(random) else None
 
-    # -- data (sidecar.relay.duplex.Channel) ---------------------------------------------------------------------------------
+    # -- data (sidecar.relay.duplex.Channel) ---------------------------------------------------------------------------
 
     def feed(self, buffer: Buffer, size: int) -> None:
         """Takes ``size`` bytes of ciphertext from the buffer's start."""

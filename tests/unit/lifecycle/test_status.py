@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from sidecar.config.wiring import parse_config
 from sidecar.identity.spiffe import parse_svid
+from sidecar.lifecycle.status import CurrentState, as_text, describe
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.status import CurrentState, as_text, describe
 from sidecar.policy.mesh import parse_mesh
 from tests.certificates import Authority
 

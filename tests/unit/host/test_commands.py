@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import certs.cli
 import sidecar.cli
-from sidecar.cli.group import CommandGroup
+from sidecar.host.commands import CommandGroup
 from sidecar.identity.reasons import UsageError
 
 
