@@ -18,7 +18,6 @@ from typing import Any
 
 import trio
 import trio.testing
-from certs.protocol.wire import ALPN, CA_SEGMENTS
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,6 +26,7 @@ from certs.authority import authority
 from certs.protocol import enrolment
 from certs.protocol.client import CaClient
 from certs.protocol.documents import Bundle, RevocationList, read_revocations, sign_bundle
+from certs.protocol.wire import ALPN, CA_SEGMENTS
 from certs.registrar import registrar
 from certs.service.serve import CaServer, Settings
 from certs.store.store import Store, file_url

@@ -62,7 +62,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _StoreContents:
     """What the store holds: the newest bundle's document, and what is revoked as of when it was asked."""
 
     bundle: str
@@ -89,9 +89,9 @@ class CaServer:
             self._authority = authority.load(settings.directory, clock())
             self._mesh = self._load_mesh()
             self._seed()
-            self._known = self.store.read(self._ask)
+            self._known = self.store.read(self._read_store)
             self.in_force = self._assemble()
-            self._own, self.context = self._show(self.in_force.bundle)
+            self._own, self.context = self._issue_own_certificate(self.in_force.bundle)
             self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
             self.connections = CaListener(
                 self.socket, self.api, lambda: self.context, self.gate, log, clock, self._tell
@@ -153,9 +153,9 @@ class CaServer:
                 "is it the store of another CA?"
             ) from error
 
-    def _ask(self, connection: sa.Connection) -> _Known:
+    def _read_store(self, connection: sa.Connection) -> _StoreContents:
         revoked = revocations.current_list(connection, self._authority.trust_domain, self.clock())
-        return _Known(bundles.newest_bundle(connection) or "", revoked)
+        return _StoreContents(bundles.newest_bundle(connection) or "", revoked)
 
     def _assemble(self) -> Snapshot:
         """From the directory, the mesh, and what the store was last known to hold. Raises :class:`UsageError` and
@@ -178,7 +178,7 @@ class CaServer:
         )
         return Snapshot(policy, bundle, signed, etag(signed))
 
-    def _show(self, bundle: Bundle) -> tuple[x509.Certificate, Context]:
+    def _issue_own_certificate(self, bundle: Bundle) -> tuple[x509.Certificate, Context]:
         """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
         it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
@@ -207,7 +207,7 @@ class CaServer:
             if not all(taken):
                 self._watch = Watch({})  # once more when it has settled: another program may have been at work in there
         try:
-            known = await trio.to_thread.run_sync(self.store.read, self._ask)
+            known = await trio.to_thread.run_sync(self.store.read, self._read_store)
         except StoreUnavailableError as error:
             self.api.metrics.store_up(up=False)
             self._tell("store", f"{error}; what was in force before stays")
@@ -247,7 +247,7 @@ class CaServer:
                 raise
             self.log.info("reloaded", message=f"{self.settings.mesh}: {len(mesh.services)} services")
 
-    def _take_store(self, known: _Known) -> None:
+    def _take_store(self, known: _StoreContents) -> None:
         """The bundle and the revocations, if they changed, or if it is time to sign again."""
         age = (known.revoked.issued_at - self._known.revoked.issued_at).total_seconds()
         changed = known.bundle != self._known.bundle or known.revoked.version != self._known.revoked.version
@@ -273,11 +273,11 @@ class CaServer:
     def _take_all(self) -> None:
         """All at once, or nothing."""
         in_force = self._assemble()
-        self._own, self.context = self._show(in_force.bundle)
+        self._own, self.context = self._issue_own_certificate(in_force.bundle)
         self.in_force = in_force
 
     def _take_own(self) -> None:
-        self._own, self.context = self._show(self.in_force.bundle)
+        self._own, self.context = self._issue_own_certificate(self.in_force.bundle)
 
     def _try(self, what: str, take: Callable[[], None]) -> bool:
         """Returns False where another try may be of use."""

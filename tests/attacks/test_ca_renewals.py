@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from certs.protocol.wire import NONCE_SECONDS
 from OpenSSL import SSL
 
 from certs.authority import authority
+from certs.protocol.wire import NONCE_SECONDS
 from certs.registrar import bundles, registrar, revocations
 from sidecar.judge import key_digest
 from sidecar.tls import KeyPair

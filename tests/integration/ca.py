@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import trio
-from certs.protocol.wire import ALPN
 from cryptography import x509
 
 from certs.authority import authority
 from certs.protocol import enrolment
 from certs.protocol.client import CaClient, CaDeniedError, CaError
 from certs.protocol.enrolment import EnrolmentCredential, Kind
+from certs.protocol.wire import ALPN
 from certs.registrar import registrar
 from certs.store import audit, store
 from certs.store.store import Store
