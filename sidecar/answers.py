@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.profile import BACKDATED
-from certs.trust import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
+from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
+from certs.protocol.x509_profile import BACKDATED
 from sidecar.credentials import Credentials, judge_own
 from sidecar.identity import SpiffeId, parse_svid, shown
 from sidecar.judge import Revocations, Terms, key_digest, revoked

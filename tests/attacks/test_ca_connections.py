@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs.client import CaClient, CaError, CaUnverifiedError
+from certs.protocol.client import CaClient, CaError, CaUnverifiedError
 from sidecar import sockets
 from sidecar.handshake import shake_hands
 from sidecar.judge import Revocations, Terms, key_digest

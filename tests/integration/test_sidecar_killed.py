@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from certs import store
+from certs.store import store
 from sidecar import statedir
 from sidecar.config import CaIdentity, load_config
 from sidecar.logs import Log

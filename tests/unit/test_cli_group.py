@@ -42,7 +42,7 @@ def test_an_unknown_command() -> None:
     assert "No such command 'nonsense'" in result.stderr
 
 
-@pytest.mark.parametrize("commands", [sidecar.cli.COMMANDS, certs.cli.COMMANDS], ids=["sidecar", "certs"])
+@pytest.mark.parametrize("commands", [sidecar.cli.COMMANDS, certs.cli.commands.COMMANDS], ids=["sidecar", "certs"])
 def test_each_command_is_where_the_table_says(commands: dict[str, str]) -> None:
     for name, place in commands.items():
         module, _, attribute = place.partition(":")
