@@ -95,7 +95,7 @@ def test_the_tags_of_what_is_signed_or_secret_are_what_they_were() -> None:
 
 
 def test_the_http_server_refuses_in_the_same_envelope() -> None:
-    """It is below this protocol, serves the admin port too, and so has words of its own."""
+    """The server is below this protocol and serves the admin port too, so it spells these names itself."""
     answer = http1.error(400, Denial.BAD_REQUEST, "no")
     assert answer.body == b'{"error": "bad_request", "message": "no"}\n'
     assert answer.content_type == wire.JSON
@@ -120,7 +120,7 @@ OWNERS: list[tuple[re.Pattern[str], str]] = [
 """What a literal looks like, and the one file that may hold it."""
 
 REFUSALS = {str(reason) for reason in Reason}
-"""A sidecar refuses its peers in words of its own, and some are the CA's too: those say nothing of this protocol."""
+"""A sidecar's reasons to refuse a peer. Some are spelt like the CA's words, and are no part of this protocol."""
 
 
 def literals(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -149,7 +149,7 @@ def copies(file: str, tree: ast.Module) -> list[str]:
             if match is None or file == owner or text in REFUSALS:
                 continue
             if text == str(Denial.BAD_REQUEST) and file.endswith("/http1.py"):
-                continue  # the HTTP server's own word, which it says to whoever talks to the admin port, too
+                continue  # the HTTP server's own word; the admin port answers with it too
             found.append(f"{file}:{line}: {text[:60]!r} is {owner}'s")
     return found
 
