@@ -125,6 +125,8 @@ def test_file(name: str) -> str | None:
     package, *parts = name.split(".")
     if not parts or parts[-1] == "__main__" or name in packages():
         return None
+    if package == "certs":
+        return "/".join([package, *parts[:-1], f"test_{parts[-1]}.py"])
     return "_".join(["test", *([package] if package != "sidecar" else []), *parts]) + ".py"
 
 
@@ -168,23 +170,63 @@ EDGE = {
 CERTS_PURE = {
     f"certs.{name}"
     for name in [
-        "audit",
-        "encodings",
-        "fields",
-        "inspection",
-        "issuance",
-        "limits",
-        "passes",
-        "pemfiles",
-        "profile",
-        "trust",
+        "authority.pem_or_der",
+        "authority.pemfiles",
+        "protocol.csr",
+        "protocol.denial",
+        "protocol.documents",
+        "protocol.enrolment",
+        "protocol.fields",
+        "protocol.inspection",
+        "protocol.wire",
+        "protocol.x509_profile",
+        "service.limits",
+        "store.audit",
     ]
 }
+
+CERTS_ROOMS = {
+    "protocol": set(),
+    "authority": {"protocol"},
+    "store": set(),
+    "registrar": {"protocol", "authority", "store"},
+    "service": {"protocol", "authority", "store", "registrar"},
+    "cli": {"protocol", "authority", "store", "registrar", "service"},
+}
+"""Each room of certs, and the rooms that it may import."""
+
+
+def room(name: str) -> str | None:
+    """The room of a module of certs; None for certs itself, its ``__main__``, and what is not in certs."""
+    package, _, rest = name.partition(".")
+    return rest.partition(".")[0] if package == "certs" and rest not in ("", "__main__") else None
+
+
+def wrong_rooms(source: Source, allowed: Mapping[str, set[str]]) -> set[str]:
+    """Which rooms of certs it imports that its own may not."""
+    own = str(room(source.name))
+    return {str(room(other)) for other in source.imports() if room(other)} - allowed[own] - {own}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SOURCES if room(name)))
+def test_the_rooms_of_certs_know_those_above_them_only(name: str) -> None:
+    assert wrong_rooms(SOURCES[name], CERTS_ROOMS) == set()
+
+
+def test_every_room_of_certs_is_on_its_map_and_holds_no_code() -> None:
+    assert {room(name) for name in SOURCES} - {None} == set(CERTS_ROOMS)
+    for name in ("certs", *(f"certs.{one}" for one in CERTS_ROOMS)):
+        (note,) = SOURCES[name].tree.body
+        assert isinstance(note, ast.Expr), f"{name}/__init__.py holds a docstring only"
+        depth = name.count(".") + 1
+        inside = {other.split(".")[depth] for other in SOURCES if other.startswith(f"{name}.")} - {"__main__"}
+        told = set(re.findall(r"``(\w+)``", ast.get_docstring(SOURCES[name].tree) or ""))
+        assert inside - told == set(), f"{name}/__init__.py names what is in it"
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SOURCES if name.startswith("certs")))
 def test_certs_knows_pure_modules_and_the_edge_of_sidecar_only(name: str) -> None:
-    shared = {"sidecar.cli.group"} if name == "certs.cli" else set()
+    shared = {"sidecar.cli.group"} if name == "certs.cli.commands" else set()
     assert strangers(SOURCES[name], PURE | EDGE | shared) == set()
 
 
@@ -192,7 +234,7 @@ def test_certs_knows_pure_modules_and_the_edge_of_sidecar_only(name: str) -> Non
 def test_a_pure_module_of_certs_is_pure(name: str) -> None:
     assert impurities(SOURCES[name]) == set()
     assert strangers(SOURCES[name], PURE) == set()
-    ours = {other for other in SOURCES[name].imports() if other.startswith("certs.")}
+    ours = {other for other in SOURCES[name].imports() if other.startswith("certs.")} - packages()
     assert {other for other in ours if other not in CERTS_PURE and other.rpartition(".")[0] not in CERTS_PURE} == set()
 
 
@@ -206,19 +248,15 @@ def test_unverified_tls_is_for_the_client_s_question_after_bundles_alone() -> No
         and "Context" in ast.unparse(node.func)
         and any(keyword.arg == "unverified" for keyword in node.keywords)
     }
-    assert asking == {"certs.client"}
+    assert asking == {"certs.protocol.client"}
 
 
 def test_the_sidecar_does_not_know_its_ca() -> None:
-    """But for the client, and pure modules that both ends must agree on: what is in a certificate, the signed documents,
-    and how a token reads."""
-    allowed = {"certs.client", "certs.profile", "certs.trust", "certs.passes"}
+    """But for what both ends agree on, and the client."""
     for name, source in SOURCES.items():
         if name.startswith("sidecar"):
-            known = {other for other in source.imports() if other.split(".")[0] == "certs"}
-            assert {other for other in known if ".".join(other.split(".")[:2]) not in {*allowed, "certs"}} == set(), (
-                name
-            )
+            known = {other for other in source.imports() if other.startswith("certs.")}
+            assert {other for other in known if room(other) != "protocol"} == set(), name
 
 
 def test_nothing_knows_the_command_line_but_itself() -> None:
@@ -246,13 +284,13 @@ def test_every_source_file_has_its_test_file(name: str) -> None:
 
 def test_no_test_file_is_without_its_source_file() -> None:
     wanted = {test_file(name) for name in SOURCES} | {Path(__file__).name}
-    assert {path.name for path in (ROOT / "tests" / "unit").glob("test_*.py")} - wanted == set()
+    unit = ROOT / "tests" / "unit"
+    assert {path.relative_to(unit).as_posix() for path in unit.rglob("test_*.py")} - wanted == set()
 
 
 def test_no_module_shadows_the_standard_library() -> None:
     names = {part for name in SOURCES for part in name.split(".")} - {"__main__"}
-    # By name only, since imports are absolute; these two are inside of certs, and DESIGN names the first.
-    assert names & sys.stdlib_module_names <= {"profile", "encodings"}
+    assert names & sys.stdlib_module_names == set()
     tops = {path.stem for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert tops & sys.stdlib_module_names == set()
 
@@ -306,6 +344,14 @@ def test_a_stranger_is_found() -> None:
     assert "sidecar.transport.tls" in strangers(bad("from sidecar.transport.tls import Context"), pure)
 
 
+def test_an_import_of_a_lower_room_is_found() -> None:
+    api = Source("certs.protocol.bad", ast.parse("from certs.service import api\nfrom certs.protocol import wire"))
+    assert wrong_rooms(api, CERTS_ROOMS) == {"service"}
+    assert wrong_rooms(Source("certs.cli.good", api.tree), CERTS_ROOMS) == set()
+    assert room("certs.cli") == room("certs.cli.ca") == "cli"
+    assert room("certs") is room("certs.__main__") is room("sidecar.transport.tls") is None
+
+
 def test_a_circle_is_found() -> None:
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c", "a"]]
     assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
@@ -320,5 +366,6 @@ def test_a_relative_import_is_refused() -> None:
 def test_where_a_module_s_tests_are() -> None:
     assert test_file("sidecar.relay.relay") == "test_relay.py"
     assert test_file("sidecar.cli.run") == "test_cli_run.py"
-    assert test_file("certs.profile") == "test_certs_profile.py"
+    assert test_file("certs.protocol.wire") == "certs/protocol/test_wire.py"
+    assert test_file("certs.protocol") is None
     assert test_file("sidecar") is test_file("sidecar.cli") is test_file("sidecar.__main__") is None
