@@ -18,7 +18,10 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.transport``: sockets, TLS (``tls`` is the only importer of OpenSSL), handshake, verdict, HTTP/1.1
 * ``sidecar.observe``: the access log, connection records, metrics, the admin port and its probe
 * ``certs.protocol``: what a CA and a sidecar agree on: paths, headers, documents, certificates; the client
-* ``certs``: the CA itself; its rooms are in its own map
+* ``certs.authority``: the CA's own keys and certificates on disk
+* ``certs.store``: what the CA remembers
+* ``certs.registrar``: who gets a certificate, what is revoked, which roots are trusted
+* ``certs.service``: ``certs serve``: the process that sidecars talk to
 * ``certs.cli``: the ``certs`` command; no logic
 * ``sidecar.proxy``: one connection, top to bottom; the listeners; the connections that live
 * ``sidecar.agent``: this sidecar's own identity: enrolment, renewal, what it accepts from the CA and keeps on disk

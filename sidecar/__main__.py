@@ -15,7 +15,7 @@ def main() -> None:
     listen = os.environ.get(probe.LISTEN)
     if sys.argv[1:] == ["health"] and listen:
         raise SystemExit(probe.health(listen))
-    import_module("sidecar.cli").main(prog_name="sidecar")
+    import_module("sidecar.cli.commands").main(prog_name="sidecar")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from certs import authority, passes, registrar, serve, standing, store, writer
-from certs.passes import Kind
-from certs.serve import CaServer, Settings
-from certs.service import Api, Limits
+from certs.authority import authority
+from certs.protocol import enrolment
+from certs.protocol.enrolment import Kind
+from certs.registrar import registrar, revocations
+from certs.service import serve
+from certs.service.api import CaApi, RateLimits
+from certs.service.serve import CaServer, Settings
+from certs.store import store, writer
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity
@@ -130,7 +134,7 @@ class Time:
         return results[0]
 
 
-class BentApi(Api):
+class BentApi(CaApi):
     """The real API, but for the paths in ``bent``: a CA that is wrong, or taken over."""
 
     bent: dict[str, Handler]
@@ -222,7 +226,9 @@ class Sidecar:
 class CaBed:
     """A CA directory, its policy file, and whoever serves it. Made by :func:`ca_bed`."""
 
-    def __init__(self, nursery: trio.Nursery, path: Path, time: Time, limits: Limits | None, ttl: timedelta) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, path: Path, time: Time, limits: RateLimits | None, ttl: timedelta
+    ) -> None:
         self.nursery = nursery
         self.path = path
         self.time = time
@@ -238,7 +244,7 @@ class CaBed:
             Address("127.0.0.1", 0),
             store.file_url(self.directory / authority.STORE),
             ttl,
-            limits or Limits(),
+            limits or RateLimits(),
         )
         self.server: CaServer
         self.port = 0
@@ -293,7 +299,7 @@ class CaBed:
 
     def pass_for(self, kind: Kind, service: str, root: bytes | None = None) -> Path:
         """The file of a new token or secret."""
-        made = passes.make(kind, root or self.server.in_force.terms.authority.root_digest)
+        made = enrolment.make(kind, root or self.server.in_force.policy.authority.root_digest)
         identity = SpiffeId("shop.internal", (service,))
         self.server.store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
         self._number += 1
@@ -310,7 +316,7 @@ class CaBed:
 
     def revokes(self, service: str) -> None:
         identity = SpiffeId("shop.internal", (service,))
-        self.server.store.write(lambda transaction: standing.revoke_identity(transaction, identity))
+        self.server.store.write(lambda transaction: revocations.revoke_identity(transaction, identity))
 
     # -- who asks it -----------------------------------------------------------------------------------------------
 
@@ -350,13 +356,13 @@ async def ca_bed(
     clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    limits: Limits | None = None,
+    limits: RateLimits | None = None,
     ttl: timedelta = TTL,
 ) -> AsyncIterator[CaBed]:
     """A CA that serves until the block ends."""
     assert trio.lowlevel.current_clock() is clock, "the test itself must ask for mock_clock"
     ignore_the_machine_s_clock(monkeypatch)
-    monkeypatch.setattr(serve, "Api", BentApi)
+    monkeypatch.setattr(serve, "CaApi", BentApi)
     async with trio.open_nursery() as nursery:
         bed = CaBed(nursery, path, Time(clock), limits, ttl)
         bed.starts()

@@ -23,9 +23,10 @@ from datetime import datetime
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import passes
-from certs.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
-from certs.trust import Bundle, RevocationList, digest
+from certs.protocol import enrolment
+from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
+from certs.protocol.denial import Denial
+from certs.protocol.documents import Bundle, RevocationList, digest
 from sidecar.agent import accept, credentials, statedir
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -40,9 +41,6 @@ from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
 
 POLL_SECONDS = 5.0
-
-KEY_REUSED = "key_reused"
-"""What the CA says (:class:`certs.issuance.Denial`) of a key that it has certified: with a fresh one it may say yes."""
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
@@ -315,7 +313,7 @@ class Agent:
             try:
                 chain = await self._client.enrol(self._service, shown, csr)
             except CaDeniedError as error:
-                if error.denial != KEY_REUSED:
+                if error.denial != Denial.KEY_REUSED:
                     raise
                 self._memory.forget_pending_key()
                 raise CaError(f"an answer got lost too long ago to be told again; {error}") from error
@@ -382,7 +380,7 @@ class Agent:
             )
         text = credentials.read_file(path, "enrolment token or secret", secret=True).decode("ascii", "replace").strip()
         try:
-            shown = passes.parse(text)
+            shown = enrolment.parse(text)
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from error
         if shown.root != self._pin and shown.root not in self._known().anchors:

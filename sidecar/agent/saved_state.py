@@ -7,7 +7,6 @@ the CA (:mod:`sidecar.agent.accept`): whatever is damaged, foreign or no longer 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.trust import Bundle, RevocationList, UntrustedError, read_kept_bundle
+from certs.protocol import wire
+from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_kept_bundle
 from sidecar.agent import accept
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -56,7 +56,7 @@ class SavedState:
                 f"{self.path}: was of a mesh under another root than the one that is pinned now; starting anew",
             )
             self._state.remove(BUNDLE, REVOCATIONS, IDENTITY, PENDING)
-        if not re.fullmatch(r"[0-9a-f]{32}", instance):
+        if not wire.INSTANCE.fullmatch(instance):
             instance = secrets.token_hex(16)
         self.keep(MEMBER, json.dumps({"instance": instance, "pin": pin.hex()}).encode())
         return instance

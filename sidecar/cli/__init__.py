@@ -1,24 +1,5 @@
-"""The ``sidecar`` command: one file a command, and no logic in any of them."""
+"""The ``sidecar`` command. Its modules read options, call, and print; no logic.
 
-from __future__ import annotations
-
-import click
-
-from sidecar import __version__
-from sidecar.host.commands import CommandGroup
-
-COMMANDS = {
-    "check": "sidecar.cli.check:check",
-    "dev": "sidecar.cli.dev:dev",
-    "health": "sidecar.cli.status:health",
-    "inject": "sidecar.cli.inject:inject",
-    "policy": "sidecar.cli.policy:policy",
-    "run": "sidecar.cli.run:run",
-    "status": "sidecar.cli.status:status",
-}
-
-
-@click.group(cls=CommandGroup, commands_at=COMMANDS)
-@click.version_option(__version__, prog_name="sidecar")
-def main() -> None:
-    """Mutual TLS between services for people who do not run Kubernetes."""
+``commands`` (the table of commands; each is loaded when it is used), ``run``, ``dev``, ``check``, ``policy``, ``status``
+(``status``, ``health``), ``inject``.
+"""

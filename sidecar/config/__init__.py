@@ -1,1 +1,5 @@
-"""``sidecar.yaml``: one sidecar's wiring, and the environment variables that override it. Pure."""
+"""``sidecar.yaml``: one sidecar's wiring. Pure.
+
+``sidecar_yaml`` (its keys), ``collisions`` (listeners that would meet or loop), ``environment`` (``SIDECAR_…`` variables),
+``wiring`` (the file and the mesh together, as a value).
+"""

@@ -1,1 +1,6 @@
-"""Text that people write, to checked values: YAML, positions, faults told all at once, addresses, durations. Pure."""
+"""Text that people write becomes checked values. Pure.
+
+``yaml12`` (YAML 1.2 with positions and bounds), ``document`` (plain data and where it stands), ``problems`` (all faults of a
+file at once, as ``file:line: …``), ``schema`` (what models of both files share), ``address`` (IPs, ports, devices),
+``durations``.
+"""

@@ -1,1 +1,5 @@
-"""What a sidecar tells: its log, its connection records, its metrics, its admin port, and how that is read."""
+"""What a sidecar reports.
+
+``logs`` (JSON lines, or text on a terminal), ``record`` (one connection's line), ``metrics`` (counters), ``admin`` (the admin
+port), ``probe`` (asks the admin port; loads nothing else).
+"""

@@ -1,1 +1,5 @@
-"""Bytes between an app's socket and a TLS channel: one pure state machine, one poller, one task."""
+"""Bytes between an app's socket and a TLS channel: the hot path.
+
+``duplex`` (one connection as a pure state machine), ``poller`` (which sockets are ready), ``relay`` (the one task that pumps
+all connections).
+"""

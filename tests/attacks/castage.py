@@ -23,10 +23,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, passes, registrar, standing, store
-from certs.issuance import proof_of_possession
-from certs.serve import CaServer, Settings
-from certs.service import Limits
+from certs.authority import authority
+from certs.protocol import enrolment
+from certs.protocol.csr import proof_of_possession
+from certs.registrar import registrar, revocations
+from certs.service.api import RateLimits
+from certs.service.serve import CaServer, Settings
+from certs.store import store
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity
@@ -149,15 +152,15 @@ class Desk:
         with store.opened(self.server.settings.store_url, clock=lambda: int(self.clock().timestamp())) as opened:
             return opened.write(operation)
 
-    def make_pass(self, service: str, kind: passes.Kind = "token", root: bytes | None = None) -> str:
-        made = passes.make(kind, root or self.ca.root_digest)
+    def make_pass(self, service: str, kind: enrolment.Kind = "token", root: bytes | None = None) -> str:
+        made = enrolment.make(kind, root or self.ca.root_digest)
         self.write(lambda transaction: registrar.add_pass(transaction, made, service_id(service)))
         return str(made)
 
     async def revoke(self, service: str) -> None:
         """``certs revoke``; returns once the CA tells everybody."""
         before = self.server.in_force.etag
-        self.write(lambda transaction: standing.revoke_identity(transaction, service_id(service)))
+        self.write(lambda transaction: revocations.revoke_identity(transaction, service_id(service)))
         await until(lambda: self.server.in_force.etag != before)
 
     def issued(self) -> list[tuple[str, str]]:
@@ -300,7 +303,7 @@ async def ca_desk(
     *,
     mesh: str = MESH,
     ttl: timedelta = HOUR,
-    limits: Limits | None = None,
+    limits: RateLimits | None = None,
     ago: timedelta = NO_TIME,
     age: timedelta = NO_TIME,
 ) -> AsyncIterator[Desk]:
@@ -315,7 +318,7 @@ async def ca_desk(
         Address("127.0.0.1", 0),
         store.file_url(path / "ca" / "store.db"),
         ttl,
-        limits or Limits(),
+        limits or RateLimits(),
     )
     server = CaServer(settings, Log(log, "json"), clock)
     stop = trio.Event()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sidecar.cli import main
+from sidecar.cli.commands import main
 from tests.certificates import Authority, rsa_key
 from tests.integration.processes import SIDECAR, Shop, free_port, running
 

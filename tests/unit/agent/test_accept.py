@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, pemfiles, profile, trust
-from certs.authority import Made
-from certs.trust import Bundle, RevocationList
+from certs.authority import authority, pemfiles
+from certs.authority.authority import Made
+from certs.protocol import documents, x509_profile
+from certs.protocol.documents import Bundle, RevocationList
 from sidecar.agent import accept
 from sidecar.agent.accept import MAX_CHAIN, AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -39,14 +40,14 @@ def bundle(
     version: int, *roots: Made, active: Made | None = None, distrusted: frozenset[bytes] = frozenset()
 ) -> Bundle:
     certificates = tuple(root.root.certificate for root in roots)
-    return Bundle(MESH, version, certificates, trust.digest((active or roots[0]).root.certificate), distrusted)
+    return Bundle(MESH, version, certificates, documents.digest((active or roots[0]).root.certificate), distrusted)
 
 
 def signed(wanted: Bundle, *signers: Made) -> bytes:
-    return trust.sign_bundle(wanted, [signer.root for signer in signers])
+    return documents.sign_bundle(wanted, [signer.root for signer in signers])
 
 
-PIN = trust.digest(FIRST.root.certificate)
+PIN = documents.digest(FIRST.root.certificate)
 
 
 def learn(*documents: bytes, have: Bundle | None = None) -> accept.Learnt:
@@ -111,7 +112,7 @@ def test_nothing_and_garbage() -> None:
 
 
 def listed(version: int, at: datetime = NOW, signer: Made = FIRST) -> bytes:
-    return trust.sign_revocations(RevocationList(MESH, version, at, {WEB: at}), signer.delegate)
+    return documents.sign_revocations(RevocationList(MESH, version, at, {WEB: at}), signer.delegate)
 
 
 def take(document: bytes, have: RevocationList | None = None) -> RevocationList:
@@ -131,7 +132,7 @@ def test_a_list_is_taken_if_it_is_no_older_than_the_one_in_force() -> None:
 def test_a_list_that_nobody_trusted_signed_is_refused() -> None:
     with pytest.raises(AnswerRefusedError, match="by nobody whom a trusted root appointed"):
         take(listed(6, signer=SECOND))
-    issuing = trust.sign_revocations(RevocationList(MESH, 6, NOW), FIRST.issuing)
+    issuing = documents.sign_revocations(RevocationList(MESH, 6, NOW), FIRST.issuing)
     with pytest.raises(AnswerRefusedError, match="such as an issuing CA's"):
         take(issuing)
 
@@ -160,7 +161,7 @@ def chain(
     ca: Made = FIRST,
     now: datetime = NOW,
 ) -> bytes:
-    leaf = profile.leaf(identity, key.public_key(), ca.issuing, now, ttl)
+    leaf = x509_profile.leaf(identity, key.public_key(), ca.issuing, now, ttl)
     return pemfiles.pem(leaf, ca.issuing.certificate)
 
 
@@ -207,11 +208,11 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     now = datetime.now(UTC).replace(microsecond=0)  # OpenSSL asks no other clock, and this one has a minute only
     older = authority.make(MESH, now - DAY)
     roots = bundle(1, older)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
+    leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
     pem = pemfiles.pem(leaf, older.issuing.certificate)
     with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
         taken(pem, trusted=roots, now=now)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
+    leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
     assert taken(pemfiles.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
 
 
@@ -302,6 +303,6 @@ def test_what_a_ca_says_forges_no_line() -> None:
 
 def test_a_document_of_a_wrong_shape_is_no_bundle() -> None:
     payload = b64encode(json.dumps({"trust_domain": MESH}).encode()).decode()
-    assert learn(json.dumps({"type": trust.BUNDLE, "payload": payload, "signatures": []}).encode()).faults == (
+    assert learn(json.dumps({"type": documents.BUNDLE, "payload": payload, "signatures": []}).encode()).faults == (
         "it is not signed",
     )

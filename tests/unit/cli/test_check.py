@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar import __version__
-from sidecar.cli import main
+from sidecar.cli.commands import main
 
 MESH = """\
 trust_domain: shop.internal

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sidecar.cli import main
+from sidecar.cli.commands import main
 from sidecar.dev.dev_mesh import DevMesh
 from tests.devmesh import MESH, MeshFile, is_free
 

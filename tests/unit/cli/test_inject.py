@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sidecar.cli import main
+from sidecar.cli.commands import main
 
 COMPOSE = "services: {web: {image: x, environment: {URL: 'redis://:hunter2@db/'}}, db: {image: redis}}\n"
 

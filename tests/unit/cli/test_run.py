@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sidecar.cli import main
+from sidecar.cli.commands import main
 from sidecar.identity.reasons import UsageError
 
 

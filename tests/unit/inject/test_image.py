@@ -72,7 +72,7 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
     wheel.write_bytes(image_files()[WHEEL])
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(wheel)], check=True, timeout=120)
-    code = "import sidecar, certs; from sidecar.cli import main; print(sidecar.__file__); main(['--version'])"
+    code = "import sidecar, certs; from sidecar.cli.commands import main; print(sidecar.__file__); main(['--version'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(tmp_path / "site")},

@@ -16,12 +16,12 @@ import trio
 from click.testing import CliRunner
 from trio.testing import MockClock
 
-from certs import authority as ca_on_disk
-from certs import passes
-from certs.trust import Bundle, RevocationList, sign_bundle, sign_revocations
+from certs.authority import authority as ca_on_disk
+from certs.protocol import enrolment
+from certs.protocol.documents import Bundle, RevocationList, sign_bundle, sign_revocations
 from sidecar.agent import statedir
 from sidecar.agent.statedir import StateDir
-from sidecar.cli import main
+from sidecar.cli.commands import main
 from sidecar.config.wiring import Admin, Config, load_config
 from sidecar.documents.address import Address
 from sidecar.host.process import raise_descriptor_limit
@@ -119,7 +119,7 @@ def of_a_ca(directory: Path, root_sha256: str) -> Config:
     (directory / "mesh.yaml").write_text(MESH)
     secret = directory / "secret"
     secret.touch(0o600)
-    secret.write_text(str(passes.make("secret", bytes.fromhex(root_sha256))))
+    secret.write_text(str(enrolment.make("secret", bytes.fromhex(root_sha256))))
     file = directory / "sidecar.yaml"
     file.write_text(
         "service: api\nmesh: mesh.yaml\nlog_format: json\n"

@@ -1,0 +1,93 @@
+"""What a certificate signing request may say, and how its sender proves that it has a key. Pure; fails closed.
+
+A CSR (RFC 2986) gives a public key and the proof that its sender has the private one. Who the certificate is for is decided
+by whoever vouches for the sender: a token, a secret, a certificate. So a CSR that says anything else than exactly that, or
+nothing, is refused and not corrected: a CA that quietly drops what it does not grant hides an attack, and one that copies
+it has been somebody's CVE.
+"""
+
+from __future__ import annotations
+
+import warnings
+from hashlib import sha256
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from certs.protocol.denial import Denial, Denied
+from sidecar.identity.spiffe import SpiffeId, shown
+
+MAX_CSR_BYTES = 4096
+"""One with a P-256 key and one name has about 500."""
+
+_EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
+
+PROOF = b"mesh-reenrol/1\0"
+"""What a signature for re-enrolment begins with, so that it cannot be taken for any other (:func:`proof_of_possession`)."""
+
+
+def read_csr(text: str) -> tuple[x509.CertificateSigningRequest, ec.EllipticCurvePublicKey]:
+    """A CSR in PEM whose sender has the private key, and its P-256 key. Raises :class:`Denied`."""
+    if len(text) > MAX_CSR_BYTES:
+        raise Denied(Denial.BAD_CSR, f"the CSR is larger than {MAX_CSR_BYTES} bytes; only a key is asked for")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            csr = x509.load_pem_x509_csr(text.encode("ascii"))
+            key = csr.public_key()
+    except Exception as error:  # whatever a parser raises of a stranger's bytes
+        raise Denied(Denial.BAD_CSR, "the CSR is no PEM of a certificate signing request (RFC 2986)") from error
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
+        raise Denied(Denial.BAD_CSR, "the CSR's key is not an ECDSA key on the curve P-256; the mesh uses no others")
+    try:
+        is_strong = isinstance(csr.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512)
+        is_valid = is_strong and csr.is_signature_valid
+    except Exception:  # as above: an algorithm that is not known, too
+        is_strong = is_valid = False
+    if not is_strong:
+        raise Denied(Denial.BAD_CSR, "the CSR is not signed with SHA-256, SHA-384 or SHA-512")
+    if not is_valid:
+        raise Denied(Denial.BAD_CSR, "the CSR is not signed by the key in it, so that key may be somebody else's")
+    return csr, key
+
+
+def check_csr(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
+    """Whether the CSR asks for ``identity``, or for nothing in particular, and for nothing else. Raises :class:`Denied`."""
+    if csr.subject.rdns:
+        raise Denied(
+            Denial.BAD_CSR,
+            f"the CSR has the subject {shown(csr.subject.rfc4514_string())}; an SVID has none: leave it empty",
+        )
+    try:
+        extensions = list(csr.extensions)
+        attributes = list(csr.attributes)
+    except Exception as error:  # malformed in one of many ways, each with its class
+        raise Denied(Denial.BAD_CSR, "the CSR's extensions cannot be read") from error
+    # RFC 2985 5.4.2: one request for extensions. The parser reads the first, and a second would go unseen.
+    if [attribute.oid for attribute in attributes] not in ([], [_EXTENSION_REQUEST]):
+        raise Denied(Denial.BAD_CSR, "the CSR has attributes besides its extensions; it may have none")
+    for extension in extensions:
+        names = extension.value
+        if not isinstance(names, x509.SubjectAlternativeName):
+            raise Denied(
+                Denial.BAD_CSR,
+                f"the CSR asks for the extension {extension.oid.dotted_string}; what is in a certificate is not asked for",
+            )
+        if list(names) != [x509.UniformResourceIdentifier(str(identity))]:
+            asked = ", ".join(shown(str(name.value)) for name in list(names)[:4])
+            raise Denied(
+                Denial.BAD_CSR, f"the CSR asks for the names {asked}; it may ask for {identity} and nothing else"
+            )
+
+
+def key_hash(key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 of a public key, hexadecimal."""
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def proof_of_possession(nonce: bytes, new_key: ec.EllipticCurvePublicKey) -> bytes:
+    """What the holder of an expired certificate signs with its old key (ECDSA, SHA-256) to have ``new_key`` certified:
+    the CA's nonce, so that it is of now, and the new key, so that it is for nobody else's."""
+    return PROOF + nonce + bytes.fromhex(key_hash(new_key))

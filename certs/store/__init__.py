@@ -1,0 +1,5 @@
+"""What the CA remembers.
+
+``store`` (the tables and their transactions), ``writer`` (one transaction for all that came in meanwhile), ``audit`` (the
+chain of hashes over the audit log).
+"""

@@ -1,0 +1,43 @@
+"""The tables of commands of both programs: each command is where the table says, and is loaded when it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import click
+import pytest
+
+from certs.cli import commands as certs_commands
+from sidecar.cli import commands
+
+
+@pytest.mark.parametrize("table", [commands.COMMANDS, certs_commands.COMMANDS], ids=["sidecar", "certs"])
+def test_each_command_is_where_the_table_says(table: dict[str, str]) -> None:
+    for name, place in table.items():
+        module, _, attribute = place.partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        assert command.name == name
+
+
+PROGRAMS = {"sidecar": "sidecar.cli.commands", "certs": "certs.cli.commands"}
+
+
+@pytest.mark.parametrize(
+    ("words", "not_loaded"),
+    [
+        ("sidecar health --help", {"trio", "OpenSSL", "sqlalchemy"}),
+        ("certs enrolment --help", {"trio", "OpenSSL", "pydantic"}),
+        ("certs --version", {"trio", "sqlalchemy", "cryptography"}),
+    ],
+)
+def test_who_asks_for_one_does_not_wait_for_all(words: str, not_loaded: set[str]) -> None:
+    program, *arguments = words.split()
+    code = (
+        f"import sys; sys.argv[1:] = {arguments!r}\nfrom {PROGRAMS[program]} import main\n"
+        "try: main()\nexcept SystemExit: print('loaded', *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not_loaded & set(done.stdout.partition("loaded ")[2].split()) == set()
