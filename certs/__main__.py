@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from certs.cli import main
+from certs.cli.commands import main
 
 if __name__ == "__main__":
     main(prog_name="certs")

@@ -27,10 +27,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from certs import authority, passes, registrar, serve, standing, store, writer
-from certs.passes import Kind
-from certs.serve import CaServer, Settings
-from certs.service import Api, Limits
+from certs.authority import authority
+from certs.protocol import enrolment as passes
+from certs.protocol.enrolment import Kind
+from certs.registrar import registrar
+from certs.registrar import revocations as standing
+from certs.service import serve
+from certs.service.api import Api, RateLimits
+from certs.service.serve import CaServer, Settings
+from certs.store import store, writer
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity
@@ -222,7 +227,9 @@ class Sidecar:
 class CaBed:
     """A CA directory, its policy file, and whoever serves it. Made by :func:`ca_bed`."""
 
-    def __init__(self, nursery: trio.Nursery, path: Path, time: Time, limits: Limits | None, ttl: timedelta) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, path: Path, time: Time, limits: RateLimits | None, ttl: timedelta
+    ) -> None:
         self.nursery = nursery
         self.path = path
         self.time = time
@@ -238,7 +245,7 @@ class CaBed:
             Address("127.0.0.1", 0),
             store.file_url(self.directory / authority.STORE),
             ttl,
-            limits or Limits(),
+            limits or RateLimits(),
         )
         self.server: CaServer
         self.port = 0
@@ -350,7 +357,7 @@ async def ca_bed(
     clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    limits: Limits | None = None,
+    limits: RateLimits | None = None,
     ttl: timedelta = TTL,
 ) -> AsyncIterator[CaBed]:
     """A CA that serves until the block ends."""

@@ -22,11 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, passes, registrar
-from certs.client import ALPN, CA_SEGMENTS, CaClient
-from certs.serve import CaServer, Settings
-from certs.store import Store, file_url
-from certs.trust import Bundle, RevocationList, read_revocations, sign_bundle
+from certs.authority import authority
+from certs.protocol import enrolment
+from certs.protocol.client import ALPN, CA_SEGMENTS, CaClient
+from certs.protocol.documents import Bundle, RevocationList, read_revocations, sign_bundle
+from certs.registrar import registrar
+from certs.service.serve import CaServer, Settings
+from certs.store.store import Store, file_url
 from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS
 from sidecar.identity.judge import Revocations, VerifyParams
@@ -91,7 +93,7 @@ class Site:
             connection.execute(text)
 
     def make_secret(self, identity: SpiffeId) -> str:
-        made = passes.make("secret", self.own.root_digest)
+        made = enrolment.make("secret", self.own.root_digest)
         self.elsewhere(lambda it: registrar.add_pass(it, made, identity))
         return str(made)
 

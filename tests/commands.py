@@ -11,7 +11,7 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 import certs
-from certs.cli import main
+from certs.cli.commands import main
 
 ROOT = Path(certs.__file__).parent.parent
 _OURS = ("CERTS_DIR", "CERTS_STORE", "CERTS_ROOT_PASSPHRASE", "CERTS_NEW_PASSPHRASE")

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certs.protocol.denial import Denial, Denied
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
-from certs import authority, passes, registrar, standing
-from certs.authority import Authority
-from certs.issuance import Denial, Denied
-from certs.passes import Pass
-from certs.registrar import Terms
-from certs.store import Store, audit_entries, file_url
+from certs.authority import authority
+from certs.authority.authority import Authority
+from certs.protocol import enrolment
+from certs.protocol.enrolment import EnrolmentCredential
+from certs.registrar import registrar, revocations
+from certs.registrar.registrar import IssuingPolicy
+from certs.store.store import Store, audit_entries, file_url
 from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import Bent, der, ec_key
 
@@ -126,38 +128,43 @@ class MiniCa:
     path: Path
     authority: Authority = field(default_factory=lambda: OWN)
     clock: Clock = field(default_factory=Clock)
-    terms: Terms = field(init=False)
+    terms: IssuingPolicy = field(init=False)
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = Terms(self.authority, frozenset({"api", "web"}))
+        self.terms = IssuingPolicy(self.authority, frozenset({"api", "web"}))
         self.store = self.another_store()
 
     def another_store(self) -> Store:
         """As another replica opens it."""
         return Store(file_url(self.path), clock=self.clock)
 
-    def but(self, **terms: Any) -> Terms:
+    def but(self, **terms: Any) -> IssuingPolicy:
         """The terms, one of them changed."""
         return replace(self.terms, **terms)
 
-    def make_pass(self, kind: passes.Kind = "token", identity: SpiffeId = API) -> Pass:
-        made = passes.make(kind, self.authority.root_digest)
+    def make_pass(self, kind: enrolment.Kind = "token", identity: SpiffeId = API) -> EnrolmentCredential:
+        made = enrolment.make(kind, self.authority.root_digest)
         self.store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
         return made
 
     def enrol(
-        self, shown: Pass, request: str, service: str = "api", terms: Terms | None = None, store: Store | None = None
+        self,
+        shown: EnrolmentCredential,
+        request: str,
+        service: str = "api",
+        terms: IssuingPolicy | None = None,
+        store: Store | None = None,
     ) -> str:
         return (store or self.store).write(
             lambda transaction: registrar.enrol(transaction, terms or self.terms, shown, service, request)
         )
 
-    def renew(self, path: Sequence[bytes], request: str, terms: Terms | None = None) -> str:
+    def renew(self, path: Sequence[bytes], request: str, terms: IssuingPolicy | None = None) -> str:
         return self.store.write(lambda transaction: registrar.renew(transaction, terms or self.terms, path, request))
 
     def reenrol(
-        self, certificate: bytes, nonce: bytes, signature: bytes, request: str, terms: Terms | None = None
+        self, certificate: bytes, nonce: bytes, signature: bytes, request: str, terms: IssuingPolicy | None = None
     ) -> str:
         return self.store.write(
             lambda transaction: registrar.reenrol(
@@ -166,7 +173,7 @@ class MiniCa:
         )
 
     def revoke(self, identity: SpiffeId = API) -> int:
-        return self.store.write(lambda transaction: standing.revoke_identity(transaction, identity))
+        return self.store.write(lambda transaction: revocations.revoke_identity(transaction, identity))
 
     def events(self) -> list[tuple[str, str]]:
         """The audit log: what happened, and to whom."""

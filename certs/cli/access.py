@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
-from certs import authority, files, passes, registrar, standing
+from certs.authority import authority, files
+from certs.authority.files import SECRET, NewFile
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
-from certs.files import SECRET, NewFile
-from certs.passes import Kind, Pass
-from certs.store import Store, Transaction
+from certs.protocol import enrolment
+from certs.protocol.enrolment import EnrolmentCredential, Kind
+from certs.registrar import registrar, revocations
+from certs.store.store import Store, Transaction
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 
@@ -80,14 +82,14 @@ def revoke(words: tuple[str, ...], serial: str | None, store_url: str | None) ->
         directory, _ = where((*words, ""), usage)
         number = _number(serial)
         with open_store(directory, store_url) as store:
-            whose = store.write(lambda transaction: standing.revoke_certificate(transaction, number))
+            whose = store.write(lambda transaction: revocations.revoke_certificate(transaction, number))
         click.echo(f"revoked the certificate {number:x} of {whose}")
         return
     directory, service = where(words, usage)
     identity = authority.identity_of(authority.load(directory, now()), service)
     with open_store(directory, store_url) as store:
         known = store.read(lambda connection: registrar.is_known(connection, identity))
-        ended = store.write(lambda transaction: standing.revoke_identity(transaction, identity))
+        ended = store.write(lambda transaction: revocations.revoke_identity(transaction, identity))
     if not known:  # revoked all the same: a stolen issuing key may have made what this CA knows nothing of
         click.echo(f"this CA remembers nothing that it issued for {identity}: is the name right?", err=True)
     click.echo(f"revoked all certificates of {identity} issued until now, and {ended} tokens and secrets")
@@ -104,10 +106,10 @@ def _make(
             raise UsageError(f"{identity} is no service's identity, and only services enrol")
     with open_store(directory, store_url) as store:
         for identity, (_, out) in zip(identities, wanted, strict=True):
-            _make_one(passes.make(kind, loaded.root_digest), identity, out, force, store)
+            _make_one(enrolment.make(kind, loaded.root_digest), identity, out, force, store)
 
 
-def _make_one(made: Pass, identity: SpiffeId, out: Path | None, force: bool, store: Store) -> None:
+def _make_one(made: EnrolmentCredential, identity: SpiffeId, out: Path | None, force: bool, store: Store) -> None:
     if out is None:
         _remember(made, identity, store)
         click.echo(str(made))
@@ -122,7 +124,7 @@ def _make_one(made: Pass, identity: SpiffeId, out: Path | None, force: bool, sto
         raise
 
 
-def _remember(made: Pass, identity: SpiffeId, store: Store) -> None:
+def _remember(made: EnrolmentCredential, identity: SpiffeId, store: Store) -> None:
     store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
 
 

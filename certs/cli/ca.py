@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from certs import authority, encodings, files, inspection, registrar, rotation, standing
+from certs.authority import authority, files, pem_or_der
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -22,9 +22,11 @@ from certs.cli.options import (
     root_key_option,
     store_option,
 )
-from certs.fields import describe_span
-from certs.rotation import Rotation
-from certs.store import Transaction
+from certs.protocol import inspection
+from certs.protocol.fields import describe_span
+from certs.registrar import bundles, registrar, rotation
+from certs.registrar.rotation import Rotation
+from certs.store.store import Transaction
 from sidecar.identity.judge import key_digest
 from sidecar.identity.reasons import UsageError
 
@@ -65,11 +67,11 @@ def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> 
         if (directory / f"{authority.STORE}{more}").exists():
             (directory / f"{authority.STORE}{more}").rename(directory / f"{beside.name}{more}")
     document = authority.bundle_document(directory).decode()
-    bundle = standing.own_bundle(document, made.trust_domain, made.roots, time)
+    bundle = bundles.own_bundle(document, made.trust_domain, made.roots, time)
 
     def begin(transaction: Transaction) -> None:
         transaction.record("init", "", trust_domain=made.trust_domain, root=made.root_digest.hex())
-        standing.publish(transaction, bundle, document.encode())
+        bundles.publish(transaction, bundle, document.encode())
 
     with open_store(directory, None) as store:
         store.write(begin)
@@ -131,11 +133,11 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
             # First: cut off after it, all is refused until this is run again, which then finds the stolen key still.
             own, root = authority.load(where, time), authority.load_root(where, root_key, secret)
             gone = key_digest(old)
-            version = store.write(lambda transaction: standing.distrust(transaction, gone, own, root, time))
+            version = store.write(lambda transaction: bundles.distrust(transaction, gone, own, root, time))
         made, _ = authority.renew_issuing(where, time, root_key, secret)
         until = made.issuer.certificate.not_valid_after_utc
         store.write(lambda transaction: transaction.record("renew_issuing", "", until=f"{until:%FT%TZ}"))
-        if (document := store.read(standing.newest_bundle)) is not None:
+        if (document := store.read(bundles.newest_bundle)) is not None:
             authority.keep_bundle(where, document.encode())
     click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
     if distrust:
@@ -162,7 +164,7 @@ def inspect(names: tuple[str, ...], as_json: bool) -> None:
     reports, code, time = [], 0, now()
     for name in names:
         try:
-            report = inspection.examine(encodings.read(_read(name)), time, source=name)
+            report = inspection.examine(pem_or_der.read(_read(name)), time, source=name)
         except UsageError as error:
             click.echo(f"error: {name}: {error}", err=True)
             code = _UNUSABLE
@@ -177,7 +179,7 @@ def inspect(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _read(name: str) -> bytes:
-    limit = encodings.MAX_BYTES + 1
+    limit = pem_or_der.MAX_BYTES + 1
     if name == "-":
         return sys.stdin.buffer.read(limit)
     try:

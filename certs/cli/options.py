@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from certs import authority, store
-from certs.store import Store
+from certs.authority import authority
+from certs.store import store
+from certs.store.store import Store
 from sidecar.documents.durations import parse_duration
 from sidecar.identity.reasons import UsageError
 

@@ -12,11 +12,11 @@ from typing import Any
 import click
 import sqlalchemy as sa
 
-from certs import audit as chain
-from certs import standing
-from certs.audit import Entry
 from certs.cli.options import DIRECTORY, directory, now, open_store, store_option
-from certs.store import audit_entries, audit_head, issued, passes, revoked_identities
+from certs.registrar import followers
+from certs.store import audit as chain
+from certs.store.audit import Entry
+from certs.store.store import audit_entries, audit_head, issued, passes, revoked_identities
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import shown
 
@@ -137,7 +137,7 @@ def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[
                 "certificate until": f"{one.not_after:%FT%TZ}",
                 "seen": f"{one.seen_at:%FT%TZ}",
             }
-            for one in standing.all_followers(connection, time)
+            for one in followers.all_followers(connection, time)
         ],
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import trio
 
-from certs import authority, rotation
+from certs.authority import authority
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -21,8 +21,9 @@ from certs.cli.options import (
     root_key_option,
     store_option,
 )
-from certs.rotation import Rotation, Rotator
-from certs.store import StoreUnavailableError
+from certs.registrar import rotation
+from certs.registrar.rotation import Rotation, Rotator
+from certs.store.store import StoreUnavailableError
 
 LOOK_SECONDS = 0.5
 TELL_SECONDS = 10.0

@@ -9,10 +9,10 @@ from typing import Literal
 import click
 import trio
 
-from certs import serve as serving
 from certs.cli.options import DIRECTORY, directory, duration, store_option
 from certs.cli.options import store_url as url_of
-from certs.profile import ProfileError, check_ttl
+from certs.protocol.x509_profile import ProfileError, check_ttl
+from certs.service import serve as serving
 from sidecar.documents.address import parse_address
 from sidecar.host.process import keep_memory_private, raise_descriptor_limit
 from sidecar.identity.reasons import UsageError

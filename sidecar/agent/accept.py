@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.profile import BACKDATED
-from certs.trust import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
+from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
+from certs.protocol.x509_profile import BACKDATED
 from sidecar.agent.credentials import Credentials, judge_own
 from sidecar.identity.judge import Revocations, VerifyParams, key_digest, revoked
 from sidecar.identity.reasons import Reason, Refused

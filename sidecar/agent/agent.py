@@ -23,9 +23,9 @@ from datetime import datetime
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import passes
-from certs.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
-from certs.trust import Bundle, RevocationList, digest
+from certs.protocol import enrolment
+from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
+from certs.protocol.documents import Bundle, RevocationList, digest
 from sidecar.agent import accept, credentials, statedir
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -42,7 +42,7 @@ from sidecar.policy.mesh import Mesh
 POLL_SECONDS = 5.0
 
 KEY_REUSED = "key_reused"
-"""What the CA says (:class:`certs.issuance.Denial`) of a key that it has certified: with a fresh one it may say yes."""
+"""What the CA says (:class:`certs.protocol.csr.Denial`) of a key that it has certified: with a fresh one it may say yes."""
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
@@ -382,7 +382,7 @@ class Agent:
             )
         text = credentials.read_file(path, "enrolment token or secret", secret=True).decode("ascii", "replace").strip()
         try:
-            shown = passes.parse(text)
+            shown = enrolment.parse(text)
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from error
         if shown.root != self._pin and shown.root not in self._known().anchors:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.trust import Bundle, RevocationList, UntrustedError, read_kept_bundle
+from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_kept_bundle
 from sidecar.agent import accept
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials

@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import profile
+from certs.protocol import x509_profile
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.dev.plan import news, plan
 from sidecar.documents.address import Address
@@ -44,15 +44,17 @@ class MemoryCa:
 
     def __init__(self, trust_domain: str, now: datetime) -> None:
         root_key, issuing_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        root = profile.root(trust_domain, root_key, now)
-        issuing = profile.intermediate(trust_domain, issuing_key.public_key(), profile.Issuer(root, root_key), now)
-        self._issuer = profile.Issuer(issuing, issuing_key)
+        root = x509_profile.root(trust_domain, root_key, now)
+        issuing = x509_profile.intermediate(
+            trust_domain, issuing_key.public_key(), x509_profile.Issuer(root, root_key), now
+        )
+        self._issuer = x509_profile.Issuer(issuing, issuing_key)
         self.roots = (root,)
 
     def issue(self, identity: SpiffeId, now: datetime) -> KeyPair:
         """A new key and its certificate, for an hour."""
         key = ec.generate_private_key(ec.SECP256R1())
-        leaf = profile.leaf(identity, key.public_key(), self._issuer, now)
+        leaf = x509_profile.leaf(identity, key.public_key(), self._issuer, now)
         return KeyPair((leaf, self._issuer.certificate), key, self.roots)
 
 
@@ -109,7 +111,7 @@ class DevMesh:
         self.plan = plan(self.mesh, clock())
         try:
             self._ca = MemoryCa(self.mesh.trust_domain, clock())
-        except profile.ProfileError as error:
+        except x509_profile.ProfileError as error:
             raise UsageError(f"{path}: {error}") from error
         raise_descriptor_limit()
         self._sidecars = {name: self._sidecar(name) for name in self.mesh.services}

@@ -23,10 +23,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, passes, registrar, standing, store
-from certs.issuance import proof_of_possession
-from certs.serve import CaServer, Settings
-from certs.service import Limits
+from certs.authority import authority
+from certs.protocol import enrolment as passes
+from certs.protocol.csr import proof_of_possession
+from certs.registrar import registrar
+from certs.registrar import revocations as standing
+from certs.service.api import RateLimits
+from certs.service.serve import CaServer, Settings
+from certs.store import store
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity
@@ -300,7 +304,7 @@ async def ca_desk(
     *,
     mesh: str = MESH,
     ttl: timedelta = HOUR,
-    limits: Limits | None = None,
+    limits: RateLimits | None = None,
     ago: timedelta = NO_TIME,
     age: timedelta = NO_TIME,
 ) -> AsyncIterator[Desk]:
@@ -315,7 +319,7 @@ async def ca_desk(
         Address("127.0.0.1", 0),
         store.file_url(path / "ca" / "store.db"),
         ttl,
-        limits or Limits(),
+        limits or RateLimits(),
     )
     server = CaServer(settings, Log(log, "json"), clock)
     stop = trio.Event()

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs import authority, trust
-from certs.profile import Issuer
+from certs.authority import authority
+from certs.protocol import documents
+from certs.protocol.x509_profile import Issuer
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
 from sidecar.transport import sockets
@@ -95,8 +96,10 @@ async def test_whoever_is_not_mesh_ca_under_the_pinned_root_gets_no_token(
 async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
-        bundle = trust.Bundle(TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), trust.digest(evil.root.certificate))
-        document = trust.sign_bundle(bundle, [evil.root])
+        bundle = documents.Bundle(
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), documents.digest(evil.root.certificate)
+        )
+        document = documents.sign_bundle(bundle, [evil.root])
         token = desk.make_pass("web")
         async with false_ca(desk, evil_keys(desk, evil)) as false:
             false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(document)]})
@@ -179,10 +182,12 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
     async with ca_desk(tmp_path) as desk:
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
         issuing = Issuer(desk.ca.issuer.certificate, desk.ca.issuer.key)
-        bundle = trust.Bundle(TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), trust.digest(evil.root.certificate))
+        bundle = documents.Bundle(
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), documents.digest(evil.root.certificate)
+        )
         token = desk.make_pass("web")
         async with false_ca(desk) as false:
-            false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(trust.sign_bundle(bundle, [issuing]))]})
+            false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(documents.sign_bundle(bundle, [issuing]))]})
             sidecar = membership(desk, false.address, text=token)
             assert "no trust bundle that the pinned root signed" in await refused_at_first(sidecar)
             assert not any(false.bodies)

@@ -19,9 +19,11 @@ import trio.lowlevel
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from certs import authority, profile, standing, trust
-from certs.profile import Issuer
-from certs.trust import Bundle, RevocationList
+from certs.authority import authority
+from certs.protocol import documents, x509_profile
+from certs.protocol.documents import Bundle, RevocationList
+from certs.protocol.x509_profile import Issuer
+from certs.registrar import revocations
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.transport.http1 import Request, Response
@@ -109,7 +111,7 @@ class Poll:
 @asynccontextmanager
 async def poll(path: Path) -> AsyncIterator[Poll]:
     async with ca_desk(path) as desk, false_ca(desk) as false:
-        desk.write(lambda transaction: standing.revoke_identity(transaction, service_id("ca")))
+        desk.write(lambda transaction: revocations.revoke_identity(transaction, service_id("ca")))
         await desk.server._look()
         sidecar = membership(desk, false.address, text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
@@ -151,44 +153,50 @@ def bent(document: bytes, **fields: Any) -> bytes:
 
 def payload(kind: str, said: Any, signer: Issuer) -> bytes:
     """Anything at all, well signed."""
-    return trust._seal(kind, said, [signer])
+    return documents._seal(kind, said, [signer])
 
 
 # -- lists -------------------------------------------------------------------------------------------------------------
 
 List = Callable[[Poll], bytes]
 LISTS: dict[str, tuple[List, str]] = {
-    "unsigned": (lambda it: unsigned(trust.sign_revocations(it.listed, it.signers.root)), "not signed"),
-    "altered": (lambda it: altered(trust.sign_revocations(it.listed, it.signers.delegate)), "signature that is wrong"),
-    "by the issuing key": (lambda it: trust.sign_revocations(it.listed, it.signers.issuing), "not made for that"),
-    "by a service": (lambda it: trust.sign_revocations(it.listed, it.signers.leaf), "nobody whom a trusted root"),
-    "by another root": (lambda it: trust.sign_revocations(it.listed, it.signers.other.root), "nobody whom"),
-    "by another's delegate": (lambda it: trust.sign_revocations(it.listed, it.signers.other.delegate), "nobody whom"),
+    "unsigned": (lambda it: unsigned(documents.sign_revocations(it.listed, it.signers.root)), "not signed"),
+    "altered": (
+        lambda it: altered(documents.sign_revocations(it.listed, it.signers.delegate)),
+        "signature that is wrong",
+    ),
+    "by the issuing key": (lambda it: documents.sign_revocations(it.listed, it.signers.issuing), "not made for that"),
+    "by a service": (lambda it: documents.sign_revocations(it.listed, it.signers.leaf), "nobody whom a trusted root"),
+    "by another root": (lambda it: documents.sign_revocations(it.listed, it.signers.other.root), "nobody whom"),
+    "by another's delegate": (
+        lambda it: documents.sign_revocations(it.listed, it.signers.other.delegate),
+        "nobody whom",
+    ),
     "by a delegate of the issuing CA's": (
-        lambda it: trust.sign_revocations(it.listed, delegate_of_the_issuing_ca(it)),
+        lambda it: documents.sign_revocations(it.listed, delegate_of_the_issuing_ca(it)),
         "nobody whom",
     ),
     "by a delegate whose time is over": (
-        lambda it: trust.sign_revocations(it.listed, old_delegate(it)),
+        lambda it: documents.sign_revocations(it.listed, old_delegate(it)),
         "by a certificate that is good from",
     ),
     "of an older version": (
-        lambda it: trust.sign_revocations(replace(it.listed, version=it.listed.version - 2), it.signers.delegate),
+        lambda it: documents.sign_revocations(replace(it.listed, version=it.listed.version - 2), it.signers.delegate),
         "it is older",
     ),
     "of an older time": (
-        lambda it: trust.sign_revocations(
+        lambda it: documents.sign_revocations(
             replace(it.listed, version=it.listed.version - 1, issued_at=it.desk.clock() - HOUR), it.signers.delegate
         ),
         "it is older",
     ),
     "of another mesh": (
-        lambda it: trust.sign_revocations(replace(it.listed, trust_domain="evil.internal"), it.signers.delegate),
+        lambda it: documents.sign_revocations(replace(it.listed, trust_domain="evil.internal"), it.signers.delegate),
         "trust domain 'evil.internal'",
     ),
-    "a bundle": (lambda it: trust.sign_bundle(it.bundle, [it.signers.root]), "type 'mesh-bundle/1'"),
+    "a bundle": (lambda it: documents.sign_bundle(it.bundle, [it.signers.root]), "type 'mesh-bundle/1'"),
     "a bundle that says it is a list": (
-        lambda it: bent(trust.sign_bundle(it.bundle, [it.signers.root]), type=trust.REVOCATIONS),
+        lambda it: bent(documents.sign_bundle(it.bundle, [it.signers.root]), type=documents.REVOCATIONS),
         "signature that is wrong",
     ),
     "garbage": (lambda _: b"garbage", "no signed document"),
@@ -196,12 +204,12 @@ LISTS: dict[str, tuple[List, str]] = {
     "deep": (lambda _: b"[" * 100_000, "no signed document"),
     "large": (lambda _: b" " * (2 << 20), "larger than 1024 KiB"),
     "of no version": (
-        lambda it: payload(trust.REVOCATIONS, {"trust_domain": TRUST_DOMAIN}, it.signers.delegate),
+        lambda it: payload(documents.REVOCATIONS, {"trust_domain": TRUST_DOMAIN}, it.signers.delegate),
         "cannot be read",
     ),
     "of names that are none": (
         lambda it: payload(
-            trust.REVOCATIONS,
+            documents.REVOCATIONS,
             {"trust_domain": TRUST_DOMAIN, "version": 1 << 40, "issued_at": 1, "identities": {"*": 1}, "serials": []},
             it.signers.delegate,
         ),
@@ -212,13 +220,13 @@ LISTS: dict[str, tuple[List, str]] = {
 
 def delegate_of_the_issuing_ca(it: Poll) -> Issuer:
     key = authority._new_key()
-    return Issuer(profile.delegate(key.public_key(), it.signers.issuing, it.desk.clock()), key)
+    return Issuer(x509_profile.delegate(key.public_key(), it.signers.issuing, it.desk.clock()), key)
 
 
 def old_delegate(it: Poll) -> Issuer:
     """One that the root really appointed, for last year."""
     key, root = authority._new_key(), it.signers.root
-    made = profile.delegate(key.public_key(), root, it.desk.clock())
+    made = x509_profile.delegate(key.public_key(), root, it.desk.clock())
     builder = (
         x509.CertificateBuilder()
         .issuer_name(made.issuer)
@@ -253,7 +261,7 @@ async def test_a_list_that_does_not_count(make: List, words: str, tmp_path: Path
 @pytest.mark.parametrize("signer", ["root", "delegate"])
 async def test_the_twin_of_these_lists_is_taken(signer: str, tmp_path: Path) -> None:
     async with poll(tmp_path) as it:
-        it.lie(listed=trust.sign_revocations(it.listed, getattr(it.signers, signer)))
+        it.lie(listed=documents.sign_revocations(it.listed, getattr(it.signers, signer)))
         it.run()
         await until(lambda: service_id("api") in it.sidecar.member.revocations().identities)
         assert not it.sidecar.log.events("revocations_failed")
@@ -262,53 +270,53 @@ async def test_the_twin_of_these_lists_is_taken(signer: str, tmp_path: Path) -> 
 # -- bundles -----------------------------------------------------------------------------------------------------------
 
 BUNDLES: dict[str, tuple[List, str]] = {
-    "unsigned": (lambda it: unsigned(trust.sign_bundle(it.newer, [it.signers.root])), "not signed"),
-    "altered": (lambda it: altered(trust.sign_bundle(it.newer, [it.signers.root])), "signature that is wrong"),
-    "by the issuing key": (lambda it: trust.sign_bundle(it.newer, [it.signers.issuing]), "not by a root"),
-    "by the delegate": (lambda it: trust.sign_bundle(it.newer, [it.signers.delegate]), "not by a root"),
-    "by a service": (lambda it: trust.sign_bundle(it.newer, [it.signers.leaf]), "not by a root"),
-    "by the new root alone": (lambda it: trust.sign_bundle(it.newer, [it.signers.other.root]), "not by a root"),
+    "unsigned": (lambda it: unsigned(documents.sign_bundle(it.newer, [it.signers.root])), "not signed"),
+    "altered": (lambda it: altered(documents.sign_bundle(it.newer, [it.signers.root])), "signature that is wrong"),
+    "by the issuing key": (lambda it: documents.sign_bundle(it.newer, [it.signers.issuing]), "not by a root"),
+    "by the delegate": (lambda it: documents.sign_bundle(it.newer, [it.signers.delegate]), "not by a root"),
+    "by a service": (lambda it: documents.sign_bundle(it.newer, [it.signers.leaf]), "not by a root"),
+    "by the new root alone": (lambda it: documents.sign_bundle(it.newer, [it.signers.other.root]), "not by a root"),
     "by another's key under the root's name": (
-        lambda it: trust.sign_bundle(it.newer, [Issuer(it.signers.root.certificate, it.signers.other.root.key)]),
+        lambda it: documents.sign_bundle(it.newer, [Issuer(it.signers.root.certificate, it.signers.other.root.key)]),
         "signature that is wrong",
     ),
     "older": (
-        lambda it: trust.sign_bundle(replace(it.newer, version=it.bundle.version - 1), [it.signers.root]),
+        lambda it: documents.sign_bundle(replace(it.newer, version=it.bundle.version - 1), [it.signers.root]),
         "is no newer",
     ),
     "of the same version": (
-        lambda it: trust.sign_bundle(replace(it.newer, version=it.bundle.version), [it.signers.root]),
+        lambda it: documents.sign_bundle(replace(it.newer, version=it.bundle.version), [it.signers.root]),
         "is no newer",
     ),
     "of another mesh": (
-        lambda it: trust.sign_bundle(replace(it.newer, trust_domain="evil.internal"), [it.signers.root]),
+        lambda it: documents.sign_bundle(replace(it.newer, trust_domain="evil.internal"), [it.signers.root]),
         "trust domain 'evil.internal'",
     ),
-    "a list": (lambda it: trust.sign_revocations(it.listed, it.signers.root), "type 'mesh-revocations/1'"),
+    "a list": (lambda it: documents.sign_revocations(it.listed, it.signers.root), "type 'mesh-revocations/1'"),
     "a list that says it is a bundle": (
-        lambda it: bent(trust.sign_revocations(it.listed, it.signers.root), type=trust.BUNDLE),
+        lambda it: bent(documents.sign_revocations(it.listed, it.signers.root), type=documents.BUNDLE),
         "signature that is wrong",
     ),
-    "of no roots": (lambda it: trust.sign_bundle(replace(it.newer, roots=()), [it.signers.root]), "no roots"),
+    "of no roots": (lambda it: documents.sign_bundle(replace(it.newer, roots=()), [it.signers.root]), "no roots"),
     "of an active root that is not in it": (
-        lambda it: trust.sign_bundle(replace(it.newer, active=b"\7" * 32), [it.signers.root]),
+        lambda it: documents.sign_bundle(replace(it.newer, active=b"\7" * 32), [it.signers.root]),
         "active root that is not in it",
     ),
     "of an intermediate": (
-        lambda it: trust.sign_bundle(
+        lambda it: documents.sign_bundle(
             replace(it.newer, roots=(*it.bundle.roots, it.signers.other.issuing.certificate)), [it.signers.root]
         ),
         "is no root",
     ),
     "of a leaf": (
-        lambda it: trust.sign_bundle(
+        lambda it: documents.sign_bundle(
             replace(it.newer, roots=(*it.bundle.roots, Authority().leaf("x", self_signed=True).certificate)),
             [it.signers.root],
         ),
         "is no root",
     ),
     "of nine roots": (
-        lambda it: trust.sign_bundle(replace(it.newer, roots=it.newer.roots * 5), [it.signers.root]),
+        lambda it: documents.sign_bundle(replace(it.newer, roots=it.newer.roots * 5), [it.signers.root]),
         "cannot be read",
     ),
 }
@@ -329,7 +337,7 @@ async def test_a_bundle_that_does_not_count(make: List, words: str, tmp_path: Pa
 
 async def test_the_twin_of_these_bundles_is_taken_by_the_old_root_s_word(tmp_path: Path) -> None:
     async with poll(tmp_path) as it:
-        it.lie(bundles=[trust.sign_bundle(it.newer, [it.signers.root])])
+        it.lie(bundles=[documents.sign_bundle(it.newer, [it.signers.root])])
         it.run()
         await it.sidecar.log.until(lambda: len(it.sidecar.log.events("trust_bundle")) == 2)
         assert it.signers.other.root.certificate in it.sidecar.in_force.keys.roots
@@ -343,14 +351,14 @@ async def test_one_that_slept_goes_from_bundle_to_bundle_and_not_past_a_gap(tmp_
             first,
             version=first.version + 1,
             roots=(anchor, second.root.certificate),
-            active=trust.digest(anchor),
+            active=documents.digest(anchor),
         )
-        by_new = trust.sign_bundle(last, [it.signers.other.root])
+        by_new = documents.sign_bundle(last, [it.signers.other.root])
         it.lie(bundles=[by_new])
         it.run()
         assert "not by a root that is trusted here" in await it.says("bundle_failed")
         assert len(it.sidecar.in_force.keys.roots) == 1
-        it.lie(bundles=[trust.sign_bundle(first, [it.signers.root]), by_new])
+        it.lie(bundles=[documents.sign_bundle(first, [it.signers.root]), by_new])
         await it.sidecar.log.until(lambda: len(it.sidecar.log.events("trust_bundle")) == 2)
         assert it.sidecar.in_force.keys.roots == last.roots
 

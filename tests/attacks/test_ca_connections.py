@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs.client import CaClient, CaError, CaUnverifiedError
+from certs.protocol.client import CaClient, CaError, CaUnverifiedError
 from sidecar.identity.judge import Revocations, VerifyParams, key_digest
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets

@@ -14,8 +14,8 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock
 
-from certs import connections
-from certs.connections import HANDSHAKE_SECONDS
+from certs.service import listener
+from certs.service.listener import HANDSHAKE_SECONDS
 from sidecar.transport import sockets
 from sidecar.transport.http1 import IDLE_SECONDS, REQUEST_SECONDS
 from sidecar.transport.tls import KeyPair
@@ -62,7 +62,7 @@ async def renews(desk: Desk, keys: KeyPair) -> float:
 async def test_half_open_handshakes_hold_no_renewal_up(
     beginning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 1000.0)  # so that they stay, however slow this machine
+    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 1000.0)  # so that they stay, however slow this machine
     whole = hello()
     sent = {"nothing": b"", "half a hello": whole[: len(whole) // 2], "a hello": whole}[beginning]
     async with ca_desk(tmp_path) as desk:
@@ -104,7 +104,7 @@ async def test_two_thousand_idle_connections_hold_no_renewal_up(tmp_path: Path) 
 async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_member_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 20)
     async with ca_desk(tmp_path) as desk:
         keys = desk.keys("web")
         member = await desk.stream(keys)
@@ -122,7 +122,7 @@ async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_m
 
 
 async def test_with_members_only_a_stranger_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 5)
     async with ca_desk(tmp_path) as desk:
         keys = desk.keys("web")
         members = [await desk.stream(keys) for _ in range(6)]

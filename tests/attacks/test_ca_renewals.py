@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
-from certs import authority, registrar, standing
-from certs.service import NONCE_SECONDS
+from certs.authority import authority
+from certs.registrar import bundles, registrar, revocations
+from certs.service.api import NONCE_SECONDS
 from sidecar.identity.judge import key_digest
 from sidecar.transport.tls import KeyPair
 from tests.attacks.castage import (
@@ -112,7 +113,7 @@ async def test_a_revoked_one(tmp_path: Path) -> None:
         await desk.denied("revoked", desk.renew(web))
         assert (await desk.renew(api)).status == 200
         number = serial.chain[0].serial_number
-        desk.write(lambda transaction: standing.revoke_certificate(transaction, number))
+        desk.write(lambda transaction: revocations.revoke_certificate(transaction, number))
         await desk.denied("revoked", desk.renew(serial))
         assert (await desk.renew(api)).status == 200
 
@@ -160,7 +161,7 @@ async def test_a_certificate_of_a_distrusted_issuer_that_this_ca_never_issued(tm
         now = desk.clock().replace(microsecond=0)
         made, root = authority.renew_issuing(tmp_path / "ca", now)
         gone = key_digest(desk.ca.issuer.certificate)
-        desk.write(lambda transaction: standing.distrust(transaction, gone, made, root, now))
+        desk.write(lambda transaction: bundles.distrust(transaction, gone, made, root, now))
         await until(lambda: gone in desk.server.in_force.terms.distrusted)
         desk.ca = made
         await desk.denied("revoked", desk.renew(stolen))

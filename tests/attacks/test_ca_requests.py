@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from certs.issuance import MAX_CSR_BYTES
+from certs.protocol.csr import MAX_CSR_BYTES
 from sidecar.transport import sockets
 from sidecar.transport.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, REQUEST_SECONDS
 from tests.attacks.castage import TRUST_DOMAIN, ca_desk, csr, names_of, parse_answer, pem_of, uri

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs import passes, registrar
-from certs.limits import Rate
-from certs.service import Limits
-from certs.store import StoreUnavailableError
+from certs.protocol import enrolment
+from certs.registrar import registrar
+from certs.service.api import RateLimits
+from certs.service.limits import Rate
+from certs.store.store import StoreUnavailableError
 from tests.attacks.castage import TRUST_DOMAIN, Answer, ca_desk, csr, names_of, service_id
 from tests.certificates import ec_key
 
@@ -31,7 +32,7 @@ async def test_a_token_that_was_stolen_and_used_is_worth_nothing_again_and_says_
 
 
 async def test_of_twenty_that_use_one_token_at_once_one_wins(tmp_path: Path) -> None:
-    async with ca_desk(tmp_path, limits=Limits(guesses=Rate(100, 1))) as desk:
+    async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(100, 1))) as desk:
         token, answers = desk.make_pass("web"), list[Answer]()
 
         async def use() -> None:
@@ -68,11 +69,11 @@ async def test_a_token_runs_out_after_five_minutes_and_a_secret_does_not(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["token", "secret"])
-async def test_a_pass_of_another_service_is_worth_as_much_as_none(kind: passes.Kind, tmp_path: Path) -> None:
+async def test_a_pass_of_another_service_is_worth_as_much_as_none(kind: enrolment.Kind, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         others = desk.make_pass("api", kind)
         stolen = await desk.denied("bad_pass", desk.enrol("web", others))
-        forged = await desk.denied("bad_pass", desk.enrol("web", str(passes.make(kind, desk.ca.root_digest))))
+        forged = await desk.denied("bad_pass", desk.enrol("web", str(enrolment.make(kind, desk.ca.root_digest))))
         assert stolen.said == forged.said, "whose it is is told to nobody"
         assert names_of((await desk.enrol("api", others)).certificate)[0] == f"spiffe://{TRUST_DOMAIN}/api"
 
@@ -131,10 +132,10 @@ async def test_a_name_that_is_no_declared_service(name: str, tmp_path: Path) -> 
 
 
 async def test_guesses_from_one_address_are_limited_and_honest_enrolments_are_not_counted(tmp_path: Path) -> None:
-    async with ca_desk(tmp_path, limits=Limits(guesses=Rate(10, 0.0001))) as desk:
+    async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(10, 0.0001))) as desk:
         for _ in range(12):
             await desk.honest()  # more than ten: none of them is a guess
-        statuses = [(await desk.enrol("web", str(passes.make("token", b"\0" * 32)))).status for _ in range(15)]
+        statuses = [(await desk.enrol("web", str(enrolment.make("token", b"\0" * 32)))).status for _ in range(15)]
         assert statuses == [403] * 10 + [429] * 5
         assert (await desk.enrol("web", desk.make_pass("web"))).said["error"] == "rate_limited", "and this is no oracle"
         assert (await desk.renew(desk.keys("web"))).status == 200, "renewals go on"
@@ -143,7 +144,7 @@ async def test_guesses_from_one_address_are_limited_and_honest_enrolments_are_no
 async def test_a_store_that_is_away_makes_no_guesses_of_honest_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with ca_desk(tmp_path, limits=Limits(guesses=Rate(3, 0.0001))) as desk:
+    async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(3, 0.0001))) as desk:
         token = desk.make_pass("web")
         real = type(desk.server.store).write_many
 
@@ -157,11 +158,11 @@ async def test_a_store_that_is_away_makes_no_guesses_of_honest_tries(
 
 
 async def test_a_thousand_guesses_at_once_are_a_thousand_guesses(tmp_path: Path) -> None:
-    async with ca_desk(tmp_path, limits=Limits(guesses=Rate(10, 0.0001))) as desk:
+    async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(10, 0.0001))) as desk:
         statuses = list[int]()
 
         async def guess() -> None:
-            statuses.append((await desk.enrol("web", str(passes.make("token", b"\0" * 32)))).status)
+            statuses.append((await desk.enrol("web", str(enrolment.make("token", b"\0" * 32)))).status)
 
         async with trio.open_nursery() as nursery:
             for _ in range(60):

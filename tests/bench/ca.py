@@ -24,10 +24,10 @@ from pathlib import Path
 
 import trio
 
-from certs import serve
-from certs.limits import Rate
-from certs.serve import Settings
-from certs.service import Limits
+from certs.service import serve
+from certs.service.api import RateLimits
+from certs.service.limits import Rate
+from certs.service.serve import Settings
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
@@ -42,7 +42,7 @@ from tests.protocols.programs import find
 
 SERVICES = [f"s{number:02}" for number in range(64)]
 MESH = "trust_domain: shop.internal\nservices:\n" + "".join(f"  {service}: {{}}\n" for service in SERVICES)
-UNLIMITED = Limits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
+UNLIMITED = RateLimits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
 
 
 @dataclass(frozen=True)

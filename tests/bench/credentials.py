@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 
-from certs import authority
+from certs.authority import authority
 from tests.bench.contestants import CALLEE, CALLER, STRANGER, TRUST_DOMAIN, Certificates
 
 

@@ -22,10 +22,13 @@ import sqlalchemy as sa
 import trio
 from cryptography import x509
 
-from certs import audit, authority, passes, registrar, store
-from certs.client import ALPN, CaClient, CaDeniedError, CaError
-from certs.passes import Kind, Pass
-from certs.store import Store
+from certs.authority import authority
+from certs.protocol import enrolment as passes
+from certs.protocol.client import ALPN, CaClient, CaDeniedError, CaError
+from certs.protocol.enrolment import EnrolmentCredential, Kind
+from certs.registrar import registrar
+from certs.store import audit, store
+from certs.store.store import Store
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
@@ -147,7 +150,7 @@ class CaSite:
         """The certificates that the CA knows to have issued."""
         return self.ask(lambda connection: list(connection.execute(sa.select(store.issued.c.certificate)).scalars()))
 
-    def make_passes(self, *services: str, kind: Kind = "token") -> dict[str, Pass]:
+    def make_passes(self, *services: str, kind: Kind = "token") -> dict[str, EnrolmentCredential]:
         """Tokens or secrets as ``certs token`` makes them, many at once."""
         loaded = authority.load(self.directory, utc_now())
         made = {service: passes.make(kind, loaded.root_digest) for service in services}
@@ -198,7 +201,7 @@ class Caller:
     key: Any = field(default_factory=accept.new_key)
     chain: tuple[x509.Certificate, ...] = ()
 
-    async def enrol(self, shown: Pass) -> str:
+    async def enrol(self, shown: EnrolmentCredential) -> str:
         """The certificate for its key; the same key at each call."""
         await self.client.use(self.roots, Revocations())
         text = await self.client.enrol(self.service, str(shown), accept.csr_for(self.key))

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs import serve
-from certs.limits import Rate
-from certs.serve import CaServer, Settings
-from certs.service import Limits
+from certs.service import serve
+from certs.service.api import RateLimits
+from certs.service.limits import Rate
+from certs.service.serve import CaServer, Settings
 from sidecar.agent import agent
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
@@ -33,7 +33,7 @@ from tests.harness import LogSink
 from tests.integration.ca import CaSite
 from tests.integration.processes import DEADLINE
 
-UNLIMITED = Limits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
+UNLIMITED = RateLimits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
 
 
 @pytest.fixture

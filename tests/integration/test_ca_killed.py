@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from certs.client import CaError
-from certs.passes import Pass
-from certs.store import passes
+from certs.protocol.client import CaError
+from certs.protocol.enrolment import EnrolmentCredential
+from certs.store.store import passes
 from tests.integration.ca import Caller, CaSite, denial
 
 SERVICES = [f"s{number:03}" for number in range(200)]
@@ -37,7 +37,7 @@ class Crowd:
             for service in SERVICES:
                 nursery.start_soon(self._ask, service, self.callers[service], self.tokens[service])
 
-    async def _ask(self, service: str, caller: Caller, token: Pass) -> None:
+    async def _ask(self, service: str, caller: Caller, token: EnrolmentCredential) -> None:
         try:
             self.answered[service].add(await caller.enrol(token))
         except CaError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from certs.client import CaDeniedError
+from certs.protocol.client import CaDeniedError
 from sidecar.agent import agent as membership
 from tests.integration.ca import CaSite, denial, echo_app, load
 from tests.integration.members import LiveMember, hasty, live_ca

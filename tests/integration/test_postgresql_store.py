@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import trio
+from certs.protocol.denial import Denied
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs import audit, authority, passes, registrar, standing, store
-from certs.client import CaClient, CaDeniedError
-from certs.issuance import Denied
-from certs.registrar import Terms
-from certs.store import SCHEMA_VERSION, Store, Transaction
+from certs.authority import authority
+from certs.protocol import enrolment
+from certs.protocol.client import CaClient, CaDeniedError
+from certs.registrar import bundles, registrar, revocations
+from certs.registrar.registrar import IssuingPolicy
+from certs.store import audit, store
+from certs.store.store import SCHEMA_VERSION, Store, Transaction
 from sidecar.agent import accept
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -169,9 +172,9 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     """A token, its certificate, a renewal, a revocation, and what is told of it, each through the registrar."""
     now = utc_now().replace(microsecond=0)
     site = authority.init(tmp_path / "ca", "shop.internal", now)
-    terms = Terms(site, {"web", "api"})
+    terms = IssuingPolicy(site, {"web", "api"})
     opened._clock = lambda: int(now.timestamp())
-    token = passes.make("token", site.root_digest)
+    token = enrolment.make("token", site.root_digest)
     opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
     key, other = accept.new_key(), accept.new_key()
     csr, other_csr = (accept.csr_for(one).decode() for one in (key, other))
@@ -192,22 +195,22 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
         return lambda transaction: registrar.renew(transaction, terms, [leaf], request)
 
     assert opened.write(renew(other_csr)) != first
-    secret = passes.make("secret", site.root_digest)
+    secret = enrolment.make("secret", site.root_digest)
     opened.write(lambda transaction: registrar.add_pass(transaction, secret, API))
     with pytest.raises(Denied, match="key_reused"):
         opened.write(lambda transaction: registrar.enrol(transaction, terms, secret, "api", csr))
 
-    before = opened.read(standing.revocations_version)
-    opened.write(lambda transaction: standing.revoke_identity(transaction, WEB))
-    assert opened.read(standing.revocations_version) > before
-    listed = opened.read(lambda connection: standing.revocations(connection, "shop.internal", now))
+    before = opened.read(revocations.revocations_version)
+    opened.write(lambda transaction: revocations.revoke_identity(transaction, WEB))
+    assert opened.read(revocations.revocations_version) > before
+    listed = opened.read(lambda connection: bundles.revocations(connection, "shop.internal", now))
     assert set(listed.identities) == {WEB}
     with pytest.raises(Denied, match="revoked"):
         opened.write(renew(accept.csr_for(accept.new_key()).decode()))
 
     number = len(log(opened))
     opened._clock = lambda: int((now + timedelta(days=40)).timestamp())
-    opened.write(standing.prune)
+    opened.write(bundles.prune)
     assert opened.read(lambda connection: list(connection.execute(sa.select(store.issued)))) == []
     assert len(log(opened)) == number, "the audit log forgets nothing"
     assert list(audit.faults(log(opened))) == []

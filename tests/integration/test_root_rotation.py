@@ -13,9 +13,9 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from certs import authority
-from certs.client import CaError
-from certs.trust import digest
+from certs.authority import authority
+from certs.protocol.client import CaError
+from certs.protocol.documents import digest
 from sidecar.documents.address import Address
 from sidecar.transport.tls import utc_now
 from tests.certificates import Credential

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from certs import store
+from certs.store import store
 from sidecar.agent import statedir
 from sidecar.agent.agent import Agent
 from sidecar.config.wiring import CaIdentity, load_config

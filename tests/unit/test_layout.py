@@ -206,13 +206,18 @@ def test_unverified_tls_is_for_the_client_s_question_after_bundles_alone() -> No
         and "Context" in ast.unparse(node.func)
         and any(keyword.arg == "unverified" for keyword in node.keywords)
     }
-    assert asking == {"certs.client"}
+    assert asking == {"certs.protocol.client"}
 
 
 def test_the_sidecar_does_not_know_its_ca() -> None:
     """But for the client, and pure modules that both ends must agree on: what is in a certificate, the signed documents,
     and how a token reads."""
-    allowed = {"certs.client", "certs.profile", "certs.trust", "certs.passes"}
+    allowed = {
+        "certs.protocol.client",
+        "certs.protocol.x509_profile",
+        "certs.protocol.documents",
+        "certs.protocol.enrolment",
+    }
     for name, source in SOURCES.items():
         if name.startswith("sidecar"):
             known = {other for other in source.imports() if other.split(".")[0] == "certs"}
@@ -320,5 +325,5 @@ def test_a_relative_import_is_refused() -> None:
 def test_where_a_module_s_tests_are() -> None:
     assert test_file("sidecar.relay.relay") == "test_relay.py"
     assert test_file("sidecar.cli.run") == "test_cli_run.py"
-    assert test_file("certs.profile") == "test_certs_profile.py"
+    assert test_file("certs.protocol.x509_profile") == "test_certs_profile.py"
     assert test_file("sidecar") is test_file("sidecar.cli") is test_file("sidecar.__main__") is None

@@ -11,9 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import authority, pemfiles, profile, trust
-from certs.authority import Made
-from certs.trust import Bundle, RevocationList
+from certs.authority import authority, pemfiles
+from certs.authority.authority import Made
+from certs.protocol import documents as trust
+from certs.protocol import x509_profile
+from certs.protocol.documents import Bundle, RevocationList
 from sidecar.agent import accept
 from sidecar.agent.accept import MAX_CHAIN, AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -160,7 +162,7 @@ def chain(
     ca: Made = FIRST,
     now: datetime = NOW,
 ) -> bytes:
-    leaf = profile.leaf(identity, key.public_key(), ca.issuing, now, ttl)
+    leaf = x509_profile.leaf(identity, key.public_key(), ca.issuing, now, ttl)
     return pemfiles.pem(leaf, ca.issuing.certificate)
 
 
@@ -207,11 +209,11 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     now = datetime.now(UTC).replace(microsecond=0)  # OpenSSL asks no other clock, and this one has a minute only
     older = authority.make(MESH, now - DAY)
     roots = bundle(1, older)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
+    leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
     pem = pemfiles.pem(leaf, older.issuing.certificate)
     with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
         taken(pem, trusted=roots, now=now)
-    leaf = profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
+    leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
     assert taken(pemfiles.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
 
 

@@ -23,11 +23,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from trio.testing import MockClock
 
-from certs import authority, pemfiles, profile, standing, store, trust
-from certs.authority import Authority
-from certs.limits import Rate
-from certs.rotation import Rotator
-from certs.service import Limits
+from certs.authority import authority, pemfiles
+from certs.authority.authority import Authority
+from certs.protocol import documents, x509_profile
+from certs.registrar import revocations
+from certs.registrar.rotation import Rotator
+from certs.service.api import RateLimits
+from certs.service.limits import Rate
+from certs.store import store
 from sidecar.agent import accept
 from sidecar.agent.agent import POLL_SECONDS
 from sidecar.identity.reasons import UsageError
@@ -165,7 +168,7 @@ async def test_a_ca_that_is_not_there_yet_is_waited_for(bed: CaBed, mock_clock: 
 async def test_the_ca_s_passing_no_is_waited_out(
     tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = Limits(identity=Rate(1, 1 / 30))
+    limits = RateLimits(identity=Rate(1, 1 / 30))
     async with ca_bed(tmp_path, mock_clock, monkeypatch, limits=limits) as bed:
         await bed.joined("api")
         second = bed.sidecar("api", bed.secret(), name="replica")
@@ -440,12 +443,12 @@ class Offers:
     ) -> bytes:
         identity = SpiffeId("shop.internal", tuple(who.split("/")))
         now = more.get("now", self.bed.time())
-        leaf = profile.leaf(identity, key, self.ca.issuer, now, ttl)
+        leaf = x509_profile.leaf(identity, key, self.ca.issuer, now, ttl)
         return pemfiles.pem(leaf, self.ca.issuer.certificate)
 
     def of_another_ca(self, key: ec.EllipticCurvePublicKey) -> bytes:
         issuing = authority.make("shop.internal", self.bed.time()).issuing
-        leaf = profile.leaf(API, key, issuing, self.bed.time(), 5 * MINUTE)
+        leaf = x509_profile.leaf(API, key, issuing, self.bed.time(), 5 * MINUTE)
         return pemfiles.pem(leaf, issuing.certificate)
 
     def with_another_s_issuer(self, key: ec.EllipticCurvePublicKey) -> bytes:
@@ -543,7 +546,7 @@ async def test_a_pass_leaves_for_the_ca_alone(bed: CaBed, mock_clock: MockClock,
         root = made.root.certificate
         foreign = Authority("shop.internal", (root,), root, made.issuing, made.delegate)
         keys = keys_of(authority.issue(foreign, "mesh/ca", bed.time()))
-        own = trust.sign_bundle(trust.Bundle("shop.internal", 7, (root,), trust.digest(root)), [made.root])
+        own = documents.sign_bundle(documents.Bundle("shop.internal", 7, (root,), documents.digest(root)), [made.root])
     else:
         service = "ca" if who == "a service named ca" else "web"
         keys, own = keys_of(authority.issue(bed.ca, service, bed.time())), real
@@ -667,8 +670,8 @@ def signed(bed: CaBed, version: int, by: str = "delegate", age: timedelta = time
         "issuing": own.issuer,
         "other": authority.make("shop.internal", bed.time()).root,
     }
-    listed = trust.RevocationList("shop.internal", version, bed.time() - age)
-    return trust.sign_revocations(listed, signer[by])
+    listed = documents.RevocationList("shop.internal", version, bed.time() - age)
+    return documents.sign_revocations(listed, signer[by])
 
 
 LISTS: dict[str, tuple[Callable[[CaBed], bytes], str]] = {
@@ -685,7 +688,7 @@ LISTS: dict[str, tuple[Callable[[CaBed], bytes], str]] = {
 
 
 def newest(bed: CaBed) -> int:
-    return bed.server.store.read(standing.revocations_version)
+    return bed.server.store.read(revocations.revocations_version)
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -784,7 +787,9 @@ async def test_who_was_down_for_longer_than_bundles_are_told_says_why_not(bed: C
     made = authority.make("shop.internal", bed.time())
     root = made.root.certificate
     foreign = Authority("shop.internal", (root,), root, made.issuing, made.delegate)
-    document = trust.sign_bundle(trust.Bundle("shop.internal", 1 << 40, (root,), trust.digest(root)), [made.root])
+    document = documents.sign_bundle(
+        documents.Bundle("shop.internal", 1 << 40, (root,), documents.digest(root)), [made.root]
+    )
     said = {"/v1/bundle": json.dumps({"bundles": [json.loads(document)]}).encode()}
     impostor(bed, keys_of(authority.issue(foreign, "mesh/ca", bed.time())), said, bed.port)
     await bed.time.passes(30)

@@ -16,9 +16,9 @@ import trio
 from click.testing import CliRunner
 from trio.testing import MockClock
 
-from certs import authority as ca_on_disk
-from certs import passes
-from certs.trust import Bundle, RevocationList, sign_bundle, sign_revocations
+from certs.authority import authority as ca_on_disk
+from certs.protocol import enrolment as passes
+from certs.protocol.documents import Bundle, RevocationList, sign_bundle, sign_revocations
 from sidecar.agent import statedir
 from sidecar.agent.statedir import StateDir
 from sidecar.cli import main

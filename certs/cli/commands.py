@@ -1,0 +1,43 @@
+"""``certs``: the command line of the mini-CA. One file for the commands of a kind; they read options, call, and print."""
+
+from __future__ import annotations
+
+import click
+
+from sidecar import __version__
+from sidecar.cli.group import CommandGroup
+
+COMMANDS = {
+    "audit": "certs.cli.records:audit",
+    "enrolment": "certs.cli.access:enrolment",
+    "init": "certs.cli.ca:init",
+    "inspect": "certs.cli.ca:inspect",
+    "issue": "certs.cli.ca:issue",
+    "list": "certs.cli.records:list_",
+    "renew-issuing": "certs.cli.ca:renew_issuing",
+    "revoke": "certs.cli.access:revoke",
+    "rotate-root": "certs.cli.rotate:rotate_root",
+    "serve": "certs.cli.serve:serve",
+    "token": "certs.cli.access:token",
+}
+
+
+class _Group(CommandGroup):
+    def mistake(self, error: Exception) -> str | None:
+        from certs.protocol.documents import UntrustedError
+        from certs.store.store import StoreUnavailableError  # not before something went wrong
+
+        if isinstance(error, StoreUnavailableError):
+            return str(error)
+        if isinstance(error, UntrustedError):
+            return f"the store's trust bundle is not of this CA: {error}; is it the store of another CA?"
+        return super().mistake(error)
+
+
+@click.group(cls=_Group, commands_at=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="certs")
+def main() -> None:
+    """The mesh's mini-CA: short-lived certificates that say who a service is.
+
+    DIRECTORY is where `certs init` made the CA. Where it may be left out, it is $CERTS_DIR, else this directory or ./ca.
+    """

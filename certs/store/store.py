@@ -1,0 +1,343 @@
+"""What the CA remembers: certificates issued, passes, revocations, trust bundles, who follows it, and an audit log.
+
+SQLAlchemy Core over SQLite (the default: WAL, synchronous FULL) or PostgreSQL (by URL; several CAs may share one). Every
+change is one function of a :class:`Transaction`; it sees all that was committed before it, because each transaction first
+takes the lock on the audit log's head, on which every writer of every replica waits. So there are no races to think of:
+of two who use one token at once, one comes second and finds it used. What makes that fast is :meth:`Store.write_many`: one
+transaction, and one wait for the disk, for all that came in meanwhile, each in a savepoint of its own.
+
+What a function returned may be told to anybody only after ``write`` has returned it: then it is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from certs.store import audit
+from sidecar.identity.reasons import UsageError
+
+_T = TypeVar("_T")
+
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 10
+_SECRETS = ("password", "sslpassword")  # what PostgreSQL takes as parameters of a URL, too
+
+_tables = sa.MetaData()
+_Time = sa.BigInteger  # Unix seconds
+
+meta = sa.Table(
+    "meta", _tables, sa.Column("key", sa.String(64), primary_key=True), sa.Column("value", sa.Text, nullable=False)
+)
+issued = sa.Table(
+    "issued",
+    _tables,
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("key_hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("serial", sa.String(40), nullable=False),
+    sa.Column("identity", sa.Text, nullable=False, index=True),
+    sa.Column("issued_at", _Time, nullable=False),
+    sa.Column("not_after", _Time, nullable=False, index=True),
+    sa.Column("how", sa.String(16), nullable=False),
+    sa.Column("certificate", sa.Text, nullable=False),  # PEM of the chain
+)
+passes = sa.Table(
+    "passes",
+    _tables,
+    sa.Column("hash", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("identity", sa.Text, nullable=False, index=True),
+    sa.Column("made_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time),  # of a token
+    sa.Column("used_by", sa.String(64)),  # the hash of the key that a token was used for
+    sa.Column("ended_at", _Time),  # of a secret that was revoked
+)
+revoked_identities = sa.Table(
+    "revoked_identities",
+    _tables,
+    sa.Column("identity", sa.Text, primary_key=True),
+    sa.Column("before", _Time, nullable=False),
+)
+revoked_serials = sa.Table(
+    "revoked_serials",
+    _tables,
+    sa.Column("issuer", sa.Text, primary_key=True),  # base64 of the DER of its name
+    sa.Column("serial", sa.String(40), primary_key=True),
+    sa.Column("not_after", _Time, nullable=False),
+)
+followers = sa.Table(
+    "followers",
+    _tables,
+    sa.Column("instance", sa.String(32), primary_key=True),
+    sa.Column("identity", sa.Text, nullable=False),
+    sa.Column("bundle", sa.BigInteger, nullable=False),
+    sa.Column("root", sa.String(64), nullable=False),  # the digest of the one that its certificate is under
+    sa.Column("not_after", _Time, nullable=False),
+    sa.Column("seen_at", _Time, nullable=False),
+)
+bundles = sa.Table(
+    "bundles",
+    _tables,
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+)
+audit_log = sa.Table(
+    "audit_log",
+    _tables,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", _Time, nullable=False),
+    sa.Column("event", sa.String(32), nullable=False),
+    sa.Column("identity", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+Migration = Callable[[sa.Connection], None]
+MIGRATIONS: tuple[Migration, ...] = (_tables.create_all,)
+"""Each brings the schema from the version of its place to the next; all of them in one transaction. Only ever added to."""
+
+
+class StoreUnavailableError(Exception):
+    """The store cannot be read or written now: a full disk, a database that is gone. Nothing was changed."""
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One transaction: read and change by ``connection``, tell by :meth:`record`. ``now``: Unix seconds."""
+
+    connection: sa.Connection
+    now: int
+    _number: int
+    _hash: str
+
+    def record(self, event: str, identity: str, **detail: Any) -> None:
+        """Adds to the audit log. No detail may be secret."""
+        entry = audit.chained(self._hash, self._number + 1, self.now, event, identity, detail)
+        self.connection.execute(
+            audit_log.insert().values(
+                number=entry.number,
+                at=entry.at,
+                event=entry.event,
+                identity=entry.identity,
+                detail=entry.detail,
+                hash=entry.hash,
+            )
+        )
+        self._number, self._hash = entry.number, entry.hash
+
+    def get(self, key: str) -> str | None:
+        """A value of ``meta``."""
+        return self.connection.execute(sa.select(meta.c.value).where(meta.c.key == key)).scalar_one_or_none()
+
+    def put(self, key: str, value: str) -> None:
+        if self.connection.execute(meta.update().where(meta.c.key == key).values(value=value)).rowcount == 0:
+            self.connection.execute(meta.insert().values(key=key, value=value))
+
+
+Operation = Callable[[Transaction], _T]
+
+
+class Store:
+    """An open store, its schema up to date. Its methods block: call them in a thread."""
+
+    def __init__(self, url: str, *, clock: Callable[[], int]) -> None:
+        """Opens, makes if need be, and migrates. Raises :class:`UsageError`."""
+        self._clock = clock
+        parsed = _parse(url)
+        self._where = _without_secrets(parsed)
+        self._engine = _engine(parsed)
+        try:
+            self._migrate()
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            self.close()
+            raise UsageError(f"cannot open the store {self._where}: {_reason(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def write(self, operation: Operation[_T]) -> _T:
+        """Runs one operation in a transaction and returns its result once that is on the disk. What it raises undoes it."""
+        (outcome,) = self.write_many([operation])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+    def write_many(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        """Runs them in their order in one transaction; returns for each its result, or the exception that undid it alone.
+        Raises :class:`StoreUnavailableError` if none of them counts."""
+        outcomes: list[Any] = []
+        fault: Exception | None = None
+        try:
+            with self._engine.begin() as connection:
+                transaction = self._locked(connection)
+                for operation in operations:
+                    head = transaction._number, transaction._hash
+                    try:
+                        with connection.begin_nested():
+                            try:
+                                outcomes.append(operation(transaction))
+                            except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+                                fault = error  # kept, since it may have taken the savepoint with it, which is said next
+                                raise
+                    except (sa.exc.OperationalError, sa.exc.InterfaceError):
+                        raise  # the store's fault: none of them is sure to last
+                    except Exception as error:
+                        transaction._number, transaction._hash = head
+                        outcomes.append(error)
+                transaction.put("audit_head", f"{transaction._number} {transaction._hash}")
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            why = _reason(fault or error)
+            raise StoreUnavailableError(f"the store {self._where} cannot be written: {why}") from error
+        return outcomes
+
+    def read(self, question: Callable[[sa.Connection], _T]) -> _T:
+        """Asks; sees what is committed, and waits for no writer. Raises :class:`StoreUnavailableError`."""
+        try:
+            with self._engine.connect().execution_options(reading=True) as connection:
+                return question(connection)
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise StoreUnavailableError(f"the store {self._where} cannot be read: {_reason(error)}") from error
+
+    def _locked(self, connection: sa.Connection) -> Transaction:
+        head = connection.execute(
+            sa.select(meta.c.value).where(meta.c.key == "audit_head").with_for_update()
+        ).scalar_one()
+        number, _, hash_ = head.partition(" ")
+        return Transaction(connection, self._clock(), int(number), hash_)
+
+    def _migrate(self) -> None:
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(7305432109)")
+                )  # two replicas that start at once
+            found = 0
+            if sa.inspect(connection).has_table("meta"):
+                found = int(
+                    connection.execute(sa.select(meta.c.value).where(meta.c.key == "schema_version")).scalar() or 0
+                )
+            if found > SCHEMA_VERSION:
+                raise UsageError(
+                    f"the store {self._where} was made by a newer version (schema {found}; this one knows up to "
+                    f"{SCHEMA_VERSION}): update this program, or restore the copy from before the update"
+                )
+            if found == SCHEMA_VERSION:
+                return
+            for migration in MIGRATIONS[found:]:
+                migration(connection)
+            if found == 0:
+                connection.execute(
+                    meta.insert(),
+                    [{"key": "schema_version", "value": "0"}, {"key": "audit_head", "value": f"0 {audit.START}"}],
+                )
+            connection.execute(meta.update().where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION)))
+
+
+def file_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return sa.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def audit_entries(connection: sa.Connection) -> Iterator[audit.Entry]:
+    """The whole audit log, in order."""
+    for row in connection.execute(sa.select(audit_log).order_by(audit_log.c.number)):
+        yield audit.Entry(row.number, row.at, row.event, row.identity, row.detail, row.hash)
+
+
+def audit_head(connection: sa.Connection) -> str:
+    """``number hash`` of the newest entry, as the last transaction left it beside the log."""
+    return str(connection.execute(sa.select(meta.c.value).where(meta.c.key == "audit_head")).scalar_one())
+
+
+def holds_password(url: str) -> bool:
+    """Whether a store's URL has a password in it, in whichever place. Raises :class:`UsageError` for no URL."""
+    parsed = _parse(url)
+    return bool(parsed.password) or any(name in parsed.query for name in _SECRETS)
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise UsageError("the store's URL cannot be read: write it as postgresql://user@host/database") from error
+
+
+def _without_secrets(url: sa.URL) -> str:
+    return url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
+
+
+def _engine(parsed: sa.URL) -> sa.Engine:
+    if parsed.get_backend_name() == "sqlite":
+        _make_private(Path(parsed.database or ""))
+        engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False})
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if parsed.get_backend_name() == "postgresql":
+        try:
+            return sa.create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,  # a database that was gone and is back costs nobody an error
+                connect_args={
+                    "connect_timeout": _BUSY_SECONDS,
+                    "options": "-c lock_timeout=10s -c statement_timeout=30s",
+                },
+            )
+        except ImportError as error:
+            raise UsageError(
+                "a PostgreSQL store needs the package psycopg: pip install 'sidecar[postgresql]'"
+            ) from error
+    raise UsageError(f"a store is a SQLite file or a postgresql:// URL; {parsed.get_backend_name()} is not supported")
+
+
+def _make_private(path: Path) -> None:
+    """Makes the file, if it is not there, its owner's alone; SQLite gives its other files the same mode. One that is there
+    is not opened here: to close it again would take away the locks that this process's other connections have on it
+    (fcntl(2)), and another process, thinking itself alone, would remove the log that they write to."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_symlink() or not path.is_file():
+            raise UsageError(
+                f"cannot open the store {path}: it is no regular file, and a symlink is not followed"
+            ) from None
+    except OSError as error:
+        raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGINs would come too late for a lock, and break savepoints
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # durable before an answer leaves
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer takes its place at once; a reader's transaction, which nobody marked, takes none.
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def opened(url: str, clock: Callable[[], int]) -> Iterator[Store]:
+    """A store for the time of the block."""
+    store = Store(url, clock=clock)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _reason(error: Exception) -> str:
+    original = getattr(error, "orig", None) or error
+    return " ".join(str(original).split())[:300]

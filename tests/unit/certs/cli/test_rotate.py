@@ -1,0 +1,148 @@
+"""``certs rotate-root`` as people run it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from certs.registrar.followers import Follower
+from click.testing import CliRunner, Result
+
+from certs.authority import authority
+from certs.cli import rotate as command
+from certs.cli.commands import main
+from certs.cli.options import now
+from certs.protocol import documents
+from certs.protocol.documents import digest
+from certs.registrar import bundles, followers
+from certs.registrar.rotation import Rotator
+from certs.store.store import Store, file_url, opened
+from tests.certificates import DAY
+from tests.mini_ca import API, DOMAIN, Clock
+
+OLD, NEW = "old passphrase", "new passphrase"
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("CERTS_DIR", "CERTS_STORE", "CERTS_ROOT_PASSPHRASE", "CERTS_NEW_PASSPHRASE"):
+        monkeypatch.delenv(name, raising=False)
+    # Two seconds ahead of the store's, so that a max-age of one second is over when it begins.
+    monkeypatch.setattr(command, "now", lambda: now() + timedelta(seconds=2))
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, arguments, prog_name="certs")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def root() -> bytes:
+    (one,) = authority.load(Path("ca"), now()).roots
+    return digest(one)
+
+
+def newest(store: Store | None = None) -> documents.Bundle:
+    with opened(file_url(Path("ca/store.db")), clock=Clock()) as own:
+        document = (store or own).read(bundles.newest_bundle)
+    return documents.read_kept_bundle(str(document).encode(), DOMAIN, now())
+
+
+def init(*options: str) -> bytes:
+    assert run("init", "ca", "--trust-domain", DOMAIN, *options).exit_code == 0
+    return root()
+
+
+def test_without_any_sidecar_it_waits_for_nobody() -> None:
+    old = init()
+    result = run("rotate-root", "ca", "--max-age", "1s")
+    assert (result.exit_code, result.stderr) == (0, "")
+    words = [line.partition(":")[0] for line in result.stdout.splitlines() if ":" in line]
+    assert words == ["prepare", "distribute", "activate", "retire", "done"]
+    assert "ca/root.pem is the new root, and the old one is refused everywhere" in result.stdout
+    assert newest().anchors == {root()} != {old}
+    assert run("issue", "ca", "web", "--out", "web").exit_code == 0
+    assert run("inspect", "web/certificate.pem", "web/bundle.pem").exit_code == 0
+    assert run("audit", "ca", "--verify").exit_code == 0
+
+
+def test_and_again() -> None:
+    roots = {init()}
+    for _ in range(2):
+        assert run("rotate-root", "ca", "--max-age", "1s").exit_code == 0
+        roots.add(root())
+    assert len(roots) == 3
+    assert len(list(Path("ca/retired").iterdir())) == 2
+
+
+def test_by_force_whoever_is_left_behind_is_named() -> None:
+    init()
+    with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
+        late = Follower("ab" * 16, str(API), 1, "0" * 64, now() + DAY, now())
+        store.write(lambda transaction: followers.seen(transaction, late))
+    run("issue", "ca", "db", "--out", "db")
+    result = run("rotate-root", "ca", "--force")
+    assert result.exit_code == 0
+    assert result.stderr.count("WARNING: not waiting for 2, which lose trust now, until they have caught up") == 3
+    assert f"{API} (instance {'ab' * 6}" in result.stderr
+    assert "issued by hand: issue it again" in result.stderr
+    assert "WARNING: connections that were verified by the old root are cut now" in result.stderr
+
+
+def test_one_that_was_interrupted_goes_on_from_where_it_stood() -> None:
+    init()
+    with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
+        rotator = Rotator(Path("ca"), store, authority.load_root(Path("ca"), None, None), DOMAIN)
+        rotator.prepare(now())
+        found = rotator.distribute(now())
+    result = run("rotate-root", "ca", "--max-age", "1s")
+    assert result.exit_code == 0
+    assert "prepare" not in result.stdout
+    assert f"distribute: bundle {found.bundle} has both roots" in result.stdout
+    assert root().hex() == found.new
+
+
+def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", OLD)
+    old = init("--root-key-out", "safe", "--encrypt")
+    words = ["rotate-root", "ca", "--max-age", "1s", "--root-key-out", "safe", "--encrypt"]
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", NEW)
+
+    without = run(*words)
+    assert without.exit_code == 2
+    assert "say where it is: --root-key FILE" in without.stderr
+    monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", "wrong passphrase")
+    wrong = run(*words, "--root-key", "safe/root.key")
+    assert (wrong.exit_code, wrong.stderr) == (2, "error: safe/root.key cannot be read with this passphrase\n")
+    assert (root(), Path("ca/next").exists()) == (old, False), "and nothing was begun"
+
+    monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", OLD)
+    right = run(*words, "--root-key", "safe/root.key")
+    assert right.exit_code == 0
+    assert OLD not in right.output
+    assert NEW not in right.output
+    assert root() != old
+    assert not Path("ca/root.key").exists()
+    assert digest(authority.load_root(Path("ca"), Path("safe/root.key"), NEW.encode()).certificate) == root()
+    assert [path.name for path in Path("safe/retired").iterdir()] == [f"root-{old.hex()[:16]}.key"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["none"], "none holds no CA"),
+        (["ca", "--max-age", "soon"], "--max-age: 'soon' is not a duration"),
+        (["ca", "--root-key", "none.key"], "none.key is not there"),
+        (["ca", "--root-key", "ca/issuing.key"], "is the key of no root"),
+    ],
+)
+def test_mistakes_change_nothing(words: list[str], told: str) -> None:
+    old = init()
+    before = newest()
+    result = run("rotate-root", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert (root(), newest()) == (old, before)
+    assert not Path("ca/next").exists()

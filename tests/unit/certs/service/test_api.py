@@ -1,0 +1,714 @@
+"""The CA's API: what each path answers, on a real store; who may ask how often; what is told, and what is noted."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from certs.registrar.followers import Follower
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.authority import authority
+from certs.authority.authority import Authority
+from certs.protocol import enrolment
+from certs.protocol.csr import proof_of_possession
+from certs.protocol.documents import (
+    Bundle,
+    RevocationList,
+    digest,
+    read_bundle,
+    read_revocations,
+    sign_bundle,
+    sign_revocations,
+)
+from certs.protocol.enrolment import EnrolmentCredential
+from certs.registrar import bundles, followers, registrar
+from certs.service import api as service
+from certs.service.api import (
+    HEALTHY_SECONDS,
+    NONCE_SECONDS,
+    NOTE_SECONDS,
+    SEEN_SECONDS,
+    Api,
+    RateLimits,
+    Snapshot,
+    etag,
+)
+from certs.service.limits import Rate
+from certs.store.store import Store, file_url
+from certs.store.writer import Writer
+from sidecar.identity.spiffe import SpiffeId, parse_svid
+from sidecar.observe.logs import Log
+from sidecar.transport.http1 import Peer, Request, Response
+from tests.harness import LogSink
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+DOMAIN = "shop.internal"
+API = SpiffeId(DOMAIN, ("api",))
+MADE = authority.make(DOMAIN, NOW)
+OWN = Authority(DOMAIN, (MADE.root.certificate,), MADE.root.certificate, MADE.issuing, MADE.delegate)
+ANYBODY = "192.0.2.1:40000"
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def bundle_of(version: int) -> Bundle:
+    return Bundle(DOMAIN, version, OWN.roots, OWN.root_digest)
+
+
+def csr(key: ec.EllipticCurvePrivateKey | None = None) -> str:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    request = builder.sign(key or ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@dataclass
+class Sidecar:
+    """One that has a certificate; ``instance`` is what it calls itself."""
+
+    service: str = "api"
+    instance: str = "0" * 32
+    chain: tuple[x509.Certificate, ...] = ()
+    key: ec.EllipticCurvePrivateKey | None = None
+
+    @property
+    def peer(self) -> Peer:
+        path = (*map(der, self.chain), der(OWN.root))
+        return Peer(ANYBODY, parse_svid(path[0]), path)
+
+
+@dataclass
+class Office:
+    """The API, its store and its clock. ``now`` is the time of day; trio's is the test's mock clock."""
+
+    path: Path
+    limits: RateLimits = field(default_factory=RateLimits)
+    now: datetime = NOW
+    log: LogSink = field(default_factory=LogSink)
+
+    def __post_init__(self) -> None:
+        self.store = Store(file_url(self.path), clock=lambda: int(self.now.timestamp()))
+        self.api = Api(self, self.store, Writer(self.store), Log(self.log, "json"), lambda: self.now, self.limits)
+        self.in_force = Snapshot(
+            registrar.IssuingPolicy(OWN, frozenset({"api", "web"}), admit=self.api.admit), bundle_of(1), b"", ""
+        )
+        self.revoked()
+        self.publish(1)
+
+    def revoked(self, version: int = 1) -> None:
+        """A list is in force."""
+        signed = sign_revocations(RevocationList(DOMAIN, version, self.now), MADE.delegate)
+        self.in_force = replace(self.in_force, revocations=signed, etag=etag(signed))
+
+    def publish(self, version: int) -> None:
+        bundle = bundle_of(version)
+        self.store.write(lambda it: bundles.publish(it, bundle, sign_bundle(bundle, [MADE.root])))
+        self.in_force = replace(self.in_force, bundle=bundle)
+
+    def make_pass(self, kind: enrolment.Kind = "secret", identity: SpiffeId = API) -> EnrolmentCredential:
+        made = enrolment.make(kind, OWN.root_digest)
+        self.store.write(lambda it: registrar.add_pass(it, made, identity))
+        return made
+
+    async def ask(
+        self,
+        line: str,
+        said: Any = None,
+        *,
+        peer: Peer | str = ANYBODY,
+        raw: bytes | None = None,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Response:
+        method, _, path = line.partition(" ")
+        peer = Peer(peer, None, ()) if isinstance(peer, str) else peer
+        body = raw if raw is not None else b"" if said is None else json.dumps(said).encode()
+        return await self.api.routes()[path][method](Request(peer, query or {}, headers or {}, body))
+
+    async def enrol(self, shown: object, service: str = "api", peer: str = ANYBODY) -> Response:
+        return await self.ask("POST /v1/enrol", {"service": service, "pass": str(shown), "csr": csr()}, peer=peer)
+
+    async def guess(self, peer: str = ANYBODY) -> str:
+        """What a wrong secret is answered with."""
+        return denial(await self.enrol(enrolment.make("secret", OWN.root_digest), peer=peer))
+
+    async def poll(self, who: Sidecar, bundle: str = "1", **more: str) -> Response:
+        headers = {"mesh-instance": who.instance, "mesh-bundle": bundle, **more}
+        return await self.ask("GET /v1/revocations", peer=who.peer, headers=headers)
+
+    def sidecar(self, service: str = "api", instance: str = "0" * 32) -> Sidecar:
+        """One whose certificate is in the store."""
+        issued = authority.issue(OWN, service, self.now)
+        self.store.write(lambda it: registrar.remember(it, issued.chain, "secret"))
+        return Sidecar(service, instance, issued.chain, issued.key)
+
+    def followers(self) -> list[Follower]:
+        return self.store.read(lambda connection: followers.all_followers(connection, self.now))
+
+    async def metrics(self) -> str:
+        return (await self.ask("GET /metrics")).body.decode()
+
+    # -- the store's bad days ------------------------------------------------------------------------------------------
+
+    def _sql(self, text: str) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(text)
+
+    def fill_the_disk(self) -> None:
+        self._sql(
+            "CREATE TRIGGER full BEFORE UPDATE ON meta BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+
+    def free_the_disk(self) -> None:
+        self._sql("DROP TRIGGER full")
+
+
+def said(answer: Response, status: int = 200) -> Any:
+    assert answer.status == status, answer.body
+    assert answer.content_type == "application/json"
+    return json.loads(answer.body)
+
+
+def denial(answer: Response) -> str:
+    """The word for a no; ``ok`` for a yes."""
+    return "ok" if answer.status == 200 else str(json.loads(answer.body)["error"])
+
+
+def leaf_of(answer: Response) -> x509.Certificate:
+    (word,) = said(answer).items()
+    assert word[0] == "certificate"
+    leaf, issuer = x509.load_pem_x509_certificates(word[1].encode())
+    assert issuer == OWN.issuer.certificate
+    leaf.verify_directly_issued_by(issuer)
+    return leaf
+
+
+@asynccontextmanager
+async def office(path: Path, **options: Any) -> AsyncIterator[Office]:
+    one = Office(path / "store.db", **options)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.api.writer.run)
+        try:
+            yield one
+        finally:
+            nursery.cancel_scope.cancel()
+    one.store.close()
+
+
+# -- about itself ------------------------------------------------------------------------------------------------------
+
+
+async def test_these_are_all_the_paths(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        assert {path: set(methods) for path, methods in ca.api.routes().items()} == {
+            "/healthz": {"GET"},
+            "/metrics": {"GET"},
+            "/v1/enrol": {"POST"},
+            "/v1/renew": {"POST"},
+            "/v1/nonce": {"POST"},
+            "/v1/reenrol": {"POST"},
+            "/v1/bundle": {"GET"},
+            "/v1/revocations": {"GET"},
+        }
+
+
+async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path) as ca:
+        assert said(await ca.ask("GET /healthz")) == {"status": "ok"}
+        ca.fill_the_disk()
+        assert said(await ca.ask("GET /healthz")) == {"status": "ok"}, "asked once a second at most"
+        mock_clock.jump(HEALTHY_SECONDS)
+        answer = await ca.ask("GET /healthz")
+        assert said(answer, 503) == {
+            "error": "unavailable",
+            "message": "the CA's store is not there now; try again",
+        }
+        assert answer.headers["Retry-After"] == "5"
+        (line,) = ca.log.events("store_unavailable")
+        assert "disk is full" in line["message"]
+        ca.free_the_disk()
+        assert said(await ca.ask("GET /healthz")) == {"status": "ok"}, "and good again at once"
+
+
+async def test_metrics_have_no_label_that_a_stranger_chose(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        await ca.enrol("mesh-secret.evil", service="evil")
+        await ca.enrol(ca.make_pass(), service="evil")
+        await ca.enrol(ca.make_pass())
+        await ca.ask("POST /v1/renew", {"csr": "evil"}, peer=ca.sidecar().peer)
+        await ca.ask("POST /v1/enrol", {"evil": "evil"})
+        await ca.ask("GET /v1/bundle", query={"after": "evil"})
+        await ca.poll(ca.sidecar(instance="e" * 32))
+        text = await ca.metrics()
+    assert "evil" not in text
+    assert "eeee" not in text
+    assert 'mesh_ca_issued_total{how="secret"} 1.0' in text
+    assert 'mesh_ca_denied_total{reason="bad_pass"} 1.0' in text
+    assert 'mesh_ca_denied_total{reason="unknown_service"} 1.0' in text
+    assert 'mesh_ca_denied_total{reason="bad_csr"} 1.0' in text
+    assert 'mesh_ca_denied_total{reason="bad_request"} 2.0' in text
+    assert "mesh_ca_bundle_version 1.0" in text
+    assert "mesh_ca_followers 1.0" in text
+    assert "mesh_ca_issuing_not_after_seconds" in text
+
+
+async def test_a_bug_of_ours_ends_one_request_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError("secret words")
+
+    async with office(tmp_path) as ca:
+        monkeypatch.setattr(registrar, "enrol", broken)
+        answer = await ca.enrol(ca.make_pass())
+        monkeypatch.undo()
+        assert said(answer, 500) == {"error": "internal_error", "message": "a bug in the CA; its log says which"}
+        assert "ZeroDivisionError" in ca.log.events("internal_error")[0]["exception"]
+        assert denial(await ca.enrol(ca.make_pass())) == "ok"
+
+
+# -- enrolment ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["token", "secret"])
+async def test_a_pass_gets_its_service_a_certificate(kind: enrolment.Kind, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        leaf = leaf_of(await ca.enrol(ca.make_pass(kind)))
+        assert parse_svid(der(leaf)).id == API
+
+
+BODY = {"service": "api", "pass": "x", "csr": "x"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no JSON",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"null",
+        b"{}",
+        b"[" * 60_000,
+        b'{"n": ' + b"1" * 6000 + b"}",
+        json.dumps({"service": "api", "pass": "x"}).encode(),
+        json.dumps(BODY | {"more": "x"}).encode(),
+        json.dumps(BODY | {"ttl": "24h"}).encode(),
+        json.dumps(BODY | {"csr": 1}).encode(),
+        json.dumps(BODY | {"csr": None}).encode(),
+        json.dumps(BODY | {"service": ["api"]}).encode(),
+    ],
+)
+async def test_a_body_of_anything_else_than_exactly_its_fields(body: bytes, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        answer = await ca.ask("POST /v1/enrol", raw=body)
+        assert said(answer, 400)["error"] == "bad_request"
+        for path in ("renew", "reenrol"):
+            assert said(await ca.ask(f"POST /v1/{path}", raw=body), 400)["error"] == "bad_request"
+        assert ca.log.events("internal_error") == []
+
+
+async def test_a_name_given_twice_is_no_way_to_say_two_things(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        text = json.dumps({"service": "api", "pass": str(ca.make_pass()), "csr": csr()})
+        twice = text[:-1] + ', "service": "web"}'
+        assert said(await ca.ask("POST /v1/enrol", raw=twice.encode()), 400)["error"] == "bad_request"
+        assert denial(await ca.ask("POST /v1/enrol", raw=text.encode())) == "ok"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00", "\u0430pi", "x" * 60_000, "\x1b[31m\nevil"])
+async def test_odd_text_is_refused_by_name_and_forges_no_line(text: str, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        good = {"service": "api", "pass": str(ca.make_pass()), "csr": csr()}
+        for name in good:
+            answer = await ca.ask("POST /v1/enrol", good | {name: text})
+            assert answer.status in (400, 403)
+        sidecar = ca.sidecar()
+        odd = dict.fromkeys(("certificate", "nonce", "signature", "csr"), text)
+        assert denial(await ca.ask("POST /v1/reenrol", odd)) == "bad_request"
+        assert denial(await ca.ask("POST /v1/renew", {"csr": text}, peer=sidecar.peer)) == "bad_csr"
+        assert ca.log.events("internal_error") == []
+        assert len(ca.log.events("denied")) == len(ca.log.lines) == 5
+        assert denial(await ca.ask("POST /v1/enrol", good)) == "ok"
+
+
+async def test_a_denial_says_why_to_the_caller_and_in_the_log(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        used, sidecar = ca.make_pass("token"), ca.sidecar("web")
+        await ca.enrol(used)
+        answer = await ca.enrol(used)
+        assert set(said(answer, 403)) == {"error", "message"}
+        assert said(answer, 403)["error"] == "pass_used"
+        (line,) = ca.log.events("denied")
+        assert line["level"] == "warning"
+        assert (line["reason"], line["peer_address"], line["peer_id"]) == ("pass_used", ANYBODY, None)
+        assert line["message"] == said(answer, 403)["message"]
+        assert "certs token api" in line["message"], "what to do"
+        await ca.ask("POST /v1/renew", {"csr": ""}, peer=sidecar.peer)
+        assert ca.log.events("denied")[1]["peer_id"] == "spiffe://shop.internal/web"
+        assert used.secret not in ca.log.getvalue() + json.dumps(ca.log.lines), "no secret in a log"
+
+
+# -- how often ---------------------------------------------------------------------------------------------------------
+
+
+async def test_guesses_are_counted_by_address(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(3, 0.1))) as ca:
+        secret = ca.make_pass()
+        assert [await ca.guess() for _ in range(4)] == ["bad_pass"] * 3 + ["rate_limited"]
+        answer = await ca.enrol(secret)
+        assert said(answer, 429)["error"] == "rate_limited"
+        assert [await ca.guess("192.0.2.1:9"), await ca.guess("192.0.2.2:9")] == ["rate_limited", "bad_pass"]
+        assert denial(await ca.enrol(secret, peer="192.0.2.2:9")) == "ok", "its neighbour is not kept out"
+        mock_clock.jump(10)
+        assert denial(await ca.enrol(secret)) == "ok"
+
+
+async def test_guesses_of_one_ipv6_host_are_counted_by_its_network(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
+        same = [await ca.guess(f"[2001:db8:1:2:{n}::1]:443") for n in range(3)]
+        assert same == ["bad_pass", "bad_pass", "rate_limited"]
+        assert await ca.guess("[2001:db8:1:3::1]:443") == "bad_pass"
+        assert await ca.guess("[::1]:443") == "bad_pass"
+
+
+async def test_what_is_no_pass_at_all_is_a_guess(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
+        assert [denial(await ca.enrol("x")) for _ in range(3)] == ["bad_pass", "bad_pass", "rate_limited"]
+
+
+async def test_another_service_s_pass_is_a_guess(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
+        secret = ca.make_pass()
+        assert [denial(await ca.enrol(secret, "web")) for _ in range(3)] == ["bad_pass", "bad_pass", "rate_limited"]
+
+
+async def test_a_right_pass_is_no_guess_however_it_ends(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(1, 0.1))) as ca:
+        secret, used = ca.make_pass(), ca.make_pass("token")
+        ended = [denial(await ca.enrol(one)) for one in (secret, secret, used, used)]
+        assert ended == ["ok", "ok", "ok", "pass_used"]
+        bad_csr = {"service": "api", "pass": str(secret), "csr": "x"}
+        assert [denial(await ca.ask("POST /v1/enrol", bad_csr)) for _ in range(2)] == ["bad_csr", "bad_csr"]
+        assert denial(await ca.enrol(secret, "nobody")) == "unknown_service"
+        assert [await ca.guess(), await ca.guess()] == ["bad_pass", "rate_limited"]
+
+
+async def test_a_store_that_is_gone_makes_nobody_a_guesser(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
+        secret = ca.make_pass()
+        ca.fill_the_disk()
+        assert [denial(await ca.enrol(secret)) for _ in range(3)] == ["unavailable"] * 3
+        ca.free_the_disk()
+        assert denial(await ca.enrol(secret)) == "ok"
+
+
+async def test_a_thousand_guesses_at_once_are_a_thousand(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    answers: Counter[str] = Counter()
+    async with office(tmp_path) as ca:
+
+        async def guess() -> None:
+            answers[await ca.guess()] += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(1000):
+                nursery.start_soon(guess)
+        assert answers == {"bad_pass": 10, "rate_limited": 990}
+        assert denial(await ca.enrol(ca.make_pass(), peer="192.0.2.2:9")) == "ok"
+
+
+async def test_two_hundred_services_of_one_address_enrol_at_once(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    answers: Counter[str] = Counter()
+    async with office(tmp_path) as ca:
+        secret = ca.make_pass()
+
+        async def enrol() -> None:
+            answers[denial(await ca.enrol(secret))] += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(enrol)
+    assert answers == {"ok": 200}
+
+
+async def test_certificates_are_counted_by_identity_and_in_all(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    limits = RateLimits(identity=Rate(2, 1), everybody=Rate(3, 1))
+    async with office(tmp_path, limits=limits) as ca:
+        api, web = ca.make_pass(), ca.make_pass(identity=SpiffeId(DOMAIN, ("web",)))
+        assert [denial(await ca.enrol(api)) for _ in range(3)] == ["ok", "ok", "rate_limited"]
+        assert [denial(await ca.enrol(web, "web")) for _ in range(2)] == ["ok", "rate_limited"], "three in all"
+        answer = await ca.enrol(web, "web")
+        assert "web" in said(answer, 429)["message"]
+        ca.now += timedelta(seconds=2)
+        assert denial(await ca.enrol(web, "web")) == "ok"
+
+
+async def test_who_is_denied_anyway_uses_up_no_turn_of_anybody(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    async with office(tmp_path, limits=RateLimits(identity=Rate(1, 0), everybody=Rate(1, 0))) as ca:
+        secret = ca.make_pass()
+        assert [await ca.guess() for _ in range(5)] == ["bad_pass"] * 5
+        assert denial(await ca.enrol(secret)) == "ok"
+        assert denial(await ca.enrol(secret)) == "rate_limited"
+
+
+# -- renewal -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_renewal_is_by_the_certificate_that_was_shown(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        leaf = leaf_of(await ca.ask("POST /v1/renew", {"csr": csr()}, peer=ca.sidecar("web").peer))
+        assert str(parse_svid(der(leaf)).id) == "spiffe://shop.internal/web"
+        answer = await ca.ask("POST /v1/renew", {"csr": csr()})
+        assert said(answer, 401)["error"] == "no_certificate"
+        assert 'mesh_ca_issued_total{how="renewal"} 1.0' in await ca.metrics()
+
+
+async def reenrol(ca: Office, who: Sidecar, nonce: bytes, bent: dict[str, str] | None = None) -> Response:
+    new = ec.generate_private_key(ec.SECP256R1())
+    assert who.key is not None
+    signature = who.key.sign(proof_of_possession(nonce, new.public_key()), ec.ECDSA(hashes.SHA256()))
+    fields = {
+        "certificate": who.chain[0].public_bytes(serialization.Encoding.PEM).decode(),
+        "nonce": b64encode(nonce).decode(),
+        "signature": b64encode(signature).decode(),
+        "csr": csr(new),
+    }
+    return await ca.ask("POST /v1/reenrol", fields | (bent or {}))
+
+
+async def a_nonce(ca: Office) -> bytes:
+    answer = said(await ca.ask("POST /v1/nonce"))
+    assert set(answer) == {"nonce"}
+    return b64decode(answer["nonce"], validate=True)
+
+
+async def test_the_key_of_a_certificate_that_ended_gets_another(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        slept = ca.sidecar()
+        ca.now += timedelta(hours=5)
+        leaf = leaf_of(await reenrol(ca, slept, await a_nonce(ca)))
+        assert parse_svid(der(leaf)).id == API
+        assert 'mesh_ca_issued_total{how="re-enrolment"} 1.0' in await ca.metrics()
+        thief = Sidecar(chain=slept.chain, key=ec.generate_private_key(ec.SECP256R1()))
+        assert denial(await reenrol(ca, thief, await a_nonce(ca))) == "not_entitled"
+
+
+async def test_a_nonce_is_good_for_a_minute(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        slept = ca.sidecar()
+        ca.now += timedelta(hours=3)
+        nonce = await a_nonce(ca)
+        assert nonce != await a_nonce(ca)
+        ca.now += timedelta(seconds=NONCE_SECONDS)
+        assert denial(await reenrol(ca, slept, nonce)) == "ok"
+        ca.now += timedelta(seconds=1)
+        answer = await reenrol(ca, slept, nonce)
+        assert said(answer, 400)["error"] == "bad_request"
+        assert "older than a minute" in said(answer, 400)["message"]
+        ca.now -= timedelta(hours=2)
+        assert denial(await reenrol(ca, slept, nonce)) == "bad_request", "a nonce of the future is none"
+        assert denial(await reenrol(ca, slept, await a_nonce(ca))) == "ok", "a clock that was set back strands nobody"
+
+
+async def test_a_nonce_of_another_ca_or_a_bent_one_is_none(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    async with office(tmp_path) as ca, office(tmp_path / "other") as other:
+        slept, nonce = ca.sidecar(), await a_nonce(ca)
+        bent = [bytes([nonce[0] ^ 1]) + nonce[1:], nonce[:-1] + bytes([nonce[-1] ^ 1]), nonce + b"\0", nonce[:-1], b""]
+        for one in (await a_nonce(other), *bent):
+            assert denial(await reenrol(ca, slept, one)) == "bad_request"
+        assert denial(await reenrol(ca, slept, nonce)) == "ok"
+
+
+@pytest.mark.parametrize("field_", ["certificate", "nonce", "signature"])
+async def test_what_cannot_be_read_is_no_re_enrolment(field_: str, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        answer = await reenrol(ca, ca.sidecar(), await a_nonce(ca), {field_: "!"})
+        assert said(answer, 400)["message"] == "certificate is PEM, nonce and signature are base64"
+
+
+# -- trust -------------------------------------------------------------------------------------------------------------
+
+
+async def test_bundles_are_told_from_the_oldest_that_is_news(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        ca.publish(2)
+        ca.publish(7)
+
+        async def versions(**query: str) -> Sequence[int]:
+            answer = said(await ca.ask("GET /v1/bundle", query=query))
+            assert set(answer) == {"bundles"}
+            anchors = frozenset({digest(OWN.root)})
+            return [read_bundle(json.dumps(one).encode(), DOMAIN, anchors, NOW).version for one in answer["bundles"]]
+
+        assert await versions() == [1, 2, 7]
+        assert await versions(after="0") == [1, 2, 7]
+        assert await versions(after="1") == [2, 7]
+        assert await versions(after="7") == []
+        assert await versions(after="9" * 15) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"after": ""},
+        {"after": "-1"},
+        {"after": "+1"},
+        {"after": "1.0"},
+        {"after": " 1"},
+        {"after": "1\n"},
+        {"after": "\u0661"},
+        {"after": "9" * 16},
+        {"after": "1", "more": "2"},
+        {"before": "1"},
+    ],
+)
+async def test_what_is_no_version_is_refused(query: dict[str, str], tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        answer = await ca.ask("GET /v1/bundle", query=query)
+        assert said(answer, 400)["error"] == "bad_request"
+
+
+async def test_a_list_is_told_once(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        sidecar = ca.sidecar()
+        first = await ca.poll(sidecar)
+        assert (first.status, first.headers["Mesh-Bundle"]) == (200, "1")
+        assert read_revocations(first.body, ca.in_force.bundle, NOW).version == 1
+        again = await ca.poll(sidecar, **{"if-none-match": first.headers["ETag"]})
+        assert (again.status, again.body, again.headers) == (304, b"", first.headers)
+        ca.revoked(2)
+        ca.publish(3)
+        news = await ca.poll(sidecar, **{"if-none-match": first.headers["ETag"]})
+        assert (news.status, news.headers["Mesh-Bundle"]) == (200, "3")
+        assert news.headers["ETag"] != first.headers["ETag"]
+        assert (await ca.poll(sidecar, **{"if-none-match": "*"})).status == 200
+
+
+async def test_a_list_is_told_to_anybody_and_notes_nobody_who_shows_no_certificate(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        headers = {"mesh-instance": "a" * 32, "mesh-bundle": "1"}
+        assert (await ca.ask("GET /v1/revocations", headers=headers)).status == 200
+        assert ca.followers() == []
+
+
+# -- who follows -------------------------------------------------------------------------------------------------------
+
+
+async def test_who_polls_is_noted_with_what_it_has(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        await ca.poll(ca.sidecar("web"), "1")
+        (follower,) = ca.followers()
+    assert (follower.identity, follower.bundle) == ("spiffe://shop.internal/web", 1)
+    assert follower.root == digest(OWN.root).hex()
+    assert (follower.not_after, follower.seen_at) == (NOW + timedelta(hours=1), NOW)
+
+
+@pytest.mark.parametrize(
+    ("instance", "bundle"), [("", "1"), ("A" * 32, "1"), ("a" * 31, "1"), ("a" * 32, ""), ("a" * 32, "x")]
+)
+async def test_who_does_not_say_what_it_has_is_answered_and_not_noted(
+    instance: str, bundle: str, tmp_path: Path
+) -> None:
+    async with office(tmp_path) as ca:
+        assert (await ca.poll(ca.sidecar(instance=instance), bundle)).status == 200
+        assert ca.followers() == []
+
+
+async def test_no_news_is_noted_now_and_then_and_news_at_once(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    async with office(tmp_path) as ca:
+        sidecar = ca.sidecar()
+
+        async def noted(bundle: str = "1") -> tuple[datetime, int]:
+            await ca.poll(sidecar, bundle)
+            (follower,) = ca.followers()
+            return follower.seen_at, follower.bundle
+
+        assert await noted() == (NOW, 1)
+        ca.now += timedelta(seconds=5)
+        assert await noted() == (NOW, 1), "nothing new"
+        assert await noted("2") == (ca.now, 2)
+        mock_clock.jump(SEEN_SECONDS)
+        ca.now += timedelta(seconds=SEEN_SECONDS)
+        assert await noted("2") == (ca.now, 2)
+
+
+async def test_a_new_certificate_is_news(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path) as ca:
+        await ca.poll(ca.sidecar())
+        ca.now += timedelta(minutes=30)
+        await ca.poll(ca.sidecar())
+        (follower,) = ca.followers()
+        assert follower.not_after == ca.now + timedelta(hours=1)
+
+
+async def test_nobody_overwrites_what_another_said(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        api = ca.sidecar("api", instance="a" * 32)
+        await ca.poll(api, "1")
+        await ca.poll(ca.sidecar("web", instance="a" * 32), "9")  # posing as the same instance
+        await ca.poll(ca.sidecar("api", instance="b" * 32), "5")
+        assert sorted((one.identity.rpartition("/")[2], one.bundle) for one in ca.followers()) == [
+            ("api", 1),
+            ("api", 5),
+            ("web", 9),
+        ]
+
+
+async def test_who_calls_itself_something_else_each_time_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(service, "MOST_SEEN", 8)
+    async with office(tmp_path) as ca:
+        sidecar = ca.sidecar()
+        for number in range(30):
+            assert (await ca.poll(replace(sidecar, instance=f"{number:032x}"))).status == 200
+            told = (await ca.metrics()).split("\nmesh_ca_followers ")[1].split()[0]
+            assert float(told) <= 8
+        assert len(ca.followers()) == 30, "and whoever waits for them forgets nobody"
+
+
+async def test_a_full_disk_keeps_no_list_from_who_needs_it(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path) as ca:
+        sidecar = ca.sidecar()
+        ca.fill_the_disk()
+        assert (await ca.poll(sidecar)).status == 200
+        assert ca.followers() == []
+        assert len(ca.log.events("store_unavailable")) == 1
+        ca.free_the_disk()
+        assert (await ca.poll(sidecar)).status == 200
+        assert len(ca.followers()) == 1
+
+
+async def test_a_store_that_answers_nobody_keeps_no_list_from_who_needs_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    ca = Office(tmp_path / "store.db")  # and nothing runs that would write
+    sidecar = ca.sidecar()
+    began = trio.current_time()
+    assert (await ca.poll(sidecar)).status == 200
+    assert trio.current_time() - began == NOTE_SECONDS
+    ca.store.close()

@@ -1,0 +1,217 @@
+"""Whom a real CA on loopback lets in, and how it stops to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.protocol.client import CaError
+from certs.service import listener
+from certs.service.listener import DRAIN_SECONDS, HANDSHAKE_SECONDS
+from sidecar.transport.tls import KeyPair
+from tests.casite import API, GET, Running, Site, identity_of, serving
+from tests.certificates import Authority as Forger
+from tests.harness import PATIENCE
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+# -- whom it lets in ---------------------------------------------------------------------------------------------------
+
+
+async def told(ca: Running, keys: KeyPair) -> Any:
+    """Asks once with these keys, and must be refused; returns the line that says so."""
+    with pytest.raises(CaError):
+        async with ca.client(keys) as client:
+            await client.bundles(0)
+    await ca.log.until(lambda: bool(ca.log.events("refused")))
+    (line,) = ca.log.events("refused")
+    assert line["level"] == "warning"
+    assert line["peer_address"].startswith("127.0.0.1:")
+    assert line["message"].startswith("refused: the CA ")
+    return line
+
+
+async def test_a_stranger_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        forged = Forger().leaf("api")
+        assert isinstance(forged.key, ec.EllipticCurvePrivateKey)
+        line = await told(ca, KeyPair(forged.chain, forged.key, site.own.roots))
+        assert line["reason"] == "unknown_ca"
+        assert "spiffe://shop.internal/api" in str(line["unverified"])
+        assert 'mesh_ca_handshakes_refused_total{reason="unknown_ca"} 1.0' in await ca.metrics()
+        async with ca.client(site.keys()) as client:
+            assert await client.bundles(0)
+
+
+async def test_a_certificate_that_has_ended_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        keys = site.keys()
+        site.clock.now += timedelta(hours=1, seconds=1)
+        assert (await told(ca, keys))["reason"] == "expired"
+        async with ca.client() as client:
+            assert await client.bundles(0), "without one it may ask, and enrol"
+
+
+async def test_what_is_no_tls_is_refused_and_the_next_is_served(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+        await stream.send_all(GET)
+        await ca.log.until(lambda: bool(ca.log.events("refused")))
+        assert ca.log.events("refused")[0]["reason"] == "plaintext_refused"
+        await stream.aclose()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+
+
+async def test_silence_is_not_waited_for(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+        await ca.look()
+        ca.wait(HANDSHAKE_SECONDS)
+        with pytest.raises(trio.BrokenResourceError):  # a reset
+            await stream.receive_some()
+        await stream.aclose()
+        assert 'mesh_ca_handshakes_refused_total{reason="handshake_timeout"} 1.0' in await ca.metrics()
+
+
+async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
+    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 2)
+    async with serving(site, mock_clock) as ca:
+        held = [await ca.stream(site.keys()) for _ in range(3)]
+        for stream in held:  # (its certificate is judged when the CA has read it, which an answer tells)
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+            assert b"200" in await stream.receive_some()
+        with pytest.raises(CaError):
+            async with ca.client() as client:
+                await client.bundles(0)
+        for stream in held:
+            await stream.close()
+        while "overloaded" not in await ca.metrics():
+            await ca.look()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+
+
+async def test_descriptors_run_out_and_come_back(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        await ca.look()
+        sock = socket.socket()
+        taken: list[int] = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            sock.connect((ca.address.host, ca.address.port))
+            await ca.log.until(lambda: any("cannot accept connections" in warning for warning in ca.warnings()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+        await ca.log.until(lambda: "accepting: good again" in ca.mended())
+        assert sum("cannot accept" in warning for warning in ca.warnings()) == 1
+        sock.close()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+
+
+async def test_a_bug_in_one_connection_ends_that_one(
+    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with serving(site, mock_clock) as ca:
+        monkeypatch.setattr(listener, "converse", broken)
+        async with ca.client() as client:
+            with pytest.raises(CaError):
+                await client.bundles(0)
+        monkeypatch.undo()
+        async with ca.client() as client:
+            assert await client.bundles(0)
+        (line,) = ca.log.events("internal_error")
+        assert "ZeroDivisionError" in line["exception"]
+        assert line["peer_address"].startswith("127.0.0.1:")
+        ca.log.lines.clear()
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+async def test_stopping_ends_who_is_idle_at_once(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        asked, new = await ca.stream(), await ca.stream()
+        await asked.send_all(GET)
+        assert (await asked.receive_some()).startswith(b"HTTP/1.1 200")
+        began = trio.current_time()
+        ca.stop.set()
+        assert await new.receive_some() == b"", "a clean end"
+        assert await asked.receive_some() == b""
+        await asked.close()
+        await new.close()
+        await ca.stopped.wait()
+        assert trio.current_time() - began < DRAIN_SECONDS
+        with pytest.raises(CaError, match="cannot be reached"):
+            async with ca.client() as client:
+                await client.bundles(0)
+
+
+async def test_stopping_lets_a_request_that_is_under_way_end(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        secret, granted = site.make_secret(API), []
+        held = sqlite3.connect(site.db, isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")  # the store is busy
+        begun = trio.Event()
+        write = ca.server.api.writer.write
+
+        async def writing(operation: Any) -> Any:
+            begun.set()
+            return await write(operation)
+
+        ca.server.api.writer.write = writing  # type: ignore[method-assign]
+
+        async def enrol() -> None:
+            granted.append(await ca.enrol("api", secret))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enrol)
+            await begun.wait()
+            ca.stop.set()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not ca.stopped.is_set()
+            held.execute("ROLLBACK")
+        held.close()
+        assert identity_of(granted[0]) == API
+
+
+async def test_a_request_that_does_not_end_is_cut(site: Site, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        stream = await ca.stream()
+        await stream.send_all(b"POST /v1/nonce HTTP/1.1\r\nHost: ca\r\nContent-Length: 5\r\n\r\n12")
+        await ca.look()
+        ca.stop.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not ca.stopped.is_set()
+        ca.wait(DRAIN_SECONDS)
+        with trio.fail_after(PATIENCE):
+            assert await stream.receive_some() == b"", "no answer"
+            await stream.close()
+            await ca.stopped.wait()
