@@ -155,7 +155,7 @@ def warnings(config: Config, now: datetime) -> list[str]:
     said, unruled = [], []
     for i, outbound in enumerate(config.outbound):
         decision = policy.decide(mesh, mesh.identity(service), outbound.service, outbound.port, now)
-        if not decision.allowed and decision.why.endswith(policy.NO_RULE):
+        if decision.kind is policy.Kind.NO_RULE:
             unruled.append((f"outbound[{i}]", str(outbound.target)))
         elif not decision.allowed:
             said.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
@@ -166,7 +166,7 @@ def warnings(config: Config, now: datetime) -> list[str]:
     said += [
         f"{config.path}: inbound[{i}]: nobody may call {service}:{inbound.port}: no rule allows it"
         for i, inbound in enumerate(config.inbound)
-        if not policy.has_callers(mesh, service, inbound.port, now)
+        if not policy.callers(mesh, service, inbound.port, now)
     ]
     return said + policy.warnings(mesh, now)
 

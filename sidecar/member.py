@@ -19,6 +19,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -43,6 +44,16 @@ POLL_SECONDS = 5.0
 
 KEY_REUSED = "key_reused"
 """What the CA says (:class:`certs.issuance.Denial`) of a key that it has certified: with a fresh one it may say yes."""
+
+
+class Means(StrEnum):
+    """How a certificate was obtained; the name of the event that is logged."""
+
+    ENROLLED = "enrolled"
+    ENROLLED_AGAIN = "enrolled_again"
+    RENEWED = "renewed"
+    RE_ENROLLED = "re-enrolled"
+
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
@@ -155,7 +166,7 @@ class Member:
         await self._poll()
 
     async def _become(self) -> None:
-        await (self._obtain("enrolled") if self.credentials is None else self._renew())
+        await (self._obtain(Means.ENROLLED) if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
         self._failures += 1
@@ -267,7 +278,7 @@ class Member:
             raise RuntimeError("not a member yet")
         if now <= own.svid.not_after:
             try:
-                await self._obtain("renewed")
+                await self._obtain(Means.RENEWED)
                 return
             except CaDeniedError as error:
                 if error.passing:
@@ -287,12 +298,12 @@ class Member:
         await self._client.use(bundle.roots, Revocations(keys=bundle.distrusted))
         try:
             try:
-                await self._obtain("re-enrolled", own)
+                await self._obtain(Means.RE_ENROLLED, own)
             except CaDeniedError as error:
                 if error.passing or self._identity.enrolment is None:
                     raise
                 try:
-                    await self._obtain("enrolled again")
+                    await self._obtain(Means.ENROLLED_AGAIN)
                 except UsageError as unusable:
                     raise CaDeniedError(error.denial, f"{error}; and {unusable}", passing=False) from unusable
                 except CaDeniedError as again:
@@ -306,9 +317,9 @@ class Member:
         finally:
             await self._show()
 
-    async def _obtain(self, how: str, own: Credentials | None = None) -> None:
+    async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
         """One certificate with a fresh key: checked, kept, then in force."""
-        first = how.startswith("enrolled")
+        first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
         key = self._memory.pending_key() if first else answers.new_key()
         csr = answers.csr_for(key)
         if first:
@@ -334,7 +345,7 @@ class Member:
         self._memory.forget_pending_key()
         self._put_in_force(taken)
         await self._show()
-        self._log.info(how.replace(" ", "_"), service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
+        self._log.info(how, service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
 
     def _put_in_force(self, taken: Credentials) -> None:
         svid, chance = taken.svid, random.random()  # noqa: S311

@@ -255,16 +255,16 @@ MUTANTS = [
     edit(
         "policy: default deny",
         DECIDE,
-        "    return Decision(False, None, None, why, dry_run)",
-        "    return Decision(True, None, None, why, dry_run)",
+        "    return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)",
+        "    return _decision(mesh, source, target, Kind.ALLOWED, None, dry_run)",
         POLICY,
     ),
     never("policy: deny beats allow", DECIDE, "if denying is not None:", POLICY),
     edit(
         "policy: the trust domain",
         DECIDE,
-        "    if source.trust_domain != mesh.trust_domain:\n        why",
-        "    if False:\n        why",
+        "    if source.trust_domain != mesh.trust_domain:\n        return",
+        "    if False:\n        return",
         UNIT_POLICY,
     ),
     edit(
@@ -274,7 +274,13 @@ MUTANTS = [
         "in_force",
         POLICY,
     ),
-    edit("policy: rules run out", DECIDE, "[rule for rule in matching if not ran_out(rule, now)]", "matching", POLICY),
+    edit(
+        "policy: rules run out",
+        "sidecar/mesh.py",
+        "return self.fits(source, target) and not self.ran_out(now)",
+        "return self.fits(source, target)",
+        POLICY,
+    ),
     never(
         "dial: never to ourselves",
         "sidecar/dial.py",
