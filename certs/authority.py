@@ -28,6 +28,7 @@ from certs.files import PUBLIC, SECRET, NewFile
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
 from sidecar.identity import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
+from sidecar.keys import certificate_digest, new_key
 from sidecar.reasons import UsageError
 
 ROOT, ROOT_KEY, ISSUING, ISSUING_KEY = "root.pem", "root.key", "issuing.pem", "issuing.key"
@@ -52,7 +53,7 @@ class Authority:
     @property
     def root_digest(self) -> bytes:
         """SHA-256 of the root: what a sidecar pins."""
-        return trust.digest(self.root)
+        return certificate_digest(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Made:
 
 def make(trust_domain: str, now: datetime) -> Made:
     """New keys for everything. Raises :class:`UsageError` for no trust domain."""
-    key = _new_key()
+    key = new_key()
     try:
         root = Issuer(profile.root(trust_domain, key, now), key)
         return Made(root, *_under(root, trust_domain, now))
@@ -106,7 +107,7 @@ def make(trust_domain: str, now: datetime) -> Made:
 
 def _under(root: Issuer, trust_domain: str, now: datetime) -> tuple[Issuer, Issuer]:
     """A new issuing CA and a new delegate under a root."""
-    issuing, delegate = _new_key(), _new_key()
+    issuing, delegate = new_key(), new_key()
     return (
         Issuer(profile.intermediate(trust_domain, issuing.public_key(), root, now), issuing),
         Issuer(profile.delegate(delegate.public_key(), root, now), delegate),
@@ -129,7 +130,7 @@ def init(
     """
     made = make(trust_domain, now)
     bundle = trust.Bundle(
-        trust_domain, trust.next_version(0, now), (made.root.certificate,), trust.digest(made.root.certificate)
+        trust_domain, trust.next_version(0, now), (made.root.certificate,), certificate_digest(made.root.certificate)
     )
     key = NewFile(ROOT_KEY, pemfiles.key_pem(made.root.key, passphrase), SECRET)
     rest = [
@@ -219,7 +220,7 @@ def renew_issuing(
         install(directory, issuing, delegate)
         if files.missing(directory, (BUNDLE_DOCUMENT,)):
             bundle = trust.Bundle(
-                trust_domain, trust.next_version(0, now), (root.certificate,), trust.digest(root.certificate)
+                trust_domain, trust.next_version(0, now), (root.certificate,), certificate_digest(root.certificate)
             )
             document = trust.sign_bundle(bundle, [root])
             files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
@@ -297,7 +298,7 @@ def issue(
     """A certificate for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE ID), with a key
     made for it. ``not_before`` and ``dns`` as in :func:`certs.profile.leaf`. Raises :class:`UsageError`."""
     identity = identity_of(authority, name)
-    key = _new_key()
+    key = new_key()
     try:
         leaf = profile.leaf(identity, key.public_key(), authority.issuer, now, ttl, not_before=not_before, dns=dns)
     except profile.ProfileError as error:
@@ -367,7 +368,3 @@ def _delegate(directory: Path, roots: list[x509.Certificate], now: datetime) -> 
         raise UsageError(f"{path} was not signed by a root in {directory / ROOT}: they are from two different CAs")
     pemfiles.check_valid(path, certificate, now, f"certs renew-issuing {directory}")
     return Issuer(certificate, key)
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())

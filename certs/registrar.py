@@ -31,7 +31,7 @@ from certs.pemfiles import pem
 from certs.store import Transaction, issued, revoked_identities, revoked_serials
 from certs.store import passes as passes_table
 from sidecar.identity import InvalidIdentityError, SpiffeId, is_segment, parse_svid, shown
-from sidecar.judge import key_digest
+from sidecar.keys import key_digest
 
 AGAIN_SECONDS = 300
 """How long the same request gets the same answer."""

@@ -18,8 +18,9 @@ from certs.authority import Authority
 from certs.profile import Issuer
 from certs.registrar import end_passes
 from certs.store import Transaction, bundles, followers, issued, meta, passes, revoked_identities, revoked_serials
-from certs.trust import Bundle, RevocationList, digest, next_version, read_bundle, sign_bundle
+from certs.trust import Bundle, RevocationList, next_version, read_bundle, sign_bundle
 from sidecar.identity import SpiffeId, parse_spiffe_id
+from sidecar.keys import certificate_digest
 from sidecar.reasons import UsageError
 
 MOST_FOLLOWERS = 256
@@ -84,7 +85,7 @@ def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer,
 
 def own_bundle(document: str, trust_domain: str, roots: Iterable[x509.Certificate], now: datetime) -> Bundle:
     """A bundle from our own store, if it is of this CA: signed by one of these roots. Raises :class:`UntrustedError`."""
-    return read_bundle(document.encode(), trust_domain, frozenset(map(digest, roots)), now)
+    return read_bundle(document.encode(), trust_domain, frozenset(map(certificate_digest, roots)), now)
 
 
 # -- revocations -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import trio
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import profile
 from sidecar.address import Address
@@ -24,6 +23,7 @@ from sidecar.devplan import news, plan
 from sidecar.dial import Resolver
 from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
+from sidecar.keys import new_key
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, load_mesh
 from sidecar.node import Node
@@ -43,7 +43,7 @@ class MemoryCa:
     """A root and an issuing CA that live as long as this object."""
 
     def __init__(self, trust_domain: str, now: datetime) -> None:
-        root_key, issuing_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        root_key, issuing_key = (new_key() for _ in range(2))
         root = profile.root(trust_domain, root_key, now)
         issuing = profile.intermediate(trust_domain, issuing_key.public_key(), profile.Issuer(root, root_key), now)
         self._issuer = profile.Issuer(issuing, issuing_key)
@@ -51,7 +51,7 @@ class MemoryCa:
 
     def issue(self, identity: SpiffeId, now: datetime) -> KeyPair:
         """A new key and its certificate, for an hour."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = new_key()
         leaf = profile.leaf(identity, key.public_key(), self._issuer, now)
         return KeyPair((leaf, self._issuer.certificate), key, self.roots)
 

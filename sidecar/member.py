@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import passes
 from certs.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
-from certs.trust import Bundle, RevocationList, digest
+from certs.trust import Bundle, RevocationList
 from sidecar import answers, credentials, statedir
 from sidecar.address import ca_address
 from sidecar.answers import AnswerRefusedError
@@ -34,6 +34,7 @@ from sidecar.config import CaIdentity
 from sidecar.credentials import Credentials
 from sidecar.identity import SpiffeId
 from sidecar.judge import Revocations
+from sidecar.keys import certificate_digest, new_key
 from sidecar.logs import Log
 from sidecar.memory import Memory
 from sidecar.mesh import Mesh
@@ -320,7 +321,7 @@ class Member:
     async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
         """One certificate with a fresh key: checked, kept, then in force."""
         first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
-        key = self._memory.pending_key() if first else answers.new_key()
+        key = self._memory.pending_key() if first else new_key()
         csr = answers.csr_for(key)
         if first:
             shown = self._pass()
@@ -443,4 +444,4 @@ def _pin(identity: CaIdentity) -> bytes:
     if path is None:
         raise UsageError("identity: needs root or root_sha256: whom to trust at first contact")
     roots = credentials.read_certificates(path, "pinned root")
-    return digest(roots[0])
+    return certificate_digest(roots[0])

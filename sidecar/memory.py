@@ -20,6 +20,7 @@ from sidecar import answers
 from sidecar.answers import AnswerRefusedError
 from sidecar.credentials import Credentials
 from sidecar.identity import SpiffeId
+from sidecar.keys import new_key
 from sidecar.reasons import UsageError
 from sidecar.statedir import BUNDLE, IDENTITY, MEMBER, PENDING, REVOCATIONS, StateDir
 
@@ -105,7 +106,7 @@ class Memory:
                 return answers.read_key(kept)
             except AnswerRefusedError:
                 self.forget_pending_key()
-        return answers.new_key()
+        return new_key()
 
     def keep_pending_key(self, key: ec.EllipticCurvePrivateKey) -> None:
         """Raises :class:`OSError`: then it must not be asked for."""

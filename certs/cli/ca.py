@@ -25,7 +25,7 @@ from certs.cli.options import (
 from certs.fields import describe_span
 from certs.rotation import Rotation
 from certs.store import Transaction
-from sidecar.judge import key_digest
+from sidecar.keys import key_digest
 from sidecar.reasons import UsageError
 
 _BROKEN_RULE, _UNUSABLE = 1, 2

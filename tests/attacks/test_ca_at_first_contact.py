@@ -18,6 +18,7 @@ from certs import authority, trust
 from certs.profile import Issuer
 from sidecar import sockets
 from sidecar.address import Address
+from sidecar.keys import certificate_digest
 from sidecar.reasons import UsageError
 from sidecar.tls import KeyPair
 from tests.attacks.castage import CA_ID, HOUR, TRUST_DOMAIN, Desk, Sidecar, always, ca_desk, false_ca, membership
@@ -95,7 +96,9 @@ async def test_whoever_is_not_mesh_ca_under_the_pinned_root_gets_no_token(
 async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
-        bundle = trust.Bundle(TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), trust.digest(evil.root.certificate))
+        bundle = trust.Bundle(
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate)
+        )
         document = trust.sign_bundle(bundle, [evil.root])
         token = desk.make_pass("web")
         async with false_ca(desk, evil_keys(desk, evil)) as false:
@@ -179,7 +182,9 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
     async with ca_desk(tmp_path) as desk:
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
         issuing = Issuer(desk.ca.issuer.certificate, desk.ca.issuer.key)
-        bundle = trust.Bundle(TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), trust.digest(evil.root.certificate))
+        bundle = trust.Bundle(
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate)
+        )
         token = desk.make_pass("web")
         async with false_ca(desk) as false:
             false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(trust.sign_bundle(bundle, [issuing]))]})

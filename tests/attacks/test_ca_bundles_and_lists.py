@@ -24,6 +24,7 @@ from certs.profile import Issuer
 from certs.trust import Bundle, RevocationList
 from sidecar.http1 import Request, Response
 from sidecar.judge import Revocations
+from sidecar.keys import certificate_digest, new_key
 from sidecar.reasons import UsageError
 from tests.attacks.castage import (
     HOUR,
@@ -211,13 +212,13 @@ LISTS: dict[str, tuple[List, str]] = {
 
 
 def delegate_of_the_issuing_ca(it: Poll) -> Issuer:
-    key = authority._new_key()
+    key = new_key()
     return Issuer(profile.delegate(key.public_key(), it.signers.issuing, it.desk.clock()), key)
 
 
 def old_delegate(it: Poll) -> Issuer:
     """One that the root really appointed, for last year."""
-    key, root = authority._new_key(), it.signers.root
+    key, root = new_key(), it.signers.root
     made = profile.delegate(key.public_key(), root, it.desk.clock())
     builder = (
         x509.CertificateBuilder()
@@ -343,7 +344,7 @@ async def test_one_that_slept_goes_from_bundle_to_bundle_and_not_past_a_gap(tmp_
             first,
             version=first.version + 1,
             roots=(anchor, second.root.certificate),
-            active=trust.digest(anchor),
+            active=certificate_digest(anchor),
         )
         by_new = trust.sign_bundle(last, [it.signers.other.root])
         it.lie(bundles=[by_new])

@@ -11,7 +11,8 @@ import trio
 from certs.client import CaClient, CaError, CaUnverifiedError
 from sidecar import sockets
 from sidecar.handshake import shake_hands
-from sidecar.judge import Revocations, Terms, key_digest
+from sidecar.judge import Revocations, Terms
+from sidecar.keys import key_digest
 from sidecar.reasons import Reason
 from sidecar.tls import Context
 from tests.attacks.castage import ALPN, TRUST_DOMAIN, FalseCa, ca_desk, false_ca

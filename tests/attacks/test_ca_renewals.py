@@ -12,7 +12,7 @@ from OpenSSL import SSL
 
 from certs import authority, registrar, standing
 from certs.service import NONCE_SECONDS
-from sidecar.judge import key_digest
+from sidecar.keys import key_digest
 from sidecar.tls import KeyPair
 from tests.attacks.castage import (
     HOUR,

@@ -31,6 +31,7 @@ from certs.service import Limits
 from sidecar import answers
 from sidecar.address import Address
 from sidecar.judge import Revocations
+from sidecar.keys import new_key
 from sidecar.logs import Log
 from sidecar.tls import utc_now
 from tests.bench import machine
@@ -70,7 +71,7 @@ async def measure(site: CaSite, ca: Running, store: str, callers: list[Caller], 
 
     async def renews(caller: Caller) -> None:
         while trio.current_time() < begin + seconds:
-            csr = answers.csr_for(answers.new_key())
+            csr = answers.csr_for(new_key())
             asked = trio.current_time()
             await caller.client.renew(csr)
             took.append(trio.current_time() - asked)

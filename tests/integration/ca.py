@@ -30,6 +30,7 @@ from sidecar import answers, sockets
 from sidecar.address import Address
 from sidecar.handshake import shake_hands
 from sidecar.judge import Revocations
+from sidecar.keys import new_key
 from sidecar.reasons import Refused
 from sidecar.stream import SecureStream
 from sidecar.tls import Context, KeyPair, utc_now
@@ -194,7 +195,7 @@ class Caller:
     service: str
     client: CaClient
     roots: tuple[x509.Certificate, ...]
-    key: Any = field(default_factory=answers.new_key)
+    key: Any = field(default_factory=new_key)
     chain: tuple[x509.Certificate, ...] = ()
 
     async def enrol(self, shown: Pass) -> str:
@@ -206,7 +207,7 @@ class Caller:
 
     async def renew(self) -> str:
         """The next certificate, for a fresh key."""
-        key = answers.new_key()
+        key = new_key()
         text = await self.client.renew(answers.csr_for(key))
         await self._is_now(text, key)
         return text.decode()

@@ -26,6 +26,7 @@ from certs.registrar import Terms
 from certs.store import SCHEMA_VERSION, Store, Transaction
 from sidecar import answers
 from sidecar.identity import SpiffeId
+from sidecar.keys import new_key
 from sidecar.reasons import UsageError
 from sidecar.tls import utc_now
 from tests.integration.ca import Caller, CaSite, denial
@@ -173,7 +174,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     opened._clock = lambda: int(now.timestamp())
     token = passes.make("token", site.root_digest)
     opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
-    key, other = answers.new_key(), answers.new_key()
+    key, other = new_key(), new_key()
     csr, other_csr = (answers.csr_for(one).decode() for one in (key, other))
 
     def enrol(service: str, request: str) -> Callable[[Transaction], str]:
@@ -203,7 +204,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     listed = opened.read(lambda connection: standing.revocations(connection, "shop.internal", now))
     assert set(listed.identities) == {WEB}
     with pytest.raises(Denied, match="revoked"):
-        opened.write(renew(answers.csr_for(answers.new_key()).decode()))
+        opened.write(renew(answers.csr_for(new_key()).decode()))
 
     number = len(log(opened))
     opened._clock = lambda: int((now + timedelta(days=40)).timestamp())

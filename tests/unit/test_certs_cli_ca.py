@@ -20,7 +20,7 @@ from certs.cli import main
 from certs.cli.options import now
 from certs.rotation import Rotator
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url, opened
-from sidecar.judge import key_digest
+from sidecar.keys import key_digest
 from tests.certificates import DAY, HOUR, Authority, pem
 
 ROOT = Path(certs.__file__).parent.parent

@@ -15,7 +15,7 @@ from certs.cli.options import now
 from certs.rotation import Rotator
 from certs.standing import Follower
 from certs.store import Store, file_url, opened
-from certs.trust import digest
+from sidecar.keys import certificate_digest
 from tests.certificates import DAY
 from tests.mini_ca import API, DOMAIN, Clock
 
@@ -39,7 +39,7 @@ def run(*arguments: str) -> Result:
 
 def root() -> bytes:
     (one,) = authority.load(Path("ca"), now()).roots
-    return digest(one)
+    return certificate_digest(one)
 
 
 def newest(store: Store | None = None) -> trust.Bundle:
@@ -123,7 +123,9 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
     assert NEW not in right.output
     assert root() != old
     assert not Path("ca/root.key").exists()
-    assert digest(authority.load_root(Path("ca"), Path("safe/root.key"), NEW.encode()).certificate) == root()
+    assert (
+        certificate_digest(authority.load_root(Path("ca"), Path("safe/root.key"), NEW.encode()).certificate) == root()
+    )
     assert [path.name for path in Path("safe/retired").iterdir()] == [f"root-{old.hex()[:16]}.key"]
 
 

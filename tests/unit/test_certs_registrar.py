@@ -20,7 +20,7 @@ from certs.issuance import Denial, Denied, key_hash, proof_of_possession
 from certs.store import issued
 from certs.store import passes as passes_table
 from sidecar.identity import parse_svid
-from sidecar.judge import key_digest
+from sidecar.keys import key_digest
 from tests.certificates import DAY, HOUR, ec_key, rsa_key
 from tests.certificates import Authority as Factory
 from tests.mini_ca import API, DOMAIN, NOW, OWN, WEB, MiniCa, csr, ders, leaves, new_authority

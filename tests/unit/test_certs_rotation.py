@@ -21,7 +21,8 @@ from certs.cli.options import now
 from certs.rotation import Laggard, Rotation, Rotator
 from certs.standing import Follower
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url
-from certs.trust import Bundle, digest
+from certs.trust import Bundle
+from sidecar.keys import certificate_digest
 from sidecar.reasons import UsageError
 from tests.certificates import DAY, HOUR
 from tests.harness import PATIENCE
@@ -91,7 +92,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def roots_of(directory: Path) -> tuple[bytes, ...]:
-    return tuple(map(digest, authority.load(directory, now()).roots))
+    return tuple(map(certificate_digest, authority.load(directory, now()).roots))
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
@@ -104,14 +105,14 @@ def test_a_new_root_is_made_and_nobody_knows_it(stage: Stage) -> None:
     assert stage.rotator.is_prepared()
     assert (roots_of(stage.directory), stage.newest()) == before
     assert rotation.current(stage.store) is None
-    assert digest(stage.rotator.new_root().certificate) not in before[0]
+    assert certificate_digest(stage.rotator.new_root().certificate) not in before[0]
 
 
 def test_distribute_both_are_trusted_and_the_old_one_says_so(stage: Stage) -> None:
     old = authority.load(stage.directory, NOW)
     before = stage.newest()
     found = stage.distributed()
-    new = digest(stage.rotator.new_root().certificate)
+    new = certificate_digest(stage.rotator.new_root().certificate)
     bundle = stage.newest()
     assert (found.stage, found.old, found.new) == ("distribute", old.root_digest.hex(), new.hex())
     assert (bundle.version, bundle.active) == (found.bundle, old.root_digest)
@@ -134,7 +135,7 @@ def test_activate_certificates_come_from_the_new_root(stage: Stage) -> None:
     assert len(stage.newest().roots) == 2
     issued = authority.issue(loaded, "api", NOW)
     issued.chain[1].verify_directly_issued_by(stage.rotator.new_root().certificate)
-    assert set(map(digest, issued.roots)) == stage.newest().anchors
+    assert set(map(certificate_digest, issued.roots)) == stage.newest().anchors
     assert rotation.current(stage.store) == found
 
 
@@ -148,7 +149,7 @@ def test_settle_notes_the_time_and_changes_nothing_else(stage: Stage) -> None:
 
 
 def test_retire_the_old_one_is_trusted_no_longer_and_says_so_itself(stage: Stage) -> None:
-    old = digest(authority.load(stage.directory, NOW).root)
+    old = certificate_digest(authority.load(stage.directory, NOW).root)
     found = stage.retired()
     assert {anchor.hex() for anchor in stage.newest().anchors} == {found.new}
     document = str(stage.store.read(standing.newest_bundle)).encode()
@@ -157,11 +158,14 @@ def test_retire_the_old_one_is_trusted_no_longer_and_says_so_itself(stage: Stage
 
 
 def test_finish_leaves_the_new_root_alone(stage: Stage) -> None:
-    old_key, old = (stage.directory / "root.key").read_bytes(), digest(authority.load(stage.directory, NOW).root)
+    old_key, old = (
+        (stage.directory / "root.key").read_bytes(),
+        certificate_digest(authority.load(stage.directory, NOW).root),
+    )
     found = stage.retired()
     stage.rotator.finish(stage.directory, None)
     assert [one.hex() for one in roots_of(stage.directory)] == [found.new]
-    assert digest(authority.load_root(stage.directory, None, None).certificate).hex() == found.new
+    assert certificate_digest(authority.load_root(stage.directory, None, None).certificate).hex() == found.new
     assert rotation.current(stage.store) is None
     assert (stage.directory / "retired" / f"root-{old.hex()[:16]}.key").read_bytes() == old_key
     assert sorted(path.name for path in stage.directory.iterdir() if not path.name.startswith("store.db")) == [
@@ -211,7 +215,8 @@ def test_a_root_key_that_is_kept_elsewhere_and_encrypted(tmp_path: Path) -> None
         found = stage.retired()
         stage.rotator.finish(safe, b"new passphrase")
         assert (
-            digest(authority.load_root(directory, safe / "root.key", b"new passphrase").certificate).hex() == found.new
+            certificate_digest(authority.load_root(directory, safe / "root.key", b"new passphrase").certificate).hex()
+            == found.new
         )
         assert not (directory / "root.key").exists()
         (retired,) = (safe / "retired").iterdir()
@@ -367,7 +372,7 @@ def check_all_is_well(directory: Path, first: Bundle) -> Bundle:
     empty = trust.RevocationList(DOMAIN, 1, now())
     assert trust.read_revocations(trust.sign_revocations(empty, loaded.delegate), newest, now()) == empty
     issued = authority.issue(loaded, "api", now())
-    assert newest.active in set(map(digest, issued.roots))
+    assert newest.active in set(map(certificate_digest, issued.roots))
     return newest
 
 

@@ -28,10 +28,11 @@ from certs.passes import Pass
 from certs.service import HEALTHY_SECONDS, NONCE_SECONDS, NOTE_SECONDS, SEEN_SECONDS, Api, InForce, Limits, etag
 from certs.standing import Follower
 from certs.store import Store, file_url
-from certs.trust import Bundle, RevocationList, digest, read_bundle, read_revocations, sign_bundle, sign_revocations
+from certs.trust import Bundle, RevocationList, read_bundle, read_revocations, sign_bundle, sign_revocations
 from certs.writer import Writer
 from sidecar.http1 import Peer, Request, Response
 from sidecar.identity import SpiffeId, parse_svid
+from sidecar.keys import certificate_digest
 from sidecar.logs import Log
 from tests.harness import LogSink
 
@@ -539,7 +540,7 @@ async def test_bundles_are_told_from_the_oldest_that_is_news(tmp_path: Path) -> 
         async def versions(**query: str) -> Sequence[int]:
             answer = said(await ca.ask("GET /v1/bundle", query=query))
             assert set(answer) == {"bundles"}
-            anchors = frozenset({digest(OWN.root)})
+            anchors = frozenset({certificate_digest(OWN.root)})
             return [read_bundle(json.dumps(one).encode(), DOMAIN, anchors, NOW).version for one in answer["bundles"]]
 
         assert await versions() == [1, 2, 7]
@@ -601,7 +602,7 @@ async def test_who_polls_is_noted_with_what_it_has(tmp_path: Path) -> None:
         await ca.poll(ca.sidecar("web"), "1")
         (follower,) = ca.followers()
     assert (follower.identity, follower.bundle) == ("spiffe://shop.internal/web", 1)
-    assert follower.root == digest(OWN.root).hex()
+    assert follower.root == certificate_digest(OWN.root).hex()
     assert (follower.not_after, follower.seen_at) == (NOW + timedelta(hours=1), NOW)
 
 

@@ -14,9 +14,9 @@ from certs import authority, registrar, standing, trust
 from certs.authority import Made
 from certs.standing import MOST_BUNDLES, Follower
 from certs.store import followers, issued, passes, revoked_serials
-from certs.trust import Bundle, RevocationList, UntrustedError, digest
+from certs.trust import Bundle, RevocationList, UntrustedError
 from sidecar.identity import SpiffeId, parse_svid
-from sidecar.judge import key_digest
+from sidecar.keys import certificate_digest, key_digest
 from sidecar.reasons import UsageError
 from tests.certificates import DAY, HOUR
 from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa, csr, ders
@@ -35,7 +35,7 @@ def ca(tmp_path: Path) -> Iterator[MiniCa]:
 
 
 def bundle(version: int) -> Bundle:
-    return Bundle(DOMAIN, version, (ROOT,), digest(ROOT))
+    return Bundle(DOMAIN, version, (ROOT,), certificate_digest(ROOT))
 
 
 def publish(ca: MiniCa, version: int) -> str:

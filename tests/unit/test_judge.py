@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from sidecar.identity import SpiffeId
-from sidecar.judge import MAX_CHAIN, ChainFault, Presented, Revocations, Terms, judge, key_digest
+from sidecar.judge import MAX_CHAIN, ChainFault, Presented, Revocations, Terms, judge
+from sidecar.keys import key_digest
 from sidecar.reasons import Reason, Refused
 from tests.certificates import Authority, Credential, pem, usage
 

@@ -12,7 +12,8 @@ from trio.testing import MockClock
 from sidecar import tls
 from sidecar.config import Config, FileIdentity, Limits, Timeouts
 from sidecar.identity import parse_svid
-from sidecar.judge import Revocations, Terms, key_digest
+from sidecar.judge import Revocations, Terms
+from sidecar.keys import key_digest
 from sidecar.logs import Log
 from sidecar.mesh import Mesh, parse_mesh
 from sidecar.node import Generation, Node

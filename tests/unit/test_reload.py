@@ -23,6 +23,7 @@ from sidecar.config import load_config
 from sidecar.credentials import Credentials
 from sidecar.identity import SpiffeId, parse_svid
 from sidecar.judge import Revocations
+from sidecar.keys import certificate_digest
 from sidecar.logs import Log
 from sidecar.node import Node
 from sidecar.reasons import Reason
@@ -541,7 +542,7 @@ def live(site: Site, peer: Credential, authority: Authority = AUTHORITY) -> Live
     svid = parse_svid(peer.der)
     path = (*peer.chain_der, authority.root.certificate.public_bytes(Encoding.DER))
     found = Live()
-    found.claim = Claim(svid.id, "api", "http", svid, path, tls.digest(authority.root.certificate))
+    found.claim = Claim(svid.id, "api", "http", svid, path, certificate_digest(authority.root.certificate))
     site.node.registry._live.add(found)
     return found
 
@@ -597,7 +598,7 @@ async def test_a_root_that_the_ca_told_counts_and_one_that_it_took_back_does_not
     assert (old.reason, new.reason) == (None, None)
     await site.reloader.adopt(given(second.leaf("api"), *second.roots), fresh(site))
     assert (old.reason, new.reason) == (Reason.TRUST_CHANGED, None)
-    assert site.node.current.context.anchors == {tls.digest(second.root.certificate)}
+    assert site.node.current.context.anchors == {certificate_digest(second.root.certificate)}
 
 
 async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_clock: MockClock) -> None:
