@@ -7,11 +7,12 @@ import json
 import signal
 import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -33,6 +34,7 @@ from tests.integration.ca import Caller, CaSite, denial
 from tests.integration.database import Database, owned_directory
 from tests.integration.processes import DEADLINE, Running, free_port, running
 from tests.protocols.programs import needs
+from tests.schema import open_as_later, schema_of
 
 pytestmark = needs("postgres", "initdb", "psql")
 
@@ -157,6 +159,37 @@ async def test_a_schema_of_a_newer_version_is_refused(url: str) -> None:
         one.write(lambda transaction: transaction.put("schema_version", str(SCHEMA_VERSION + 1)))
     with pytest.raises(UsageError, match="made by a newer version"):
         Store(url, clock=lambda: 0)
+
+
+def schema(url: str) -> Mapping[str, Any]:
+    engine = store._engine(store._parse(url))
+    with engine.connect() as connection:
+        found = schema_of(connection)
+    engine.dispose()
+    return found
+
+
+async def test_a_new_store_is_what_the_tables_say(serving: Database, url: str) -> None:
+    with store.opened(url, clock=lambda: 0):
+        pass
+    made = serving.create(f"store{next(NUMBERS)}")
+    engine = store._engine(store._parse(made))
+    store._tables.create_all(engine)
+    assert schema(url) == schema(made)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE issued ALTER COLUMN how SET DEFAULT 'token'")
+    engine.dispose()
+    assert schema(url) != schema(made)
+
+
+async def test_the_next_change_of_the_schema_reaches_new_stores_and_old_ones(serving: Database, url: str) -> None:
+    with store.opened(url, clock=lambda: 0) as old:
+        old.write(noting("kept"))
+    fresh, made = (serving.create(f"store{next(NUMBERS)}") for _ in range(2))
+    assert await trio.to_thread.run_sync(open_as_later, fresh, made) == "2"
+    assert await trio.to_thread.run_sync(open_as_later, url) == "2"
+    assert schema(fresh) == schema(url) == schema(made)
+    assert "note" in {column["name"] for column in schema(fresh)["passes"]["columns"]}
 
 
 async def test_a_database_that_is_not_there_is_named_without_its_password(serving: Database) -> None:
