@@ -24,9 +24,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import files, pemfiles, profile, trust
-from certs.files import PUBLIC, SECRET, NewFile
 from certs.inspection import ca_faults, is_signed_by
 from certs.profile import Issuer
+from sidecar.atomic import PUBLIC, SECRET, NewFile
 from sidecar.identity import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
 from sidecar.keys import certificate_digest, new_key
 from sidecar.reasons import UsageError

@@ -33,11 +33,11 @@ from cryptography import x509
 
 from certs import authority, files, standing, trust
 from certs.authority import ROOT, ROOT_KEY
-from certs.files import PUBLIC, SECRET, NewFile
 from certs.pemfiles import delegate_pem, key_pem, pem
 from certs.profile import Issuer
 from certs.store import Store, Transaction, issued
 from certs.trust import Bundle, next_version
+from sidecar.atomic import PUBLIC, SECRET, NewFile
 from sidecar.keys import certificate_digest
 from sidecar.reasons import UsageError
 

@@ -10,9 +10,9 @@ import click
 
 from certs import authority, files, passes, registrar, standing
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
-from certs.files import SECRET, NewFile
 from certs.passes import Kind, Pass
 from certs.store import Store, Transaction
+from sidecar.atomic import SECRET, NewFile
 from sidecar.identity import SpiffeId
 from sidecar.reasons import UsageError
 

@@ -311,7 +311,7 @@ def test_a_renewal_for_a_stolen_key_that_is_cut_off_and_run_again_still_distrust
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", guarded(Path.rename))
+        patch.setattr(os, "rename", guarded(os.rename))
         patch.setattr(Store, "write_many", guarded(Store.write_many))
         with pytest.raises(Killed):
             CliRunner().invoke(main, ["renew-issuing", "ca", "--distrust"])

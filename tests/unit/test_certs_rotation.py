@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -323,7 +324,7 @@ class Fuse:
         self.at = at
         self.after = after
         self.steps = 0
-        patch.setattr(Path, "rename", self._guard(Path.rename))
+        patch.setattr(os, "rename", self._guard(os.rename))
         patch.setattr(Path, "unlink", self._guard(Path.unlink))
         patch.setattr(Store, "write_many", self._guard(Store.write_many))
         patch.setattr(shutil, "rmtree", self._guard(_remove_piece_by_piece))

@@ -161,7 +161,10 @@ def test_tls_and_its_bindings_are_the_only_importers_of_openssl() -> None:
 
 
 EDGE = {
-    f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "process", "sockets", "stream", "tls", "watch")
+    f"sidecar.{name}"
+    for name in (
+        *("atomic", "gate", "handshake", "http1", "logs", "private", "process", "sockets", "stream", "tls", "watch"),
+    )
 }
 """What both programs stand on: TLS has one implementation, and so do sockets, the log and how a process keeps its keys."""
 
