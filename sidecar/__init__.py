@@ -9,15 +9,16 @@ The rooms, and the one direction in which they may depend on each other:
 * **pure** (no trio, no sockets, no OpenSSL; time is an argument):
   files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
   ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
-  verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
+  verdicts: ``reasons``, ``identity``, ``keys``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
   ``schedule``, ``devplan``, ``tally``, ``status``;
   Compose files to a mesh, in ``inject``: ``inject.application``, ``inject.visibility``, ``inject.references``,
   ``inject.wellknown``, ``inject.edges``, ``inject.ports``, ``inject.exclusions``, ``inject.topology``, ``inject.subnets``,
   ``inject.options``, ``inject.placement``, ``inject.yamltext``, ``inject.override``, ``inject.meshtext``, ``inject.wiring``,
   ``inject.picture``, ``inject.activation``, ``inject.injection``
-* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``process``, ``statedir``, ``answers`` (what of a CA's
-  answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks ``admin``);
+* **I/O**: ``tls`` and ``bindings`` (the only importers of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``,
+  ``handshake``, ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``process``, ``atomic``, ``private``,
+  ``statedir``, ``answers`` (what of a CA's answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks
+  ``admin``);
   ``inject.composecli``, ``inject.mounted``, ``inject.routes``, ``inject.image``, ``inject.state``, ``inject.project``
 * **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
   renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so),

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import warnings
 from enum import StrEnum
-from hashlib import sha256
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sidecar.identity.keys import public_key_digest
 from sidecar.identity.spiffe import SpiffeId, shown
 
 MAX_CSR_BYTES = 4096
@@ -111,7 +110,7 @@ def check_csr(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
 
 def key_hash(key: ec.EllipticCurvePublicKey) -> str:
     """SHA-256 of a public key, hexadecimal."""
-    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return public_key_digest(key).hex()
 
 
 def proof_of_possession(nonce: bytes, new_key: ec.EllipticCurvePublicKey) -> bytes:

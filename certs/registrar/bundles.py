@@ -15,10 +15,11 @@ from cryptography import x509
 
 from certs.authority.authority import Authority
 from certs.protocol import x509_profile
-from certs.protocol.documents import Bundle, RevocationList, digest, next_version, read_bundle, sign_bundle
+from certs.protocol.documents import Bundle, RevocationList, next_version, read_bundle, sign_bundle
 from certs.protocol.x509_profile import Issuer
 from certs.registrar.registrar import end_passes
 from certs.store.store import Transaction, bundles, followers, issued, meta, passes, revoked_identities, revoked_serials
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
 
@@ -84,7 +85,7 @@ def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer,
 
 def own_bundle(document: str, trust_domain: str, roots: Iterable[x509.Certificate], now: datetime) -> Bundle:
     """A bundle from our own store, if it is of this CA: signed by one of these roots. Raises :class:`UntrustedError`."""
-    return read_bundle(document.encode(), trust_domain, frozenset(map(digest, roots)), now)
+    return read_bundle(document.encode(), trust_domain, frozenset(map(certificate_digest, roots)), now)
 
 
 # -- revocations -------------------------------------------------------------------------------------------------------

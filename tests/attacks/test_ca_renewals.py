@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from certs.authority import authority
 from certs.registrar import bundles, registrar, revocations
 from certs.service.api import NONCE_SECONDS
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.transport.tls import KeyPair
 from tests.attacks.castage import (
     HOUR,

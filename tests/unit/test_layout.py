@@ -75,7 +75,7 @@ def python_files(package: str) -> list[Path]:
 
 
 SOURCES = {source.name: source for package in PACKAGES for source in map(Source.read, python_files(package))}
-TLS = "sidecar.transport.tls"
+TLS = {"sidecar.transport.tls", "sidecar.transport.bindings"}
 
 
 def pure_modules(note: str) -> set[str]:
@@ -156,12 +156,15 @@ def test_a_pure_module_knows_pure_modules_only(name: str) -> None:
     assert strangers(SOURCES[name], PURE) == set()
 
 
-def test_tls_is_the_only_importer_of_openssl() -> None:
-    assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == {TLS}
+def test_tls_and_its_bindings_are_the_only_importers_of_openssl() -> None:
+    assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == TLS
 
 
 EDGE = {
-    f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "process", "sockets", "stream", "tls", "watch")
+    f"sidecar.{name}"
+    for name in (
+        *("atomic", "gate", "handshake", "http1", "logs", "private", "process", "sockets", "stream", "tls", "watch"),
+    )
 }
 """What both programs stand on: TLS has one implementation, and so do sockets, the log and how a process keeps its keys."""
 

@@ -14,12 +14,12 @@ from certs.registrar.followers import Follower
 from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents as trust
-from certs.protocol.documents import Bundle, RevocationList, UntrustedError, digest
+from certs.protocol.documents import Bundle, RevocationList, UntrustedError
 from certs.registrar import bundles, registrar, revocations
 from certs.registrar import followers as standing_followers
 from certs.registrar.bundles import MOST_BUNDLES
 from certs.store.store import followers, issued, passes, revoked_serials
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from tests.certificates import DAY, HOUR
@@ -39,7 +39,7 @@ def ca(tmp_path: Path) -> Iterator[MiniCa]:
 
 
 def bundle(version: int) -> Bundle:
-    return Bundle(DOMAIN, version, (ROOT,), digest(ROOT))
+    return Bundle(DOMAIN, version, (ROOT,), certificate_digest(ROOT))
 
 
 def publish(ca: MiniCa, version: int) -> str:

@@ -22,7 +22,7 @@ from certs.protocol.csr import key_hash, proof_of_possession
 from certs.registrar import registrar, revocations
 from certs.store.store import issued
 from certs.store.store import passes as passes_table
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import parse_svid
 from tests.certificates import DAY, HOUR, ec_key, rsa_key
 from tests.certificates import Authority as Factory
