@@ -82,6 +82,7 @@ UNIT_WIRING = ("tests/unit/test_configfile.py", "tests/unit/test_config.py", "te
 ISSUANCE, REGISTRAR, TRUST = "certs/issuance.py", "certs/registrar.py", "certs/trust.py"
 SERVICE, HTTP, CLIENT, LET_IN = "certs/service.py", "sidecar/http1.py", "certs/client.py", "certs/connections.py"
 TAKEN, MEMBER, STATE = "sidecar/answers.py", "sidecar/member.py", "sidecar/statedir.py"
+PRIVATE = "sidecar/private.py"
 STANDING, STREAM, NODE = "certs/standing.py", "sidecar/stream.py", "sidecar/node.py"
 UNIT_NODE, UNIT_REGISTRY, UNIT_PROCESS = (f"tests/unit/test_{name}.py" for name in ("node", "registry", "process"))
 OWN, UNIT_OWN = "sidecar/credentials.py", "tests/unit/test_credentials.py"
@@ -91,13 +92,13 @@ UNIT_TLS, UNIT_VERDICT, UNIT_OUTBOUND = (f"tests/unit/test_{name}.py" for name i
 AFTERWARDS = """\
 svid = judge(presented, self._terms, self._clock())
         self.path = tuple(map(_shared, presented.path))
-        self.anchor = _digest(presented.path[-1])"""
+        self.anchor = der_digest(presented.path[-1])"""
 UNJUDGED = """\
 from sidecar.identity import parse_svid
 
         svid = parse_svid(sent[0])
         self.path = presented.path
-        self.anchor = _digest(presented.path[-1]) if presented.path else b'none'"""
+        self.anchor = der_digest(presented.path[-1]) if presented.path else b'none'"""
 
 MUTANTS = [
     # -- the judgement
@@ -255,16 +256,16 @@ MUTANTS = [
     edit(
         "policy: default deny",
         DECIDE,
-        "    return Decision(False, None, None, why, dry_run)",
-        "    return Decision(True, None, None, why, dry_run)",
+        "    return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)",
+        "    return _decision(mesh, source, target, Kind.ALLOWED, None, dry_run)",
         POLICY,
     ),
     never("policy: deny beats allow", DECIDE, "if denying is not None:", POLICY),
     edit(
         "policy: the trust domain",
         DECIDE,
-        "    if source.trust_domain != mesh.trust_domain:\n        why",
-        "    if False:\n        why",
+        "    if source.trust_domain != mesh.trust_domain:\n        return _dec",
+        "    if False:\n        return _dec",
         UNIT_POLICY,
     ),
     edit(
@@ -274,7 +275,13 @@ MUTANTS = [
         "in_force",
         POLICY,
     ),
-    edit("policy: rules run out", DECIDE, "[rule for rule in matching if not ran_out(rule, now)]", "matching", POLICY),
+    edit(
+        "policy: rules run out",
+        "sidecar/mesh.py",
+        "return self.fits(source, target) and not self.ran_out(now)",
+        "return self.fits(source, target)",
+        POLICY,
+    ),
     never(
         "dial: never to ourselves",
         "sidecar/dial.py",
@@ -305,9 +312,14 @@ MUTANTS = [
         "    return parse_svid(ders[0])",
         UNIT_OWN,
     ),
-    never("own files: the key is its owner's", OWN, "if status.st_mode & forbidden:", UNIT_OWN),
-    never("own files: no FIFO", OWN, "if not stat.S_ISREG(kind):", UNIT_OWN),
-    never("own files: their size", OWN, "if len(data) > MAX_FILE_BYTES:", UNIT_OWN),
+    never(
+        "own files: the key is its owner's",
+        PRIVATE,
+        "if alone is not None and (unfit := exposure(status, alone)) is not None:",
+        UNIT_OWN,
+    ),
+    never("own files: no FIFO", PRIVATE, "if not stat.S_ISREG(status.st_mode):", UNIT_OWN),
+    never("own files: their size", PRIVATE, "if len(content) > limit:", UNIT_OWN),
     never("bytes before the verdict", "sidecar/handshake.py", "if silent > MAX_SILENT_CIPHERTEXT:", FLOODS),
     # -- revocation and staleness
     edit("judge: an issuer's key", JUDGE, " or key in revocations.keys:", ":", UNIT_JUDGE),
@@ -539,7 +551,7 @@ MUTANTS = [
     edit(
         "documents: a bundle is a trusted root's",
         TRUST,
-        'return None if digest(signer) in anchors else "not by a root that is trusted here"',
+        'return None if certificate_digest(signer) in anchors else "not by a root that is trusted here"',
         "return None",
         CA_TRUST + BUNDLE,
     ),
@@ -818,31 +830,31 @@ MUTANTS = [
     ),
     edit(
         "state: no symlink in place of a file",
-        STATE,
-        "os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK",
-        "os.O_RDONLY | os.O_NONBLOCK",
+        PRIVATE,
+        "(0 if follow else os.O_NOFOLLOW)",
+        "0",
         CA_SECRETS + TOUCHED,
     ),
     edit(
         "state: the directory is its owner's alone",
         STATE,
-        "        if status.st_mode & 0o077:\n",
+        "        if exposed is not None:\n",
         "        if False:\n",
         CA_SECRETS + TOUCHED,
     ),
     never(
         "state: a file is its owner's alone",
-        STATE,
-        "if status.st_mode & 0o077 or status.st_uid != os.geteuid():",
+        PRIVATE,
+        "if alone is not None and (unfit := exposure(status, alone)) is not None:",
         CA_SECRETS + TOUCHED,
     ),
-    never("state: regular files", STATE, "if not stat.S_ISREG(status.st_mode):", CA_SECRETS + TOUCHED),
-    never("state: the size of a file", STATE, "if len(data) > MAX_BYTES:", CA_SECRETS + TOUCHED),
+    never("state: regular files", PRIVATE, "if not stat.S_ISREG(status.st_mode):", CA_SECRETS + TOUCHED),
+    never("state: the size of a file", PRIVATE, "if len(content) > limit:", CA_SECRETS + TOUCHED),
     edit(
         "state: made its owner's alone",
         STATE,
-        "0o600, dir_fd=self._fd",
-        "0o644, dir_fd=self._fd",
+        "[NewFile(name, data, SECRET)]",
+        "[NewFile(name, data, 0o644)]",
         f"{CA_SECRETS}::test_what_is_kept_is_its_owner_s_alone",
     ),
     edit(

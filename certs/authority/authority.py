@@ -24,10 +24,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import files, pemfiles
-from certs.authority.files import PUBLIC, SECRET, NewFile
 from certs.protocol import documents, x509_profile
 from certs.protocol.inspection import ca_faults, is_signed_by
 from certs.protocol.x509_profile import Issuer
+from sidecar.host.atomic import PUBLIC, SECRET, NewFile
+from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, parse_spiffe_id, shown
 
@@ -53,7 +54,7 @@ class Authority:
     @property
     def root_digest(self) -> bytes:
         """SHA-256 of the root: what a sidecar pins."""
-        return documents.digest(self.root)
+        return certificate_digest(self.root)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Made:
 
 def make(trust_domain: str, now: datetime) -> Made:
     """New keys for everything. Raises :class:`UsageError` for no trust domain."""
-    key = _new_key()
+    key = new_key()
     try:
         root = Issuer(x509_profile.root(trust_domain, key, now), key)
         return Made(root, *_under(root, trust_domain, now))
@@ -107,7 +108,7 @@ def make(trust_domain: str, now: datetime) -> Made:
 
 def _under(root: Issuer, trust_domain: str, now: datetime) -> tuple[Issuer, Issuer]:
     """A new issuing CA and a new delegate under a root."""
-    issuing, delegate = _new_key(), _new_key()
+    issuing, delegate = new_key(), new_key()
     return (
         Issuer(x509_profile.intermediate(trust_domain, issuing.public_key(), root, now), issuing),
         Issuer(x509_profile.delegate(delegate.public_key(), root, now), delegate),
@@ -130,7 +131,10 @@ def init(
     """
     made = make(trust_domain, now)
     bundle = documents.Bundle(
-        trust_domain, documents.next_version(0, now), (made.root.certificate,), documents.digest(made.root.certificate)
+        trust_domain,
+        documents.next_version(0, now),
+        (made.root.certificate,),
+        certificate_digest(made.root.certificate),
     )
     key = NewFile(ROOT_KEY, pemfiles.key_pem(made.root.key, passphrase), SECRET)
     rest = [
@@ -220,7 +224,7 @@ def renew_issuing(
         install(directory, issuing, delegate)
         if files.missing(directory, (BUNDLE_DOCUMENT,)):
             bundle = documents.Bundle(
-                trust_domain, documents.next_version(0, now), (root.certificate,), documents.digest(root.certificate)
+                trust_domain, documents.next_version(0, now), (root.certificate,), certificate_digest(root.certificate)
             )
             document = documents.sign_bundle(bundle, [root])
             files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
@@ -298,7 +302,7 @@ def issue(
     """A certificate for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE ID), with a key
     made for it. ``not_before`` and ``dns`` as in :func:`certs.protocol.x509_profile.leaf`. Raises :class:`UsageError`."""
     identity = identity_of(authority, name)
-    key = _new_key()
+    key = new_key()
     try:
         leaf = x509_profile.leaf(identity, key.public_key(), authority.issuer, now, ttl, not_before=not_before, dns=dns)
     except x509_profile.ProfileError as error:
@@ -368,7 +372,3 @@ def _delegate(directory: Path, roots: list[x509.Certificate], now: datetime) -> 
         raise UsageError(f"{path} was not signed by a root in {directory / ROOT}: they are from two different CAs")
     pemfiles.check_valid(path, certificate, now, f"certs renew-issuing {directory}")
     return Issuer(certificate, key)
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())

@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+from sidecar.host.atomic import NewFile, write_files
+from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
 from sidecar.identity.reasons import UsageError
 
 MAX_BYTES = 64 * 1024
 """No key or chain of ours is near that size."""
 
-PUBLIC, SECRET = 0o644, 0o600
 WRITER_WAITS_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class NewFile:
-    """A file to be written. ``mode``: :data:`PUBLIC` or :data:`SECRET`; the umask can only take from it."""
-
-    name: str
-    content: bytes
-    mode: int
 
 
 def make_directory(path: Path) -> None:
@@ -84,30 +75,32 @@ def missing(directory: Path, names: Iterable[str]) -> list[str]:
 def read(path: Path, *, secret: bool = False) -> bytes:
     """The content of a regular file of at most :data:`MAX_BYTES`. A ``secret`` one must be its owner's alone."""
     try:
-        # O_NONBLOCK, so that a FIFO in its place is refused and not waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode):
-                raise UsageError(f"{path} is not a regular file")
-            if secret:
-                _refuse_shared(path, state)
-            content = file.read(MAX_BYTES + 1)
+        return read_file(path, MAX_BYTES, Alone.BY_MODE if secret else None)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise UsageError(f"{path} is larger than {MAX_BYTES // 1024} KiB, so it is no key or certificate of ours")
-    return content
+    except UnfitError as error:
+        raise UsageError(
+            {
+                Unfit.IRREGULAR: f"{path} is not a regular file",
+                Unfit.TOO_LARGE: f"{path} is larger than {MAX_BYTES // 1024} KiB, so it is no key or certificate of ours",
+            }.get(error.unfit, _shared(path))
+        ) from error
 
 
 def check_secret(path: Path) -> None:
     """Raises if ``path`` exists and is not its owner's alone; it is not opened."""
     try:
-        _refuse_shared(path, path.stat())
+        exposed = exposure(path.stat(), Alone.BY_MODE)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UsageError(f"cannot look at {path}: {error.strerror}") from error
+    if exposed is not None:
+        raise UsageError(_shared(path))
+
+
+def _shared(path: Path) -> str:
+    return f"the key {path} can be read or written by others: chmod 600 {path}"
 
 
 def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
@@ -117,22 +110,11 @@ def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
     nothing. If a name cannot be given after that, the names given before it are taken back where they are new.
     Without ``force`` nothing is overwritten; with it symlinks still are not.
     """
-    fresh: dict[str, Path] = {}
-    named: list[Path] = []
     try:
         refuse_occupied(directory, [file.name for file in files], force=force)
-        for file in files:
-            fresh[file.name] = _write_temporary(directory, file)
-        for name, temporary in fresh.items():
-            temporary.rename(directory / name)
-            named.append(directory / name)
-        _sync_directory(directory)
-    except BaseException as error:
-        for path in (*fresh.values(), *(() if force else named)):
-            path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UsageError(f"cannot write to {directory}: {error.strerror}") from error
-        raise
+        write_files([replace(file, name=str(directory / file.name)) for file in files], take_back=not force)
+    except OSError as error:
+        raise UsageError(f"cannot write to {directory}: {error.strerror}") from error
 
 
 def unused_name(path: Path) -> Path:
@@ -153,31 +135,3 @@ def refuse_occupied(directory: Path, names: list[str], *, force: bool) -> None:
     for path in existing:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UsageError(f"{path} is a symlink or no file at all, and is not overwritten: remove it yourself")
-
-
-def _refuse_shared(path: Path, state: os.stat_result) -> None:
-    if state.st_mode & 0o077:
-        raise UsageError(f"the key {path} can be read or written by others: chmod 600 {path}")
-
-
-def _write_temporary(directory: Path, file: NewFile) -> Path:
-    path = directory / f".{file.name}.{secrets.token_hex(8)}.tmp"
-    # The mode is set as the file is made: a chmod afterwards leaves a moment in which others can open it.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, file.mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(file.content)
-            stream.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

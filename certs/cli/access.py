@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from certs.authority import authority, files
-from certs.authority.files import SECRET, NewFile
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
 from certs.protocol.enrolment import EnrolmentCredential, Kind
 from certs.protocol.enrolment import make as make_credential
 from certs.registrar import registrar, revocations
 from certs.store.store import Store, Transaction
+from sidecar.host.atomic import SECRET, NewFile
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 

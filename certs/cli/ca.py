@@ -27,7 +27,7 @@ from certs.protocol.fields import describe_span
 from certs.registrar import bundles, registrar, rotation
 from certs.registrar.rotation import Rotation
 from certs.store.store import Transaction
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import UsageError
 
 _BROKEN_RULE, _UNUSABLE = 1, 2

@@ -9,14 +9,13 @@ it has been somebody's CVE.
 from __future__ import annotations
 
 import warnings
-from hashlib import sha256
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.protocol.denial import Denial, Denied
+from sidecar.identity.keys import public_key_digest
 from sidecar.identity.spiffe import SpiffeId, shown
 
 MAX_CSR_BYTES = 4096
@@ -84,7 +83,7 @@ def check_csr(csr: x509.CertificateSigningRequest, identity: SpiffeId) -> None:
 
 def key_hash(key: ec.EllipticCurvePublicKey) -> str:
     """SHA-256 of a public key, hexadecimal."""
-    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return public_key_digest(key).hex()
 
 
 def proof_of_possession(nonce: bytes, new_key: ec.EllipticCurvePublicKey) -> bytes:

@@ -31,6 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from certs.protocol.fields import find
 from certs.protocol.inspection import ca_faults, is_signed_by
 from certs.protocol.x509_profile import Issuer
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id, shown
 
 BUNDLE, REVOCATIONS = "mesh-bundle/1", "mesh-revocations/1"
@@ -57,7 +58,7 @@ class Bundle:
     @property
     def anchors(self) -> frozenset[bytes]:
         """The digests of its roots."""
-        return frozenset(map(digest, self.roots))
+        return frozenset(map(certificate_digest, self.roots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,6 @@ def next_version(last: int, now: datetime) -> int:
     """One more than the last, and no less than the time in seconds: so a store that was restored from a copy does not
     number its next document with a version that its readers have seen already."""
     return max(last + 1, int(now.timestamp()))
-
-
-def digest(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of a certificate: how a root is pinned and told from others."""
-    return certificate.fingerprint(hashes.SHA256())
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -123,7 +119,7 @@ def read_bundle(document: bytes, trust_domain: str, anchors: frozenset[bytes], n
     """The bundle, if a root in ``anchors`` (digests) signed it. Raises :class:`UntrustedError`."""
 
     def may_sign(signer: x509.Certificate) -> str | None:
-        return None if digest(signer) in anchors else "not by a root that is trusted here"
+        return None if certificate_digest(signer) in anchors else "not by a root that is trusted here"
 
     said = _open(document, BUNDLE, trust_domain, may_sign, now)
     try:
@@ -152,7 +148,7 @@ def read_kept_bundle(document: bytes, trust_domain: str, now: datetime) -> Bundl
     shown by the signature of a root that is in it itself: every bundle has one. Raises :class:`UntrustedError`."""
     try:
         said = json.loads(b64decode(json.loads(document)["payload"], validate=True))
-        anchors = frozenset(digest(x509.load_pem_x509_certificate(pem.encode())) for pem in said["roots"])
+        anchors = frozenset(certificate_digest(x509.load_pem_x509_certificate(pem.encode())) for pem in said["roots"])
     except Exception as error:  # whatever the parsers raise of damaged bytes
         raise UntrustedError("it is no trust bundle, or a damaged one") from error
     return read_bundle(document, trust_domain, anchors, now)
@@ -162,7 +158,7 @@ def read_revocations(document: bytes, bundle: Bundle, now: datetime) -> Revocati
     """The list, if a root of the bundle, or the delegate of one, signed it. Raises :class:`UntrustedError`."""
 
     def may_sign(signer: x509.Certificate) -> str | None:
-        if digest(signer) in bundle.anchors:
+        if certificate_digest(signer) in bundle.anchors:
             return None
         if not any(is_signed_by(signer, root) for root in bundle.roots):
             return "by nobody whom a trusted root appointed"

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from certs.authority.authority import Authority
-from certs.protocol.documents import Bundle, digest, next_version, read_bundle, sign_bundle
+from certs.protocol.documents import Bundle, next_version, read_bundle, sign_bundle
 from certs.protocol.x509_profile import Issuer
 from certs.store.store import Transaction, bundles
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 
 MOST_BUNDLES = 64
@@ -59,4 +60,4 @@ def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer,
 
 def own_bundle(document: str, trust_domain: str, roots: Iterable[x509.Certificate], now: datetime) -> Bundle:
     """A bundle from our own store, if it is of this CA: signed by one of these roots. Raises :class:`UntrustedError`."""
-    return read_bundle(document.encode(), trust_domain, frozenset(map(digest, roots)), now)
+    return read_bundle(document.encode(), trust_domain, frozenset(map(certificate_digest, roots)), now)

@@ -32,7 +32,7 @@ from certs.protocol.denial import Denial, Denied
 from certs.protocol.enrolment import EnrolmentCredential
 from certs.store.store import Transaction, followers, issued, revoked_identities, revoked_serials
 from certs.store.store import passes as passes_table
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_svid, shown
 
 AGAIN_SECONDS = 300

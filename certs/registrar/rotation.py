@@ -33,13 +33,14 @@ from cryptography import x509
 
 from certs.authority import authority, files
 from certs.authority.authority import ROOT, ROOT_KEY
-from certs.authority.files import PUBLIC, SECRET, NewFile
 from certs.authority.pemfiles import delegate_pem, key_pem, pem
 from certs.protocol import documents
-from certs.protocol.documents import Bundle, digest, next_version
+from certs.protocol.documents import Bundle, next_version
 from certs.protocol.x509_profile import Issuer
 from certs.registrar import bundles, followers
 from certs.store.store import Store, Transaction, issued
+from sidecar.host.atomic import PUBLIC, SECRET, NewFile
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 
 NEXT = "next"
@@ -173,7 +174,7 @@ class Rotator:
             if self._is_in_the_way(key_out / ROOT_KEY, new, passphrase):
                 retired = key_out / RETIRED
                 files.make_directory(retired)
-                name = f"root-{digest(self._old.certificate).hex()[:16]}.key"
+                name = f"root-{certificate_digest(self._old.certificate).hex()[:16]}.key"
                 files.write(retired, [NewFile(name, files.read(key_out / ROOT_KEY, secret=True), SECRET)], force=True)
             files.write(key_out, [NewFile(ROOT_KEY, key_pem(new.key, passphrase), SECRET)], force=True)
         self._write_roots(new.certificate)
@@ -186,7 +187,9 @@ class Rotator:
 
     def clean_up(self) -> bool:
         """Removes what a rotation left that was killed in its last moment; returns whether there was something."""
-        if self.is_prepared() and digest(self.new_root().certificate) == digest(self._old.certificate):
+        if self.is_prepared() and certificate_digest(self.new_root().certificate) == certificate_digest(
+            self._old.certificate
+        ):
             self._remove_next()
             return True
         return _remove(self._directory / DONE)
@@ -209,7 +212,7 @@ class Rotator:
 
     def _is_in_the_way(self, path: Path, new: Issuer, passphrase: bytes | None) -> bool:
         """Whether there is a key that is not the new one already, written by a run that was cut off."""
-        if not path.exists() or digest(self._old.certificate) == digest(new.certificate):
+        if not path.exists() or certificate_digest(self._old.certificate) == certificate_digest(new.certificate):
             return False
         try:
             authority.load_root(self._next, path, passphrase)
@@ -225,7 +228,7 @@ class Rotator:
 
     def _bundle(self, now: datetime, roots: tuple[x509.Certificate, ...], active: x509.Certificate) -> Bundle:
         """What :meth:`_publish` gives its version."""
-        return Bundle(self._trust_domain, int(now.timestamp()), roots, digest(active))
+        return Bundle(self._trust_domain, int(now.timestamp()), roots, certificate_digest(active))
 
     def _publish(self, stage: str, wanted: Bundle, signers: list[Issuer], now: datetime) -> Rotation:
         def publish(transaction: Transaction) -> tuple[Rotation, bytes]:
@@ -233,10 +236,8 @@ class Rotator:
             bundle = replace(wanted, version=next_version(before.version, now), distrusted=before.distrusted)
             signed = documents.sign_bundle(bundle, signers)
             bundles.publish(transaction, bundle, signed)
-            rotation = Rotation(
-                stage, digest(signers[0].certificate).hex(), digest(signers[-1].certificate).hex(), bundle.version,
-                transaction.now,
-            )  # fmt: skip
+            old, new = (certificate_digest(signer.certificate).hex() for signer in (signers[0], signers[-1]))
+            rotation = Rotation(stage, old, new, bundle.version, transaction.now)
             transaction.put(_META, json.dumps(asdict(rotation)))
             transaction.record("rotation", "", stage=stage, old=rotation.old[:16], new=rotation.new[:16])
             return rotation, signed

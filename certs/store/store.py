@@ -22,15 +22,16 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from certs.store import audit
+from certs.store.migrations import MIGRATIONS
 from sidecar.identity.reasons import UsageError
 
 _T = TypeVar("_T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = len(MIGRATIONS)
 _BUSY_SECONDS = 10
 _SECRETS = ("password", "sslpassword")  # what PostgreSQL takes as parameters of a URL, too
 
-_tables = sa.MetaData()
+_tables = sa.MetaData()  # what is asked for; what a store has is made by ``migrations``
 _Time = sa.BigInteger  # Unix seconds
 
 meta = sa.Table(
@@ -98,10 +99,6 @@ audit_log = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
 )
-
-Migration = Callable[[sa.Connection], None]
-MIGRATIONS: tuple[Migration, ...] = (_tables.create_all,)
-"""Each brings the schema from the version of its place to the next; all of them in one transaction. Only ever added to."""
 
 
 class StoreUnavailableError(Exception):

@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
 from certs.protocol.x509_profile import BACKDATED
 from sidecar.agent.credentials import Credentials, judge_own
-from sidecar.identity.judge import Revocations, VerifyParams, key_digest, revoked
+from sidecar.identity.judge import Revocations, VerifyParams, revoked
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid, shown
-from sidecar.transport.tls import KeyPair, PrivateKey, digest
+from sidecar.transport.tls import KeyPair, PrivateKey
 
 MIN_LIFE = timedelta(minutes=1)
 """A certificate that ends sooner than that is none to go on with."""
@@ -40,10 +41,6 @@ class Learnt:
     bundle: Bundle | None
     document: bytes
     faults: tuple[str, ...]
-
-
-def new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
 
 
 def csr_for(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -135,7 +132,7 @@ def must_renew(credentials: Credentials, bundle: Bundle, listed: RevocationList 
     longer, or it was revoked itself (and whoever did that may have made a new secret since)."""
     if listed is not None and revoked(credentials.svid, (), revocations(bundle, listed, timedelta())) is not None:
         return True
-    root = next((root for root in bundle.roots if digest(root) == bundle.active), None)
+    root = next((root for root in bundle.roots if certificate_digest(root) == bundle.active), None)
     chain = credentials.keys.chain
     under_active = root is not None and chain[-1].issuer == root.subject
     return not under_active or any(key_digest(issuer) in bundle.distrusted for issuer in chain[1:])

@@ -19,6 +19,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.protocol import enrolment
 from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
 from certs.protocol.denial import Denial
-from certs.protocol.documents import Bundle, RevocationList, digest
+from certs.protocol.documents import Bundle, RevocationList
 from sidecar.agent import accept, credentials, statedir
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
@@ -35,12 +36,23 @@ from sidecar.agent.schedule import backoff, refresh_after, refresh_at
 from sidecar.config.wiring import CaIdentity
 from sidecar.documents.address import ca_address
 from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
 
 POLL_SECONDS = 5.0
+
+
+class Means(StrEnum):
+    """How a certificate was obtained; the name of the event that is logged."""
+
+    ENROLLED = "enrolled"
+    ENROLLED_AGAIN = "enrolled_again"
+    RENEWED = "renewed"
+    RE_ENROLLED = "re-enrolled"
+
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Is told what is in force from now on."""
@@ -153,7 +165,7 @@ class Agent:
         await self._poll()
 
     async def _become(self) -> None:
-        await (self._obtain("enrolled") if self.credentials is None else self._renew())
+        await (self._obtain(Means.ENROLLED) if self.credentials is None else self._renew())
 
     async def _wait(self, error: Exception) -> None:
         self._failures += 1
@@ -263,7 +275,7 @@ class Agent:
             raise RuntimeError("not a member yet")
         if now <= own.svid.not_after:
             try:
-                await self._obtain("renewed")
+                await self._obtain(Means.RENEWED)
                 return
             except CaDeniedError as error:
                 if error.passing:
@@ -283,12 +295,12 @@ class Agent:
         await self._client.use(bundle.roots, Revocations(keys=bundle.distrusted))
         try:
             try:
-                await self._obtain("re-enrolled", own)
+                await self._obtain(Means.RE_ENROLLED, own)
             except CaDeniedError as error:
                 if error.passing or self._identity.enrolment is None:
                     raise
                 try:
-                    await self._obtain("enrolled again")
+                    await self._obtain(Means.ENROLLED_AGAIN)
                 except UsageError as unusable:
                     raise CaDeniedError(error.denial, f"{error}; and {unusable}", passing=False) from unusable
                 except CaDeniedError as again:
@@ -302,10 +314,10 @@ class Agent:
         finally:
             await self._show()
 
-    async def _obtain(self, how: str, own: Credentials | None = None) -> None:
+    async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
         """One certificate with a fresh key: checked, kept, then in force."""
-        first = how.startswith("enrolled")
-        key = self._memory.pending_key() if first else accept.new_key()
+        first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
+        key = self._memory.pending_key() if first else new_key()
         csr = accept.csr_for(key)
         if first:
             shown = self._pass()
@@ -330,7 +342,7 @@ class Agent:
         self._memory.forget_pending_key()
         self._put_in_force(taken)
         await self._show()
-        self._log.info(how.replace(" ", "_"), service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
+        self._log.info(how, service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
 
     def _put_in_force(self, taken: Credentials) -> None:
         svid, chance = taken.svid, random.random()  # noqa: S311
@@ -428,4 +440,4 @@ def _pin(identity: CaIdentity) -> bytes:
     if path is None:
         raise UsageError("identity: needs root or root_sha256: whom to trust at first contact")
     roots = credentials.read_certificates(path, "pinned root")
-    return digest(roots[0])
+    return certificate_digest(roots[0])

@@ -5,7 +5,6 @@ Fails closed, and early: a sidecar that would be refused by every peer, or could
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from sidecar.host.private import Alone, Unfit, UnfitError
+from sidecar.host.private import read_file as read_bounded
 from sidecar.identity.judge import Presented, VerifyParams, judge
 from sidecar.identity.reasons import Reason, Refused, UsageError
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, Svid, parse_svid, shown
@@ -149,31 +150,19 @@ def _key(path: Path) -> tls.PrivateKey:
 def read_file(path: Path, what: str, *, secret: bool = False) -> bytes:
     """A file's content; a ``secret`` one must be its owner's alone. Raises :class:`UsageError`."""
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind):  # a FIFO would be waited for, for ever
-            found = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
-            raise UsageError(f"{path}: {found}, where the {what} file is expected")
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if secret:
-                _check_secret(path, what, status)
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_bounded(path, MAX_FILE_BYTES, Alone.OURS_OR_GROUPS if secret else None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         raise UsageError(f"{path}: cannot read the {what}: {reason}") from error
+    except UnfitError as error:
+        mode = error.status.st_mode
+        found = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        exposed = f"the {what} can be read by others (mode {stat.S_IMODE(mode):04o}); do: chmod 600 {path}"
+        why = {
+            Unfit.IRREGULAR: f"{found}, where the {what} file is expected",
+            Unfit.TOO_LARGE: f"more than {MAX_FILE_BYTES} bytes, so it is no {what}",
+        }.get(error.unfit, exposed)
+        raise UsageError(f"{path}: {why}") from error
     if not data.strip():
         raise UsageError(f"{path}: the {what} file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: more than {MAX_FILE_BYTES} bytes, so it is no {what}")
     return data
-
-
-def _check_secret(path: Path, what: str, status: os.stat_result) -> None:
-    """A key is its owner's alone; root may let one group read it (as PostgreSQL has it)."""
-    forbidden = stat.S_IRWXG | stat.S_IRWXO
-    if status.st_uid == 0 and os.getuid() != 0:
-        forbidden = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
-    if status.st_mode & forbidden:
-        raise UsageError(
-            f"{path}: the {what} can be read by others (mode {stat.S_IMODE(status.st_mode):04o}); do: chmod 600 {path}"
-        )

@@ -20,6 +20,7 @@ from sidecar.agent import accept
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
 from sidecar.agent.statedir import BUNDLE, IDENTITY, MEMBER, PENDING, REVOCATIONS, StateDir
+from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 
@@ -105,7 +106,7 @@ class SavedState:
                 return accept.read_key(kept)
             except AnswerRefusedError:
                 self.forget_pending_key()
-        return accept.new_key()
+        return new_key()
 
     def keep_pending_key(self, key: ec.EllipticCurvePrivateKey) -> None:
         """Raises :class:`OSError`: then it must not be asked for."""

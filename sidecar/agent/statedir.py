@@ -21,6 +21,8 @@ import os
 import stat
 from pathlib import Path
 
+from sidecar.host.atomic import SECRET, NewFile, remove_unfinished, write_files
+from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
 from sidecar.identity.reasons import UsageError
 
 IDENTITY, PENDING = "identity.pem", "pending.pem"
@@ -44,19 +46,17 @@ class StateDir:
             raise UsageError(f"{path}: cannot be state_dir: {what}; it must be a directory of its own") from error
         try:
             self._claim()
-            for name in os.listdir(self._fd):  # noqa: PTH208 (by descriptor: what was checked)
-                # What a killed process left behind.
-                if name.endswith(".tmp"):
-                    os.unlink(name, dir_fd=self._fd)
+            remove_unfinished(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
 
     def _claim(self) -> None:
         status = os.fstat(self._fd)
-        if status.st_uid != os.geteuid():
+        exposed = exposure(status, Alone.OURS)
+        if exposed is Unfit.FOREIGN:
             raise UsageError(f"{self.path}: state_dir belongs to another user, who could read the key in it")
-        if status.st_mode & 0o077:
+        if exposed is not None:
             mode = stat.S_IMODE(status.st_mode)
             raise UsageError(
                 f"{self.path}: state_dir can be read by others (mode {mode:04o}); do: chmod 700 {self.path}"
@@ -74,43 +74,25 @@ class StateDir:
     def read(self, name: str) -> bytes | None:
         """A file's content; None if there is none. Raises :class:`UsageError` for one that others could have read or
         swapped."""
+        path = self.path / name
         try:
-            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
+            return read_file(name, MAX_BYTES, Alone.OURS, follow=False, dir_fd=self._fd)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UsageError(
-                f"{self.path / name}: cannot be read: {error.strerror}; a symlink is not followed"
-            ) from error
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):  # before it is opened as one, which a directory cannot be
-            os.close(file)
-            raise UsageError(f"{self.path / name}: is not a regular file")
-        with os.fdopen(file, "rb") as stream:
-            if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-                raise UsageError(f"{self.path / name}: can be read by others; do: chmod 600 {self.path / name}")
-            data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UsageError(f"{self.path / name}: is larger than {MAX_BYTES >> 20} MiB, so it is none of ours")
-        return data
+            raise UsageError(f"{path}: cannot be read: {error.strerror}; a symlink is not followed") from error
+        except UnfitError as error:
+            why = {
+                Unfit.IRREGULAR: "is not a regular file",
+                Unfit.SHARED: f"can be read by others; do: chmod 600 {path}",
+                Unfit.FOREIGN: f"can be read by others; do: chmod 600 {path}",
+                Unfit.TOO_LARGE: f"is larger than {MAX_BYTES >> 20} MiB, so it is none of ours",
+            }[error.unfit]
+            raise UsageError(f"{path}: {why}") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file. Raises :class:`OSError`; the old one is there then."""
-        fresh = f"{name}.tmp"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh, dir_fd=self._fd)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(fresh, flags, 0o600, dir_fd=self._fd), "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.rename(fresh, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh, dir_fd=self._fd)
-            raise
-        os.fsync(self._fd)
+        write_files([NewFile(name, data, SECRET)], dir_fd=self._fd)
 
     def remove(self, *names: str) -> None:
         for name in names:

@@ -163,7 +163,7 @@ def warnings(config: Config, now: datetime) -> list[str]:
     said, unruled = [], []
     for i, outbound in enumerate(config.outbound):
         decision = decide.decide(mesh, mesh.identity(service), outbound.service, outbound.port, now)
-        if not decision.allowed and decision.why.endswith(decide.NO_RULE):
+        if decision.kind is decide.Kind.NO_RULE:
             unruled.append((f"outbound[{i}]", str(outbound.target)))
         elif not decision.allowed:
             said.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
@@ -174,7 +174,7 @@ def warnings(config: Config, now: datetime) -> list[str]:
     said += [
         f"{config.path}: inbound[{i}]: nobody may call {service}:{inbound.port}: no rule allows it"
         for i, inbound in enumerate(config.inbound)
-        if not decide.has_callers(mesh, service, inbound.port, now)
+        if not decide.callers(mesh, service, inbound.port, now)
     ]
     return said + decide.warnings(mesh, now)
 

@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import trio
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.protocol import x509_profile
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
@@ -23,6 +22,7 @@ from sidecar.dev.plan import news, plan
 from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
 from sidecar.host.process import raise_descriptor_limit
+from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.reload import snapshot
@@ -43,7 +43,7 @@ class MemoryCa:
     """A root and an issuing CA that live as long as this object."""
 
     def __init__(self, trust_domain: str, now: datetime) -> None:
-        root_key, issuing_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        root_key, issuing_key = (new_key() for _ in range(2))
         root = x509_profile.root(trust_domain, root_key, now)
         issuing = x509_profile.intermediate(
             trust_domain, issuing_key.public_key(), x509_profile.Issuer(root, root_key), now
@@ -53,7 +53,7 @@ class MemoryCa:
 
     def issue(self, identity: SpiffeId, now: datetime) -> KeyPair:
         """A new key and its certificate, for an hour."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = new_key()
         leaf = x509_profile.leaf(identity, key.public_key(), self._issuer, now)
         return KeyPair((leaf, self._issuer.certificate), key, self.roots)
 

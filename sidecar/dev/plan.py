@@ -119,9 +119,8 @@ def banner(mesh: Mesh, plan: DevPlan) -> str:
     lines = [f"{mesh.trust_domain}: {len(mesh.services)} services, each behind its own sidecar; the CA is in memory"]
     for service in mesh.services:
         lines.append(f"\n  {service}")
-        lines += [f"    {what} {where}" for what, where in _places(plan, service).items()]
-        if lines[-1] == f"\n  {service}":
-            lines.append("    neither calls nor is called")
+        places = [f"    {what} {where}" for what, where in _places(plan, service).items()]
+        lines += places or ["    neither calls nor is called"]
     return "\n".join(lines)
 
 

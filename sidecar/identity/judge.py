@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
-from hashlib import sha256
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, InvalidIdentityError, SpiffeId, Svid, parse_svid
 
@@ -44,7 +43,7 @@ class Presented:
 @dataclass(frozen=True, slots=True)
 class Revocations:
     """What may no longer be trusted: identities by the time before which they were issued, (issuer name, serial), and CAs
-    by their key (:func:`key_digest`), whoever signed for it.
+    by their key (:func:`sidecar.identity.keys.key_digest`), whoever signed for it.
 
     ``fresh_until``: when this knowledge is too old to let anybody in; None where nobody keeps such a list."""
 
@@ -126,11 +125,6 @@ def revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> st
         if (issuer, serial) in revocations.serials or key in revocations.keys:
             return f"a revoked issuer (serial {serial:x})"
     return None
-
-
-def key_digest(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of a certificate's public key (its SubjectPublicKeyInfo): the same for every certificate of that key."""
-    return sha256(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 @lru_cache(maxsize=64)

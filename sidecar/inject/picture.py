@@ -46,7 +46,7 @@ def warnings(
     """What a person must know of this mesh, worst first."""
     called = {(edge.caller, edge.callee) for edge in edges}
     for name, reason in sorted(topology.excluded.items()):
-        yield f"{name} is not in the mesh: it {reason.removeprefix('it ')}"
+        yield f"{name} is not in the mesh: it {reason}"
     for (one, other), reason in topology.plaintext.items():
         if {(one, other), (other, one)} & called:
             yield f"{one} and {other} meet in plaintext, as before: {reason}"

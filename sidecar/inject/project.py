@@ -7,13 +7,12 @@ is not ours, or is no file, is not overwritten.
 from __future__ import annotations
 
 import difflib
-import os
-import secrets
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.host.atomic import PUBLIC, NewFile, write_files
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_DIRECTORY
 
@@ -92,34 +91,17 @@ def write(project: Path, changes: Iterable[Change]) -> None:
     """Makes the changes. Raises :class:`UsageError`, and then nothing is changed but, if a disk fails in the very last
     moment, some files whole."""
     changes = list(changes)
-    fresh: dict[str, Path] = {}
     try:
-        for change in changes:
-            if change.after is not None:
-                fresh[change.path] = _write_temporary(project / change.path, change.after)
-        for path, temporary in fresh.items():
-            temporary.replace(project / path)
+        fresh = [_new_file(project / change.path, change.after) for change in changes if change.after is not None]
+        write_files(fresh)
         for change in changes:
             if change.after is None:
                 (project / change.path).unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{error.filename or project}: cannot be written: {error.strerror}") from error
-    finally:
-        for temporary in fresh.values():
-            temporary.unlink(missing_ok=True)
 
 
-def _write_temporary(path: Path, content: bytes) -> Path:
+def _new_file(path: Path, content: bytes) -> NewFile:
+    """A file whose directory is there, and whose mode stays what it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+    return NewFile(str(path), content, stat.S_IMODE(path.stat().st_mode) if path.exists() else PUBLIC)

@@ -6,14 +6,13 @@ nothing secret goes through this process.
 
 from __future__ import annotations
 
-import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sidecar.host.private import Alone, exposure
 from sidecar.identity.reasons import UsageError
 
 CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "sidecars"
@@ -73,7 +72,7 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
 def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
-    if stat.S_IMODE(path.stat().st_mode) & 0o077 or path.stat().st_uid != os.geteuid():
+    if exposure(path.stat(), Alone.OURS) is not None:
         raise UsageError(f"--state: {path} can be read by others, or is another user's: chmod 700 it, or give another")
 
 

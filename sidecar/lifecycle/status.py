@@ -15,7 +15,7 @@ from typing import Any
 from sidecar.config.wiring import Config
 from sidecar.identity.spiffe import Svid
 from sidecar.observe.metrics import Metrics
-from sidecar.policy.decide import decide
+from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh
 
 
@@ -51,7 +51,7 @@ def describe(now: datetime, standing: CurrentState, tally: Metrics) -> dict[str,
                 "port": one.port,
                 "listen": str(one.listen),
                 "apps": [str(app) for app in one.apps],
-                "may_call": _callers(mesh, config.service, one.port, now),
+                "may_call": callers(mesh, config.service, one.port, now),
                 "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
             }
             for one in config.inbound
@@ -74,21 +74,8 @@ def describe(now: datetime, standing: CurrentState, tally: Metrics) -> dict[str,
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(tally.ended.items())
         ],
-        "refused_lately": list(tally.refusals)[::-1],
+        "refused_lately": [one.told() for one in reversed(tally.refusals)],
     }
-
-
-def _callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
-    """The declared services that may call a port, and the patterns of others."""
-    services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
-    patterns = {
-        text
-        for rule in mesh.rules
-        if rule.action == "allow" and rule.mode == "enforce" and (service, port) in rule.targets
-        for text in rule.from_
-        if rule.patterns and text.startswith("spiffe://")
-    }
-    return [*services, *sorted(patterns)]
 
 
 def as_text(status: Mapping[str, Any]) -> str:

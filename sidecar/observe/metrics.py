@@ -1,4 +1,4 @@
-"""What has happened so far, counted from the access log's lines: how connections ended, and the last refusals. Pure.
+"""What has happened so far, counted from connections that ended: how they ended, and the last refusals. Pure.
 
 Bounded: labels are ports of our own wiring and words of the vocabulary, never what a peer sent.
 """
@@ -6,33 +6,66 @@ Bounded: labels are ports of our own wiring and words of the vocabulary, never w
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+
+from sidecar.identity.reasons import Reason
+from sidecar.observe.record import ConnectionRecord, Direction
 
 LAST_REFUSALS = 50
 
-_TOLD = ("direction", "port", "upstream", "peer_address", "peer_id", "client_address", "reason", "peer_reason", "rule")
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the access log said of a connection that was refused. ``at``: the time of day, as text."""
+
+    at: str
+    direction: Direction
+    port: str
+    upstream: str | None
+    peer_address: str | None
+    peer_id: str | None
+    client_address: str | None
+    reason: Reason
+    peer_reason: str | None
+    rule: str | None
+    message: str | None
+
+    def told(self) -> dict[str, str | None]:
+        """As plain values; what is not known is left out, but for the message."""
+        values = {name: None if value is None else str(value) for name, value in asdict(self).items()}
+        return {name: value for name, value in values.items() if value or name == "message"}
 
 
 @dataclass(slots=True)
 class Metrics:
     """``ended``: (direction, port or target, decision, reason) → connections. ``to_app``, ``from_app``: bytes by (direction,
-    port or target). ``refusals``: the newest last, each what its line said, with ``at``, the time of day as text."""
+    port or target). ``refusals``: the newest last."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     to_app: Counter[tuple[str, str]] = field(default_factory=Counter)
     from_app: Counter[tuple[str, str]] = field(default_factory=Counter)
-    refusals: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LAST_REFUSALS))
+    refusals: deque[Refusal] = field(default_factory=lambda: deque(maxlen=LAST_REFUSALS))
 
-    def add(self, line: Mapping[str, Any], at: str) -> None:
-        """Counts one connection's line."""
-        direction = line["direction"]
+    def add(self, record: ConnectionRecord, at: str) -> None:
+        """Counts one connection that has ended."""
         # Inbound, `upstream` is an app's address; what it is about is our own port.
-        about = line["port"] if direction == "inbound" else str(line["upstream"])
-        self.ended[direction, about, line["decision"], line["reason"]] += 1
-        self.to_app[direction, about] += line["bytes_to_app"]
-        self.from_app[direction, about] += line["bytes_from_app"]
-        if line["decision"] == "deny":
-            told = {name: line[name] for name in _TOLD if line.get(name)}
-            self.refusals.append({"at": at, **told, "message": line.get("message")})
+        about = record.port if record.direction == "inbound" else str(record.upstream)
+        self.ended[record.direction, about, record.decision, str(record.outcome)] += 1
+        self.to_app[record.direction, about] += record.bytes_to_app
+        self.from_app[record.direction, about] += record.bytes_from_app
+        if record.decision == "deny":
+            self.refusals.append(
+                Refusal(
+                    at=at,
+                    direction=record.direction,
+                    port=record.port,
+                    upstream=record.upstream,
+                    peer_address=record.peer_address,
+                    peer_id=record.peer_id,
+                    client_address=record.client_address,
+                    reason=record.outcome,
+                    peer_reason=record.peer_reason,
+                    rule=record.rule,
+                    message=record.message,
+                )
+            )

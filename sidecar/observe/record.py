@@ -55,6 +55,11 @@ class ConnectionRecord:
                 self.decision = "deny"
         self.end(refusal.reason, f"refused: {self.service} {refusal.detail}")
 
+    @property
+    def outcome(self) -> Reason:
+        """How it ended. That nobody said so is a bug of ours."""
+        return self.reason or Reason.INTERNAL_ERROR
+
     def finish(self, now: float) -> dict[str, Any]:
         """The line, exactly once; a second call is a bug and raises RuntimeError."""
         if self._finished:
@@ -69,7 +74,7 @@ class ConnectionRecord:
             "upstream": self.upstream,
             "decision": self.decision,
             "rule": self.rule,
-            "reason": str(self.reason or Reason.INTERNAL_ERROR),
+            "reason": str(self.outcome),
             "bytes_to_app": self.bytes_to_app,
             "bytes_from_app": self.bytes_from_app,
             "duration_ms": round((now - self.started) * 1000, 1),

@@ -11,9 +11,11 @@ file: the caller's sidecar before it dials, and the callee's once it has seen th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from enum import StrEnum
+from itertools import islice
 
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.mesh import Mesh, PolicyTest, Rule
@@ -21,19 +23,52 @@ from sidecar.policy.names import Target
 
 NO_RULE = "no rule allows it"
 
+MAX_SAMPLES = 100
+"""How many identities stand for one pattern at most (:meth:`sidecar.policy.mesh.Pattern.samples`). It would take more only if the
+pattern has two ``**``, and another pattern has more than eight segments."""
+
+
+class Kind(StrEnum):
+    """What a decision rests on. Only the first lets anybody in."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    NO_RULE = "no_rule"
+    RAN_OUT = "ran_out"
+    UNKNOWN_SERVICE = "unknown_service"
+    UNKNOWN_PORT = "unknown_port"
+    OTHER_TRUST_DOMAIN = "other_trust_domain"
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``rule`` and ``line`` name the rule that decided, if one did; ``why`` is one sentence for people.
+    """Whether ``caller`` may call ``target``. ``kind`` is for programs; ``because`` and what is made of it, for people.
 
-    ``dry_run`` tells what matching dry-run rules would have done: ``try-reporting would allow``.
+    ``rule`` and ``line`` name the rule that decided, if one did. ``dry_run`` tells what matching dry-run rules would have
+    done: ``try-reporting would allow``.
     """
 
-    allowed: bool
-    rule: str | None
-    line: int | None
-    why: str
+    kind: Kind
+    caller: str
+    target: Target
+    because: str
+    rule: str | None = None
+    line: int | None = None
     dry_run: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        return self.kind is Kind.ALLOWED
+
+    @property
+    def predicate(self) -> str:
+        """The decision in one sentence, without its subject: ``may not call db:5432: no rule allows it``."""
+        return f"{'may' if self.allowed else 'may not'} call {self.target}: {self.because}"
+
+    @property
+    def why(self) -> str:
+        """The decision in one sentence."""
+        return f"{self.caller} {self.predicate}"
 
 
 def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Decision:
@@ -43,29 +78,52 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
     """
     target = Target(service, port)
     if source.trust_domain != mesh.trust_domain:
-        why = f"{source} may not call {target}: it is of another trust domain than {mesh.trust_domain}"
-        return Decision(False, None, None, why)
-    matching = [rule for rule in mesh.rules if target in rule.targets and rule.has_source(source.segments)]
-    in_force = [rule for rule in matching if not ran_out(rule, now)]
+        return _decision(mesh, source, target, Kind.OTHER_TRUST_DOMAIN)
+    in_force = [rule for rule in mesh.rules if rule.applies(source, target, now)]
     dry_run = tuple(sorted(f"{rule.name} would {rule.action}" for rule in in_force if rule.mode == "dry-run"))
     enforced = [rule for rule in in_force if rule.mode == "enforce"]
     denying = _first(rule for rule in enforced if rule.action == "deny")
     if denying is not None:
-        why = f"{caller_name(mesh, source)} may not call {target}: {_quoted(mesh, denying)} denies it"
-        return Decision(False, denying.name, denying.line, why, dry_run)
+        return _decision(mesh, source, target, Kind.DENIED, denying, dry_run)
     allowing = _first(rule for rule in enforced if rule.action == "allow")
     if allowing is not None:
-        why = f"{caller_name(mesh, source)} may call {target}: {_quoted(mesh, allowing)} allows it"
-        return Decision(True, allowing.name, allowing.line, why, dry_run)
-    why = f"{caller_name(mesh, source)} may not call {target}: {_why_none(mesh, target, matching, now)}"
-    return Decision(False, None, None, why, dry_run)
+        return _decision(mesh, source, target, Kind.ALLOWED, allowing, dry_run)
+    if target.service not in mesh.services:
+        return _decision(mesh, source, target, Kind.UNKNOWN_SERVICE, None, dry_run)
+    if target.port not in mesh.services[target.service].ports:
+        return _decision(mesh, source, target, Kind.UNKNOWN_PORT, None, dry_run)
+    over = _first(
+        rule for rule in mesh.rules if rule.fits(source, target) and rule.ran_out(now) and rule.mode == "enforce"
+    )
+    if over is not None:
+        return _decision(mesh, source, target, Kind.RAN_OUT, over, dry_run)
+    return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)
 
 
-def ran_out(rule: Rule, now: datetime) -> bool:
-    """Whether a rule's last day is over: it holds through the whole of ``until``, in UTC."""
-    if now.tzinfo is None:
-        raise ValueError("a time without a time zone cannot decide when a rule runs out")
-    return rule.until is not None and now.astimezone(UTC).date() > rule.until
+def _decision(
+    mesh: Mesh,
+    source: SpiffeId,
+    target: Target,
+    kind: Kind,
+    rule: Rule | None = None,
+    dry_run: tuple[str, ...] = (),
+) -> Decision:
+    """The one place where a decision gets its words. A rule that ran out is told of, and decided nothing."""
+    caller = caller_name(mesh, source)
+    quoted = "" if rule is None else f"rule '{rule.name}' ({mesh.filename}:{rule.line})"
+    until = None if rule is None else rule.until
+    because = {
+        Kind.ALLOWED: f"{quoted} allows it",
+        Kind.DENIED: f"{quoted} denies it",
+        Kind.NO_RULE: NO_RULE,
+        Kind.RAN_OUT: f"{quoted} allowed it until {until} and ran out; no other rule does",
+        Kind.UNKNOWN_SERVICE: f"{mesh.filename} has no service of that name",
+        Kind.UNKNOWN_PORT: "the service has no port of that name",
+        Kind.OTHER_TRUST_DOMAIN: f"it is of another trust domain than {mesh.trust_domain}",
+    }[kind]
+    if rule is None or kind is Kind.RAN_OUT:
+        return Decision(kind, caller, target, because, dry_run=dry_run)
+    return Decision(kind, caller, target, because, rule.name, rule.line, dry_run)
 
 
 def caller_name(mesh: Mesh, source: SpiffeId) -> str:
@@ -74,19 +132,40 @@ def caller_name(mesh: Mesh, source: SpiffeId) -> str:
     return str(source.service) if ours else str(source)
 
 
-def has_callers(mesh: Mesh, service: str, port: str, now: datetime) -> bool:
-    """Whether anybody may call this port: a declared service, or whoever fits a pattern of an allow rule in force."""
+def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
+    """Who may call this port: declared services by name, then other identities and patterns as SPIFFE IDs. A pattern is
+    listed if :func:`decide` allows one at least of the identities that it matches."""
     target = Target(service, port)
-    if any(decide(mesh, mesh.identity(name), service, port, now).allowed for name in mesh.services):
-        return True
-    return any(
-        rule.action == "allow"
-        and rule.mode == "enforce"
-        and target in rule.targets
-        and not ran_out(rule, now)
-        and any(source.startswith("spiffe://") for source in rule.from_)
+    services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
+    others = {
+        str(SpiffeId(mesh.trust_domain, written))
         for rule in mesh.rules
-    )
+        if rule.action == "allow" and rule.mode == "enforce"
+        for written, paths in _sources(mesh, rule)
+        if _lets_in(mesh, rule, paths, target, now)
+    }
+    return [*services, *sorted(others)]
+
+
+def _lets_in(mesh: Mesh, rule: Rule, paths: Iterable[tuple[str, ...]], target: Target, now: datetime) -> bool:
+    """Whether one of the identities, which one entry of the rule's ``from`` names, may call."""
+    for path in paths:
+        source = SpiffeId(mesh.trust_domain, path)
+        if not rule.applies(source, target, now):
+            return False  # nor does it to the others, since the same entry names them
+        if decide(mesh, source, target.service, target.port, now).allowed:
+            return True
+    return False
+
+
+def _sources(mesh: Mesh, rule: Rule) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:
+    """What a rule's ``from`` names besides declared services, as it is written, each with identities that stand for it."""
+    for path in rule.identities:
+        if SpiffeId(mesh.trust_domain, path).service not in mesh.services:
+            yield path, (path,)
+    longest = max((len(pattern.segments) for other in mesh.rules for pattern in other.patterns), default=0)
+    for pattern in rule.patterns:
+        yield pattern.segments, islice(pattern.samples(longest), MAX_SAMPLES)
 
 
 def warnings(mesh: Mesh, now: datetime) -> list[str]:
@@ -94,7 +173,7 @@ def warnings(mesh: Mesh, now: datetime) -> list[str]:
     return [
         f"{mesh.filename}:{rule.line}: rule '{rule.name}' held until {rule.until} and counts for nothing now"
         for rule in mesh.rules
-        if ran_out(rule, now)
+        if rule.ran_out(now)
     ]
 
 
@@ -194,20 +273,19 @@ def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decisio
     if source.trust_domain != mesh.trust_domain:
         return
     for rule in mesh.rules:
-        from_fits, to_fits = rule.has_source(source.segments), target in rule.targets
-        if from_fits and to_fits:
-            if ran_out(rule, now):
-                yield NearMiss(rule.name, rule.line, f"fits, but held until {rule.until}")
-            elif rule.mode == "dry-run":
+        if rule.applies(source, target, now):
+            if rule.mode == "dry-run":
                 yield NearMiss(rule.name, rule.line, f"fits and would {rule.action}, but is a dry run")
             elif rule.name != decision.rule:
                 beaten = "and says the same" if (rule.action == "allow") == decision.allowed else "but deny beats allow"
                 yield NearMiss(rule.name, rule.line, f"fits, {beaten}")
+        elif rule.fits(source, target):
+            yield NearMiss(rule.name, rule.line, f"fits, but held until {rule.until}")
         elif decision.rule is not None:
             continue  # a rule decided, so those that do not fit are no news
-        elif from_fits:
+        elif rule.has_source(source):
             yield NearMiss(rule.name, rule.line, f"is for this caller, but to {', '.join(rule.to)}")
-        elif to_fits:
+        elif target in rule.targets:
             yield NearMiss(rule.name, rule.line, f"is for {target}, but from {', '.join(rule.from_)}")
 
 
@@ -219,21 +297,6 @@ def _rule_text(mesh: Mesh, source: SpiffeId, target: Target) -> str | None:
         return None  # it must be declared under `services` first
     caller = json.dumps(source.service or str(source))
     return f'  - from: [{caller}]\n    to: ["{target}"]\n'
-
-
-def _why_none(mesh: Mesh, target: Target, matching: list[Rule], now: datetime) -> str:
-    if target.service not in mesh.services:
-        return f"{mesh.filename} has no service of that name"
-    if target.port not in mesh.services[target.service].ports:
-        return "the service has no port of that name"
-    over = _first(rule for rule in matching if ran_out(rule, now) and rule.mode == "enforce")
-    if over is not None:
-        return f"{_quoted(mesh, over)} allowed it until {over.until} and ran out; no other rule does"
-    return NO_RULE
-
-
-def _quoted(mesh: Mesh, rule: Rule) -> str:
-    return f"rule '{rule.name}' ({mesh.filename}:{rule.line})"
 
 
 def _first(rules: Iterable[Rule]) -> Rule | None:

@@ -14,10 +14,10 @@ What a rule's ``from`` and ``to`` may say:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
-from itertools import chain
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -30,6 +30,10 @@ from sidecar.policy.names import WILDCARDS, Names, Target
 
 DEFAULT_STALENESS = timedelta(hours=1)
 DEFAULT_REENROL_WINDOW = timedelta(hours=24)
+
+_NAMED_BY_NO_RULE = "*"
+"""A path segment that only wildcards match: the grammar of SPIFFE IDs does not have it, so no rule can name it."""
+_TWICE = ("**", "**")  # says no more than one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,22 @@ class Pattern:
             places = self._past_any(stay | step)
         return len(self.segments) in places
 
+    def samples(self, longest: int) -> Iterator[tuple[str, ...]]:
+        """Paths that stand for all that this pattern matches: each ``*`` is a segment that no rule names, and each ``**`` is
+        every number of them up to one more than ``longest``, the number of segments of the longest other pattern. If some
+        path of this pattern is matched by none of the others, then so is one of these: in the place of a wildcard only
+        wildcards match such a segment, and a run of them that is longer than a pattern meets a ``**`` there or nothing."""
+        runs: dict[str, list[tuple[str, ...]]] = {
+            "*": [(_NAMED_BY_NO_RULE,)],
+            "**": [(_NAMED_BY_NO_RULE,) * length for length in range(longest + 2)],
+        }
+        segments = [
+            one for one, before in zip(self.segments, ("", *self.segments), strict=False) if (one, before) != _TWICE
+        ]
+        for parts in product(*(runs.get(segment, [(segment,)]) for segment in segments)):
+            if path := tuple(chain.from_iterable(parts)):
+                yield path
+
     def _past_any(self, places: set[int]) -> set[int]:
         """``places``, and those reached from them by letting ``**`` stand for nothing."""
         reached = set(places)
@@ -64,6 +84,7 @@ class Rule:
     ``identities`` (their path segments) and ``patterns`` are what ``from`` stands for in this mesh, ``targets`` is ``to``.
     """
 
+    trust_domain: str
     name: str
     line: int
     from_: tuple[str, ...]
@@ -75,9 +96,26 @@ class Rule:
     mode: Mode
     until: date | None
 
-    def has_source(self, segments: tuple[str, ...]) -> bool:
-        """Whether ``from`` names the identity with these path segments (in our trust domain)."""
-        return segments in self.identities or any(pattern.matches(segments) for pattern in self.patterns)
+    def applies(self, source: SpiffeId, target: Target, now: datetime) -> bool:
+        """Whether the rule is about this call and in force at ``now``, whatever its action and its mode. A time without a
+        time zone is a ValueError."""
+        return self.fits(source, target) and not self.ran_out(now)
+
+    def fits(self, source: SpiffeId, target: Target) -> bool:
+        """Whether the rule is about this call, in force or not."""
+        return target in self.targets and self.has_source(source)
+
+    def has_source(self, source: SpiffeId) -> bool:
+        """Whether ``from`` names this identity: never one of another trust domain."""
+        return source.trust_domain == self.trust_domain and (
+            source.segments in self.identities or any(pattern.matches(source.segments) for pattern in self.patterns)
+        )
+
+    def ran_out(self, now: datetime) -> bool:
+        """Whether the rule's last day is over: it holds through the whole of ``until``, in UTC."""
+        if now.tzinfo is None:
+            raise ValueError("a time without a time zone cannot decide when a rule runs out")
+        return self.until is not None and now.astimezone(UTC).date() > self.until
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +241,7 @@ def _rule(shape: RuleShape, every: _Every, names: Names, document: Document, ind
         identities = every.services | plain if plain else every.services
     targets = frozenset(chain.from_iterable(names.targets(text) for text in shape.to if text != "*"))
     return Rule(
+        trust_domain=names.trust_domain or "",
         name=shape.name or rule_name(shape.from_, shape.to),
         line=document.line(("policy", index)),
         from_=tuple(shape.from_),

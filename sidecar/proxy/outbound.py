@@ -55,7 +55,7 @@ async def serve(
     decision = decide(now.mesh, now.id, route.service, route.port, node.clock())
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
-        raise Refused(Reason.POLICY_DENIED, decision.why.removeprefix(f"{node.config.service} "))
+        raise Refused(Reason.POLICY_DENIED, decision.predicate)
     record.decision = "allow"
 
     # A peer that proves to be the one we mean, and lets us in. Our app's first bytes wait in its socket until then.

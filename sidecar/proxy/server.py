@@ -153,9 +153,8 @@ class Server:
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
         finally:
-            line = record.finish(node.time())
-            node.log.connection(line)
-            node.tally.add(line, f"{node.clock():%FT%TZ}")
+            node.log.connection(record.finish(node.time()))
+            node.tally.add(record, f"{node.clock():%FT%TZ}")
         return False
 
 

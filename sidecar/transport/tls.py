@@ -1,4 +1,4 @@
-"""TLS 1.3, and nothing older, over memory: bytes in, bytes out. The only importer of OpenSSL.
+"""TLS 1.3, and nothing older, over memory: bytes in, bytes out. The only importer of OpenSSL, with ``bindings``.
 
 How it works. A :class:`Context` is one immutable generation of settings (our certificate, our trust, the terms on which a
 peer is accepted); a reload builds a new one and swaps it, because OpenSSL's contexts may not change once used. An
@@ -11,7 +11,7 @@ a cffi callback on the low-level binding, since pyOpenSSL's own can only send ``
 runs again over what the connection itself reports, and only that answer lets anybody in. An exception in the callback
 refuses.
 
-The private bindings in use are looked up at import, so an incompatible upgrade stops the start, not a connection.
+The private bindings in use are those that ``bindings`` looks up at import.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from sidecar.identity.judge import ChainFault, Presented, VerifyParams, judge
+from sidecar.identity.keys import certificate_digest, der_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid, shown
 from sidecar.relay.duplex import Buffer, ChannelError
+from sidecar.transport.bindings import ffi as _ffi
+from sidecar.transport.bindings import lib as _lib
 from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker
 
-_lib: Any = vars(SSL)["_lib"]
-_ffi: Any = vars(SSL)["_ffi"]
-
-# Looked up once: a missing name fails here, at start-up, and local names are faster on the hot path.
+# Local names are faster on the hot path.
 _SSL_do_handshake = _lib.SSL_do_handshake
 _SSL_read, _SSL_write, _SSL_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
 _BIO_read, _BIO_write, _BIO_get_mem_data = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
@@ -95,7 +94,7 @@ class Context:
     def __init__(self, keys: KeyPair | Roots, terms: VerifyParams, *, unverified: bool = False) -> None:
         own, roots = (keys, keys.roots) if isinstance(keys, KeyPair) else (None, keys)
         self.terms = terms
-        self.anchors = frozenset(digest(root) for root in roots)
+        self.anchors = frozenset(certificate_digest(root) for root in roots)
         self._unverified = unverified
         context = SSL.Context(SSL.TLS_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
@@ -269,7 +268,7 @@ class TlsChannel:
         )
         svid = judge(presented, self._terms, self._clock())
         self.path = tuple(map(_shared, presented.path))
-        self.anchor = _digest(presented.path[-1])
+        self.anchor = der_digest(presented.path[-1])
         return svid
 
     def _refuse(self) -> NoReturn:
@@ -505,15 +504,6 @@ def _der(certificate: Any) -> bytes:
         return bytes(_ffi.buffer(start[0], size))
     finally:
         _lib.BIO_free(bio)
-
-
-def digest(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of a certificate: how a root is told from others, and pinned."""
-    return _digest(certificate.public_bytes(Encoding.DER))
-
-
-def _digest(der: bytes) -> bytes:
-    return hashlib.sha256(der).digest()
 
 
 @lru_cache(maxsize=1024)

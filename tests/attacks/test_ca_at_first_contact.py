@@ -18,6 +18,7 @@ from certs.authority import authority
 from certs.protocol import documents
 from certs.protocol.x509_profile import Issuer
 from sidecar.documents.address import Address
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.transport import sockets
 from sidecar.transport.tls import KeyPair
@@ -97,7 +98,7 @@ async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_p
     async with ca_desk(tmp_path) as desk:
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
         bundle = documents.Bundle(
-            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), documents.digest(evil.root.certificate)
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate)
         )
         document = documents.sign_bundle(bundle, [evil.root])
         token = desk.make_pass("web")
@@ -183,7 +184,7 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
         evil = authority.make(TRUST_DOMAIN, desk.clock().replace(microsecond=0))
         issuing = Issuer(desk.ca.issuer.certificate, desk.ca.issuer.key)
         bundle = documents.Bundle(
-            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), documents.digest(evil.root.certificate)
+            TRUST_DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate)
         )
         token = desk.make_pass("web")
         async with false_ca(desk) as false:

@@ -25,6 +25,7 @@ from certs.protocol.documents import Bundle, RevocationList
 from certs.protocol.x509_profile import Issuer
 from certs.registrar import revocations
 from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.transport.http1 import Request, Response
 from tests.attacks.castage import (
@@ -219,13 +220,13 @@ LISTS: dict[str, tuple[List, str]] = {
 
 
 def delegate_of_the_issuing_ca(it: Poll) -> Issuer:
-    key = authority._new_key()
+    key = new_key()
     return Issuer(x509_profile.delegate(key.public_key(), it.signers.issuing, it.desk.clock()), key)
 
 
 def old_delegate(it: Poll) -> Issuer:
     """One that the root really appointed, for last year."""
-    key, root = authority._new_key(), it.signers.root
+    key, root = new_key(), it.signers.root
     made = x509_profile.delegate(key.public_key(), root, it.desk.clock())
     builder = (
         x509.CertificateBuilder()
@@ -351,7 +352,7 @@ async def test_one_that_slept_goes_from_bundle_to_bundle_and_not_past_a_gap(tmp_
             first,
             version=first.version + 1,
             roots=(anchor, second.root.certificate),
-            active=documents.digest(anchor),
+            active=certificate_digest(anchor),
         )
         by_new = documents.sign_bundle(last, [it.signers.other.root])
         it.lie(bundles=[by_new])

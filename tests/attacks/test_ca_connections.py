@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from certs.protocol.client import CaClient, CaError, CaUnverifiedError
-from sidecar.identity.judge import Revocations, VerifyParams, key_digest
+from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands

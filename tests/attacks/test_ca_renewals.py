@@ -11,9 +11,8 @@ import pytest
 from OpenSSL import SSL
 
 from certs.authority import authority
-from certs.protocol.wire import NONCE_SECONDS
 from certs.registrar import bundles, registrar, revocations
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.transport.tls import KeyPair
 from tests.attacks.castage import (
     HOUR,

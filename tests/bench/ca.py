@@ -31,6 +31,7 @@ from certs.service.serve import Settings
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import new_key
 from sidecar.observe.logs import Log
 from sidecar.transport.tls import utc_now
 from tests.bench import machine
@@ -70,7 +71,7 @@ async def measure(site: CaSite, ca: Running, store: str, callers: list[Caller], 
 
     async def renews(caller: Caller) -> None:
         while trio.current_time() < begin + seconds:
-            csr = accept.csr_for(accept.new_key())
+            csr = accept.csr_for(new_key())
             asked = trio.current_time()
             await caller.client.renew(csr)
             took.append(trio.current_time() - asked)

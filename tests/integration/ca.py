@@ -33,6 +33,7 @@ from certs.store.store import Store
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import Refused
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
@@ -199,7 +200,7 @@ class Caller:
     service: str
     client: CaClient
     roots: tuple[x509.Certificate, ...]
-    key: Any = field(default_factory=accept.new_key)
+    key: Any = field(default_factory=new_key)
     chain: tuple[x509.Certificate, ...] = ()
 
     async def enrol(self, shown: EnrolmentCredential) -> str:
@@ -211,7 +212,7 @@ class Caller:
 
     async def renew(self) -> str:
         """The next certificate, for a fresh key."""
-        key = accept.new_key()
+        key = new_key()
         text = await self.client.renew(accept.csr_for(key))
         await self._is_now(text, key)
         return text.decode()

@@ -46,8 +46,8 @@ def test_the_demo_plays_to_its_end() -> None:
         ),
         pytest.param(
             "sidecar/policy/decide.py",
-            "    return Decision(False, None, None, why, dry_run)",
-            "    return Decision(True, None, None, why, dry_run)",
+            "    return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)",
+            "    return _decision(mesh, source, target, Kind.ALLOWED, None, dry_run)",
             "reporting got an answer",
             id="with a policy that lets in whom no rule names",
         ),

@@ -7,11 +7,12 @@ import json
 import signal
 import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from certs.registrar.registrar import IssuingPolicy
 from certs.store import audit, store
 from certs.store.store import SCHEMA_VERSION, Store, Transaction
 from sidecar.agent import accept
+from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.transport.tls import utc_now
@@ -35,6 +37,7 @@ from tests.integration.ca import Caller, CaSite, denial
 from tests.integration.database import Database, owned_directory
 from tests.integration.processes import DEADLINE, Running, free_port, running
 from tests.protocols.programs import needs
+from tests.schema import open_as_later, schema_of
 
 pytestmark = needs("postgres", "initdb", "psql")
 
@@ -161,6 +164,37 @@ async def test_a_schema_of_a_newer_version_is_refused(url: str) -> None:
         Store(url, clock=lambda: 0)
 
 
+def schema(url: str) -> Mapping[str, Any]:
+    engine = store._engine(store._parse(url))
+    with engine.connect() as connection:
+        found = schema_of(connection)
+    engine.dispose()
+    return found
+
+
+async def test_a_new_store_is_what_the_tables_say(serving: Database, url: str) -> None:
+    with store.opened(url, clock=lambda: 0):
+        pass
+    made = serving.create(f"store{next(NUMBERS)}")
+    engine = store._engine(store._parse(made))
+    store._tables.create_all(engine)
+    assert schema(url) == schema(made)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE issued ALTER COLUMN how SET DEFAULT 'token'")
+    engine.dispose()
+    assert schema(url) != schema(made)
+
+
+async def test_the_next_change_of_the_schema_reaches_new_stores_and_old_ones(serving: Database, url: str) -> None:
+    with store.opened(url, clock=lambda: 0) as old:
+        old.write(noting("kept"))
+    fresh, made = (serving.create(f"store{next(NUMBERS)}") for _ in range(2))
+    assert await trio.to_thread.run_sync(open_as_later, fresh, made) == "2"
+    assert await trio.to_thread.run_sync(open_as_later, url) == "2"
+    assert schema(fresh) == schema(url) == schema(made)
+    assert "note" in {column["name"] for column in schema(fresh)["passes"]["columns"]}
+
+
 async def test_a_database_that_is_not_there_is_named_without_its_password(serving: Database) -> None:
     wrong = serving.url("nowhere").replace("tester@", "tester:hunter2@")
     with pytest.raises(UsageError, match=r"tester:\*\*\*@.*nowhere.* does not exist") as refused:
@@ -176,7 +210,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     opened._clock = lambda: int(now.timestamp())
     token = enrolment.make("token", site.root_digest)
     opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
-    key, other = accept.new_key(), accept.new_key()
+    key, other = new_key(), new_key()
     csr, other_csr = (accept.csr_for(one).decode() for one in (key, other))
 
     def enrol(service: str, request: str) -> Callable[[Transaction], str]:
@@ -206,7 +240,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     listed = opened.read(lambda connection: revocations.current_list(connection, "shop.internal", now))
     assert set(listed.identities) == {WEB}
     with pytest.raises(Denied, match="revoked"):
-        opened.write(renew(accept.csr_for(accept.new_key()).decode()))
+        opened.write(renew(accept.csr_for(new_key()).decode()))
 
     number = len(log(opened))
     opened._clock = lambda: int((now + timedelta(days=40)).timestamp())

@@ -15,8 +15,8 @@ from OpenSSL import SSL
 
 from certs.authority import authority
 from certs.protocol.client import CaError
-from certs.protocol.documents import digest
 from sidecar.documents.address import Address
+from sidecar.identity.keys import certificate_digest
 from sidecar.transport.tls import utc_now
 from tests.certificates import Credential
 from tests.harness import Foreigner, connect
@@ -126,17 +126,17 @@ async def test_a_whole_rotation_under_load(tmp_path: Path) -> None:
                     await former.renew()
                 await former.client.close()
     (new_root,) = site.roots()
-    assert digest(new_root) != digest(old_root)
+    assert certificate_digest(new_root) != certificate_digest(old_root)
     assert not (site.directory / "next").exists()
     assert [path.name for path in (site.directory / "retired").iterdir()] == [
-        f"root-{digest(old_root).hex()[:16]}.key"
+        f"root-{certificate_digest(old_root).hex()[:16]}.key"
     ], "the old key is for somebody to destroy"
     assert site.faults() == []
 
 
 async def keeps_the_new_root_alone(site: CaSite, sidecar: SidecarProcess) -> None:
     (new,) = site.roots()
-    wanted = [digest(new).hex()[:16]]
+    wanted = [certificate_digest(new).hex()[:16]]
     await sidecar.program.until(
         lambda: sidecar.program.events("trust_bundle")[-1]["roots"] == wanted, "the new root alone"
     )
@@ -163,7 +163,7 @@ async def test_killed_at_every_stage_and_run_again(tmp_path: Path) -> None:
         await rotated(it.site)
         await it.calls.grows(2)
         (new_root,) = it.site.roots()
-        assert digest(new_root) != digest(old_root)
+        assert certificate_digest(new_root) != certificate_digest(old_root)
         assert it.site.faults() == []
         for member in (it.api, it.web):
             assert [line for line in member.log.connections if line["decision"] != "allow"] == []
@@ -174,7 +174,7 @@ async def test_killed_at_every_stage_and_run_again(tmp_path: Path) -> None:
 async def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
     """Not between its lines, but in the midst of what it does."""
     async with stage(tmp_path) as it:
-        roots = {digest(root) for root in it.site.roots()}
+        roots = {certificate_digest(root) for root in it.site.roots()}
         for _ in range(8):
             async with rotating(it.site) as program:
                 await trio.sleep(CHANCE.uniform(0.4, 3.0))  # the moment is the test
@@ -184,7 +184,7 @@ async def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
         await rotated(it.site)
         await it.calls.grows(2)
         (root,) = it.site.roots()
-        assert digest(root) not in roots
+        assert certificate_digest(root) not in roots
         assert it.site.faults() == []
 
 
@@ -223,7 +223,7 @@ async def both_have_the_new_root(it: Stage) -> None:
 
 
 async def keeps_alone(site: CaSite, sidecar: SidecarProcess) -> None:
-    wanted = [digest(root).hex()[:16] for root in site.roots()]
+    wanted = [certificate_digest(root).hex()[:16] for root in site.roots()]
     await sidecar.program.until(
         lambda: bool(said := sidecar.program.events("trust_bundle")) and said[-1]["roots"] == wanted, "the new root"
     )
@@ -273,7 +273,7 @@ async def test_the_root_s_key_is_elsewhere_and_encrypted(tmp_path: Path) -> None
         right = {"CERTS_ROOT_PASSPHRASE": "correct horse", "CERTS_NEW_PASSPHRASE": "battery staple"}
         assert "done:" in await site.certs(*rotate, variables=right)
     (new_root,) = site.roots()
-    assert digest(new_root) != digest(old_root)
+    assert certificate_digest(new_root) != certificate_digest(old_root)
     assert not (site.directory / authority.ROOT_KEY).exists()
     assert b"ENCRYPTED" in key.read_bytes()
     assert authority.load_root(site.directory, key, b"battery staple").certificate == new_root

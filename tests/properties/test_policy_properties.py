@@ -4,6 +4,7 @@ text, whatever it is, gives a value or a UsageError that starts with the file's 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from datetime import UTC, date, datetime
 
@@ -14,7 +15,7 @@ from sidecar.config.wiring import Config, parse_config
 from sidecar.documents.address import parse_address
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.decide import decide
+from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh, Pattern, Rule, parse_mesh
 from sidecar.policy.names import Target
 
@@ -60,6 +61,7 @@ def rules(draw: st.DrawFn) -> list[Rule]:
     names = draw(st.lists(st.text("rst", min_size=1, max_size=3), unique=True, max_size=6))
     return [
         Rule(
+            trust_domain="t",
             name=name,
             line=line,
             from_=("…",),
@@ -129,6 +131,27 @@ def test_what_is_allowed_is_allowed_by_the_rule_it_names(among: list[Rule], sour
         named = [list(segments) for segments in [*rule.identities, *(pattern.segments for pattern in rule.patterns)]]
         assert any(naive_match(segments, list(source.segments)) for segments in named)
         assert rule.until is None or rule.until >= NOW.date()
+
+
+@given(rules(), paths, st.sampled_from(TARGETS))
+def test_whoever_is_allowed_is_listed_among_the_callers(among: list[Rule], path: list[str], target: Target) -> None:
+    listed = callers(with_rules(among), target.service, target.port, NOW)
+    source = SpiffeId("t", tuple(path))
+    if allowed(among, source, target):
+        patterns = [text.removeprefix("spiffe://t/").split("/") for text in listed if text.startswith("spiffe://")]
+        assert source.service in listed or any(naive_match(pattern, path) for pattern in patterns)
+
+
+@given(rules(), st.sampled_from(TARGETS))
+def test_of_every_caller_that_is_listed_somebody_is_allowed(among: list[Rule], target: Target) -> None:
+    for text in callers(with_rules(among), target.service, target.port, NOW):
+        if text.startswith("spiffe://"):
+            pattern = text.removeprefix("spiffe://t/").split("/")
+            parts = ([["z"] * n for n in range(7)] if it == "**" else [[it.replace("*", "z")]] for it in pattern)
+            found = (tuple(itertools.chain.from_iterable(run)) for run in itertools.product(*parts))
+            assert any(allowed(among, SpiffeId("t", path), target) for path in found)
+        else:
+            assert allowed(among, SpiffeId("t", (text,)), target)
 
 
 def naive_match(pattern: list[str], path: list[str]) -> bool:

@@ -18,7 +18,8 @@ from certs.protocol.documents import Bundle, RevocationList
 from sidecar.agent import accept
 from sidecar.agent.accept import MAX_CHAIN, AnswerRefusedError
 from sidecar.agent.credentials import Credentials
-from sidecar.identity.judge import Presented, VerifyParams, judge, key_digest
+from sidecar.identity.judge import Presented, VerifyParams, judge
+from sidecar.identity.keys import certificate_digest, key_digest, new_key
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import DAY, HOUR, rsa_key
@@ -33,21 +34,21 @@ def made() -> Made:
 
 
 FIRST, SECOND, THIRD = made(), made(), made()
-KEY = accept.new_key()
+KEY = new_key()
 
 
 def bundle(
     version: int, *roots: Made, active: Made | None = None, distrusted: frozenset[bytes] = frozenset()
 ) -> Bundle:
     certificates = tuple(root.root.certificate for root in roots)
-    return Bundle(MESH, version, certificates, documents.digest((active or roots[0]).root.certificate), distrusted)
+    return Bundle(MESH, version, certificates, certificate_digest((active or roots[0]).root.certificate), distrusted)
 
 
 def signed(wanted: Bundle, *signers: Made) -> bytes:
     return documents.sign_bundle(wanted, [signer.root for signer in signers])
 
 
-PIN = documents.digest(FIRST.root.certificate)
+PIN = certificate_digest(FIRST.root.certificate)
 
 
 def learn(*documents: bytes, have: Bundle | None = None) -> accept.Learnt:
@@ -189,7 +190,7 @@ _END = b"-----END CERTIFICATE-----\n"
         (chain()[:400], "it is no PEM of certificates"),
         (chain() + chain(), r"4 in its chain, not a leaf and its issuer"),
         (chain().partition(_END)[0] + _END, "1 in its chain"),
-        (chain(key=accept.new_key()), "it is for another key than the one that was sent"),
+        (chain(key=new_key()), "it is for another key than the one that was sent"),
         (chain(WEB), "saying that it met spiffe://shop.internal/web"),
         (chain(SpiffeId(MESH, ("mesh", "ca"))), "saying that it met spiffe://shop.internal/mesh/ca"),
         (chain(ca=SECOND), "every peer would refuse it"),
@@ -278,7 +279,7 @@ def test_what_is_kept_is_read_again_also_when_it_has_ended_or_its_root_is_gone()
         (accept.key_pem(KEY), "it has no certificate that is an SVID"),
         (accept.key_pem(KEY) + pemfiles.pem(FIRST.root.certificate), "it has no certificate that is an SVID"),
         (accept.key_pem(KEY) + chain(WEB), "its certificate is not one of spiffe://shop.internal/api"),
-        (accept.key_pem(accept.new_key()) + chain(), "its certificate is not one of spiffe://shop.internal/api"),
+        (accept.key_pem(new_key()) + chain(), "its certificate is not one of spiffe://shop.internal/api"),
         (accept.key_pem(KEY) + chain().partition(_END)[0] + _END, "with its key and its issuer"),
         (accept.key_pem(rsa_key()) + chain(), "its key is none of ours"),
     ],

@@ -33,6 +33,7 @@ from certs.service.limits import Rate
 from certs.store import store
 from sidecar.agent import accept
 from sidecar.agent.agent import POLL_SECONDS
+from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.transport.http1 import Handler, Request, Response, error
@@ -459,7 +460,7 @@ class Offers:
 OFFERS: dict[str, tuple[Callable[[Offers, ec.EllipticCurvePublicKey], bytes | str], str]] = {
     "another identity": (lambda offers, key: offers.leaf(key, "web"), "every peer would refuse it, saying that it met"),
     "a name of the mesh": (lambda offers, key: offers.leaf(key, "mesh/ca"), "every peer would refuse it"),
-    "another key": (lambda offers, _: offers.leaf(accept.new_key().public_key()), "for another key than the one"),
+    "another key": (lambda offers, _: offers.leaf(new_key().public_key()), "for another key than the one"),
     "another CA's": (lambda offers, key: offers.of_another_ca(key), "every peer would refuse it"),
     "a wrong issuer": (lambda offers, key: offers.with_another_s_issuer(key), "every peer would refuse it"),
     "without its issuer": (lambda offers, key: offers.leaf(key).split(b"-----END CERTIFICATE-----\n")[0]
@@ -546,7 +547,9 @@ async def test_a_pass_leaves_for_the_ca_alone(bed: CaBed, mock_clock: MockClock,
         root = made.root.certificate
         foreign = Authority("shop.internal", (root,), root, made.issuing, made.delegate)
         keys = keys_of(authority.issue(foreign, "mesh/ca", bed.time()))
-        own = documents.sign_bundle(documents.Bundle("shop.internal", 7, (root,), documents.digest(root)), [made.root])
+        own = documents.sign_bundle(
+            documents.Bundle("shop.internal", 7, (root,), certificate_digest(root)), [made.root]
+        )
     else:
         service = "ca" if who == "a service named ca" else "web"
         keys, own = keys_of(authority.issue(bed.ca, service, bed.time())), real
@@ -788,7 +791,7 @@ async def test_who_was_down_for_longer_than_bundles_are_told_says_why_not(bed: C
     root = made.root.certificate
     foreign = Authority("shop.internal", (root,), root, made.issuing, made.delegate)
     document = documents.sign_bundle(
-        documents.Bundle("shop.internal", 1 << 40, (root,), documents.digest(root)), [made.root]
+        documents.Bundle("shop.internal", 1 << 40, (root,), certificate_digest(root)), [made.root]
     )
     said = {"/v1/bundle": json.dumps({"bundles": [json.loads(document)]}).encode()}
     impostor(bed, keys_of(authority.issue(foreign, "mesh/ca", bed.time())), said, bed.port)

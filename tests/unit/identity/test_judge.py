@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from sidecar.identity.judge import MAX_CHAIN, ChainFault, Presented, Revocations, VerifyParams, judge, key_digest
+from sidecar.identity.judge import MAX_CHAIN, ChainFault, Presented, Revocations, VerifyParams, judge
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import Authority, Credential, pem, usage

@@ -22,6 +22,7 @@ from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import load_config
 from sidecar.host.follow import LOOK_SECONDS
 from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.lifecycle import reload
@@ -542,7 +543,7 @@ def live(site: Site, peer: Credential, authority: Authority = AUTHORITY) -> Live
     svid = parse_svid(peer.der)
     path = (*peer.chain_der, authority.root.certificate.public_bytes(Encoding.DER))
     found = Live()
-    found.claim = Admission(svid.id, "api", "http", svid, path, tls.digest(authority.root.certificate))
+    found.claim = Admission(svid.id, "api", "http", svid, path, certificate_digest(authority.root.certificate))
     site.node.registry._live.add(found)
     return found
 
@@ -598,7 +599,7 @@ async def test_a_root_that_the_ca_told_counts_and_one_that_it_took_back_does_not
     assert (old.reason, new.reason) == (None, None)
     await site.reloader.adopt(given(second.leaf("api"), *second.roots), fresh(site))
     assert (old.reason, new.reason) == (Reason.TRUST_CHANGED, None)
-    assert site.node.current.context.anchors == {tls.digest(second.root.certificate)}
+    assert site.node.current.context.anchors == {certificate_digest(second.root.certificate)}
 
 
 async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_clock: MockClock) -> None:

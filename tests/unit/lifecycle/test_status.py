@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 from sidecar.config.wiring import parse_config
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import parse_svid
 from sidecar.lifecycle.status import CurrentState, as_text, describe
 from sidecar.observe.metrics import Metrics
-from sidecar.policy.mesh import parse_mesh
+from sidecar.observe.record import ConnectionRecord
+from sidecar.policy.mesh import Mesh, parse_mesh
 from tests.certificates import Authority
 
 AUTHORITY = Authority()
 NOW = AUTHORITY.now
-MESH = parse_mesh(
-    """\
+MESH_TEXT = """\
 trust_domain: shop.internal
 services:
   web: {}
@@ -23,9 +24,8 @@ services:
 policy:
   - {from: [web, "spiffe://shop.internal/batch/*"], to: "api:http"}
   - {from: web, to: "api:metrics", mode: dry-run}
-""",
-    "mesh.yaml",
-)
+"""
+MESH = parse_mesh(MESH_TEXT, "mesh.yaml")
 CONFIG = parse_config(
     """\
 service: api
@@ -44,10 +44,10 @@ outbound:
 SVID = parse_svid(AUTHORITY.leaf("api").der)
 
 
-def standing(**changed: object) -> CurrentState:
+def standing(mesh: Mesh = MESH, **changed: object) -> CurrentState:
     live = [("inbound", "spiffe://shop.internal/web", "http")] * 2
     fields = {"live": live, "unwell": (), "trust": {}, "draining": False, **changed}
-    return CurrentState(config=CONFIG, mesh=MESH, svid=SVID, **fields)  # type: ignore[arg-type]
+    return CurrentState(config=CONFIG, mesh=mesh, svid=SVID, **fields)  # type: ignore[arg-type]
 
 
 def test_who_it_is_and_who_may_reach_it() -> None:
@@ -64,6 +64,29 @@ def test_who_it_is_and_who_may_reach_it() -> None:
     ]
 
 
+def may_call(policy: str) -> list[str]:
+    """Who may call ``api:http``, as status lists them."""
+    head, _, _ = MESH_TEXT.partition("policy:\n")
+    said = describe(NOW, standing(parse_mesh(f"{head}policy:\n{policy}", "mesh.yaml")), Metrics())
+    found: list[str] = said["inbound"][0]["may_call"]
+    return found
+
+
+BATCH = "spiffe://shop.internal/batch/*"
+
+
+def test_a_caller_whose_rule_ran_out_is_not_listed() -> None:
+    today, yesterday = (f"{NOW - timedelta(days=days):%F}" for days in (0, 1))
+    assert may_call(f'  - {{from: [web, "{BATCH}"], to: api, until: {today}}}\n') == ["web", BATCH]
+    assert may_call(f'  - {{from: [web, "{BATCH}"], to: api, until: {yesterday}}}\n') == []
+
+
+def test_a_caller_that_a_deny_rule_refuses_is_not_listed() -> None:
+    allowed = f'  - {{from: [web, db, "{BATCH}"], to: api}}\n'
+    assert may_call(allowed) == ["web", "db", BATCH]
+    assert may_call(f'{allowed}  - {{from: [web, "{BATCH}"], to: "api:http", action: deny}}\n') == ["db"]
+
+
 def test_for_people() -> None:
     text = as_text(describe(NOW, standing(trust={"trust_bundle": "7 with 1 roots"}), Metrics()))
     assert "api  spiffe://shop.internal/api  certificate until" in text
@@ -77,13 +100,14 @@ def test_for_people() -> None:
 
 def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() -> None:
     tally = Metrics()
-    base = {"direction": "inbound", "port": "http", "decision": "deny", "bytes_to_app": 0, "bytes_from_app": 0}
-    for at, reason in (("t1", "expired"), ("t2", "revoked")):
-        tally.add({**base, "upstream": None, "reason": reason, "message": f"refused: {reason}"}, at)
+    for at, reason in (("t1", Reason.EXPIRED), ("t2", Reason.REVOKED)):
+        record = ConnectionRecord("inbound", "api", "http", 0.0)
+        record.refuse(Refused(reason, f"met something {reason}"))
+        tally.add(record, at)
     said = describe(NOW, standing(unwell=("its certificate ended",), draining=True), tally)
     assert (said["healthy"], said["draining"]) == (False, True)
     assert [one["reason"] for one in said["refused_lately"]] == ["revoked", "expired"]
     text = as_text(said)
     assert "NOT WELL: its certificate ended" in text.splitlines()[1]
     assert "draining" in text
-    assert text.index("refused: revoked") < text.index("refused: expired")
+    assert text.index("met something revoked") < text.index("met something expired")

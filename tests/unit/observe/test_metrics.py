@@ -7,7 +7,7 @@ from sidecar.observe.metrics import LAST_REFUSALS, Metrics
 from sidecar.observe.record import ConnectionRecord
 
 
-def line(reason: Reason = Reason.OK, *, outbound: bool = False) -> dict[str, object]:
+def ended(reason: Reason = Reason.OK, *, outbound: bool = False) -> ConnectionRecord:
     record = ConnectionRecord("outbound" if outbound else "inbound", "api", "http", 0.0)
     record.upstream = "db:5432" if outbound else "127.0.0.1:8081"
     record.bytes_to_app, record.bytes_from_app = 3, 5
@@ -16,12 +16,12 @@ def line(reason: Reason = Reason.OK, *, outbound: bool = False) -> dict[str, obj
         record.end(reason)
     else:
         record.refuse(Refused(reason, "says no"))
-    return record.finish(1.0)
+    return record
 
 
 def test_each_end_is_counted_by_what_it_was_about() -> None:
     tally = Metrics()
-    for one in (line(), line(), line(outbound=True), line(Reason.EXPIRED)):
+    for one in (ended(), ended(), ended(outbound=True), ended(Reason.EXPIRED)):
         tally.add(one, "2026-01-01T00:00:00Z")
     assert tally.ended == {
         ("inbound", "http", "allow", "ok"): 2,
@@ -33,15 +33,36 @@ def test_each_end_is_counted_by_what_it_was_about() -> None:
 
 def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
     tally = Metrics()
-    tally.add(line(), "then")
-    tally.add(line(Reason.REVOKED), "now")
+    tally.add(ended(), "then")
+    tally.add(ended(Reason.REVOKED), "now")
     (refusal,) = tally.refusals
-    assert (refusal["at"], refusal["reason"], refusal["message"]) == ("now", "revoked", "refused: api says no")
+    assert (refusal.at, refusal.reason, refusal.message) == ("now", Reason.REVOKED, "refused: api says no")
+
+
+def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
+    tally = Metrics()
+    tally.add(ended(Reason.REVOKED), "now")
+    assert tally.refusals[0].told() == {
+        "at": "now",
+        "direction": "inbound",
+        "port": "http",
+        "upstream": "127.0.0.1:8081",
+        "reason": "revoked",
+        "message": "refused: api says no",
+    }
+    tally.add(ConnectionRecord("inbound", "api", "http", 0.0), "then")
+    assert tally.refusals[1].told() == {
+        "at": "then",
+        "direction": "inbound",
+        "port": "http",
+        "reason": "internal_error",
+        "message": None,
+    }
 
 
 def test_only_the_last_refusals_are_kept() -> None:
     tally = Metrics()
     for number in range(LAST_REFUSALS + 7):
-        tally.add(line(Reason.REVOKED), str(number))
+        tally.add(ended(Reason.REVOKED), str(number))
     assert len(tally.refusals) == LAST_REFUSALS
-    assert tally.refusals[0]["at"] == "7"
+    assert tally.refusals[0].at == "7"

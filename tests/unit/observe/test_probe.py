@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import trio
-from tests.unit.test_admin import admin
 
 from sidecar.documents.address import Address
 from sidecar.observe import probe
+from tests.unit.observe.test_admin import admin
 
 
 async def asked(call: Callable[..., Any], *words: str) -> Any:

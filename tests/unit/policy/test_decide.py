@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
-from sidecar.policy.decide import Decision, NearMiss, decide, explain, has_callers, ran_out, run_tests, warnings
+from sidecar.policy.decide import Decision, Kind, NearMiss, callers, decide, explain, run_tests, warnings
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import Target
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -103,7 +104,9 @@ def test_what_is_no_identity_is_never_asked_about(text: str) -> None:
 
 def test_empty_policy_denies() -> None:
     decision = asked(mesh(), "shop.internal/web", "api:http")
-    assert decision == Decision(False, None, None, "web may not call api:http: no rule allows it")
+    assert decision == Decision(Kind.NO_RULE, "web", Target("api", "http"), "no rule allows it")
+    assert decision.why == "web may not call api:http: no rule allows it"
+    assert decision.predicate == "may not call api:http: no rule allows it"
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -111,13 +114,11 @@ def test_deny_beats_allow_in_any_order(order: int) -> None:
     rules = ["{name: open, from: '*', to: '*'}", "{name: shut, from: web, to: db, action: deny}"][::order]
     denied = asked(mesh(*rules), "shop.internal/web", "db:5432")
     line = 11 if order == 1 else 10
-    assert denied == Decision(
-        False, "shut", line, f"web may not call db:5432: rule 'shut' (mesh.yaml:{line}) denies it"
-    )
+    assert (denied.kind, denied.rule, denied.line) == (Kind.DENIED, "shut", line)
+    assert denied.why == f"web may not call db:5432: rule 'shut' (mesh.yaml:{line}) denies it"
     allowed = asked(mesh(*rules), "shop.internal/api", "db:5432")
-    assert allowed == Decision(
-        True, "open", 21 - line, f"api may call db:5432: rule 'open' (mesh.yaml:{21 - line}) allows it"
-    )
+    assert (allowed.kind, allowed.rule, allowed.line) == (Kind.ALLOWED, "open", 21 - line)
+    assert allowed.why == f"api may call db:5432: rule 'open' (mesh.yaml:{21 - line}) allows it"
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -147,8 +148,9 @@ class TestUntil:
         assert asked(self.MESH, "shop.internal/web", "db:5432", now).allowed is allowed
 
     def test_says_that_it_ran_out(self) -> None:
-        why = asked(self.MESH, "shop.internal/web", "db:5432", datetime(2028, 1, 1, tzinfo=UTC)).why
-        assert why == (
+        over = asked(self.MESH, "shop.internal/web", "db:5432", datetime(2028, 1, 1, tzinfo=UTC))
+        assert (over.kind, over.rule, over.line) == (Kind.RAN_OUT, None, None)
+        assert over.why == (
             "web may not call db:5432: rule 'soon-over' (mesh.yaml:10) allowed it until 2027-01-31 and ran out;"
             " no other rule does"
         )
@@ -166,7 +168,7 @@ class TestUntil:
         with pytest.raises(ValueError, match="time zone"):
             asked(self.MESH, "shop.internal/web", "db:5432", naive)
         with pytest.raises(ValueError, match="time zone"):
-            ran_out(self.MESH.rules[0], naive)
+            self.MESH.rules[0].ran_out(naive)
 
     def test_warned_of(self) -> None:
         assert warnings(self.MESH, NOW) == []
@@ -191,46 +193,106 @@ class TestDryRun:
 
     def test_one_that_ran_out_allowed_nothing(self) -> None:
         trial = mesh("{from: web, to: api, mode: dry-run, until: 2020-01-01}")
-        assert asked(trial, "shop.internal/web", "api:http").why.endswith("no rule allows it")
+        assert asked(trial, "shop.internal/web", "api:http").kind is Kind.NO_RULE
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "why"),
+    ("source", "target", "kind", "why"),
     [
         (
             "other/web",
             "api:http",
+            Kind.OTHER_TRUST_DOMAIN,
             "spiffe://other/web may not call api:http: it is of another trust domain than shop.internal",
         ),
         (
             "shop.internal/batch/x",
             "api:http",
+            Kind.NO_RULE,
             "spiffe://shop.internal/batch/x may not call api:http: no rule allows it",
         ),
-        ("shop.internal/wbe", "api:http", "spiffe://shop.internal/wbe may not call api:http: no rule allows it"),
-        ("shop.internal/web", "apj:http", "web may not call apj:http: mesh.yaml has no service of that name"),
-        ("shop.internal/web", "api:htp", "web may not call api:htp: the service has no port of that name"),
+        (
+            "shop.internal/wbe",
+            "api:http",
+            Kind.NO_RULE,
+            "spiffe://shop.internal/wbe may not call api:http: no rule allows it",
+        ),
+        (
+            "shop.internal/web",
+            "apj:http",
+            Kind.UNKNOWN_SERVICE,
+            "web may not call apj:http: mesh.yaml has no service of that name",
+        ),
+        (
+            "shop.internal/web",
+            "api:htp",
+            Kind.UNKNOWN_PORT,
+            "web may not call api:htp: the service has no port of that name",
+        ),
     ],
 )
-def test_why_not(source: str, target: str, why: str) -> None:
-    assert asked(mesh("{from: web, to: 'web:http'}"), source, target) == Decision(False, None, None, why)
+def test_why_not(source: str, target: str, kind: Kind, why: str) -> None:
+    decision = asked(mesh("{from: web, to: 'web:http'}"), source, target)
+    assert (decision.kind, decision.rule, decision.line, decision.why) == (kind, None, None, why)
+
+
+def test_only_one_kind_of_decision_lets_anybody_in() -> None:
+    allowing = {kind for kind in Kind if Decision(kind, "web", Target("api", "http"), "because").allowed}
+    assert allowing == {Kind.ALLOWED}
+
+
+BATCH = "spiffe://shop.internal/batch/*"
+DEEP = "spiffe://shop.internal/batch/**"
+DEEPER = "spiffe://shop.internal/batch/x/**"
 
 
 @pytest.mark.parametrize(
-    ("rule", "callers"),
+    ("rules", "expected"),
     [
-        ("{from: web, to: 'api:http'}", True),
-        ("{from: 'spiffe://shop.internal/batch/*', to: api}", True),
-        ("{from: 'spiffe://shop.internal/batch/*', to: api, mode: dry-run}", False),
-        ("{from: 'spiffe://shop.internal/batch/*', to: api, action: deny}", False),
-        ("{from: 'spiffe://shop.internal/batch/*', to: api, until: 2020-01-01}", False),
-        ("{from: 'spiffe://shop.internal/batch/*', to: db}", False),
-        ("{from: web, to: 'api:metrics'}", False),
-        ("{from: web, to: api, mode: dry-run}", False),
+        (["{from: web, to: 'api:http'}"], ["web"]),
+        (["{from: [web, db], to: 'api:http'}", "{from: db, to: api, action: deny}"], ["web"]),
+        (["{from: web, to: 'api:metrics'}"], []),
+        (["{from: web, to: api, mode: dry-run}"], []),
+        (["{from: web, to: api, until: 2020-01-01}"], []),
+        # A pattern, by rules that are not in force, of another action or about another port
+        ([f"{{from: '{BATCH}', to: api}}"], [BATCH]),
+        ([f"{{from: '{BATCH}', to: api, until: 2026-06-01}}"], [BATCH]),
+        ([f"{{from: '{BATCH}', to: api, until: 2026-05-31}}"], []),
+        ([f"{{from: '{BATCH}', to: api, mode: dry-run}}"], []),
+        ([f"{{from: '{BATCH}', to: api, action: deny}}"], []),
+        ([f"{{from: '{BATCH}', to: db}}"], []),
+        # A deny rule for all that the pattern matches, and for a part of it
+        ([f"{{from: '{BATCH}', to: api}}", f"{{from: '{BATCH}', to: api, action: deny}}"], []),
+        ([f"{{from: '{BATCH}', to: api}}", "{from: 'spiffe://shop.internal/**', to: '*', action: deny}"], []),
+        ([f"{{from: '{BATCH}', to: api}}", "{from: 'spiffe://shop.internal/*/*', to: '*', action: deny}"], []),
+        ([f"{{from: '{BATCH}', to: api}}", "{from: 'spiffe://shop.internal/batch/x', to: api, action: deny}"], [BATCH]),
+        ([f"{{from: '{BATCH}', to: api}}", f"{{from: '{BATCH}', to: 'api:metrics', action: deny}}"], [BATCH]),
+        ([f"{{from: '{BATCH}', to: api}}", f"{{from: '{BATCH}', to: api, action: deny, mode: dry-run}}"], [BATCH]),
+        # `**` is any number of segments: some of them are left
+        ([f"{{from: '{DEEP}', to: api}}", f"{{from: '{BATCH}', to: api, action: deny}}"], [DEEP]),
+        ([f"{{from: '{DEEP}', to: api}}", f"{{from: '{BATCH}/**', to: api, action: deny}}"], [DEEP]),
+        (
+            [
+                f"{{from: '{DEEPER}', to: api}}",
+                "{from: ['spiffe://shop.internal/*/*/*/**', 'spiffe://shop.internal/batch/x'], to: api, action: deny}",
+            ],
+            [],
+        ),
+        # One identity that is no service
+        (["{from: 'spiffe://shop.internal/batch/x', to: api}"], ["spiffe://shop.internal/batch/x"]),
+        (
+            [
+                "{from: 'spiffe://shop.internal/batch/x', to: api}",
+                "{from: 'spiffe://shop.internal/batch/x', to: api, action: deny}",
+            ],
+            [],
+        ),
+        (["{from: 'spiffe://shop.internal/web', to: api}"], ["web"]),
     ],
 )
-def test_has_callers(rule: str, *, callers: bool) -> None:
-    assert has_callers(mesh(rule), "api", "http", NOW) is callers
+def test_callers(rules: list[str], expected: list[str]) -> None:
+    named = [f"{{name: r{number}, {rule[1:]}" for number, rule in enumerate(rules)]
+    assert callers(mesh(*named), "api", "http", NOW) == expected
 
 
 def test_run_tests() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,41 @@ class TestParsed:
         [rule] = parse_mesh(mesh_with(rest=rest), "mesh.yaml").rules
         assert rule.identities == {("web",), ("api",), ("idle",), ("x", "y")}
         assert rule.targets == {Target("web", "http"), Target("api", "http"), Target("api", "tls")}
+
+    @pytest.mark.parametrize(
+        ("rule", "source", "target", "applies"),
+        [
+            ("web-calls-api", ("shop.internal", "web"), ("api", "http"), True),
+            ("web-calls-api", ("shop.internal", "api"), ("api", "http"), False),
+            ("web-calls-api", ("shop.internal", "web"), ("api", "metrics"), False),
+            ("web-calls-api", ("other.internal", "web"), ("api", "http"), False),
+            ("batch", ("shop.internal", "batch", "x"), ("api", "http"), True),
+            ("batch", ("other.internal", "batch", "x"), ("api", "http"), False),
+        ],
+    )
+    def test_to_what_a_rule_applies(
+        self, mesh: Mesh, rule: str, source: tuple[str, ...], target: tuple[str, str], *, applies: bool
+    ) -> None:
+        [found] = [each for each in mesh.rules if each.name == rule]
+        trust_domain, *segments = source
+        identity, now = SpiffeId(trust_domain, tuple(segments)), datetime(2026, 6, 1, tzinfo=UTC)
+        assert found.applies(identity, Target(*target), now) is applies
+        assert found.fits(identity, Target(*target)) is applies
+
+    @pytest.mark.parametrize(
+        ("now", "applies"),
+        [
+            (datetime(2027, 1, 31, 23, 59, 59, tzinfo=UTC), True),
+            (datetime(2027, 2, 1, tzinfo=UTC), False),
+            (datetime(2027, 2, 1, tzinfo=timezone(timedelta(hours=1))), True),
+        ],
+    )
+    def test_until_when_a_rule_applies(self, mesh: Mesh, now: datetime, *, applies: bool) -> None:
+        rule, source, target = mesh.rules[2], mesh.identity("reporting"), Target("db", "5432")
+        assert (rule.applies(source, target, now), rule.fits(source, target)) == (applies, True)
+        assert rule.ran_out(now) is not applies
+        with pytest.raises(ValueError, match="time zone"):
+            rule.applies(source, target, datetime(2026, 6, 1))
 
     def test_tests(self, mesh: Mesh) -> None:
         first, second = mesh.tests
@@ -204,3 +239,23 @@ def test_no_pattern_takes_long() -> None:
     pattern = Pattern(("**", "a") * 300)
     assert not pattern.matches(["a"] * 299 + ["b"])
     assert pattern.matches(["a"] * 300)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "longest", "samples"),
+    [
+        ("a/b", 3, {"a/b"}),
+        ("a/*", 3, {"a/*"}),
+        ("a/**", 0, {"a", "a/*"}),
+        ("a/**", 2, {"a", "a/*", "a/*/*", "a/*/*/*"}),
+        ("**", 1, {"*", "*/*"}),  # an identity has one segment at least
+        ("**/**/a", 0, {"a", "*/a"}),  # twice `**` says no more than once
+        ("**/a/**", 0, {"a", "*/a", "a/*", "*/a/*"}),
+    ],
+)
+def test_samples_of_a_pattern(pattern: str, longest: int, samples: set[str]) -> None:
+    one = Pattern(tuple(pattern.split("/")))
+    found = list(one.samples(longest))
+    assert {"/".join(path) for path in found} == samples
+    assert len(found) == len(samples)
+    assert all(one.matches(path) for path in found)

@@ -10,7 +10,8 @@ import pytest
 from trio.testing import MockClock
 
 from sidecar.config.wiring import Config, FileIdentity, Limits, Timeouts
-from sidecar.identity.judge import Revocations, VerifyParams, key_digest
+from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import parse_svid
 from sidecar.observe.logs import Log

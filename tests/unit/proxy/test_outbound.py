@@ -6,12 +6,12 @@ import contextlib
 import socket
 
 from OpenSSL import SSL
-from tests.unit.test_inbound import nobody
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
 from tests.harness import Foreigner, connect, mesh_bed, outbound
+from tests.unit.proxy.test_inbound import nobody
 
 
 async def test_nobody_there_is_no_denial_and_no_alarm() -> None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
 from sidecar.identity.judge import VerifyParams
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.relay.duplex import Buffer, ChannelError
@@ -470,7 +471,7 @@ def test_bare_roots_verify_as_ever() -> None:
 
 def test_no_roots_anchor_nothing() -> None:
     assert bare().anchors == frozenset()
-    assert bare(*MESH.roots).anchors == {tls.digest(MESH.root.certificate)}
+    assert bare(*MESH.roots).anchors == {certificate_digest(MESH.root.certificate)}
 
 
 @pytest.mark.parametrize("callee", [MESH.leaf("mesh/ca"), MESH.leaf("web"), Authority().leaf("mesh/ca")])
@@ -498,7 +499,7 @@ def test_a_peer_s_path_ends_at_its_root() -> None:
     assert ends == (None, None)
     root = MESH.root.certificate.public_bytes(Encoding.DER)
     assert here.path == (*credential.chain_der, root)
-    assert here.anchor == tls.digest(MESH.root.certificate)
+    assert here.anchor == certificate_digest(MESH.root.certificate)
 
 
 @pytest.mark.parametrize(

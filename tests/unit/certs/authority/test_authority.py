@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -158,13 +159,13 @@ def test_saving_again_needs_force_and_then_replaces_all(ca: Path, tmp_path: Path
 
 
 def test_the_certificate_is_replaced_last(ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order, rename = [], Path.rename
+    order, rename = [], os.rename
 
-    def recorded(self: Path, target: Path) -> Path:
-        order.append(target.name)
-        return rename(self, target)
+    def recorded(source: str, target: str, **options: Any) -> None:
+        order.append(Path(target).name)
+        rename(source, target, **options)
 
-    monkeypatch.setattr(Path, "rename", recorded)
+    monkeypatch.setattr(os, "rename", recorded)
     authority.save(authority.issue(authority.load(ca, NOW), "api", NOW), tmp_path / "out")
     assert order == ["bundle.pem", "key.pem", "certificate.pem"]
 
@@ -534,16 +535,16 @@ class Killed(BaseException):
 
 def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """From now on the ``at``-th file that gets its name is the last thing that this process does."""
-    rename, done = Path.rename, 0
+    rename, done = os.rename, 0
 
-    def counted(self: Path, target: Path) -> Path:
+    def counted(*arguments: Any, **options: Any) -> None:
         nonlocal done
         done += 1
         if done == at:
             raise Killed
-        return rename(self, target)
+        rename(*arguments, **options)
 
-    monkeypatch.setattr(Path, "rename", counted)
+    monkeypatch.setattr(os, "rename", counted)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])

@@ -6,11 +6,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from certs.authority import files
-from certs.authority.files import PUBLIC, SECRET, NewFile
+from sidecar.host import atomic
+from sidecar.host.atomic import PUBLIC, SECRET, NewFile
 from sidecar.identity.reasons import UsageError
 
 TWO = [NewFile("a.key", b"secret", SECRET), NewFile("a.pem", b"public", PUBLIC)]
@@ -103,15 +105,15 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_half_of_a_set_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename, calls = Path.rename, []
+    rename, calls = os.rename, []
 
-    def failing(self: Path, target: Path) -> Path:
-        calls.append(target)
+    def failing(*arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
         if len(calls) == 2:
             raise OSError(5, "Input/output error")
-        return rename(self, target)
+        rename(*arguments, **options)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(UsageError, match="Input/output error"):
         files.write(tmp_path, TWO, force=False)
     assert content(tmp_path) == {}
@@ -121,7 +123,7 @@ def test_an_interrupt_takes_back_too_and_stays_an_interrupt(tmp_path: Path, monk
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_sync_directory", interrupted)
+    monkeypatch.setattr(atomic, "sync_directory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.write(tmp_path, TWO, force=False)
     assert content(tmp_path) == {}

@@ -12,7 +12,7 @@ import pytest
 from cryptography.x509 import load_pem_x509_certificate
 
 from certs.protocol import enrolment
-from certs.protocol.documents import digest
+from sidecar.identity.keys import certificate_digest
 from tests.commands import everything, ran, refused, run
 
 WEB = "spiffe://shop.internal/web"
@@ -55,7 +55,7 @@ def test_a_pass_is_printed_alone_for_this_root_and_kept_as_a_hash(command: str, 
     (text,) = made.stdout.splitlines()
     shown = enrolment.parse(text)
     assert shown.kind == kind
-    assert shown.root == digest(load_pem_x509_certificate(Path("ca/root.pem").read_bytes()))
+    assert shown.root == certificate_digest(load_pem_x509_certificate(Path("ca/root.pem").read_bytes()))
     assert kept("hash, kind, identity, used_by, ended_at") == [(enrolment.stored(shown), kind, WEB, None, None)]
     assert audited() == [(f"{kind}_made", WEB, {})]
     assert shown.secret not in made.stderr

@@ -22,7 +22,7 @@ from certs.protocol import documents
 from certs.registrar import bundles
 from certs.registrar.rotation import Rotator
 from certs.store.store import Store, StoreUnavailableError, audit_entries, file_url, opened
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from tests.certificates import DAY, HOUR, Authority, pem
 
 ROOT = Path(certs.__file__).parent.parent
@@ -313,7 +313,7 @@ def test_a_renewal_for_a_stolen_key_that_is_cut_off_and_run_again_still_distrust
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", guarded(Path.rename))
+        patch.setattr(os, "rename", guarded(os.rename))
         patch.setattr(Store, "write_many", guarded(Store.write_many))
         with pytest.raises(Killed):
             CliRunner().invoke(main, ["renew-issuing", "ca", "--distrust"])

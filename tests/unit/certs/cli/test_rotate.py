@@ -13,11 +13,11 @@ from certs.cli import rotate as command
 from certs.cli.commands import main
 from certs.cli.options import now
 from certs.protocol import documents
-from certs.protocol.documents import digest
 from certs.registrar import bundles, followers
 from certs.registrar.followers import Follower
 from certs.registrar.rotation import Rotator
 from certs.store.store import Store, file_url, opened
+from sidecar.identity.keys import certificate_digest
 from tests.certificates import DAY
 from tests.mini_ca import API, DOMAIN, Clock
 
@@ -41,7 +41,7 @@ def run(*arguments: str) -> Result:
 
 def root() -> bytes:
     (one,) = authority.load(Path("ca"), now()).roots
-    return digest(one)
+    return certificate_digest(one)
 
 
 def newest(store: Store | None = None) -> documents.Bundle:
@@ -125,7 +125,9 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
     assert NEW not in right.output
     assert root() != old
     assert not Path("ca/root.key").exists()
-    assert digest(authority.load_root(Path("ca"), Path("safe/root.key"), NEW.encode()).certificate) == root()
+    assert (
+        certificate_digest(authority.load_root(Path("ca"), Path("safe/root.key"), NEW.encode()).certificate) == root()
+    )
     assert [path.name for path in Path("safe/retired").iterdir()] == [f"root-{old.hex()[:16]}.key"]
 
 

@@ -18,7 +18,8 @@ from certs.authority import authority
 from certs.protocol.client import SECONDS, CaClient, CaDeniedError, CaError, CaUnverifiedError
 from sidecar.agent import accept
 from sidecar.documents.address import Address
-from sidecar.identity.judge import Revocations, key_digest
+from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import key_digest, new_key
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets
 from sidecar.transport.http1 import Request, Response
@@ -61,13 +62,13 @@ def fake(bed: CaBed, path: str = "/v1/enrol", body: bytes = b"{}") -> Impostor:
 
 async def test_it_enrols_and_renews(bed: CaBed, mock_clock: MockClock) -> None:
     text, ca = bed.secret().read_text().strip(), await client(bed)
-    chain = await bed.time.finishes(partial(ca.enrol, "api", text, accept.csr_for(accept.new_key())))
+    chain = await bed.time.finishes(partial(ca.enrol, "api", text, accept.csr_for(new_key())))
     assert chain.count(b"BEGIN CERTIFICATE") == 2
-    denied = await fails(bed, partial(ca.renew, accept.csr_for(accept.new_key())))
+    denied = await fails(bed, partial(ca.renew, accept.csr_for(new_key())))
     assert isinstance(denied, CaDeniedError)
     assert (denied.denial, denied.passing) == ("no_certificate", False)
     renewing = await client(bed, show="api")
-    assert await bed.time.finishes(partial(renewing.renew, accept.csr_for(accept.new_key())))
+    assert await bed.time.finishes(partial(renewing.renew, accept.csr_for(new_key())))
     for one in (ca, renewing):
         await bed.time.finishes(one.close)
 
@@ -295,7 +296,7 @@ async def test_what_is_no_list_of_bundles(bed: CaBed, mock_clock: MockClock, bod
 @pytest.mark.parametrize("said", [{}, {"nonce": 7}, {"nonce": "no base64!"}, []])
 async def test_what_is_no_nonce(bed: CaBed, mock_clock: MockClock, said: object) -> None:
     bed.api.bent["/v1/nonce"] = answering(Response.of(200, said))
-    own, key, ca = authority.issue(bed.ca, "api", bed.time()), accept.new_key(), await client(bed)
+    own, key, ca = authority.issue(bed.ca, "api", bed.time()), new_key(), await client(bed)
     ask = partial(ca.reenrol, own.chain[0], own.key, accept.csr_for(key), key.public_key())
     assert str(await fails(bed, ask)) == "the CA answered something that is no nonce"
     await bed.time.finishes(ca.close)

@@ -24,7 +24,6 @@ from certs.protocol.documents import (
     Bundle,
     RevocationList,
     UntrustedError,
-    digest,
     next_version,
     read_bundle,
     read_kept_bundle,
@@ -33,6 +32,7 @@ from certs.protocol.documents import (
     sign_revocations,
 )
 from certs.protocol.x509_profile import Issuer
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.spiffe import SpiffeId
 from tests.certificates import DAY, HOUR, Credential, ec_key, rsa_key
 from tests.certificates import Authority as Factory
@@ -40,13 +40,13 @@ from tests.mini_ca import API, DOMAIN, NOW, WEB
 
 MADE, OTHER, FOREIGN = authority.make(DOMAIN, NOW), authority.make(DOMAIN, NOW), authority.make("other.internal", NOW)
 ROOT = MADE.root.certificate
-ANCHORS = frozenset({digest(ROOT)})
+ANCHORS = frozenset({certificate_digest(ROOT)})
 
 _leaf_key = ec_key()
 LEAF = Issuer(x509_profile.leaf(API, _leaf_key.public_key(), MADE.issuing, NOW), _leaf_key)
 
-PLAIN = Bundle(DOMAIN, 7, (ROOT,), digest(ROOT), frozenset({b"\x01" * 32}))
-BOTH = Bundle(DOMAIN, 8, (ROOT, OTHER.root.certificate), digest(OTHER.root.certificate))
+PLAIN = Bundle(DOMAIN, 7, (ROOT,), certificate_digest(ROOT), frozenset({b"\x01" * 32}))
+BOTH = Bundle(DOMAIN, 8, (ROOT, OTHER.root.certificate), certificate_digest(OTHER.root.certificate))
 SIGNED = sign_bundle(PLAIN, [MADE.root])
 REVOKED = RevocationList(
     DOMAIN, 3, NOW, {API: NOW, SpiffeId(DOMAIN, ("batch", "nightly")): NOW - HOUR}, frozenset({(b"name", 0x1F)})
@@ -119,7 +119,7 @@ def test_a_root_that_is_only_in_the_bundle_itself_introduces_nobody() -> None:
 
 def test_a_reader_of_the_old_root_follows_to_the_new_one() -> None:
     middle = read_bundle(sign_bundle(BOTH, [MADE.root, OTHER.root]), DOMAIN, ANCHORS, NOW)
-    last = Bundle(DOMAIN, 9, (OTHER.root.certificate,), digest(OTHER.root.certificate))
+    last = Bundle(DOMAIN, 9, (OTHER.root.certificate,), certificate_digest(OTHER.root.certificate))
     document = sign_bundle(last, [OTHER.root])
     assert read_bundle(document, DOMAIN, middle.anchors, NOW) == last
     assert "not by a root that is trusted here" in why(document)
@@ -157,7 +157,7 @@ def test_a_list_is_no_bundle_and_a_bundle_no_list_not_even_under_the_other_s_nam
         ({"roots": "junk"}, "cannot be read"),
         ({"roots": [1]}, "cannot be read"),
         ({"roots": [documents._pem(ROOT)] * 9}, "cannot be read"),
-        ({"active": digest(OTHER.root.certificate).hex()}, "an active root that is not in it"),
+        ({"active": certificate_digest(OTHER.root.certificate).hex()}, "an active root that is not in it"),
         ({"active": "zz"}, "cannot be read"),
         ({"active": 1}, "cannot be read"),
         ({"version": 0}, "cannot be read"),
@@ -255,7 +255,10 @@ def test_a_root_of_another_kind_of_key_signs_nothing() -> None:
     mesh = Factory(now=NOW)
     foreign = mesh.ca("root", signer=None, key=rsa_key())
     document = bent(lambda envelope: envelope["signatures"][0].update(certificate=documents._pem(foreign.certificate)))
-    assert why(document, frozenset({digest(foreign.certificate)})) == "it is signed with a key that is none of ours"
+    assert (
+        why(document, frozenset({certificate_digest(foreign.certificate)}))
+        == "it is signed with a key that is none of ours"
+    )
 
 
 def test_a_root_signs_while_it_is_good() -> None:
@@ -382,7 +385,7 @@ def _as_issuer(credential: Credential) -> Issuer:
 
 def test_a_leaf_that_a_root_signed_itself_is_no_delegate() -> None:
     mesh = Factory(now=NOW)
-    bundle = Bundle(DOMAIN, 1, mesh.roots, digest(mesh.roots[0]))
+    bundle = Bundle(DOMAIN, 1, mesh.roots, certificate_digest(mesh.roots[0]))
     leaf = _as_issuer(mesh.leaf("api", signer=mesh.root))
     assert "was not made for that" in why_list(sign_revocations(REVOKED, leaf), bundle)
     key = ec_key()
@@ -478,4 +481,4 @@ def test_a_document_says_its_type_and_whose_signatures_it_has() -> None:
     assert envelope["type"] == "mesh-bundle/1"
     assert len(envelope["signatures"]) == 2
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", envelope["payload"])
-    assert digest(ROOT) == ROOT.fingerprint(hashes.SHA256())
+    assert certificate_digest(ROOT) == ROOT.fingerprint(hashes.SHA256())

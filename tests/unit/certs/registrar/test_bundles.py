@@ -11,10 +11,10 @@ import pytest
 from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents
-from certs.protocol.documents import Bundle, UntrustedError, digest
+from certs.protocol.documents import Bundle, UntrustedError
 from certs.registrar import bundles
 from certs.registrar.bundles import MOST_BUNDLES
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import UsageError
 from tests.mini_ca import DOMAIN, NOW, MiniCa
 
@@ -31,7 +31,7 @@ def ca(tmp_path: Path) -> Iterator[MiniCa]:
 
 
 def bundle(version: int) -> Bundle:
-    return Bundle(DOMAIN, version, (ROOT,), digest(ROOT))
+    return Bundle(DOMAIN, version, (ROOT,), certificate_digest(ROOT))
 
 
 def publish(ca: MiniCa, version: int) -> str:

@@ -24,7 +24,7 @@ from certs.registrar.followers import Follower
 from certs.store.store import followers as followers_table
 from certs.store.store import issued, revoked_serials
 from certs.store.store import passes as passes_table
-from sidecar.identity.judge import key_digest
+from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import parse_svid
 from tests.certificates import DAY, HOUR, ec_key, rsa_key
 from tests.certificates import Authority as Factory

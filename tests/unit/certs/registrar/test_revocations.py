@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents
-from certs.protocol.documents import Bundle, RevocationList, digest
+from certs.protocol.documents import Bundle, RevocationList
 from certs.registrar import revocations
 from certs.store.store import passes
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from tests.certificates import HOUR
@@ -118,4 +119,4 @@ def test_the_list_is_what_its_readers_read(ca: MiniCa) -> None:
     ca.revoke(SpiffeId(DOMAIN, ("batch", "nightly")))
     found = listed(ca)
     document = documents.sign_revocations(found, MADE.delegate)
-    assert documents.read_revocations(document, Bundle(DOMAIN, 1, (ROOT,), digest(ROOT)), NOW) == found
+    assert documents.read_revocations(document, Bundle(DOMAIN, 1, (ROOT,), certificate_digest(ROOT)), NOW) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from certs.cli import rotate as command
 from certs.cli.commands import main
 from certs.cli.options import now
 from certs.protocol import documents
-from certs.protocol.documents import Bundle, digest
+from certs.protocol.documents import Bundle
 from certs.registrar import bundles, followers, registrar, rotation
 from certs.registrar.followers import Follower
 from certs.registrar.rotation import Laggard, Rotation, Rotator
 from certs.store import store
 from certs.store.store import Store, StoreUnavailableError, audit_entries, file_url
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from tests.certificates import DAY, HOUR
 from tests.harness import PATIENCE
@@ -95,7 +97,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def roots_of(directory: Path) -> tuple[bytes, ...]:
-    return tuple(map(digest, authority.load(directory, now()).roots))
+    return tuple(map(certificate_digest, authority.load(directory, now()).roots))
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
@@ -108,14 +110,14 @@ def test_a_new_root_is_made_and_nobody_knows_it(stage: Stage) -> None:
     assert stage.rotator.is_prepared()
     assert (roots_of(stage.directory), stage.newest()) == before
     assert rotation.current(stage.store) is None
-    assert digest(stage.rotator.new_root().certificate) not in before[0]
+    assert certificate_digest(stage.rotator.new_root().certificate) not in before[0]
 
 
 def test_distribute_both_are_trusted_and_the_old_one_says_so(stage: Stage) -> None:
     old = authority.load(stage.directory, NOW)
     before = stage.newest()
     found = stage.distributed()
-    new = digest(stage.rotator.new_root().certificate)
+    new = certificate_digest(stage.rotator.new_root().certificate)
     bundle = stage.newest()
     assert (found.stage, found.old, found.new) == ("distribute", old.root_digest.hex(), new.hex())
     assert (bundle.version, bundle.active) == (found.bundle, old.root_digest)
@@ -138,7 +140,7 @@ def test_activate_certificates_come_from_the_new_root(stage: Stage) -> None:
     assert len(stage.newest().roots) == 2
     issued = authority.issue(loaded, "api", NOW)
     issued.chain[1].verify_directly_issued_by(stage.rotator.new_root().certificate)
-    assert set(map(digest, issued.roots)) == stage.newest().anchors
+    assert set(map(certificate_digest, issued.roots)) == stage.newest().anchors
     assert rotation.current(stage.store) == found
 
 
@@ -152,7 +154,7 @@ def test_settle_notes_the_time_and_changes_nothing_else(stage: Stage) -> None:
 
 
 def test_retire_the_old_one_is_trusted_no_longer_and_says_so_itself(stage: Stage) -> None:
-    old = digest(authority.load(stage.directory, NOW).root)
+    old = certificate_digest(authority.load(stage.directory, NOW).root)
     found = stage.retired()
     assert {anchor.hex() for anchor in stage.newest().anchors} == {found.new}
     document = str(stage.store.read(bundles.newest_bundle)).encode()
@@ -161,11 +163,14 @@ def test_retire_the_old_one_is_trusted_no_longer_and_says_so_itself(stage: Stage
 
 
 def test_finish_leaves_the_new_root_alone(stage: Stage) -> None:
-    old_key, old = (stage.directory / "root.key").read_bytes(), digest(authority.load(stage.directory, NOW).root)
+    old_key, old = (
+        (stage.directory / "root.key").read_bytes(),
+        certificate_digest(authority.load(stage.directory, NOW).root),
+    )
     found = stage.retired()
     stage.rotator.finish(stage.directory, None)
     assert [one.hex() for one in roots_of(stage.directory)] == [found.new]
-    assert digest(authority.load_root(stage.directory, None, None).certificate).hex() == found.new
+    assert certificate_digest(authority.load_root(stage.directory, None, None).certificate).hex() == found.new
     assert rotation.current(stage.store) is None
     assert (stage.directory / "retired" / f"root-{old.hex()[:16]}.key").read_bytes() == old_key
     assert sorted(path.name for path in stage.directory.iterdir() if not path.name.startswith("store.db")) == [
@@ -215,7 +220,8 @@ def test_a_root_key_that_is_kept_elsewhere_and_encrypted(tmp_path: Path) -> None
         found = stage.retired()
         stage.rotator.finish(safe, b"new passphrase")
         assert (
-            digest(authority.load_root(directory, safe / "root.key", b"new passphrase").certificate).hex() == found.new
+            certificate_digest(authority.load_root(directory, safe / "root.key", b"new passphrase").certificate).hex()
+            == found.new
         )
         assert not (directory / "root.key").exists()
         (retired,) = (safe / "retired").iterdir()
@@ -322,7 +328,7 @@ class Fuse:
         self.at = at
         self.after = after
         self.steps = 0
-        patch.setattr(Path, "rename", self._guard(Path.rename))
+        patch.setattr(os, "rename", self._guard(os.rename))
         patch.setattr(Path, "unlink", self._guard(Path.unlink))
         patch.setattr(Store, "write_many", self._guard(Store.write_many))
         patch.setattr(shutil, "rmtree", self._guard(_remove_piece_by_piece))
@@ -371,7 +377,7 @@ def check_all_is_well(directory: Path, first: Bundle) -> Bundle:
     empty = documents.RevocationList(DOMAIN, 1, now())
     assert documents.read_revocations(documents.sign_revocations(empty, loaded.delegate), newest, now()) == empty
     issued = authority.issue(loaded, "api", now())
-    assert newest.active in set(map(digest, issued.roots))
+    assert newest.active in set(map(certificate_digest, issued.roots))
     return newest
 
 

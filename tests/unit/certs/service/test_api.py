@@ -27,7 +27,6 @@ from certs.protocol.csr import proof_of_possession
 from certs.protocol.documents import (
     Bundle,
     RevocationList,
-    digest,
     read_bundle,
     read_revocations,
     sign_bundle,
@@ -42,6 +41,7 @@ from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi
 from certs.service.limits import Rate
 from certs.store.store import Store, file_url
 from certs.store.writer import Writer
+from sidecar.identity.keys import certificate_digest
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.observe.logs import Log
 from sidecar.transport.http1 import Peer, Request, Response
@@ -551,7 +551,7 @@ async def test_bundles_are_told_from_the_oldest_that_is_news(tmp_path: Path) -> 
         async def versions(**query: str) -> Sequence[int]:
             answer = said(await ca.ask("GET /v1/bundle", query=query))
             assert set(answer) == {"bundles"}
-            anchors = frozenset({digest(OWN.root)})
+            anchors = frozenset({certificate_digest(OWN.root)})
             return [read_bundle(json.dumps(one).encode(), DOMAIN, anchors, NOW).version for one in answer["bundles"]]
 
         assert await versions() == [1, 2, 7]
@@ -613,7 +613,7 @@ async def test_who_polls_is_noted_with_what_it_has(tmp_path: Path) -> None:
         await ca.poll(ca.sidecar("web"), "1")
         (follower,) = ca.followers()
     assert (follower.identity, follower.bundle) == ("spiffe://shop.internal/web", 1)
-    assert follower.root == digest(OWN.root).hex()
+    assert follower.root == certificate_digest(OWN.root).hex()
     assert (follower.not_after, follower.seen_at) == (NOW + timedelta(hours=1), NOW)
 
 
