@@ -1,6 +1,6 @@
-"""A ``sidecar.yaml`` as frozen values: its keys, what each of their values may be, and which go together. Pure; fails closed.
+"""A ``sidecar.yaml`` as frozen values: its keys, what each value may be, and which go together. Pure; fails closed.
 
-Each key is a field here and nowhere else: the field is what the file may say, what its environment variable may say
+Each key is declared here and nowhere else. Its field says what the file may hold, what its environment variable may hold
 (``environment``), what the program reads, and the default.
 
 Two kinds of wiring are refused though every value in them is right, because they would open what the sidecar is there to

@@ -76,7 +76,7 @@ class Rule(RuleShape):
         """Whether ``from`` names the identity with these path segments (in our trust domain)."""
         return segments in self.identities or any(pattern.matches(segments) for pattern in self.patterns)
 
-    def keys(self) -> dict[str, object]:
+    def as_written(self) -> dict[str, object]:
         """The value of each key that a rule has in the file."""
         return {name: getattr(self, name) for name in fields_of(RuleShape)}
 

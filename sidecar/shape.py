@@ -1,10 +1,10 @@
-"""What the mappings in a file look like, as frozen pydantic dataclasses, and its findings in words for people. Pure; fails closed.
+"""What the mappings in a file look like, as frozen pydantic dataclasses, and its findings in words for people. Pure.
 
-A shape is written once and is both: what a mapping of a file may hold, and the value that the program reads. Its instances
-have slots, because every connection reads some: an attribute of a pydantic model takes six times as long.
+A shape is declared once and used twice: for what a mapping of a file may hold, and for the value that the program reads. It
+has slots, because every connection reads some of them: an attribute of a pydantic model takes six times as long to read.
 
-A validator of a :class:`Shape` raises :class:`ValueError`: its text is told as it is. Where the program itself makes a value,
-a validator's ``info.context`` is None, and values are taken as they are; their types and ranges are checked as ever.
+Fails closed. A validator of a :class:`Shape` raises :class:`ValueError`, whose text is reported as it is. Where the program
+itself makes a value, ``info.context`` is None: nothing is parsed then, but types and ranges are checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
 
 from pydantic import (
     BeforeValidator,
@@ -57,7 +57,8 @@ class Shape:
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def frozen(*, kw_only: bool = False) -> Callable[[type[_S]], type[_S]]:
     """Makes a frozen value of a :class:`Shape`."""
-    return dataclass(config=_STRICT, frozen=True, slots=True, kw_only=kw_only)
+    make = dataclass(config=_STRICT, frozen=True, slots=True, kw_only=kw_only)
+    return cast("Callable[[type[_S]], type[_S]]", make)
 
 
 def fit(model: type[_S], data: Any, problems: Problems, context: object = _A_FILE) -> _S:

@@ -7,6 +7,7 @@ import pytest
 from sidecar.mesh import parse_mesh
 from sidecar.meshfile import MeshShape
 from sidecar.reasons import UsageError
+from sidecar.shape import read
 from tests.specimens import mesh_with
 
 
@@ -382,4 +383,4 @@ def test_broken_services_do_not_hide_a_broken_policy() -> None:
 
 def test_the_shape_alone_is_not_enough_to_check_with() -> None:
     with pytest.raises(TypeError, match="only checked with the names"):
-        MeshShape.model_validate({"trust_domain": "a", "services": {"a": {}}})
+        read(MeshShape, {"trust_domain": "a", "services": {"a": {}}}, None)
