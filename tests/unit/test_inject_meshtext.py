@@ -151,7 +151,14 @@ def test_the_twin_other_ways_to_write_it() -> None:
     assert "    db: {ports: 6379}" in after
 
 
-OTHER = {"name": "x", "from_": ("b",), "to": ("b:2",), "action": "deny", "mode": "dry-run", "until": date(2027, 1, 1)}
+OTHER: dict[str, Any] = {
+    "name": "x",
+    "from_": ("b",),
+    "to": ("b:2",),
+    "action": "deny",
+    "mode": "dry-run",
+    "until": date(2027, 1, 1),
+}
 """A value other than that of the rule below, for each key of a rule."""
 
 
