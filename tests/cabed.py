@@ -328,7 +328,12 @@ class CaBed:
         ca: str | None = None,
         pin: bytes | None = None,
     ) -> CaIdentity:
-        return CaIdentity(ca or self.url, None, (pin or self.ca.root_digest).hex(), enrolment, self.path / name)
+        return CaIdentity(
+            ca=ca or self.url,
+            root_sha256=(pin or self.ca.root_digest).hex(),
+            enrolment=enrolment,
+            state_dir=self.path / name,
+        )
 
     def sidecar(
         self,

@@ -24,6 +24,7 @@ from sidecar.identity.judge import VerifyParams
 from sidecar.lifecycle.run import machinery
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import Target
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.server import Server
 from sidecar.relay.poller import Poller
@@ -183,9 +184,8 @@ class MeshBed:
             identity=FileIdentity(nowhere, nowhere, nowhere),
             inbound=tuple(inbound),
             outbound=tuple(outbound),
-            admin=None,
             timeouts=timeouts or Timeouts(handshake=PATIENCE, connect=PATIENCE, drain=PATIENCE),
-            limits=limits or Limits(connections=10_000),
+            limits=limits or Limits(),
             log_format="json",
         )
         credential = credential or self.authority.leaf(service)
@@ -235,7 +235,15 @@ def inbound(
     max_age: float = timedelta(days=1).total_seconds(),
 ) -> Inbound:
     """An inbound port on a free address of loopback."""
-    return Inbound(port, ANYWHERE, apps, require_alpn, tolerate_missing_close_notify, idle_timeout, max_age)
+    return Inbound(
+        port=port,
+        listen=ANYWHERE,
+        apps=apps,
+        require_alpn=require_alpn,
+        tolerate_missing_close_notify=tolerate_missing_close_notify,
+        idle_timeout=idle_timeout,
+        max_age=max_age,
+    )
 
 
 def outbound(
@@ -252,16 +260,15 @@ def outbound(
 ) -> Outbound:
     """An outbound listener on a free address of loopback."""
     return Outbound(
-        service,
-        port,
-        listen,
-        peers,
-        tuple(allow_from),
-        device,
-        require_alpn,
-        tolerate_missing_close_notify,
-        idle_timeout,
-        max_age,
+        target=Target(service, port),
+        listen=listen,
+        peers=peers,
+        allow_from=tuple(allow_from),
+        device=device,
+        require_alpn=require_alpn,
+        tolerate_missing_close_notify=tolerate_missing_close_notify,
+        idle_timeout=idle_timeout,
+        max_age=max_age,
     )
 
 

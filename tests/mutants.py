@@ -293,7 +293,7 @@ MUTANTS = [
     never(
         "wiring: plaintext off loopback",
         WIRING,
-        'if not address.is_loopback and info.data.get("allow_from", "broken") is None:',
+        'if not address.is_loopback and info.data.get("allow_from", "broken") == ():',
         *UNIT_WIRING,
     ),
     never("wiring: no loop", "sidecar/collisions.py", "if _leads_to(address, own, listeners.values()):", *UNIT_WIRING),

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
-from pydantic import BaseModel
-
 from sidecar.config.sidecar_yaml import ConfigShape
 from sidecar.documents.document import DataPath, Document, part
 from sidecar.documents.problems import Problems, did_you_mean
-from sidecar.documents.schema import bare_type, keys_at
+from sidecar.documents.schema import bare_type, is_shape, keys_at
 from sidecar.identity.spiffe import shown
 
 PREFIX = "SIDECAR_"
@@ -26,16 +24,10 @@ PREFIX = "SIDECAR_"
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A file's data with the environment's values in it, which values those are, and what is wrong so far."""
+    """A file's data with the environment's values in it, and what is wrong so far."""
 
-    document: Document
     data: Any
-    given: Mapping[DataPath, str]
     problems: Problems
-
-    def path(self, text: str, *where: str) -> Path:
-        """A path that the file or, relative to the working directory, a variable names."""
-        return Path(text) if where in self.given else Path(self.document.filename).parent / text
 
 
 def variables() -> dict[str, DataPath]:
@@ -45,7 +37,7 @@ def variables() -> dict[str, DataPath]:
 
 def _scalars(path: DataPath, kind: Any) -> Iterator[DataPath]:
     kind = bare_type(kind)
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if is_shape(kind):
         for key, inner in keys_at(kind, ()).items():
             yield from _scalars((*path, key), inner)
     elif get_origin(kind) in {None, Literal}:  # a list has no place in a variable
@@ -78,10 +70,13 @@ def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
     for name in unknown:
         near = did_you_mean(name.removeprefix(PREFIX), endings).replace("'", f"'{PREFIX}", 1)
         problems.add_variable(name, f"unknown variable{near}")
-    return Merged(document, data, given, problems)
+    return Merged(data, problems)
 
 
-def _value(text: str, path: DataPath) -> str | int:
-    """A variable's text as what the file would hold: a number where a number is wanted."""
+def _value(text: str, path: DataPath) -> str | int | Path:
+    """A variable's text as what the file would hold: a number where a number is wanted. A path of a variable is relative to
+    the working directory, so it is one already."""
     wanted = bare_type(keys_at(ConfigShape, path[:-1])[str(path[-1])])
+    if wanted is Path and text:
+        return Path(text)
     return int(text) if wanted is int and re.fullmatch(r"[0-9]{1,20}", text) else text

@@ -11,13 +11,13 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import trio
 
 from certs.protocol import x509_profile
-from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.wiring import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev.plan import news, plan
 from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
@@ -247,12 +247,7 @@ class DevMesh:
             mesh=self.mesh,
             mesh_path=self.path,
             identity=FileIdentity(nowhere, nowhere, nowhere),
-            inbound=(),
-            outbound=(),
-            admin=None,
-            timeouts=Timeouts(handshake=5.0, connect=5.0, drain=DRAIN_SECONDS),
-            limits=Limits(connections=10_000),
-            log_format="auto",
+            timeouts=Timeouts(drain=DRAIN_SECONDS),
         )
         keys = self._ca.issue(self.mesh.identity(service), self._clock())
         current = snapshot(service, self.mesh, keys)
@@ -260,32 +255,23 @@ class DevMesh:
 
     def _listeners(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
         """What a service's sidecar listens on, by the plan; nothing if the service is gone."""
-        service, made, day = sidecar.node.config.service, self.plan, timedelta(days=1).total_seconds()
+        service, made = sidecar.node.config.service, self.plan
         inbound = [
             Inbound(
                 port=target.port,
                 listen=Address("127.0.0.1", number),
                 apps=tuple(Address(host, made.apps[target]) for host in self._hosts),
                 require_alpn=True,
-                tolerate_missing_close_notify=False,
-                idle_timeout=None,
-                max_age=day,
             )
             for target, number in made.inbound.items()
             if target.service == service
         ]
         outbound = [
             Outbound(
-                service=call.target.service,
-                port=call.target.port,
+                target=call.target,
                 listen=Address(host, call.local_port),
                 peers=(Address("127.0.0.1", made.inbound[call.target]),),
-                allow_from=(),
-                device=None,
                 require_alpn=True,
-                tolerate_missing_close_notify=False,
-                idle_timeout=None,
-                max_age=day,
             )
             for call in made.of(service)
             for host in self._hosts

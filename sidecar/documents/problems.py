@@ -41,8 +41,9 @@ class Problems:
         self._found.append((name, 0, f"{name if _PLAIN_NAME.fullmatch(name) else shown(name)}: {what}"))
 
     def written(self, path: DataPath) -> DataPath:
-        """``path``, or the nearest around it that somebody wrote, in the file or as a variable."""
-        while path not in self.document.lines and path not in self._variables:
+        """``path``, or the nearest around it that somebody wrote, in the file or as a variable of it or of
+        something in it."""
+        while path not in self.document.lines and not any(known[: len(path)] == path for known in self._variables):
             path = path[:-1]
         return path
 

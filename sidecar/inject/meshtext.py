@@ -249,8 +249,7 @@ def _checked(text: str, existing: Existing, new: list[str], rules: int, filename
         raise UsageError(
             f"{filename}: nothing can be added as it is written; write services and policy as blocks"
         ) from error
-    kept = [(rule.name, rule.from_, rule.to, rule.action, rule.mode, rule.until) for rule in mesh.rules]
-    before = [(rule.name, rule.from_, rule.to, rule.action, rule.mode, rule.until) for rule in existing.mesh.rules]
+    kept, before = ([rule.as_written() for rule in rules] for rules in (mesh.rules, existing.mesh.rules))
     if kept[: len(before)] != before or set(mesh.services) != {*existing.mesh.services, *new}:
         raise UsageError(f"{filename}: nothing can be added as it is written; write services and policy as blocks")
     return mesh

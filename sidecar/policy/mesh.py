@@ -16,20 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from sidecar.documents.document import Document
+from pydantic import SkipValidation
+
+from sidecar.documents.schema import fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
-from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, SpiffeId
-from sidecar.policy.mesh_yaml import Action, Mode, RuleShape, ServiceShape, parse_shape, rule_name
+from sidecar.identity.spiffe import SpiffeId
+from sidecar.policy.mesh_yaml import Dev, MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
 from sidecar.policy.names import WILDCARDS, Names, Target
 
-DEFAULT_STALENESS = timedelta(hours=1)
-DEFAULT_REENROL_WINDOW = timedelta(hours=24)
+__all__ = ["Dev", "Mesh", "Pattern", "PolicyTest", "Rule", "Service", "load_mesh", "parse_mesh"]
 
 _NAMED_BY_NO_RULE = "*"
 """A path segment that only wildcards match: the grammar of SPIFFE IDs does not have it, so no rule can name it."""
@@ -77,9 +78,9 @@ class Pattern:
         return reached
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One rule of the policy. ``from_`` and ``to`` are as the file has them.
+@frozen(kw_only=True)
+class Rule(RuleShape):
+    """One rule of the policy, by what the file says of it, and its line. ``from_`` and ``to`` are as the file has them.
 
     ``identities`` (their path segments) and ``patterns`` are what ``from`` stands for in this mesh, ``targets`` is ``to``.
     """
@@ -89,12 +90,9 @@ class Rule:
     line: int
     from_: tuple[str, ...]
     to: tuple[str, ...]
-    identities: frozenset[tuple[str, ...]]
-    patterns: tuple[Pattern, ...]
-    targets: frozenset[Target]
-    action: Action
-    mode: Mode
-    until: date | None
+    identities: SkipValidation[frozenset[tuple[str, ...]]]
+    patterns: SkipValidation[tuple[Pattern, ...]]
+    targets: SkipValidation[frozenset[Target]]
 
     def applies(self, source: SpiffeId, target: Target, now: datetime) -> bool:
         """Whether the rule is about this call and in force at ``now``, whatever its action and its mode. A time without a
@@ -117,52 +115,38 @@ class Rule:
             raise ValueError("a time without a time zone cannot decide when a rule runs out")
         return self.until is not None and now.astimezone(UTC).date() > self.until
 
-
-@dataclass(frozen=True, slots=True)
-class Dev:
-    """Where on a laptop a service's app listens (port name → local port) and where its calls enter the mesh."""
-
-    app: Mapping[str, int]
-    calls: Mapping[Target, int]
+    def as_written(self) -> dict[str, object]:
+        """The value of each key that a rule has in the file."""
+        return {name: getattr(self, name) for name in fields_of(RuleShape)}
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
-    """``ports`` by name; empty for a service that calls and is not called."""
+@frozen(kw_only=True)
+class Service(ServiceShape):
+    """A service and the line on which it is declared."""
 
     name: str
-    ports: Mapping[str, int]
-    dev: Dev | None
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyTest:
+@frozen(kw_only=True)
+class PolicyTest(TestShape):
     """An expectation written into the file: ``source`` may, or may not, call each of ``targets``."""
 
-    source: SpiffeId
     from_: str
     to: tuple[str, ...]
-    targets: tuple[Target, ...]
-    expect: Action
+    source: SkipValidation[SpiffeId]
+    targets: SkipValidation[tuple[Target, ...]]
     line: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
-    """A whole, valid ``mesh.yaml``.
-
-    ``revocation_staleness``: how old a list of revocations may be before nobody new is let in. ``reenrol_window``: how long
-    after its end a certificate may still be renewed by its key."""
+@frozen(kw_only=True)
+class Mesh(MeshShape):
+    """A whole, valid ``mesh.yaml``: what it says, and what its names stand for."""
 
     filename: str
-    trust_domain: str
-    services: Mapping[str, Service]
-    rules: tuple[Rule, ...]
-    tests: tuple[PolicyTest, ...]
-    max_leaf_ttl: timedelta
-    revocation_staleness: timedelta
-    reenrol_window: timedelta
+    services: SkipValidation[Mapping[str, Service]]
+    rules: SkipValidation[tuple[Rule, ...]]
+    tests: SkipValidation[tuple[PolicyTest, ...]]
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""
@@ -194,28 +178,16 @@ def parse_mesh(text: str, filename: str) -> Mesh:
     document = parse_yaml(text, filename)
     file, names = parse_shape(document)
     every = _Every(frozenset((service,) for service in names.ports), frozenset(names.targets("*")))
-    return Mesh(
-        filename=filename,
-        trust_domain=file.trust_domain,
-        services=MappingProxyType(
-            {name: _service(name, shape, names, document) for name, shape in file.services.items()}
-        ),
-        rules=tuple(_rule(shape, every, names, document, index) for index, shape in enumerate(file.policy)),
-        tests=tuple(
-            PolicyTest(
-                source=names.identity(test.from_),
-                from_=test.from_,
-                to=tuple(test.to),
-                targets=tuple(dict.fromkeys(chain.from_iterable(map(names.targets, test.to)))),
-                expect=test.expect,
-                line=document.line(("tests", index)),
-            )
-            for index, test in enumerate(file.tests)
-        ),
-        max_leaf_ttl=file.max_leaf_ttl or DEFAULT_MAX_LEAF_TTL,
-        revocation_staleness=file.revocation_staleness or DEFAULT_STALENESS,
-        reenrol_window=file.reenrol_window or DEFAULT_REENROL_WINDOW,
-    )
+    lines = document.line
+    services = {
+        name: Service(**values(keys), name=name, line=lines(("services", name))) for name, keys in file.services.items()
+    }
+    resolved = {
+        "services": MappingProxyType(services),
+        "rules": tuple(_rule(keys, every, names, lines(("policy", i))) for i, keys in enumerate(file.rules)),
+        "tests": tuple(_test(keys, names, lines(("tests", i))) for i, keys in enumerate(file.tests)),
+    }
+    return Mesh(**values(file) | resolved, filename=filename)
 
 
 class _Every(NamedTuple):
@@ -225,31 +197,24 @@ class _Every(NamedTuple):
     targets: frozenset[Target]
 
 
-def _service(name: str, shape: ServiceShape, names: Names, document: Document) -> Service:
-    dev = None
-    if shape.dev is not None:
-        calls = {names.target(text): port for text, port in shape.dev.calls.items()}
-        dev = Dev(app=MappingProxyType(shape.dev.app), calls=MappingProxyType(calls))
-    return Service(name, MappingProxyType(shape.ports), dev, document.line(("services", name)))
-
-
-def _rule(shape: RuleShape, every: _Every, names: Names, document: Document, index: int) -> Rule:
-    sources = [names.pattern(text) for text in shape.from_ if text != "*"]
+def _rule(keys: RuleShape, every: _Every, names: Names, line: int) -> Rule:
+    sources = [names.pattern(text) for text in keys.from_ if text != "*"]
     plain = frozenset(segments for segments in sources if not WILDCARDS.intersection(segments))
     identities = plain
-    if "*" in shape.from_:
+    if "*" in keys.from_:
         identities = every.services | plain if plain else every.services
-    targets = frozenset(chain.from_iterable(names.targets(text) for text in shape.to if text != "*"))
+    targets = frozenset(chain.from_iterable(names.targets(text) for text in keys.to if text != "*"))
+    named = values(keys) | {"name": keys.name or rule_name(keys.from_, keys.to)}
     return Rule(
+        **named,
         trust_domain=names.trust_domain or "",
-        name=shape.name or rule_name(shape.from_, shape.to),
-        line=document.line(("policy", index)),
-        from_=tuple(shape.from_),
-        to=tuple(shape.to),
+        line=line,
         identities=identities,
         patterns=tuple(Pattern(segments) for segments in dict.fromkeys(sources) if segments not in plain),
-        targets=every.targets if "*" in shape.to else targets,
-        action=shape.action,
-        mode=shape.mode,
-        until=shape.until,
+        targets=every.targets if "*" in keys.to else targets,
     )
+
+
+def _test(keys: TestShape, names: Names, line: int) -> PolicyTest:
+    targets = tuple(dict.fromkeys(chain.from_iterable(map(names.targets, keys.to))))
+    return PolicyTest(**values(keys), source=names.identity(keys.from_), targets=targets, line=line)

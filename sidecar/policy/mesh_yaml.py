@@ -1,14 +1,16 @@
 """The keys of a ``mesh.yaml``, what each of their values may be, and which go together. Pure; fails closed.
 
-A value that names something (``from``, ``to``, ``calls``) stays text here: what it stands for is checked now, against the
-:class:`Names` that the file declares, and asked again when ``mesh`` makes its values.
+Each key is a field here and nowhere else, with its default. What is said once a file is whole, in ``mesh``, are the same
+fields and what they stand for: ``from`` and ``to`` stay text here, though they are checked against the :class:`Names` that
+the file declares.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, timedelta
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
@@ -16,9 +18,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from sidecar.documents.document import DataPath, Document, part, parts
 from sidecar.documents.durations import parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
-from sidecar.documents.schema import Shape, fit, nothing_is_empty, nothing_is_none_of_them, one_is_a_list, read_by
-from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
-from sidecar.policy.names import Names
+from sidecar.documents.schema import (
+    Shape,
+    as_text,
+    fit,
+    frozen,
+    nothing_is_empty,
+    nothing_is_none_of_them,
+    nothing_is_the_default,
+    one_is_a_list,
+    read_by,
+)
+from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
+from sidecar.policy.names import Names, Target
 
 Action = Literal["allow", "deny"]
 Mode = Literal["enforce", "dry-run"]
@@ -54,7 +66,7 @@ def declared_names(data: Any) -> Names:
     return Names(trust_domain if isinstance(trust_domain, str) else None, ports)
 
 
-def rule_name(sources: list[str], targets: list[str]) -> str:
+def rule_name(sources: Iterable[str], targets: Iterable[str]) -> str:
     """The name of a rule that was given none: ``web->api:http``."""
     return f"{','.join(sources)}->{','.join(targets)}"
 
@@ -104,10 +116,14 @@ def _port_number(number: int) -> int:
     return number
 
 
-def _not_empty(items: list[_T]) -> list[_T]:
+def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
     if not items:
         raise ValueError("is empty, so the rule is about nobody")
     return items
+
+
+def _call(value: object, info: ValidationInfo) -> object:
+    return value if info.context is None else _names(info).target(as_text(value))
 
 
 def _rule_name(text: str) -> str:
@@ -125,61 +141,84 @@ def _day(text: str) -> date:
         raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
 
 
+_UNCHANGING = AfterValidator(MappingProxyType)
 _PortNumber = Annotated[int, AfterValidator(_port_number)]
 _Ports = Annotated[
-    dict[Annotated[str, AfterValidator(_port_name)], _PortNumber],
+    Mapping[Annotated[str, AfterValidator(_port_name)], _PortNumber],
     BeforeValidator(lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value)),
+    _UNCHANGING,
 ]
-_Some = Annotated[list[_T], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
+_Some = Annotated[tuple[_T, ...], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
 _Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
 _Identity = Annotated[str, _stands_for(Names.identity)]
 _Targets = Annotated[str, _stands_for(Names.targets)]
-_Duration = Annotated[timedelta, read_by(parse_duration)]
-_Call = Annotated[str, _stands_for(Names.target)]
+_Duration = Annotated[timedelta, read_by(parse_duration), BeforeValidator(nothing_is_the_default)]
+_Call = Annotated[Target, BeforeValidator(_call, json_schema_input_type=str)]
+
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
-# --- shapes ----------------------------------------------------------------------------------------------------------
+# --- the keys --------------------------------------------------------------------------------------------------------
 
 
-class DevShape(Shape):
-    app: Annotated[dict[str, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
-    calls: Annotated[dict[_Call, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
+@frozen()
+class Dev(Shape):
+    """Where on a laptop a service's app listens (port name → local port) and where its calls enter the mesh."""
+
+    app: Annotated[Mapping[str, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
+        default_factory=lambda: _NOTHING
+    )
+    calls: Annotated[Mapping[_Call, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
+        default_factory=lambda: _NOTHING
+    )
 
 
+@frozen()
 class ServiceShape(Shape):
-    ports: _Ports = Field({})
-    dev: DevShape | None = None
+    """``ports`` by name; empty for a service that calls and is not called."""
+
+    ports: _Ports = Field(default_factory=lambda: _NOTHING)
+    dev: Dev | None = None
 
 
+@frozen(kw_only=True)
 class RuleShape(Shape):
     name: Annotated[str, AfterValidator(_rule_name)] | None = None
-    from_: _Some[_Source] = Field(alias="from")
+    from_: Annotated[_Some[_Source], Field(alias="from")]
     to: _Some[_Targets]
     action: Action = "allow"
     mode: Mode = "enforce"
     until: Annotated[date, read_by(_day)] | None = None
 
 
+@frozen(kw_only=True)
 class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
-    from_: _Identity = Field(alias="from")
+    from_: Annotated[_Identity, Field(alias="from")]
     to: _Some[_Targets]
     expect: Action
 
 
+@frozen(kw_only=True)
 class MeshShape(Shape):
-    """The keys of a ``mesh.yaml``."""
+    """The keys of a ``mesh.yaml``.
+
+    ``revocation_staleness``: how old a list of revocations may be before nobody new is let in. ``reenrol_window``: how long
+    after its end a certificate may still be renewed by its key."""
 
     trust_domain: Annotated[str, AfterValidator(_trust_domain)]
-    services: dict[
-        Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
+    services: Annotated[
+        Mapping[
+            Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
+        ],
+        _UNCHANGING,
     ]
-    policy: Annotated[list[RuleShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
-    tests: Annotated[list[TestShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
-    max_leaf_ttl: _Duration | None = None
-    revocation_staleness: _Duration | None = None
-    reenrol_window: _Duration | None = None
+    rules: Annotated[tuple[RuleShape, ...], BeforeValidator(nothing_is_none_of_them), Field(alias="policy")] = ()
+    tests: Annotated[tuple[TestShape, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    max_leaf_ttl: _Duration = DEFAULT_MAX_LEAF_TTL
+    revocation_staleness: _Duration = timedelta(hours=1)
+    reenrol_window: _Duration = timedelta(hours=24)
 
 
 # --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------
@@ -206,7 +245,7 @@ def _name_of(rule: Any) -> str | None:
     if name is not None:
         return name if isinstance(name, str) else None
     sources, targets = (one_is_a_list(part(rule, end)) for end in ("from", "to"))
-    if not all(isinstance(end, list) and all(isinstance(item, str) for item in end) for end in (sources, targets)):
+    if not all(isinstance(end, tuple) and all(isinstance(item, str) for item in end) for end in (sources, targets)):
         return None
     return rule_name(sources, targets)
 

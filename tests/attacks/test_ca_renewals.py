@@ -11,6 +11,7 @@ import pytest
 from OpenSSL import SSL
 
 from certs.authority import authority
+from certs.protocol.wire import NONCE_SECONDS
 from certs.registrar import bundles, registrar, revocations
 from sidecar.identity.keys import key_digest
 from sidecar.transport.tls import KeyPair

@@ -131,6 +131,13 @@ def test_a_variable_of_the_other_kind_of_identity() -> None:
     ]
 
 
+def test_an_identity_that_only_variables_make_and_that_is_not_whole() -> None:
+    assert mistakes("service: api\nmesh: m", {"SIDECAR_IDENTITY_CA": "https://ca"}) == [
+        "s.yaml:1: identity: 'state_dir' is missing",
+        "s.yaml:1: identity: needs exactly one of 'root' and 'root_sha256': whom to trust at first contact",
+    ]
+
+
 def test_a_file_with_everything_wrong() -> None:
     text = "service: apj\nmesh: m\nidentity: {ca: x}\ninbound: [{port: http}]\nnonsense: 1\n"
     assert mistakes(text, {"SIDECAR_TIMEOUTS_DRAIN": "x", "SIDECAR_X": "1"}) == [

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from sidecar.config.wiring import CaIdentity
-from tests.specimens import DURATION, HEAD, NEIGHBOUR, mistakes, parsed
+import pytest
+from pydantic import BeforeValidator, Field, ValidationError
+
+from sidecar.config import environment, sidecar_yaml, wiring
+from sidecar.config.wiring import CaIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.documents.address import Address
+from sidecar.documents.schema import Shape, fields_of, frozen, nothing_is_empty, one_is_a_list, read_by
+from sidecar.policy.mesh import Mesh
+from sidecar.policy.mesh_yaml import MeshShape
+from sidecar.policy.names import Target
+from tests.specimens import DURATION, HEAD, MESH, NEIGHBOUR, mistakes, parsed
 
 
 @pytest.mark.parametrize(
@@ -236,3 +246,143 @@ def test_plaintext_on_a_name_is_refused() -> None:
     assert mistakes(text) == [
         "s.yaml:5: outbound[0].listen: 'here:1' is a name, which may lead anywhere: say which IP address, or localhost"
     ]
+
+
+# -- a key is written once ---------------------------------------------------------------------------------------------
+
+
+@frozen()
+class MoreTimeouts(Timeouts):
+    look_up: Annotated[float, read_by(float)] = 7.0
+
+
+@frozen(kw_only=True)
+class MoreShape(sidecar_yaml.ConfigShape):
+    """The keys of a ``sidecar.yaml``, and two that are new."""
+
+    timeouts: Annotated[MoreTimeouts, BeforeValidator(nothing_is_empty)] = MoreTimeouts()
+    colours: Annotated[tuple[Literal["red", "blue"], ...], BeforeValidator(one_is_a_list), Field(alias="colour")] = ()
+    shade: Literal["dark", "light"] = "dark"
+
+
+@frozen(kw_only=True)
+class MoreConfig(MoreShape):
+    path: Path
+    mesh: Mesh
+
+
+@pytest.fixture
+def _more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (sidecar_yaml, environment):
+        monkeypatch.setattr(module, "ConfigShape", MoreShape)
+    monkeypatch.setattr(wiring, "Config", MoreConfig)
+
+
+def said(text: str, **variables: str) -> tuple[object, ...]:
+    found: Any = parsed(HEAD + text, variables)
+    return found.timeouts.look_up, found.colours, found.shade
+
+
+@pytest.mark.usefixtures("_more")
+def test_a_new_key_is_known_everywhere_where_its_field_is_written() -> None:
+    assert said("") == (7.0, (), "dark")
+    assert said("timeouts: {look_up: '1.5'}\ncolour: red\nshade: light") == (1.5, ("red",), "light")
+    assert said("", SIDECAR_TIMEOUTS_LOOK_UP="2.5", SIDECAR_SHADE="light") == (2.5, (), "light")
+    assert mistakes(HEAD + "colours: red\nshade: drak", {"SIDECAR_COLOUR": "red"}) == [
+        "s.yaml:4: unknown key 'colours' (did you mean 'colour'?)",
+        "s.yaml:5: shade: must be dark or light, not 'drak' (did you mean 'dark'?)",
+        "SIDECAR_COLOUR: unknown variable",
+    ]
+
+
+def test_and_it_is_not_known_where_it_is_not() -> None:
+    assert mistakes(HEAD + "shade: dark", {"SIDECAR_SHADE": "dark"}) == [
+        "s.yaml:4: unknown key 'shade'",
+        "SIDECAR_SHADE: unknown variable",
+    ]
+
+
+def shapes(of: type[Shape] = Shape) -> list[type[Shape]]:
+    """Those of the product."""
+    found = [
+        it for kind in of.__subclasses__() if kind.__module__.startswith("sidecar.") for it in (kind, *shapes(kind))
+    ]
+    return [kind for kind in found if "__pydantic_fields__" in vars(kind)]  # not what a class was before it got slots
+
+
+def defaults_written_again(kinds: list[type[Shape]]) -> set[tuple[str, str]]:
+    """Fields that have a default in a class though another that it is made of has the field already."""
+    return {
+        (kind.__name__, name)
+        for kind in kinds
+        for base in kind.__mro__[1 : kind.__mro__.index(Shape)]
+        for name in kind.__annotations__.keys() & fields_of(base).keys()
+        if not fields_of(kind)[name].is_required()
+    }
+
+
+def test_a_default_is_written_once() -> None:
+    """What is resolved writes some fields again, narrower, and none of them with a default."""
+    assert {"Config", "Mesh", "Rule", "CaIdentity"} <= {kind.__name__ for kind in shapes()}
+    assert defaults_written_again(shapes()) == set()
+    assert defaults_written_again([MoreShape]) == {("MoreShape", "timeouts")}
+
+
+def test_every_scalar_has_its_variable() -> None:
+    names = {".".join(map(str, path)) for path in environment.variables().values()}
+    for kind, at in ((Timeouts, "timeouts."), (Limits, "limits."), (sidecar_yaml.Admin, "admin.")):
+        assert {at + key for key in fields_of(kind)} <= names
+    assert {f"identity.{key}" for key in fields_of(CaIdentity)} - names == {"identity.files"}
+
+
+# -- what the program makes --------------------------------------------------------------------------------------------
+
+HERE = Address("127.0.0.1", 1)
+
+
+def test_a_value_that_the_program_makes_has_the_same_defaults_as_one_that_a_file_does() -> None:
+    text = (
+        f"{HEAD}inbound: [{{port: http, listen: '127.0.0.1:1', app: '127.0.0.1:2'}}]\n"
+        "outbound: [{to: db, listen: '127.0.0.1:3', peers: '127.0.0.1:4'}]"
+    )
+    found = parsed(text)
+    assert found.inbound == (Inbound(port="http", listen=HERE, apps=(Address("127.0.0.1", 2),)),)
+    peers = (Address("127.0.0.1", 4),)
+    assert found.outbound == (Outbound(target=Target("db", "5432"), listen=Address("127.0.0.1", 3), peers=peers),)
+    assert (found.timeouts, found.limits) == (Timeouts(), Limits())
+    made = wiring.Config(
+        path=found.path,
+        mesh=MESH,
+        mesh_path=found.mesh_path,
+        service="api",
+        identity=found.identity,
+        inbound=found.inbound,
+        outbound=found.outbound,
+    )
+    assert made == found
+    assert hash(made.inbound[0]) == hash(found.inbound[0])
+
+
+def test_what_the_program_makes_is_checked_too() -> None:
+    assert Limits(1).connections == 1
+    with pytest.raises(ValidationError, match="is 1 to 1000000, not 0"):
+        Limits(0)
+    with pytest.raises(ValidationError):
+        Timeouts(drain="8s")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError):
+        Inbound(port="http", listen="127.0.0.1:1", apps=(HERE,))  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=NEIGHBOUR):
+        Outbound(target=Target("db", "5432"), listen=Address("0.0.0.0", 1), peers=(HERE,))
+    with pytest.raises(ValidationError, match="no `allow_from`"):
+        Outbound(target=Target("db", "5432"), listen=Address("10.0.0.1", 1), peers=(HERE,))
+
+
+def test_the_program_calls_no_field_by_its_key() -> None:
+    with pytest.raises(ValidationError):
+        Inbound(port="http", listen=HERE, app=(HERE,))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [sidecar_yaml.ConfigShape, MeshShape])
+def test_a_key_has_one_name_in_a_file(kind: type[Shape]) -> None:
+    renamed = {name: field.alias for name, field in fields_of(kind).items() if field.alias is not None}
+    assert renamed == ({"mesh_path": "mesh"} if kind is sidecar_yaml.ConfigShape else {"rules": "policy"})

@@ -43,21 +43,28 @@ def test_everything() -> None:
             state_dir=Path("/var/lib/sidecar"),
         ),
         inbound=(
-            Inbound("http", Address("0.0.0.0", 8080), (Address("127.0.0.1", 8081),), True, False, 300.0, 3600.0),
             Inbound(
-                "metrics",
-                Address("::1", 9090),
-                (Address("localhost", 9091), Address("::1", 9091)),
-                False,
-                True,
-                None,
-                86400.0,
+                port="http",
+                listen=Address("0.0.0.0", 8080),
+                apps=(Address("127.0.0.1", 8081),),
+                require_alpn=True,
+                tolerate_missing_close_notify=False,
+                idle_timeout=300.0,
+                max_age=3600.0,
+            ),
+            Inbound(
+                port="metrics",
+                listen=Address("::1", 9090),
+                apps=(Address("localhost", 9091), Address("::1", 9091)),
+                require_alpn=False,
+                tolerate_missing_close_notify=True,
+                idle_timeout=None,
+                max_age=86400.0,
             ),
         ),
         outbound=(
             Outbound(
-                service="db",
-                port="5432",
+                target=Target("db", "5432"),
                 listen=Address("127.0.0.1", 5432),
                 peers=(Address("db.mesh", 5432), Address("10.0.0.7", 5432)),
                 allow_from=(),
@@ -68,8 +75,7 @@ def test_everything() -> None:
                 max_age=86400.0,
             ),
             Outbound(
-                service="cache",
-                port="6379",
+                target=Target("cache", "6379"),
                 listen=Address("172.30.5.2", 6379),
                 peers=(Address("cache.mesh", 6379),),
                 allow_from=(IPv4Network("172.30.5.0/26"), IPv6Network("fd00::/8")),
@@ -103,7 +109,8 @@ def test_frozen() -> None:
 
 
 def test_target() -> None:
-    assert parsed(FULL).outbound[0].target == Target("db", "5432")
+    db, _ = parsed(FULL).outbound
+    assert (db.target, db.service, db.port) == (Target("db", "5432"), "db", "5432")
 
 
 class TestLoadConfig:
@@ -170,7 +177,7 @@ class TestLoadConfig:
 def test_what_no_rule_allows_is_one_warning() -> None:
     config = parsed(FULL)
     db, cache = config.outbound
-    wired = dataclasses.replace(config, outbound=(cache, db, dataclasses.replace(cache, service="api", port="http")))
+    wired = dataclasses.replace(config, outbound=(cache, db, dataclasses.replace(cache, target=Target("api", "http"))))
     assert warnings(wired, NOW)[0] == (
         "etc/sidecar.yaml: outbound[0], outbound[2]: every connection will be refused: "
         "api may not call cache:6379, api:http: no rule allows it"

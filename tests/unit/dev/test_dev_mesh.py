@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from sidecar.config.wiring import Inbound, Outbound, parse_config
 from sidecar.dev import dev_mesh
 from sidecar.dev.dev_mesh import DevMesh, MemoryCa, run_dev
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
+from sidecar.policy.mesh import parse_mesh
 from sidecar.relay import relay
 from sidecar.relay.poller import LevelPoller
 from sidecar.transport.sockets import listen
@@ -53,6 +56,30 @@ async def test_calls_cross_real_mutual_tls_and_each_caller_s_port_is_its_identit
             assert line["tls_group"] == "X25519MLKEM768"
             assert (await mesh.line(caller))["connection_id"] == line["connection_id"]
         await mesh.works("web", "db:sql")
+
+
+async def test_what_it_does_not_say_itself_is_what_a_file_says_by_default(file: MeshFile) -> None:
+    text = (
+        f"service: {file.name('web')}\nmesh: m\nidentity: {{files: {{certificate: c, key: k, bundle: b}}}}\n"
+        "inbound: [{port: http, listen: '127.0.0.1:1', app: 'a:1', require_alpn: true}]\n"
+        "outbound: [{to: db-TAG:sql, listen: '127.0.0.1:2', peers: 'b:1', require_alpn: true}]"
+    )
+    async with dev_bed(file, apps=False) as bed:
+        mesh = parse_mesh(file.tagged(MESH.replace("web-TAG: {}", "web-TAG: {ports: {http: 1}}")), str(file.path))
+        written = parse_config(file.tagged(text), str(file.path), {}, mesh)
+        made = bed.mesh.node(file.name("web")).config
+        assert made.timeouts == replace(written.timeouts, drain=dev_mesh.DRAIN_SECONDS)
+        as_made = replace(made, mesh=mesh, mesh_path=written.mesh_path, identity=written.identity)
+        assert as_made == replace(written, inbound=(), outbound=(), timeouts=made.timeouts)
+        listeners = [door for sidecar in bed.mesh._sidecars.values() for door in sidecar.doors]
+        assert {type(one) for one in listeners} == {Inbound, Outbound}
+        for one in listeners:
+            if isinstance(one, Inbound):
+                (like,) = written.inbound
+                assert replace(like, port=one.port, listen=one.listen, apps=one.apps) == one
+            else:
+                (other,) = written.outbound
+                assert replace(other, target=one.target, listen=one.listen, peers=one.peers) == one
 
 
 async def test_a_call_that_the_policy_denies_is_refused_by_name(file: MeshFile) -> None:

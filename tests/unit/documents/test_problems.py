@@ -53,7 +53,8 @@ def test_what_somebody_wrote() -> None:
     problems = Problems(DOCUMENT, {("v", "w"): "SIDECAR_V_W"})
     assert problems.written(("a", "b")) == problems.written(("a", "b", "[key]", 0)) == ("a", "b")
     assert problems.written(("v", "w", 0)) == ("v", "w")
-    assert problems.written(("v", "x")) == ()
+    assert problems.written(("v", "x")) == ("v",)  # a variable made it
+    assert problems.written(("u", "x")) == ()
 
 
 def test_a_flood_of_problems_is_cut() -> None:

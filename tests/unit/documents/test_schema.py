@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sidecar.documents.problems import Problems
-from sidecar.documents.schema import Shape, bare_type, fit, keys_at, read_by
+from sidecar.documents.schema import Shape, as_items, bare_type, fit, frozen, keys_at, read_by
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
 
 
+@frozen()
 class Inner(Shape):
     number: int = 0
     length: Annotated[int, read_by(len)] | None = None
 
 
+@frozen()
 class Outer(Shape):
-    from_: str = Field(alias="from")
+    from_: Annotated[str, Field(alias="from")]
     inner: Inner | None = None
-    free: dict[str, Inner] = Field({})
+    free: Mapping[str, Inner] = Field(default_factory=dict)
     flag: bool = False
     word: Literal["yes", "no"] = "no"
-    parsed: list[Annotated[float, read_by(float)]] = Field([])
+    parsed: Annotated[tuple[Annotated[float, read_by(float)], ...], BeforeValidator(as_items)] = ()
     odd: Annotated[float, Field(gt=1)] = 2.0
 
 
@@ -35,7 +38,7 @@ def fitted(text: str) -> Outer:
 
 def test_what_fits() -> None:
     outer = fitted("{from: x, inner: {number: 7, length: abc}, parsed: ['1.5']}")
-    assert outer == Outer.model_construct(from_="x", inner=Inner.model_construct(number=7, length=3), parsed=[1.5])
+    assert outer == Outer(from_="x", inner=Inner(number=7, length=3), parsed=(1.5,))
 
 
 @pytest.mark.parametrize(

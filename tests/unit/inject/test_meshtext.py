@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from sidecar.documents.schema import fields_of
 from sidecar.identity.reasons import UsageError
+from sidecar.inject import meshtext
 from sidecar.inject.injection import MESH_FILE, Injection, Inputs, inject
 from sidecar.inject.options import Options
 from sidecar.policy.mesh import parse_mesh
+from sidecar.policy.mesh_yaml import RuleShape
 from tests.inject.applications import OPTIONS, TODAY, config, inputs
 from tests.inject.bed import again
 
@@ -146,6 +149,38 @@ def test_the_twin_other_ways_to_write_it() -> None:
     mesh = parse_mesh(after, "m")
     assert sorted(mesh.services) == ["api", "db", "web"]
     assert "    db: {ports: 6379}" in after
+
+
+OTHER: dict[str, Any] = {
+    "name": "x",
+    "from_": ("b",),
+    "to": ("b:2",),
+    "action": "deny",
+    "mode": "dry-run",
+    "until": date(2027, 1, 1),
+}
+"""A value other than that of the rule below, for each key of a rule."""
+
+
+@pytest.mark.parametrize("key", [None, *fields_of(RuleShape)])
+def test_what_is_added_changes_no_rule_that_was_there_in_any_of_its_keys(key: str | None) -> None:
+    text = "trust_domain: t\nservices:\n  a: {ports: 1}\n  b: {ports: 2}\npolicy:\n  - {from: a, to: b}\n"
+    mesh = parse_mesh(text, "m")
+    if key is not None:
+        mesh = replace(mesh, rules=(replace(mesh.rules[0], **{key: OTHER[key]}),))
+    existing = meshtext.Existing(text, mesh, edited=True, proposed=frozenset())
+
+    def add() -> meshtext.MeshText:
+        names = {"a": {"1": 1}, "b": {"2": 2}, "c": {"3": 3}}
+        return meshtext.mesh_text(
+            "t", names, {}, (), observe=False, today=TODAY, files=(), filename="m", existing=existing
+        )
+
+    if key is None:  # the twin: nothing is changed
+        assert list(add().mesh.services) == ["a", "b", "c"]
+    else:
+        with pytest.raises(UsageError, match="nothing can be added as it is written"):
+            add()
 
 
 OBSERVE = replace(OPTIONS, observe=True)

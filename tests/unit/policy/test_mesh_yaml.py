@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.documents.schema import read
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import parse_mesh
 from sidecar.policy.mesh_yaml import MeshShape
@@ -382,4 +383,4 @@ def test_broken_services_do_not_hide_a_broken_policy() -> None:
 
 def test_the_shape_alone_is_not_enough_to_check_with() -> None:
     with pytest.raises(TypeError, match="only checked with the names"):
-        MeshShape.model_validate({"trust_domain": "a", "services": {"a": {}}})
+        read(MeshShape, {"trust_domain": "a", "services": {"a": {}}}, None)
