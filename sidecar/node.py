@@ -9,7 +9,7 @@ from datetime import datetime
 import trio
 
 from sidecar.config import Config
-from sidecar.dial import Resolver, SocketAddress
+from sidecar.dial import Resolver
 from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
 from sidecar.judge import revoked
@@ -60,7 +60,6 @@ class Node:
     gate: Gate = field(default_factory=Gate)
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
-    listening: list[SocketAddress] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
     def time(self) -> float:

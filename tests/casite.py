@@ -29,13 +29,13 @@ from certs.store import Store, file_url
 from certs.trust import Bundle, RevocationList, read_revocations, sign_bundle
 from sidecar import sockets
 from sidecar.address import Address
+from sidecar.follow import LOOK_SECONDS
 from sidecar.handshake import shake_hands
 from sidecar.identity import SpiffeId, parse_svid
 from sidecar.judge import Revocations, Terms
 from sidecar.logs import Log
 from sidecar.stream import SecureStream
 from sidecar.tls import Context, KeyPair, Roots
-from sidecar.watch import LOOK_SECONDS
 from tests.harness import PATIENCE, LogSink
 
 NOW = datetime.now(UTC).replace(microsecond=0)

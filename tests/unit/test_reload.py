@@ -21,14 +21,14 @@ from trio.testing import MockClock
 from sidecar import reload, tls
 from sidecar.config import load_config
 from sidecar.credentials import Credentials
+from sidecar.follow import LOOK_SECONDS, mounted
 from sidecar.identity import SpiffeId, parse_svid
 from sidecar.judge import Revocations
 from sidecar.logs import Log
 from sidecar.node import Node
 from sidecar.reasons import Reason
 from sidecar.registry import Claim, Live
-from sidecar.reload import Reloader, generation, load_credentials, mounted
-from sidecar.watch import LOOK_SECONDS
+from sidecar.reload import Reloader, generation, load_credentials
 from tests.certificates import DAY, Authority, Credential
 from tests.harness import MESH, LogSink
 

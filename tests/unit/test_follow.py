@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidecar.watch import MAX_BYTES, Watch, read_all
+from sidecar.follow import MAX_BYTES, Watch, read_all
 
 A, B = Path("a"), Path("b")
 
