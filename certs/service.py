@@ -94,7 +94,8 @@ class InForce:
 class Desk(Protocol):
     """Where the API finds what is in force."""
 
-    in_force: InForce
+    @property
+    def in_force(self) -> InForce: ...
 
 
 @dataclass(slots=True)

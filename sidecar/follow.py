@@ -120,8 +120,9 @@ class Follower:
 
     ``sources`` are the files of each topic. ``take`` is called when they have changed; it gets its values by
     :meth:`attempt`. A refusal (one of ``refusals``) is reported to ``faults``, and any other exception is a bug, which goes
-    to ``bug``; neither ends anything. With ``again`` what was refused is tried at every look until it is taken: its cause
-    may be outside of the files, another program's lock for one.
+    to ``bug``; neither ends anything. A refusal is reported for each change of its files. With ``again`` what was refused is
+    tried at every settled look until it is taken, since its cause may be outside of the files (another program's lock, for
+    one); then a refusal is reported until it becomes another one, whatever changes.
     """
 
     def __init__(
@@ -182,7 +183,8 @@ class Follower:
 
     async def _take_now(self, now: Contents, changed: Iterable[str]) -> None:
         self._tried = now
-        self._faults.renew(changed)
+        if not self._again:
+            self._faults.renew(changed)
         try:
             await self._take()
         except Exception as error:  # a fault of ours, and no reason to end anything
