@@ -167,7 +167,10 @@ class DevMesh:
     async def _follow(self, serving: trio.Nursery) -> None:
         """Follows the file, and renews certificates at half of their life, by the wall clock."""
         files = Follower(
-            {"mesh": [self.path]}, lambda: self._take(files, serving), self._faults, partial(self.log.bug, "reload_failed")
+            {"mesh": [self.path]},
+            lambda: self._take(files, serving),
+            self._faults,
+            partial(self.log.bug, "reload_failed"),
         )
         day = self._clock().date()
         while True:

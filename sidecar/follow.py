@@ -1,4 +1,4 @@
-"""Files that a program follows: what is good in them takes effect, what is wrong is reported once, the last good value stays.
+"""Files that a program follows: what is good takes effect, what is wrong is reported once, the last good value stays.
 
 How it works. No notification reports every kind of change reliably (in place, by rename, by a swapped symlink), so the files
 are read once a second; they are small. :class:`Watch` decides that their contents are new, and only when two looks in a row
@@ -152,9 +152,7 @@ class Follower:
         if now is None:
             return
         changed = [
-            topic
-            for topic, paths in self._sources.items()
-            if any(now[path] != self._tried.get(path) for path in paths)
+            topic for topic, paths in self._sources.items() if any(now[path] != self._tried.get(path) for path in paths)
         ]
         await self._take_now(now, changed)
 

@@ -9,14 +9,15 @@ import trio
 from sidecar import dial, session, sockets
 from sidecar.config import Inbound
 from sidecar.duplex import How
-from sidecar.handshake import shake_hands, tell
-from sidecar.identity import claims
+from sidecar.handshake import tell
 from sidecar.node import Node
+from sidecar.peer import establish
 from sidecar.policy import decide
 from sidecar.reasons import Reason, Refused
 from sidecar.record import ConnectionRecord
 from sidecar.registry import Claim, Live
-from sidecar.tls import ALPN_PREFIX, Endpoint
+from sidecar.session import Ends
+from sidecar.tls import ALPN_PREFIX
 
 _WORDS = {
     How.OK: Reason.OK,
@@ -29,31 +30,15 @@ _WORDS = {
 
 async def serve(
     node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
-) -> None:
-    """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
+) -> Ends:
+    """Carries one accepted connection; its ends are the caller's to close. Raises :class:`Refused`; whatever it raises,
+    ``sock`` is still open, and all else is closed."""
     timeouts = node.config.timeouts
 
     # Who is it? The judgement of its certificate is part of the handshake.
     endpoint = node.current.context.server(ALPN_PREFIX + port.port, node.clock)
-    try:
-        with trio.fail_after(timeouts.handshake):
-            await shake_hands(sock, endpoint, node.gate)
-    except Refused as refusal:
-        if endpoint.established:
-            await _tell(node, sock, endpoint, refusal.reason)
-        raise
-    except trio.TooSlowError as error:
-        detail = f"heard no complete handshake within {timeouts.handshake:g} s"
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, detail) from error
-    finally:
-        record.handshake_ms = (node.time() - record.started) * 1000
-        record.connection_id = endpoint.connection_id
-        if endpoint.svid is None and endpoint.leaf is not None:
-            record.unverified = claims(endpoint.leaf)
-    if endpoint.svid is None:
-        raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
-    caller = endpoint.svid.id
-    record.peer_id, record.tls_group, record.resumed = str(caller), endpoint.group, endpoint.resumed
+    peer = await establish(node, sock, endpoint, record, record.started)
+    caller = peer.id
 
     try:
         # May it? By the name of the port that both ends agreed on.
@@ -62,7 +47,7 @@ async def serve(
                 Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
             )
         # (By what is in force now, not what was at the handshake's start: a reload in between must not be missed.)
-        live.claim = Claim(caller, node.config.service, port.port, endpoint.svid, endpoint.path, endpoint.anchor)
+        live.claim = Claim(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
         decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
@@ -71,37 +56,31 @@ async def serve(
             raise Refused(changed, f"does not let {caller} in: what it trusts changed meanwhile")
         record.decision = "allow"
         # Is our app there?
-        app_socket, place = await _reach(node, app)
+        app_socket, place = await _reach(app, timeouts.connect)
     except Refused as refusal:
-        await _tell(node, sock, endpoint, refusal.reason)
+        await tell(sock, endpoint, refusal.reason, timeouts.handshake)
         raise
 
     # It hears yes, and bytes flow until their end.
     try:
         record.upstream = str(place)
-        await _tell(node, sock, endpoint, Reason.OK)
+        await tell(sock, endpoint, Reason.OK, timeouts.handshake)
         with app.using(place):
-            await session.relay(node, port, endpoint, sock, app_socket, record, _WORDS)
-    finally:
+            return await session.relay(node, port, endpoint, sock, app_socket, record, _WORDS)
+    except BaseException:
         sockets.hard_close(app_socket)
+        raise
 
 
-async def _tell(node: Node, sock: socket.socket, endpoint: Endpoint, reason: Reason) -> None:
-    """Says yes or no, as long as a handshake may take to a peer that does not read."""
-    with trio.move_on_after(node.config.timeouts.handshake):
-        await tell(sock, endpoint, reason)
-
-
-async def _reach(node: Node, app: dial.Upstream) -> tuple[socket.socket, dial.Place]:
+async def _reach(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Place]:
     """Connects to the first of our app's places that answers."""
-    seconds = node.config.timeouts.connect
     refusal = Refused(Reason.CONNECT_FAILED, f"cannot find {app.what}: no answer within {seconds:g} s")
     places: list[dial.Place] = []
     with trio.move_on_after(seconds):
         places = await app.places()
     for place in places:
         try:
-            sock = await dial.connect(place, app.what, seconds, node.listening)
+            sock = await app.connect(place, seconds)
         except Refused as failure:
             refusal = failure
         else:

@@ -10,13 +10,15 @@ import trio
 from sidecar import dial, session, sockets
 from sidecar.config import Outbound
 from sidecar.duplex import How
-from sidecar.handshake import hear, shake_hands
-from sidecar.identity import SpiffeId, Svid, claims
+from sidecar.handshake import hear
+from sidecar.identity import SpiffeId
 from sidecar.node import Generation, Node
+from sidecar.peer import VerifiedPeer, establish
 from sidecar.policy import decide
 from sidecar.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.record import ConnectionRecord
 from sidecar.registry import Claim, Live
+from sidecar.session import Ends
 from sidecar.tls import ALPN_PREFIX, Endpoint
 from sidecar.verdict import RETRY_ELSEWHERE
 
@@ -42,8 +44,9 @@ _OF_A_PEER: dict[str, Any] = {
 
 async def serve(
     node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
-) -> None:
-    """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
+) -> Ends:
+    """Carries one accepted connection; its ends are the caller's to close. Raises :class:`Refused`; whatever it raises,
+    ``sock`` is still open, and all else is closed."""
     now = node.current
 
     # May this process call, and may our service? The callee's sidecar decides once more, and its answer counts too.
@@ -61,18 +64,19 @@ async def serve(
     net, endpoint, peer, place = await _find(node, now, route, upstream, record)
     try:
         # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
-        live.claim = Claim(now.id, route.service, route.port, peer, endpoint.path, endpoint.anchor)
+        live.claim = Claim(now.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
         if (changed := node.standing(live.claim)) is not None:
             raise Refused(changed, f"does not use {place}: policy or trust changed during the handshake")
         with upstream.using(place):
-            await session.relay(node, route, endpoint, net, sock, record, _WORDS)
-    finally:
+            return await session.relay(node, route, endpoint, net, sock, record, _WORDS)
+    except BaseException:
         sockets.hard_close(net)
+        raise
 
 
 async def _find(
     node: Node, now: Generation, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
-) -> tuple[socket.socket, Endpoint, Svid, dial.Place]:
+) -> tuple[socket.socket, Endpoint, VerifiedPeer, dial.Place]:
     """Tries one peer after the other until one gave a verdict. Whoever is not the one we mean raises the alarm, and what
     is logged in the end is the gravest that was met."""
     seconds = node.config.timeouts.connect
@@ -83,7 +87,7 @@ async def _find(
     for place in places:
         _note(record, {"peer_address": str(place)})
         try:
-            found = await _approach(node, now, route, place, record)
+            found = await _approach(node, now, route, upstream, place, record)
         except Refused as refusal:
             met.append((refusal, {name: getattr(record, name) for name in _OF_A_PEER}))
             verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
@@ -108,49 +112,37 @@ def _note(record: ConnectionRecord, known: dict[str, Any]) -> None:
 
 
 async def _approach(
-    node: Node, now: Generation, route: Outbound, place: dial.Place, record: ConnectionRecord
-) -> tuple[socket.socket, Endpoint, Svid]:
+    node: Node, now: Generation, route: Outbound, upstream: dial.Upstream, place: dial.Place, record: ConnectionRecord
+) -> tuple[socket.socket, Endpoint, VerifiedPeer]:
     """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
-    timeouts, what = node.config.timeouts, f"{route.target}'s sidecar"
-    expected = now.mesh.identity(route.service)
-    net = await dial.connect(place, what, timeouts.connect, node.listening)
+    timeouts, expected = node.config.timeouts, now.mesh.identity(route.service)
+    net = await upstream.connect(place, timeouts.connect)
     endpoint = now.context.client(ALPN_PREFIX + route.port, expected, node.clock)
-    began = node.time()
     try:
-        try:
-            with trio.fail_after(timeouts.handshake):
-                await shake_hands(net, endpoint, node.gate)
-        finally:
-            record.handshake_ms = (node.time() - began) * 1000
-            record.connection_id = endpoint.connection_id
-        if endpoint.svid is None:
-            raise Refused(Reason.NO_CERTIFICATE, "met a peer that was not judged")
+        peer = await establish(node, net, endpoint, record, began=node.time())
         if route.require_alpn and not endpoint.speaks_mesh:
             raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{route.port}")
-        record.peer_id, record.tls_group, record.resumed = str(endpoint.svid.id), endpoint.group, endpoint.resumed
         # The callee connects to its app before it answers.
         with trio.fail_after(timeouts.connect + timeouts.handshake):
             await hear(net, endpoint)
     except trio.TooSlowError as error:
         sockets.hard_close(net)
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"heard no answer in time from {what} at {place}") from error
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"heard no verdict in time from {upstream.what} at {place}") from error
     except Refused as refusal:
-        refused = _told(node, refusal, endpoint, expected, place, record)
-        await sockets.linger(net)
-        raise refused from refusal
+        located = _located(node, refusal, expected, place, record)
+        if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
+            sockets.hard_close(net)  # it has had its time
+        else:
+            await sockets.linger(net)
+        raise located from refusal
     except BaseException:
         sockets.hard_close(net)
         raise
-    return net, endpoint, endpoint.svid
+    return net, endpoint, peer
 
 
-def _told(
-    node: Node, refusal: Refused, endpoint: Endpoint, expected: SpiffeId, place: dial.Place, record: ConnectionRecord
-) -> Refused:
+def _located(node: Node, refusal: Refused, expected: SpiffeId, place: dial.Place, record: ConnectionRecord) -> Refused:
     """The refusal with its address and, where somebody may be in the middle, its alarm."""
-    met = claims(endpoint.leaf) if endpoint.leaf is not None else {}
-    if endpoint.svid is None:
-        record.unverified = met
     if refusal.reason in MITM_SUSPECTS:
         detail = f"expected {expected} at {place} but {refusal.detail}: something answers in {expected.service}'s place"
         node.log.alarm(
@@ -160,7 +152,7 @@ def _told(
             reason=str(refusal.reason),
             peer_address=str(place),
             expected=str(expected),
-            presented=met,
+            presented=record.unverified,
             connection_id=record.connection_id,
             next=f"find out who has the address {place}; nothing was sent to it",
         )

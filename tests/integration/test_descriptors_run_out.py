@@ -13,8 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import sockets
+from sidecar.accepting import ACCEPT_PAUSE_SECONDS
 from sidecar.address import Address
-from sidecar.server import ACCEPT_PAUSE_SECONDS
 from tests.harness import connect, mesh_bed, receive_all
 from tests.integration.processes import SIDECAR, Shop, SidecarProcess, running
 
