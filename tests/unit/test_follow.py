@@ -304,6 +304,20 @@ async def test_where_refusals_are_tried_again_a_change_is_no_other_refusal(tmp_p
     assert two.faults.lines == ["a: x1 is no number; kept"]
 
 
+async def test_a_refusal_of_what_is_in_no_file_has_no_file_tried_again(tmp_path: Path) -> None:
+    two = Two(tmp_path, again=True)
+    await two.looks()
+
+    def load() -> int:
+        raise UsageError("no store")
+
+    for _ in range(4):
+        assert await two.follower.attempt("store", load, 1, "kept") == 1
+        await two.looks()
+    assert two.takes == 1
+    assert two.faults.lines == ["store: no store; kept"]
+
+
 # -- mounts ------------------------------------------------------------------------------------------------------------
 
 MOUNTINFO = """\
