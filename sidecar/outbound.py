@@ -131,7 +131,7 @@ async def _approach(
     except Refused as refusal:
         located = _located(node, refusal, expected, place, record)
         if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
-            sockets.hard_close(net)  # it has had its time
+            sockets.hard_close(net)  # what does not answer does not read either
         else:
             await sockets.linger(net)
         raise located from refusal
