@@ -15,12 +15,12 @@ The rooms, and the one direction in which they may depend on each other:
   ``inject.wellknown``, ``inject.edges``, ``inject.ports``, ``inject.exclusions``, ``inject.topology``, ``inject.subnets``,
   ``inject.options``, ``inject.placement``, ``inject.yamltext``, ``inject.override``, ``inject.meshtext``, ``inject.wiring``,
   ``inject.picture``, ``inject.activation``, ``inject.injection``
-* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``sockets``, ``dial``, ``gate``, ``handshake``,
-  ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``watch``, ``process``, ``statedir``, ``answers`` (what of a CA's
-  answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks ``admin``);
+* **I/O**: ``tls`` (the only importer of OpenSSL), ``credentials``, ``follow``, ``sockets``, ``accepting``, ``dial``,
+  ``gate``, ``handshake``, ``stream``, ``http1``, ``poller``, ``relay``, ``logs``, ``process``, ``statedir``, ``answers``
+  (what of a CA's answers is taken), ``memory`` (and what of what was kept), ``probe`` (asks ``admin``);
   ``inject.composecli``, ``inject.mounted``, ``inject.routes``, ``inject.image``, ``inject.state``, ``inject.project``
-* **wiring**: ``registry``, ``node``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member`` (enrols,
-  renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so),
+* **wiring**: ``registry``, ``node``, ``peer``, ``session``, ``inbound``, ``outbound``, ``server``, ``reload``, ``member``
+  (enrols, renews, follows the CA), ``run``, ``dev``, ``admin`` (tells what is so),
   ``inject.steps``
 * **command line**: ``cli``; no logic. ``demo`` shows it all, by real processes
 

@@ -161,7 +161,19 @@ def test_tls_is_the_only_importer_of_openssl() -> None:
 
 
 EDGE = {
-    f"sidecar.{name}" for name in ("gate", "handshake", "http1", "logs", "process", "sockets", "stream", "tls", "watch")
+    f"sidecar.{name}"
+    for name in [
+        "accepting",
+        "follow",
+        "gate",
+        "handshake",
+        "http1",
+        "logs",
+        "process",
+        "sockets",
+        "stream",
+        "tls",
+    ]
 }
 """What both programs stand on: TLS has one implementation, and so do sockets, the log and how a process keeps its keys."""
 
