@@ -84,7 +84,8 @@ class Snapshot:
 class Desk(Protocol):
     """Where the API finds what is in force."""
 
-    in_force: Snapshot
+    @property
+    def in_force(self) -> Snapshot: ...
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import claims
 from sidecar.observe.logs import Log
 from sidecar.transport import sockets
+from sidecar.transport.accepting import accept_all
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Closing, Peer, converse
@@ -27,7 +28,6 @@ from sidecar.transport.tls import Context
 
 HANDSHAKE_SECONDS = 5.0
 DRAIN_SECONDS = 5.0
-ACCEPT_PAUSE_SECONDS = 0.05
 MAX_CONNECTIONS = 4096
 """When there are as many, a new one takes the place of the oldest stranger: whoever holds thousands open and asks nothing
 keeps no sidecar from its renewal."""
@@ -44,7 +44,7 @@ class CaListener:
         gate: Gate,
         log: Log,
         clock: Callable[[], datetime],
-        tell: Callable[[str, str | None], None],
+        tell: Callable[[str, str | None], object],
     ) -> None:
         self._listener = listener
         self._api = api
@@ -69,22 +69,18 @@ class CaListener:
             connections.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
 
     async def _accept(self, connections: trio.Nursery) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
-                await trio.lowlevel.wait_readable(self._listener)
-                continue
-            except OSError as error:
-                self._tell("accepting", f"cannot accept connections: {error.strerror}")
-                self._cut_a_stranger()
-                await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                continue
-            self._tell("accepting", None)
-            if len(connections.child_tasks) > MAX_CONNECTIONS and not self._cut_a_stranger():
-                sock.close()
-                self._api.metrics.refused("overloaded")
-                continue
+        await accept_all(
+            self._listener,
+            lambda sock: self._admit(connections, sock),
+            lambda fault: self._tell("accepting", fault),
+            self._cut_a_stranger,
+        )
+
+    def _admit(self, connections: trio.Nursery, sock: socket.socket) -> None:
+        if len(connections.child_tasks) > MAX_CONNECTIONS and not self._cut_a_stranger():
+            sock.close()
+            self._api.metrics.refused("overloaded")
+        else:
             connections.start_soon(self._connection, sock)
 
     def _cut_a_stranger(self) -> bool:

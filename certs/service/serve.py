@@ -10,12 +10,12 @@ can be read: a CA that cannot know of a revocation does not vouch that there was
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -33,7 +33,7 @@ from certs.service.listener import CaListener
 from certs.store.store import Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
-from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
+from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
@@ -47,6 +47,8 @@ SIGN_SECONDS = 60.0
 
 OWN_TTL = timedelta(hours=24)
 PRUNE_SECONDS = 3600.0
+
+_KEPT = "what was in force before stays"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,18 @@ class _StoreContents:
     revoked: RevocationList
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """All that is in force, and what it was made of. A change makes a new one, which replaces the old one at once."""
+
+    authority: Authority
+    mesh: Mesh
+    known: _StoreContents
+    in_force: Snapshot
+    own: x509.Certificate
+    context: Context
+
+
 class CaServer:
     """One CA. Everything that can be wrong at start is a :class:`UsageError` of the constructor."""
 
@@ -78,23 +92,29 @@ class CaServer:
         self.clock = clock
         self.store = Store(settings.store_url, clock=lambda: int(clock().timestamp()))
         self.gate = Gate()
-        self._followed = [
-            settings.mesh,
-            *(settings.directory / name for name in (authority.ROOT, authority.ISSUING, authority.DELEGATE)),
-        ]
-        self._watch = Watch({})
-        self._said: dict[str, str] = {}
+        self._faults = ReportOnce[str](
+            lambda _, fault: log.warning("warning", message=fault),
+            lambda what: log.info("mended", message=f"{what}: good again"),
+        )
+        names = (authority.ROOT, authority.ISSUING, authority.DELEGATE)
+        self._files = Follower(
+            {"directory": [settings.directory / name for name in names], "mesh": [settings.mesh]},
+            self._take_files,
+            self._faults,
+            partial(log.bug, "reload_failed"),
+            refusals=(UsageError, UntrustedError, StoreUnavailableError),
+            again=True,
+        )
         try:
             self.api = CaApi(self, self.store, Writer(self.store), log, clock, settings.limits)
-            self._authority = authority.load(settings.directory, clock())
-            self._mesh = self._load_mesh()
-            self._seed()
-            self._known = self.store.read(self._read_store)
-            self.in_force = self._assemble()
-            self._own, self.context = self._issue_own_certificate(self.in_force.bundle)
+            own = authority.load(settings.directory, clock())
+            self._trust_domain = own.trust_domain
+            mesh = self._load_mesh()
+            self._seed(own)
+            self._state = self._build(own, mesh, self.store.read(self._read_store))
             self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
             self.connections = CaListener(
-                self.socket, self.api, lambda: self.context, self.gate, log, clock, self._tell
+                self.socket, self.api, lambda: self._state.context, self.gate, log, clock, self._faults.report
             )
         except (UntrustedError, StoreUnavailableError) as error:
             self.store.close()
@@ -107,6 +127,11 @@ class CaServer:
     def address(self) -> tuple[str, int]:
         host, port = self.socket.getsockname()[:2]
         return host, port
+
+    @property
+    def in_force(self) -> Snapshot:
+        """What requests are answered by."""
+        return self._state.in_force
 
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``; then lets requests that are under way end."""
@@ -125,17 +150,17 @@ class CaServer:
 
     def _load_mesh(self) -> Mesh:
         mesh = load_mesh(self.settings.mesh)
-        if mesh.trust_domain != self._authority.trust_domain:
+        if mesh.trust_domain != self._trust_domain:
             raise UsageError(
                 f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, and the CA in {self.settings.directory} "
-                f"is of {self._authority.trust_domain}"
+                f"is of {self._trust_domain}"
             )
         return mesh
 
-    def _seed(self) -> None:
+    def _seed(self, own: Authority) -> None:
         """An empty store gets the bundle that the directory has."""
         document = self.store.read(bundles.newest_bundle) or authority.bundle_document(self.settings.directory).decode()
-        bundle = self._read_bundle(document)
+        bundle = self._read_bundle(document, own)
 
         def add(transaction: Transaction) -> None:
             if bundles.newest_bundle(transaction.connection) is None:
@@ -143,8 +168,7 @@ class CaServer:
 
         self.store.write(add)
 
-    def _read_bundle(self, document: str) -> Bundle:
-        own = self._authority
+    def _read_bundle(self, document: str, own: Authority) -> Bundle:
         try:
             return bundles.own_bundle(document, own.trust_domain, own.roots, self.clock())
         except UntrustedError as error:
@@ -154,38 +178,42 @@ class CaServer:
             ) from error
 
     def _read_store(self, connection: sa.Connection) -> _StoreContents:
-        revoked = revocations.current_list(connection, self._authority.trust_domain, self.clock())
+        revoked = revocations.current_list(connection, self._trust_domain, self.clock())
         return _StoreContents(bundles.newest_bundle(connection) or "", revoked)
 
-    def _assemble(self) -> Snapshot:
+    def _build(self, own: Authority, mesh: Mesh, known: _StoreContents) -> _State:
+        """Raises :class:`UsageError` and :class:`UntrustedError`."""
+        in_force = self._assemble(own, mesh, known)
+        return _State(own, mesh, known, in_force, *self._issue_own_certificate(own, mesh, in_force.bundle))
+
+    def _assemble(self, own: Authority, mesh: Mesh, known: _StoreContents) -> Snapshot:
         """From the directory, the mesh, and what the store was last known to hold. Raises :class:`UsageError` and
         :class:`UntrustedError`."""
-        own = self._authority
         if own.delegate is None:
             raise UsageError(
                 f"{self.settings.directory / authority.DELEGATE} is missing: this CA was made by an older version; "
                 f"with the root's key at hand: certs renew-issuing {self.settings.directory}"
             )
-        bundle = self._read_bundle(self._known.bundle)
-        signed = sign_revocations(self._known.revoked, own.delegate)
+        bundle = self._read_bundle(known.bundle, own)
+        signed = sign_revocations(known.revoked, own.delegate)
         policy = IssuingPolicy(
             own,
-            frozenset(self._mesh.services),
+            frozenset(mesh.services),
             self.settings.ttl,
-            self._mesh.reenrol_window,
+            mesh.reenrol_window,
             bundle.distrusted,
             self.api.admit,
         )
         return Snapshot(policy, bundle, signed, etag(signed))
 
-    def _issue_own_certificate(self, bundle: Bundle) -> tuple[x509.Certificate, Context]:
+    def _issue_own_certificate(self, own: Authority, mesh: Mesh, bundle: Bundle) -> tuple[x509.Certificate, Context]:
         """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
         it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
-        issued = authority.issue(self._authority, wire.CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
+        issued = authority.issue(own, wire.CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
         keys = KeyPair(issued.chain, issued.key, bundle.roots)
-        terms = VerifyParams(self._authority.trust_domain, max_leaf_ttl=self._mesh.max_leaf_ttl, anonymous=True)
-        return issued.chain[0], Context(keys, terms)
+        params = VerifyParams(own.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, anonymous=True)
+        return issued.chain[0], Context(keys, params)
 
     # -- following -----------------------------------------------------------------------------------------------------
 
@@ -202,106 +230,80 @@ class CaServer:
     async def _look(self) -> None:
         """Takes what is new and good; says, once, what is new and is not."""
         now = self.clock()
-        if self._watch.look(read_all(self._followed)) is not None:
-            taken = [self._try("directory", self._take_authority), self._try("mesh", self._take_mesh)]
-            if not all(taken):
-                self._watch = Watch({})  # once more when it has settled: another program may have been at work in there
+        await self._files.look()
         try:
             known = await trio.to_thread.run_sync(self.store.read, self._read_store)
         except StoreUnavailableError as error:
             self.api.metrics.store_up(up=False)
-            self._tell("store", f"{error}; what was in force before stays")
+            self._faults.report("store", f"{error}; {_KEPT}")
         else:
             self.api.metrics.store_up(up=True)
-            self._try("store", lambda: self._take_store(known))
+            await self._take_store(known)
         # (A clock that was ahead and is right again leaves a certificate of the future, which nobody takes.)
-        begin, end = self._own.not_valid_before_utc, self._own.not_valid_after_utc
+        begin, end = self._state.own.not_valid_before_utc, self._state.own.not_valid_after_utc
         if not begin <= now <= begin + (end - begin) / 2:
-            self._try("own certificate", self._take_own)
-        self._tell("issuing", authority.soon_over(self._authority, now))
+            self._swap(await self._files.attempt("own certificate", self._renewed, self._state, _KEPT))
+        self._faults.report("issuing", authority.soon_over(self._state.authority, now))
 
-    def _take_authority(self) -> None:
+    async def _take_files(self) -> None:
+        for topic, load in (("directory", self._with_directory), ("mesh", self._with_mesh)):
+            self._swap(await self._files.attempt(topic, load, self._state, _KEPT))
+
+    async def _take_store(self, known: _StoreContents) -> None:
+        """The bundle and the revocations. A bundle that is refused is no reason not to tell what is revoked."""
+        now = self._state
+        state = await self._files.attempt("store", partial(self._with_store, known), None, _KEPT)
+        if state is None:
+            known = replace(known, bundle=now.known.bundle)
+            state = await self._files.attempt("revocations", partial(self._with_store, known), now, _KEPT)
+        self._swap(state)
+
+    def _swap(self, state: _State) -> None:
+        before, self._state = self._state, state
+        if state.authority is not before.authority:
+            end = state.authority.issuer.certificate.not_valid_after_utc
+            self.log.info("reloaded", message=f"the CA in {self.settings.directory}, issuing until {end:%FT%TZ}")
+        if state.mesh is not before.mesh:
+            self.log.info("reloaded", message=f"{self.settings.mesh}: {len(state.mesh.services)} services")
+        if state.in_force.bundle != before.in_force.bundle:
+            self.log.info("reloaded", message=f"trust bundle {state.in_force.bundle.version}")
+
+    # -- what would be in force with a source as it is now; the present state if that changed nothing --------------------
+
+    def _with_directory(self) -> _State:
+        now, own = self._state, self._load_authority()
+        return now if own is now.authority else self._build(own, now.mesh, now.known)
+
+    def _load_authority(self) -> Authority:
         loaded = authority.load(self.settings.directory, self.clock())
-        if loaded.trust_domain != self._authority.trust_domain:
+        if loaded.trust_domain != self._trust_domain:
             raise UsageError(
                 f"{self.settings.directory} holds a CA of another trust domain now: restart to be that one"
             )
-        if _shape(loaded) != _shape(self._authority):
-            before, self._authority = self._authority, loaded
-            try:
-                self._take_all()
-            except BaseException:
-                self._authority = before
-                raise
-            end = loaded.issuer.certificate.not_valid_after_utc
-            self.log.info("reloaded", message=f"the CA in {self.settings.directory}, issuing until {end:%FT%TZ}")
+        before = self._state.authority
+        return before if _shape(loaded) == _shape(before) else loaded
 
-    def _take_mesh(self) -> None:
-        mesh = self._load_mesh()
-        if mesh != self._mesh:
-            before, self._mesh = self._mesh, mesh
-            try:
-                self._take_all()
-            except BaseException:
-                self._mesh = before
-                raise
-            self.log.info("reloaded", message=f"{self.settings.mesh}: {len(mesh.services)} services")
+    def _with_mesh(self) -> _State:
+        now, mesh = self._state, self._load_mesh()
+        return now if mesh == now.mesh else self._build(now.authority, mesh, now.known)
 
-    def _take_store(self, known: _StoreContents) -> None:
-        """The bundle and the revocations, if they changed, or if it is time to sign again."""
-        age = (known.revoked.issued_at - self._known.revoked.issued_at).total_seconds()
-        changed = known.bundle != self._known.bundle or known.revoked.version != self._known.revoked.version
-        if not changed and 0 <= age < SIGN_SECONDS:
-            return
-        before, bundle = self._known, self.in_force.bundle
-        if known.bundle != before.bundle:
+    def _with_store(self, known: _StoreContents) -> _State:
+        """With its bundle and revocations, if they changed, or if it is time to sign again."""
+        now = self._state
+        age = (known.revoked.issued_at - now.known.revoked.issued_at).total_seconds()
+        if known.bundle != now.known.bundle:
             # The files that a bundle is about are there before it is; told of it first, every sidecar would renew, and get
             # a certificate that is no news.
-            self._take_authority()
-        try:
-            self._known = known
-            self.in_force = self._assemble()
-        except UntrustedError:
-            # The bundle is no reason not to tell what is revoked.
-            self._known = replace(known, bundle=before.bundle)
-            self.in_force = self._assemble()
-            raise
-        if self.in_force.bundle != bundle:
-            self._take_own()
-            self.log.info("reloaded", message=f"trust bundle {self.in_force.bundle.version}")
+            return self._build(self._load_authority(), now.mesh, known)
+        if known.revoked.version != now.known.revoked.version or not 0 <= age < SIGN_SECONDS:
+            return replace(now, known=known, in_force=self._assemble(now.authority, now.mesh, known))
+        return now
 
-    def _take_all(self) -> None:
-        """All at once, or nothing."""
-        in_force = self._assemble()
-        self._own, self.context = self._issue_own_certificate(in_force.bundle)
-        self.in_force = in_force
-
-    def _take_own(self) -> None:
-        self._own, self.context = self._issue_own_certificate(self.in_force.bundle)
-
-    def _try(self, what: str, take: Callable[[], None]) -> bool:
-        """Returns False where another try may be of use."""
-        try:
-            take()
-        except (UsageError, UntrustedError, StoreUnavailableError) as error:
-            self._tell(what, f"{error}; what was in force before stays")
-            return False
-        except Exception as error:  # a fault of ours, and no reason to serve nobody
-            self.log.bug("reload_failed", error)
-        else:
-            self._tell(what, None)
-        return True
-
-    def _tell(self, what: str, message: str | None) -> None:
-        """Says it once, and again when it is mended."""
-        if message is None:
-            if self._said.pop(what, None) is not None:
-                self.log.info("mended", message=f"{what}: good again")
-            return
-        plain = re.sub(r"[0-9]+", "", message)  # the time that it is may be part of it
-        if self._said.get(what) != plain:
-            self.log.warning("warning", message=message)
-        self._said[what] = plain
+    def _renewed(self) -> _State:
+        """With a new certificate of our own."""
+        now = self._state
+        own, context = self._issue_own_certificate(now.authority, now.mesh, now.in_force.bundle)
+        return replace(now, own=own, context=context)
 
 
 def _shape(loaded: Authority) -> tuple[object, ...]:

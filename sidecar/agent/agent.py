@@ -15,7 +15,6 @@ after the certificate's end nothing is, since every peer refuses us.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +34,7 @@ from sidecar.agent.saved_state import SavedState
 from sidecar.agent.schedule import backoff, refresh_after, refresh_at
 from sidecar.config.wiring import CaIdentity
 from sidecar.documents.address import ca_address
+from sidecar.host.follow import ReportOnce
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
@@ -88,7 +88,10 @@ class Agent:
         self._renewal = _Renewal(clock(), 0.0)
         self._failures = 0
         self._retry_at = 0.0
-        self._said: dict[str, str] = {}
+        self._faults = ReportOnce[str](
+            lambda what, message: self._say(f"{what}_failed", message),
+            lambda what: log.info(f"{what}_mended", service=service, message="good again"),
+        )
         self._memory = SavedState(identity.state_dir, self._own, self._say)
         try:
             self._instance = self._memory.introduce(self._pin, clock())
@@ -171,7 +174,7 @@ class Agent:
         self._failures += 1
         delay = backoff(self._failures, random.random())  # noqa: S311 (spreads load; nothing secret hangs on it)
         message = f"cannot join the mesh yet: {accept.describe(error)}; trying again"
-        if self._tell("joining", message) and isinstance(error, CaUnverifiedError):
+        if self._faults.report("joining", message) and isinstance(error, CaUnverifiedError):
             self._alarm(error)
         await trio.sleep(delay)
 
@@ -215,7 +218,7 @@ class Agent:
         else:
             if what == "certificate":
                 self._failures = 0
-            self._tell(what, None)
+            self._faults.report(what, None)
         if (self.credentials, self._bundle, self._listed) != before and self.credentials is not None:
             await adopt(self.credentials, self.revocations())
 
@@ -228,7 +231,9 @@ class Agent:
             good = f"the list of revocations in force lets new connections in until {until:%F %T} UTC"
         else:
             good = "no list of revocations is in force, so no new connection is let in"
-        if self._tell(what, f"{accept.describe(error)}; {good}; trying again") and isinstance(error, CaUnverifiedError):
+        if self._faults.report(what, f"{accept.describe(error)}; {good}; trying again") and isinstance(
+            error, CaUnverifiedError
+        ):
             self._alarm(error)
 
     async def _poll(self) -> None:
@@ -259,12 +264,12 @@ class Agent:
         """Puts the newest bundle that counts in force; returns whether there was one."""
         learnt = accept.learn(documents, self._bundle, self._pin, self._trust_domain, self._clock())
         for fault in learnt.faults:
-            self._tell("bundle", f"a trust bundle of the CA's is not taken: {fault}")
+            self._faults.report("bundle", f"a trust bundle of the CA's is not taken: {fault}")
         if learnt.bundle is None:
             return False
         self._keep(statedir.BUNDLE, learnt.document)
         self._bundle = learnt.bundle
-        self._tell("bundle", None)
+        self._faults.report("bundle", None)
         roots = [root.hex()[:16] for root in sorted(learnt.bundle.anchors)]
         self._log.info("trust_bundle", service=self._service, version=learnt.bundle.version, roots=roots)
         return True
@@ -378,9 +383,9 @@ class Agent:
         try:
             self._memory.keep(name, data)
         except UsageError as error:
-            self._tell("state_dir", f"{error}; it is in force all the same, and a restart would not know it")
+            self._faults.report("state_dir", f"{error}; it is in force all the same, and a restart would not know it")
         else:
-            self._tell("state_dir", None)
+            self._faults.report("state_dir", None)
 
     def _pass(self) -> str:
         """The token or secret, read anew each time: it may have been replaced. Raises :class:`UsageError`."""
@@ -402,20 +407,6 @@ class Agent:
         return text
 
     # -- saying --------------------------------------------------------------------------------------------------------
-
-    def _tell(self, what: str, message: str | None) -> bool:
-        """Says it once, and when it is mended; not again at each of many tries. Returns whether this was news."""
-        plain = None if message is None else re.sub(r"[0-9]+", "", message)
-        is_news = self._said.get(what) != plain
-        if plain is not None and is_news:
-            self._say(f"{what}_failed", str(message))
-        elif plain is None and what in self._said:
-            self._log.info(f"{what}_mended", service=self._service, message="good again")
-        if plain is None:
-            self._said.pop(what, None)
-        else:
-            self._said[what] = plain
-        return is_news
 
     def _alarm(self, error: CaUnverifiedError) -> None:
         if error.refusal.reason not in MITM_SUSPECTS:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from certs.protocol import x509_profile
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Outbound, Timeouts
-from sidecar.dev.plan import news, plan
+from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
-from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
+from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
 from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
@@ -31,7 +32,6 @@ from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.relay.relay import Relay
-from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
 from sidecar.transport.tls import KeyPair, make_buffer, utc_now
 
@@ -69,8 +69,8 @@ class _Door:
 
 @dataclass(slots=True)
 class _Sidecar:
-    """One service's sidecar. Each of its doors has a server, so that it can come and go alone; they share ``node`` but for
-    what they listen on, and ``keys``."""
+    """One service's sidecar. Each of its doors is a server of its own, so that it can come and go alone; all serve
+    ``node``, so what its connections are judged by is replaced by one reference."""
 
     node: Node
     keys: KeyPair
@@ -79,38 +79,44 @@ class _Sidecar:
     def take(self, mesh: Mesh, keys: KeyPair) -> None:
         """Puts in force what connections are judged by from now on."""
         self.keys = keys
-        current = snapshot(self.node.config.service, mesh, keys)
-        for node in (self.node, *(door.server.node for door in self.doors.values())):
-            node.current = current
+        self.node.current = snapshot(self.node.config.service, mesh, keys)
 
     def open(self, listener: Inbound | Outbound) -> _Door:
         """Raises :class:`UsageError`."""
         inbound = (listener,) if isinstance(listener, Inbound) else ()
         outbound = (listener,) if isinstance(listener, Outbound) else ()
-        config = replace(self.node.config, inbound=inbound, outbound=outbound)
-        server = Server(replace(self.node, config=config, resolver=Resolver(), listening=[]))
-        door = self.doors[listener] = _Door(server)
+        door = self.doors[listener] = _Door(Server(self.node, inbound, outbound))
         return door
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What the mesh file says, and what is made of it here. A reload replaces both at once."""
+
+    mesh: Mesh
+    plan: DevPlan
 
 
 class DevMesh:
     """A whole mesh in this process, following its file. Its listeners are open when it is made, which raises
     :class:`UsageError` if the file is wrong or a port is taken."""
 
-    def __init__(
-        self, path: Path, log: Log, hosts: Iterable[str] | None = None, clock: Callable[[], datetime] = utc_now
-    ) -> None:
+    def __init__(self, path: Path, log: Log, clock: Callable[[], datetime] = utc_now) -> None:
         self.path = path
         self.log = log
-        self._hosts = tuple(hosts or _loopbacks())
+        self._hosts = _loopbacks()
         self._clock = clock
         self._relay, self._gate = Relay(make_buffer), Gate()
-        self._refused = False
-        self._shut: dict[Inbound | Outbound, str] = {}
-        self.mesh = load_mesh(path)
-        self.plan = plan(self.mesh, clock())
+        self._faults = ReportOnce[str](lambda _, message: log.warning("reload_refused", message=message))
+        self._shut = ReportOnce[tuple[str, Inbound | Outbound]](
+            lambda one, fault: log.warning("reload_incomplete", service=one[0], message=f"{fault}; trying again"),
+            lambda one: log.info("listening", service=one[0], message=f"on {one[1].listen} now"),
+            exact=True,
+        )
+        mesh = load_mesh(path)
+        self._file = _File(mesh, plan(mesh, clock()))
         try:
-            self._ca = MemoryCa(self.mesh.trust_domain, clock())
+            self._ca = MemoryCa(mesh.trust_domain, clock())
         except x509_profile.ProfileError as error:
             raise UsageError(f"{path}: {error}") from error
         raise_descriptor_limit()
@@ -123,6 +129,16 @@ class DevMesh:
             for door in self._doors():
                 door.server.close()
             raise
+
+    @property
+    def mesh(self) -> Mesh:
+        """The policy in force."""
+        return self._file.mesh
+
+    @property
+    def plan(self) -> DevPlan:
+        """Where everything listens."""
+        return self._file.plan
 
     def node(self, service: str) -> Node:
         """The sidecar of a service."""
@@ -152,11 +168,15 @@ class DevMesh:
 
     async def _follow(self, serving: trio.Nursery) -> None:
         """Follows the file, and renews certificates at half of their life, by the wall clock."""
-        # It knows nothing yet, so what changed between the start's reading and now is not missed.
-        watch, day = Watch({}), self._clock().date()
+        files = Follower(
+            {"mesh": [self.path]},
+            lambda: self._take(files, serving),
+            self._faults,
+            partial(self.log.bug, "reload_failed"),
+        )
+        day = self._clock().date()
         while True:
-            if watch.look(read_all([self.path])) is not None:
-                await self.reload(serving)
+            await files.look()
             self._open_doors(serving)  # a port that was taken may be free by now
             for service, sidecar in self._sidecars.items():
                 leaf = sidecar.keys.chain[0]
@@ -175,22 +195,13 @@ class DevMesh:
         until = sidecar.keys.chain[0].not_valid_after_utc
         self.log.info("certificate_renewed", service=service, message=f"a new one, good until {until:%T} UTC")
 
-    async def reload(self, serving: trio.Nursery) -> None:
-        """Takes the file as it is now; a mistake in it is said, and what was in force stays."""
-        refused_before, self._refused = self._refused, False
-        try:
-            mesh = load_mesh(self.path)
-            if mesh.trust_domain != self.mesh.trust_domain:
-                raise UsageError(f"{self.path}: another trust_domain is another mesh: start it anew")
-            made = plan(mesh, self._clock(), before=self.plan)
-        except UsageError as error:
-            self._refused = True
-            self.log.warning("reload_refused", message=f"{error}; still in force: {self.path} as it was read before")
+    async def _take(self, files: Follower, serving: trio.Nursery) -> None:
+        """Puts in force what the file says, if that is good and new."""
+        before, was_fault = self._file, bool(self._faults)
+        file = await files.attempt("mesh", self._read, before, f"still in force: {self.path} as it was read before")
+        if self._faults or (file.mesh == before.mesh and not was_fault):
             return
-        if mesh == self.mesh and not refused_before:
-            return
-        changed = news(self.plan, made)
-        self.mesh, self.plan = mesh, made
+        self._file, mesh = file, file.mesh
         for service in mesh.services:
             if service in self._sidecars:
                 self._sidecars[service].take(mesh, self._sidecars[service].keys)
@@ -199,8 +210,15 @@ class DevMesh:
         cut = await self._rejudge()
         await self._close_doors()
         self._open_doors(serving)
-        message = "; ".join([f"{self.path} is in force", *changed])
+        message = "; ".join([f"{self.path} is in force", *news(before.plan, file.plan)])
         self.log.info("reloaded", message=message, connections_cut=cut)
+
+    def _read(self) -> _File:
+        """The file as it is now. Raises :class:`UsageError`."""
+        mesh = load_mesh(self.path)
+        if mesh.trust_domain != self.mesh.trust_domain:
+            raise UsageError(f"{self.path}: another trust_domain is another mesh: start it anew")
+        return _File(mesh, plan(mesh, self._clock(), before=self.plan))
 
     async def _rejudge(self) -> int:
         nodes = [sidecar.node for sidecar in self._sidecars.values()]
@@ -229,12 +247,9 @@ class DevMesh:
                 try:
                     serving.start_soon(_serve, sidecar.open(listener))
                 except UsageError as error:
-                    if self._shut.get(listener) != str(error):
-                        self.log.warning("reload_incomplete", service=service, message=f"{error}; trying again")
-                    self._shut[listener] = str(error)
+                    self._shut.report((service, listener), str(error))
                 else:
-                    if self._shut.pop(listener, None) is not None:
-                        self.log.info("listening", service=service, message=f"on {listener.listen} now")
+                    self._shut.report((service, listener), None)
 
     # -- wiring --------------------------------------------------------------------------------------------------------
 
@@ -280,11 +295,9 @@ class DevMesh:
 
 
 async def _serve(door: _Door) -> None:
+    """Serves one door. Nobody looks names up here: every address is one of loopback."""
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(door.server.node.resolver.run)
-            await door.server.serve(door.stop)
-            nursery.cancel_scope.cancel()
+        await door.server.serve(door.stop)
     finally:
         door.ended.set()
 

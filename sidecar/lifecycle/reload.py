@@ -9,12 +9,9 @@ keeps neither out.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import TypeVar
 
 import trio
 
@@ -22,14 +19,12 @@ from sidecar.agent import credentials
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import Config, FileIdentity, parse_config
 from sidecar.documents.yaml12 import load_text
-from sidecar.host.follow import LOOK_SECONDS, Watch, read_all
+from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce, mounted
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport.tls import Context, KeyPair
-
-_T = TypeVar("_T")
 
 EXPIRY_WARNING = timedelta(minutes=10)
 NOTHING_REVOKED = Revocations()
@@ -64,19 +59,19 @@ class Reloader:
         self.loaded = loaded
         self.revocations = revocations
         self._environ = environ
-        self._refused = False
-        self._wiring_said = ""
-        self._expiry_said = ""
         config = node.config
-        self._paths = [config.path, config.mesh_path]
+        sources = {"mesh": [config.mesh_path], "wiring": [config.path]}
         if isinstance(config.identity, FileIdentity):
-            self._paths += [config.identity.certificate, config.identity.key, config.identity.bundle]
-        # It knows nothing yet, so what changed between the start's reading and now is not missed.
-        self._watch = Watch({})
+            files = config.identity
+            sources["credentials"] = [files.certificate, files.key, files.bundle]
+        self._faults = ReportOnce[str](lambda _, message: self._say("reload_refused", message))
+        self._wiring = ReportOnce[str](self._say, exact=True)
+        self._expiry = ReportOnce[str](self._say)
+        self._files = Follower(sources, self._take, self._faults, self._log_bug)
 
     async def run(self) -> None:
         """Looks at the files and at the clock, until cancelled."""
-        for path in mounted(self._paths):
+        for path in mounted(self._files.paths):
             self._say(
                 "single_file_mount",
                 f"{path} is mounted as a single file: it will not change here when an editor replaces it there; "
@@ -85,8 +80,7 @@ class Reloader:
         day = self.node.clock().date()
         while True:
             self._watch_expiry()
-            if self._watch.look(read_all(self._paths)) is not None:
-                await self.reload()
+            await self._files.look()
             if (today := self.node.clock().date()) != day:  # rules end with a day
                 day = today
                 await self._rejudge()
@@ -94,20 +88,7 @@ class Reloader:
 
     async def reload(self) -> None:
         """Takes what the files hold now, as far as it is good, and judges the live connections by it."""
-        # What is read from here on is known, so that whatever the files hold later is told, also what they held before.
-        self._watch = Watch(read_all(self._paths))
-        refused_before, self._refused = self._refused, False
-        try:
-            changed = self._take()
-        except Exception as error:  # a fault of ours, and no reason to end the connections that live
-            self.node.log.bug("reload_failed", error, service=self.node.config.service)
-            return
-        if not changed and refused_before and not self._refused:
-            changed = ["what was before, its files are good again"]
-        if changed:
-            cut = await self._rejudge()
-            message = f"in force now: {'; '.join(changed)}"
-            self.node.log.info("reloaded", service=self.node.config.service, message=message, connections_cut=cut)
+        await self._files.reload()
 
     async def adopt(self, loaded: Credentials, revocations: Revocations) -> None:
         """Puts in force what the CA gave; lives on what was let in before, unless that is not believed any more."""
@@ -120,17 +101,16 @@ class Reloader:
             message = "in force now: what the CA says of trust and revocations"
             node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
-    def _take(self) -> list[str]:
-        """Puts in force what is new and good; returns what that is."""
-        node, in_force, before = self.node, self.node.current, self.loaded
-        until = f"{before.svid.not_after:%F %T} UTC"
-        mesh = self._try(self._mesh, in_force.mesh, f"the policy of {in_force.mesh.filename} as it was read before")
+    async def _take(self) -> None:
+        """Puts in force what is new and good, all of it at once."""
+        node, in_force, before, were_faults = self.node, self.node.current, self.loaded, bool(self._faults)
+        kept = f"still in force: the policy of {in_force.mesh.filename} as it was read before"
+        mesh = await self._files.attempt("mesh", self._mesh, in_force.mesh, kept)
         loaded = before
         if isinstance(node.config.identity, FileIdentity):
-            loaded = self._try(
-                lambda: load_credentials(node.config, mesh, node.clock()),
-                before,
-                f"the certificate that is good until {until}",
+            kept = f"still in force: the certificate that is good until {before.svid.not_after:%F %T} UTC"
+            loaded = await self._files.attempt(
+                "credentials", lambda: load_credentials(node.config, mesh, node.clock()), before, kept
             )
         changed = []
         if mesh != in_force.mesh:
@@ -143,7 +123,12 @@ class Reloader:
             node.current = snapshot(node.config.service, mesh, loaded.keys, self.revocations)
             self.loaded = loaded
         self._compare_wiring(mesh)
-        return changed
+        if not changed and were_faults and not self._faults:
+            changed = ["what was before, its files are good again"]
+        if changed:
+            cut = await self._rejudge()
+            message = f"in force now: {'; '.join(changed)}"
+            node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
     async def _rejudge(self) -> int:
         return await self.node.registry.rejudge(self.node.standing)
@@ -168,51 +153,29 @@ class Reloader:
 
     def _compare_wiring(self, mesh: Mesh) -> None:
         """The wiring stays as it was at the start; that its file says something else by now is told, once."""
-        config, said = self.node.config, ""
+        config, said = self.node.config, None
         try:
             fresh = parse_config(load_text(config.path), str(config.path), self._environ, mesh)
             if replace(fresh, mesh=config.mesh) != config:
                 said = f"{config.path} has changed; what it says takes effect with a restart"
         except UsageError as error:
             said = f"{error}; the wiring stays as it is, and a restart would not succeed"
-        if said and said != self._wiring_said:
-            self._say("restart_needed", said)
-        self._wiring_said = said
-
-    def _try(self, attempt: Callable[[], _T], good: _T, what: str) -> _T:
-        try:
-            return attempt()
-        except UsageError as error:
-            self._refused = True
-            self._say("reload_refused", f"{error}; still in force: {what}")
-            return good
+        self._wiring.report("restart_needed", said)
 
     def _watch_expiry(self) -> None:
         """Says before and when our own certificate runs out: from then on every peer refuses us."""
         until = self.loaded.svid.not_after
         left = until - self.node.clock()
-        stage = "expired" if left <= timedelta() else "expiring" if left <= EXPIRY_WARNING else ""
-        if stage and stage != self._expiry_said:
-            mend = "put a new one in its place"
-            if not isinstance(self.node.config.identity, FileIdentity):
-                mend = "the CA has not given a new one"
-            self._say(f"certificate_{stage}", f"our certificate is good until {until:%F %T} UTC and no longer; {mend}")
-        self._expiry_said = stage
+        stage = "certificate_expired" if left <= timedelta() else "certificate_expiring"
+        mend = "put a new one in its place"
+        if not isinstance(self.node.config.identity, FileIdentity):
+            mend = "the CA has not given a new one"
+        message = f"our certificate is good until {until:%F %T} UTC and no longer; {mend}"
+        for event in ("certificate_expiring", "certificate_expired"):
+            self._expiry.report(event, message if event == stage and left <= EXPIRY_WARNING else None)
 
     def _say(self, event: str, message: str) -> None:
         self.node.log.warning(event, service=self.node.config.service, message=message)
 
-
-def mounted(paths: Iterable[Path], mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
-    """Those of the paths that are mount points themselves (proc_pid_mountinfo(5)); none where the system does not tell."""
-    try:
-        lines = mounts.read_bytes().splitlines()
-    except OSError:
-        return []
-    points = {line.split(b" ")[4] for line in lines}
-    return [path for path in paths if _escaped(path.resolve()) in points]
-
-
-def _escaped(path: Path) -> bytes:
-    r"""A path as mountinfo has it: a space is ``\040``, and so on."""
-    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in os.fsencode(path))
+    def _log_bug(self, error: Exception) -> None:
+        self.node.log.bug("reload_failed", error, service=self.node.config.service)

@@ -22,10 +22,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sidecar.documents.address import Address
+from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.transport import sockets
+from sidecar.transport.accepting import accept_all
 from sidecar.transport.http1 import Closing, Handler, Peer, Request, Response, Routes, converse, error
 from sidecar.transport.stream import BrokenStreamError
 
@@ -48,6 +50,7 @@ class AdminServer:
     def __init__(self, where: str, listen: Address | Path, source: Source, log: Log) -> None:
         self._source = source
         self._log = log
+        self._faults = ReportOnce[str](lambda event, fault: log.warning(event, message=f"admin port: {fault}"))
         self._path = listen if isinstance(listen, Path) else None
         if isinstance(listen, Path):
             self.socket = listen_unix(where, listen)
@@ -69,21 +72,19 @@ class AdminServer:
         """Answers until cancelled."""
         try:
             async with trio.open_nursery() as connections:
-                while True:
-                    try:
-                        sock, _ = self.socket.accept()
-                    except (BlockingIOError, InterruptedError):
-                        await trio.lowlevel.wait_readable(self.socket)
-                        continue
-                    except OSError:
-                        await trio.sleep(0.1)
-                        continue
-                    if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._may_ask(sock):
-                        sock.close()
-                        continue
-                    connections.start_soon(self._connection, sock)
+                await accept_all(
+                    self.socket,
+                    lambda sock: self._admit(connections, sock),
+                    lambda fault: self._faults.report("accept_paused", fault),
+                )
         finally:
             self.close()
+
+    def _admit(self, connections: trio.Nursery, sock: socket.socket) -> None:
+        if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._may_ask(sock):
+            sock.close()
+        else:
+            connections.start_soon(self._connection, sock)
 
     def routes(self) -> Routes:
         return {

@@ -1,9 +1,10 @@
-"""What both directions do once a connection is let in: relay its bytes, record how it ended, close both sides as it says."""
+"""What both directions do once a connection is let in: relay its bytes, record how it ended, and how each side is closed."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sidecar.config.wiring import Inbound, Outbound
 from sidecar.identity.reasons import Reason
@@ -11,10 +12,30 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
 from sidecar.relay.duplex import Duplex, How
 from sidecar.transport import sockets
+from sidecar.transport.sockets import Closing
 from sidecar.transport.tls import TlsChannel
 
 UPLOAD_SECONDS = 30.0
 """How long a peer may go on sending to an app that has answered and closed early, before its connection is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Both sockets of a connection that is over, still open, and how each is to be closed."""
+
+    app: socket.socket
+    app_closing: Closing
+    net: socket.socket
+    net_closing: Closing
+
+    async def close(self) -> None:
+        """Closes both, the app's first: a peer may go on sending for a while. Cancelled, it resets what is left."""
+        try:
+            await sockets.close(self.app, self.app_closing, UPLOAD_SECONDS)
+            await sockets.close(self.net, self.net_closing, UPLOAD_SECONDS)
+        finally:
+            sockets.hard_close(self.app)
+            sockets.hard_close(self.net)
 
 
 async def carry(
@@ -25,8 +46,8 @@ async def carry(
     app: socket.socket,
     record: ConnectionRecord,
     words: Mapping[How, Reason],
-) -> None:
-    """Carries a connection to its end, and closes both sockets; ``words`` are this direction's names of the endings."""
+) -> Ends:
+    """Carries a connection to its end; ``words`` are this direction's names of the endings. Closes nothing."""
     duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=options.tolerate_missing_close_notify)
     try:
         outcome = await node.relay.carry(duplex, net, app, idle_timeout=options.idle_timeout, max_age=options.max_age)
@@ -35,19 +56,9 @@ async def carry(
     if isinstance(outcome, Reason):
         record.end(outcome)
         # Cut by us: neither side may take it for the clean end of a stream.
-        sockets.hard_close(app)
-        sockets.hard_close(net)
-        return
+        return Ends(app, Closing.CUT, net, Closing.CUT)
     record.end(words[outcome.how], outcome.detail)
     record.peer_reason = outcome.alert
-    await _close(app, outcome.reset_app, linger=False)
-    await _close(net, outcome.reset_net, linger=outcome.how is not How.OK)
-
-
-async def _close(sock: socket.socket, by_reset: bool, *, linger: bool) -> None:
-    if by_reset:
-        await sockets.reset(sock)
-    elif linger:
-        await sockets.linger(sock, UPLOAD_SECONDS)
-    else:
-        sock.close()
+    app_closing = Closing.RESET if outcome.reset_app else Closing.CLEAN
+    net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER
+    return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing)

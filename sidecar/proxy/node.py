@@ -18,7 +18,7 @@ from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
 from sidecar.proxy.live import Admission, Registry
 from sidecar.relay.relay import Relay
-from sidecar.transport.dial import Resolver, SocketAddress
+from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
 from sidecar.transport.tls import Context, make_buffer, utc_now
 
@@ -60,7 +60,6 @@ class Node:
     gate: Gate = field(default_factory=Gate)
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
-    listening: list[SocketAddress] = field(default_factory=list)
     tally: Metrics = field(default_factory=Metrics)
 
     def time(self) -> float:

@@ -9,15 +9,17 @@ import trio
 
 from sidecar.config.wiring import Outbound
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
-from sidecar.identity.spiffe import SpiffeId, Svid, claims
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import decide
 from sidecar.proxy import carry
+from sidecar.proxy.carry import Ends
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node, Snapshot
+from sidecar.proxy.peer import VerifiedPeer, establish
 from sidecar.relay.duplex import How
 from sidecar.transport import dial, sockets
-from sidecar.transport.handshake import hear, shake_hands
+from sidecar.transport.handshake import hear
 from sidecar.transport.tls import ALPN_PREFIX, TlsChannel
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
@@ -43,8 +45,9 @@ _OF_A_PEER: dict[str, Any] = {
 
 async def serve(
     node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
-) -> None:
-    """Carries one accepted connection. Raises :class:`Refused`; then ``sock`` is still open, and all else is closed."""
+) -> Ends:
+    """Carries one accepted connection; its ends are the caller's to close. Raises :class:`Refused`; whatever it raises,
+    ``sock`` is still open, and all else is closed."""
     now = node.current
 
     # May this process call, and may our service? The callee's sidecar decides once more, and its answer counts too.
@@ -62,18 +65,19 @@ async def serve(
     net, channel, peer, endpoint = await _find(node, now, route, upstream, record)
     try:
         # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
-        live.claim = Admission(now.id, route.service, route.port, peer, channel.path, channel.anchor)
+        live.claim = Admission(now.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
         if (changed := node.standing(live.claim)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
-            await carry.carry(node, route, channel, net, sock, record, _WORDS)
-    finally:
+            return await carry.carry(node, route, channel, net, sock, record, _WORDS)
+    except BaseException:
         sockets.hard_close(net)
+        raise
 
 
 async def _find(
     node: Node, now: Snapshot, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
-) -> tuple[socket.socket, TlsChannel, Svid, dial.Endpoint]:
+) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
     """Tries one peer after the other until one gave a verdict. Whoever is not the one we mean raises the alarm, and what
     is logged in the end is the gravest that was met."""
     seconds = node.config.timeouts.connect
@@ -84,7 +88,7 @@ async def _find(
     for endpoint in endpoints:
         _note(record, {"peer_address": str(endpoint)})
         try:
-            found = await _approach(node, now, route, endpoint, record)
+            found = await _approach(node, now, route, upstream, endpoint, record)
         except Refused as refusal:
             met.append((refusal, {name: getattr(record, name) for name in _OF_A_PEER}))
             verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
@@ -109,54 +113,46 @@ def _note(record: ConnectionRecord, known: dict[str, Any]) -> None:
 
 
 async def _approach(
-    node: Node, now: Snapshot, route: Outbound, endpoint: dial.Endpoint, record: ConnectionRecord
-) -> tuple[socket.socket, TlsChannel, Svid]:
+    node: Node,
+    now: Snapshot,
+    route: Outbound,
+    upstream: dial.Upstream,
+    endpoint: dial.Endpoint,
+    record: ConnectionRecord,
+) -> tuple[socket.socket, TlsChannel, VerifiedPeer]:
     """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
-    timeouts, what = node.config.timeouts, f"{route.target}'s sidecar"
-    expected = now.mesh.identity(route.service)
-    net = await dial.connect(endpoint, what, timeouts.connect, node.listening)
+    timeouts, expected = node.config.timeouts, now.mesh.identity(route.service)
+    net = await upstream.connect(endpoint, timeouts.connect)
     channel = now.context.client(ALPN_PREFIX + route.port, expected, node.clock)
-    began = node.time()
     try:
-        try:
-            with trio.fail_after(timeouts.handshake):
-                await shake_hands(net, channel, node.gate)
-        finally:
-            record.handshake_ms = (node.time() - began) * 1000
-            record.connection_id = channel.connection_id
-        if channel.svid is None:
-            raise Refused(Reason.NO_CERTIFICATE, "met a peer that was not judged")
+        peer = await establish(node, net, channel, record, began=node.time())
         if route.require_alpn and not channel.speaks_mesh:
             raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{route.port}")
-        record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed
         # The callee connects to its app before it answers.
         with trio.fail_after(timeouts.connect + timeouts.handshake):
             await hear(net, channel)
     except trio.TooSlowError as error:
         sockets.hard_close(net)
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"heard no answer in time from {what} at {endpoint}") from error
+        raise Refused(
+            Reason.HANDSHAKE_TIMEOUT, f"heard no verdict in time from {upstream.what} at {endpoint}"
+        ) from error
     except Refused as refusal:
-        refused = _told(node, refusal, channel, expected, endpoint, record)
-        await sockets.linger(net)
-        raise refused from refusal
+        located = _located(node, refusal, expected, endpoint, record)
+        if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
+            sockets.hard_close(net)  # what does not answer does not read either
+        else:
+            await sockets.linger(net)
+        raise located from refusal
     except BaseException:
         sockets.hard_close(net)
         raise
-    return net, channel, channel.svid
+    return net, channel, peer
 
 
-def _told(
-    node: Node,
-    refusal: Refused,
-    channel: TlsChannel,
-    expected: SpiffeId,
-    endpoint: dial.Endpoint,
-    record: ConnectionRecord,
+def _located(
+    node: Node, refusal: Refused, expected: SpiffeId, endpoint: dial.Endpoint, record: ConnectionRecord
 ) -> Refused:
     """The refusal with its address and, where somebody may be in the middle, its alarm."""
-    met = claims(channel.leaf) if channel.leaf is not None else {}
-    if channel.svid is None:
-        record.unverified = met
     if refusal.reason in MITM_SUSPECTS:
         detail = (
             f"expected {expected} at {endpoint} but {refusal.detail}: something answers in {expected.service}'s place"
@@ -168,7 +164,7 @@ def _told(
             reason=str(refusal.reason),
             peer_address=str(endpoint),
             expected=str(expected),
-            presented=met,
+            presented=record.unverified,
             connection_id=record.connection_id,
             next=f"find out who has the address {endpoint}; nothing was sent to it",
         )

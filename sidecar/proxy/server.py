@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import trio
 
 from sidecar.config.wiring import Inbound, Outbound
+from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import inbound, outbound
+from sidecar.proxy.carry import Ends
 from sidecar.proxy.live import Live
 from sidecar.proxy.node import Node
 from sidecar.transport import dial, sockets
+from sidecar.transport.accepting import accept_all
+from sidecar.transport.dial import SocketAddress
 
-ACCEPTS_A_TICK = 16
-ACCEPT_PAUSE_SECONDS = 0.1
-"""How long accepting rests when the system has no descriptor or memory left; callers wait in the backlog meanwhile."""
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[None]]
+Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[Ends]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +41,22 @@ class Listener:
 
 
 class Server:
-    """One sidecar's listeners. Opening them is what can fail, at once and with :class:`UsageError`; serving cannot."""
+    """Listeners of one sidecar: those that its configuration says, unless ``ports`` and ``routes`` are given.
 
-    def __init__(self, node: Node) -> None:
+    Opening them is what can fail, at once and with :class:`UsageError`; serving cannot. The server owns every socket that it
+    accepts: it alone closes it, and with it the other end of a connection that was carried.
+    """
+
+    def __init__(
+        self, node: Node, ports: Iterable[Inbound] | None = None, routes: Iterable[Outbound] | None = None
+    ) -> None:
         self.node = node
         self.listeners: list[Listener] = []
+        self.listening: list[SocketAddress] = []
         try:
-            self._open()
+            self._open(
+                node.config.inbound if ports is None else ports, node.config.outbound if routes is None else routes
+            )
         except BaseException:
             self.close()
             raise
@@ -78,46 +84,32 @@ class Server:
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, ports: Iterable[Inbound], routes: Iterable[Outbound]) -> None:
         node, config = self.node, self.node.config
-        for index, port in enumerate(config.inbound):
+        for index, port in enumerate(ports):
             sock = sockets.listen(f"{config.path}: inbound[{index}].listen", port.listen.host, port.listen.port)
-            app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver)
+            app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             self._add(Listener(sock, "inbound", port.port, None, _inbound(node, port, app)))
-        for index, route in enumerate(config.outbound):
+        for index, route in enumerate(routes):
             where = f"{config.path}: outbound[{index}].listen"
             sock = sockets.listen(where, route.listen.host, route.listen.port, route.device)
-            peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver)
+            peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
             self._add(Listener(sock, "outbound", route.port, str(route.target), _outbound(node, route, peers)))
 
     def _add(self, listener: Listener) -> None:
         self.listeners.append(listener)
-        self.node.listening.append(listener.address)
+        self.listening.append(listener.address)
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
-        accepted, exhausted = 0, False
-        while True:
-            try:
-                sock, _ = listener.sock.accept()
-            except (BlockingIOError, InterruptedError):
-                await trio.lowlevel.wait_readable(listener.sock)
-                continue
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    if not exhausted:
-                        self.node.log.warning("accept_paused", service=self.node.config.service, message=str(error))
-                    exhausted = True
-                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                else:  # the caller gave up while it waited in the backlog (accept(2) reports that here)
-                    await trio.lowlevel.checkpoint()
-                continue
-            exhausted = False
-            connections.start_soon(self._connection, listener, sock)
-            accepted += 1
-            if accepted % ACCEPTS_A_TICK == 0:
-                await trio.lowlevel.checkpoint()
+        log, service = self.node.log, self.node.config.service
+        faults = ReportOnce[str](lambda event, fault: log.warning(event, service=service, message=fault))
+        await accept_all(
+            listener.sock,
+            lambda sock: connections.start_soon(self._connection, listener, sock),
+            lambda fault: faults.report("accept_paused", fault),
+        )
 
     async def _connection(self, listener: Listener, sock: socket.socket) -> None:
         """One accepted socket, from its record's beginning to its close. Nothing that happens in it escapes."""
@@ -126,7 +118,7 @@ class Server:
             if refused and listener.direction == "inbound":
                 await sockets.linger(sock)  # or the alert, or the verdict, would be lost
         finally:
-            # Does nothing where the session closed it. A plaintext caller sees a refusal as a reset.
+            # Does nothing to one that is closed. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)
 
     async def _recorded(self, listener: Listener, sock: socket.socket) -> bool:
@@ -140,7 +132,8 @@ class Server:
                 _greet(sock, record)
                 if len(node.registry) > node.config.limits.connections:
                     raise Refused(Reason.OVERLOADED, f"has {node.config.limits.connections} connections, its limit")
-                await listener.handler(sock, record, live)
+                ends = await listener.handler(sock, record, live)
+                await ends.close()
             if live.reason is not None:
                 record.end(live.reason, f"cut: {live.claim} may not go on after a change" if live.claim else None)
         except Refused as refusal:
@@ -172,14 +165,14 @@ def _greet(sock: socket.socket, record: ConnectionRecord) -> None:
 
 
 def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:
-    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> None:
-        await inbound.serve(node, port, app, sock, record, live)
+    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> Ends:
+        return await inbound.serve(node, port, app, sock, record, live)
 
     return handle
 
 
 def _outbound(node: Node, route: Outbound, peers: dial.Upstream) -> Handler:
-    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> None:
-        await outbound.serve(node, route, peers, sock, record, live)
+    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> Ends:
+        return await outbound.serve(node, route, peers, sock, record, live)
 
     return handle

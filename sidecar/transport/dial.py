@@ -94,10 +94,13 @@ class _Name:
 
 
 class Upstream:
-    """One target's places. ``what`` names it in errors."""
+    """One target's places. ``what`` names it in errors; ``listening`` are the addresses that it must not be, our own."""
 
-    def __init__(self, what: str, addresses: Iterable[Address], resolver: Resolver) -> None:
+    def __init__(
+        self, what: str, addresses: Iterable[Address], resolver: Resolver, listening: Iterable[SocketAddress]
+    ) -> None:
         self.what = what
+        self._listening = listening
         self._named = [(resolver.name(address.host), address.port) for address in addresses]
         self._hosts = ", ".join(map(str, addresses))
         self._places: dict[tuple[int, SocketAddress], Endpoint] = {}
@@ -125,6 +128,10 @@ class Upstream:
         # Its turn is now, not only when it was reached: else all the connections of one moment would choose the same.
         best[0].used = next(self._turns)
         return best
+
+    async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
+        """A connection to one of the places within a deadline. Raises :class:`Refused`."""
+        return await connect(endpoint, self.what, seconds, self._listening)
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:

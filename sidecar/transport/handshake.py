@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import socket
 
+import trio
+
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT, ChannelError
+from sidecar.relay.duplex import ChannelError
 from sidecar.transport import sockets, verdict
 from sidecar.transport.gate import Gate
+from sidecar.transport.stream import CutStreamError, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 
 _READ_BYTES = 16 * 1024
@@ -41,13 +44,15 @@ async def shake_hands(sock: socket.socket, channel: TlsChannel, gate: Gate | Non
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from error
 
 
-async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason) -> None:
-    """Sends the verdict frame, to a peer that speaks ``mesh/1``; after a refusal nothing follows it."""
+async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:
+    """Sends the verdict frame, to a peer that speaks ``mesh/1``; after a refusal nothing follows it. A peer that does not
+    read is waited for ``seconds``, and not told."""
     if channel.speaks_mesh:
         channel.write_bytes(verdict.encode(reason))
         if reason is not Reason.OK:
             channel.close()
-        await _try_send(sock, channel)
+        with trio.move_on_after(seconds):
+            await _try_send(sock, channel)
 
 
 async def hear(sock: socket.socket, channel: TlsChannel) -> None:
@@ -59,21 +64,17 @@ async def hear(sock: socket.socket, channel: TlsChannel) -> None:
 
 async def _exactly(sock: socket.socket, channel: TlsChannel, size: int) -> bytes:
     """Reads decrypted bytes, and not one of those behind them: they are the app's."""
-    data, silent = b"", 0
+    data = b""
     try:
         while len(data) < size:
-            more = channel.read_some(size - len(data))
+            more = await read_data(sock, channel, size - len(data))
             if more is None:
                 raise Refused(Reason.PEER_REFUSED, "saw the peer end the connection without a verdict")
             data += more
-            if not more:
-                received = await sockets.receive(sock, _READ_BYTES)
-                if not received:
-                    raise Refused(Reason.PEER_REFUSED, "saw the peer close the connection without a verdict")
-                silent += len(received)
-                if silent > MAX_SILENT_CIPHERTEXT:  # a flood of KeyUpdates, say
-                    raise Refused(Reason.PEER_REFUSED, f"heard {silent} bytes of TLS records and no verdict: cut")
-                channel.feed_bytes(received)
+    except CutStreamError as error:
+        raise Refused(Reason.PEER_REFUSED, "saw the peer close the connection without a verdict") from error
+    except SilentStreamError as error:
+        raise Refused(Reason.PEER_REFUSED, f"heard no verdict: {error}: cut") from error
     except ChannelError as error:
         if error.alert is None:  # nobody refused us: somebody altered what was said, or the peer talks nonsense
             raise Refused(Reason.TRUNCATED, f"met a broken record in place of the peer's verdict: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import fcntl
 import ipaddress
@@ -148,6 +149,32 @@ def plain_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 # -- ways to close, gentlest first -------------------------------------------------------------------------------------
+
+
+class Closing(enum.Enum):
+    """How a socket is to be closed."""
+
+    CLEAN = enum.auto()
+    LINGER = enum.auto()
+    """When the other side has read what we said last (:func:`linger`)."""
+
+    RESET = enum.auto()
+    """With a reset, behind all that we had sent (:func:`reset`)."""
+
+    CUT = enum.auto()
+    """With a reset, now (:func:`hard_close`)."""
+
+
+async def close(sock: socket.socket, how: Closing, longest: float) -> None:
+    """Closes a socket; lingering takes ``longest`` seconds at most."""
+    if how is Closing.LINGER:
+        await linger(sock, longest)
+    elif how is Closing.RESET:
+        await reset(sock)
+    elif how is Closing.CUT:
+        hard_close(sock)
+    else:
+        sock.close()
 
 
 async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:

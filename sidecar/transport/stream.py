@@ -18,6 +18,32 @@ class BrokenStreamError(Exception):
     """The connection ended otherwise than by a close_notify, or something in it was no TLS."""
 
 
+class CutStreamError(BrokenStreamError):
+    """The connection's end came without a close_notify: somebody may have cut it."""
+
+
+class SilentStreamError(BrokenStreamError):
+    """Ciphertext came and came without any data: a flood of KeyUpdates, say."""
+
+
+async def read_data(sock: socket.socket, channel: TlsChannel, limit: int) -> bytes | None:
+    """The next decrypted bytes, at least one and at most ``limit``; None at the peer's close_notify.
+
+    Reads not one byte of data more than that: what follows may be somebody else's. Raises :class:`CutStreamError`,
+    :class:`SilentStreamError`, :class:`~sidecar.relay.duplex.ChannelError` and OSError.
+    """
+    silent = 0
+    while (data := channel.read_some(limit)) == b"":
+        received = await sockets.receive(sock, _READ_BYTES)
+        if not received:
+            raise CutStreamError("the connection was cut: it ended without a TLS close_notify")
+        silent += len(received)
+        if silent > MAX_SILENT_CIPHERTEXT:
+            raise SilentStreamError(f"{silent} bytes of TLS records came without any data")
+        channel.feed_bytes(received)
+    return data
+
+
 class SecureStream:
     """An endpoint whose handshake is done, and its socket, which it owns."""
 
@@ -27,21 +53,10 @@ class SecureStream:
 
     async def receive_some(self) -> bytes:
         """The next decrypted bytes; b"" at the peer's close_notify."""
-        silent = 0
         try:
-            while not (data := self.channel.read_some(_READ_BYTES)):
-                if data is None:
-                    return b""
-                received = await sockets.receive(self._sock, _READ_BYTES)
-                if not received:
-                    raise BrokenStreamError("the connection was cut: it ended without a TLS close_notify")
-                silent += len(received)
-                if silent > MAX_SILENT_CIPHERTEXT:
-                    raise BrokenStreamError(f"{silent} bytes of TLS records came without any data")
-                self.channel.feed_bytes(received)
+            return await read_data(self._sock, self.channel, _READ_BYTES) or b""
         except (ChannelError, OSError) as error:
             raise BrokenStreamError(f"the connection was cut: {error}") from error
-        return data
 
     async def send_all(self, data: bytes) -> None:
         """Sends everything."""

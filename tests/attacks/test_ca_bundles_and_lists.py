@@ -73,7 +73,7 @@ class Poll:
     @property
     def listed(self) -> RevocationList:
         """A list with something new in it."""
-        known = self.desk.server._known.revoked
+        known = self.desk.server._state.known.revoked
         return replace(
             known,
             version=known.version + 1,

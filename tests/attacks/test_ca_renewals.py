@@ -123,7 +123,7 @@ async def test_what_is_issued_after_a_revocation_is_good_and_dated_after_it(tmp_
         await desk.revoke("web")
         desk.clock.jump(2 * SECOND)
         leaf = await desk.honest()
-        (before,) = desk.server._known.revoked.identities.values()
+        (before,) = desk.server._state.known.revoked.identities.values()
         assert leaf.not_valid_before_utc >= before
 
 

@@ -13,8 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
-from sidecar.proxy.server import ACCEPT_PAUSE_SECONDS
 from sidecar.transport import sockets
+from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS
 from tests.harness import connect, mesh_bed, receive_all
 from tests.integration.processes import SIDECAR, Shop, SidecarProcess, running
 

@@ -342,6 +342,47 @@ async def test_a_broken_file_changes_nothing_and_a_good_one_again_is_told(
         await ends_well(live)
 
 
+async def test_a_fault_of_ours_in_reading_the_file_ends_nothing(
+    file: MeshFile, virtual_time: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise ZeroDivisionError
+
+    async with dev_bed(file) as mesh:
+        live = await mesh.call("web", "db:sql")
+        await exchange(live)
+        with monkeypatch.context() as patch:
+            patch.setattr(dev_mesh, "load_mesh", broken)
+            file.write(MESH.replace("[web-TAG, job-TAG]", "job-TAG"))
+            await mesh.log.until(lambda: bool(mesh.log.events("reload_failed")))
+        assert "ZeroDivisionError" in mesh.log.events("reload_failed")[0]["exception"]
+        await mesh.works("web", "api:http")
+        file.write(MESH.replace("[web-TAG, job-TAG]", "job-TAG") + "# again\n")
+        await mesh.event("reloaded")
+        await is_refused(mesh.call("web", "api:http"))
+        await exchange(live)
+        await ends_well(live)
+
+
+async def test_a_service_may_call_itself(file: MeshFile, virtual_time: MockClock) -> None:
+    """Each listener of a sidecar is a server of its own here, and none is a loop for another."""
+    async with dev_bed(file) as mesh:
+        file.write(MESH + '  - {from: api-TAG, to: "api-TAG:http"}\n')
+        await mesh.event("reloaded")
+        await mesh.works("api", "api:http")
+
+
+async def test_all_listeners_of_a_service_judge_by_the_one_state_in_force(file: MeshFile) -> None:
+    async with dev_bed(file) as mesh:
+        name = file.name("api")
+        mesh.mesh.rotate(name)
+        node = mesh.mesh.node(name)
+        doors = mesh.mesh._sidecars[name].doors.values()
+        assert doors
+        assert all(door.server.node is node for door in doors)
+        await mesh.works("web", "api:http")
+
+
 async def test_a_file_that_stays_is_never_told_of(file: MeshFile, virtual_time: MockClock) -> None:
     async with dev_bed(file) as mesh:
         await trio.sleep(30)

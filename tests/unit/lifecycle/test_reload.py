@@ -20,19 +20,20 @@ from trio.testing import MockClock
 
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import load_config
-from sidecar.host.follow import LOOK_SECONDS
+from sidecar.host.follow import LOOK_SECONDS, mounted
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.lifecycle import reload
-from sidecar.lifecycle.reload import Reloader, load_credentials, mounted, snapshot
+from sidecar.lifecycle.reload import Reloader, load_credentials, snapshot
 from sidecar.observe.logs import Log
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.transport import tls
 from tests.certificates import DAY, Authority, Credential
 from tests.harness import MESH, LogSink
+from tests.unit.host.test_follow import fake_mounts
 
 AUTHORITY = Authority()
 WIRING = """\
@@ -387,6 +388,34 @@ async def test_a_fault_of_ours_in_a_reload_is_logged_and_ends_nothing(
     assert followed.events == ["reload_failed", "reloaded"]
 
 
+async def test_a_fault_of_ours_in_one_file_s_reading_keeps_no_other_out(
+    followed: Site, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    fresh, before = AUTHORITY.leaf("api"), followed.node.current.mesh
+    monkeypatch.setattr(reload, "load_mesh", broken)
+    rename(followed.mesh, FORBIDDEN)
+    fresh.write(followed.own)
+    await followed.looks()
+    assert followed.events == ["reload_failed", "reloaded"]
+    assert followed.certificate == serial(fresh)
+    assert followed.node.current.mesh == before
+
+
+async def test_what_is_refused_is_not_refused_again_when_another_file_changes(
+    followed: Site, autojump_clock: MockClock
+) -> None:
+    rename(followed.mesh, BROKEN)
+    await followed.looks()
+    AUTHORITY.leaf("api").write(followed.own)
+    await followed.looks()
+    assert followed.events == ["reload_refused", "reloaded"]
+    await followed.reloader.reload()  # whoever asks is told again
+    assert followed.events == ["reload_refused", "reloaded", "reload_refused"]
+
+
 # -- the wiring --------------------------------------------------------------------------------------------------------
 
 
@@ -619,42 +648,6 @@ async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, autojump_cl
 
 
 # -- mounts ------------------------------------------------------------------------------------------------------------
-
-MOUNTINFO = """\
-22 27 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw
-36 35 98:0 /a {directory} rw,noatime master:1 - ext4 /dev/root rw
-37 35 98:0 /b {file} rw,noatime master:1 - ext4 /dev/root rw
-"""
-
-
-def fake_mounts(tmp_path: Path, file: str) -> Path:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(MOUNTINFO.format(directory=tmp_path / "own", file=file))
-    return mounts
-
-
-def test_a_file_that_is_a_mount_is_told_from_one_in_a_mounted_directory(tmp_path: Path) -> None:
-    mesh, key = tmp_path / "mesh.yaml", tmp_path / "own" / "key.pem"
-    mounts = fake_mounts(tmp_path, str(mesh))
-    assert mounted([mesh, key], mounts) == [mesh]
-    link = tmp_path / "link.yaml"
-    link.symlink_to(mesh)
-    assert mounted([link, key], mounts) == [link]
-
-
-def test_a_mount_with_a_space_in_its_name(tmp_path: Path) -> None:
-    directory = tmp_path / "my mesh\\1"
-    directory.mkdir()
-    name = str(directory / "mesh.yaml").replace("\\", "\\134").replace(" ", "\\040")
-    assert mounted([directory / "mesh.yaml"], fake_mounts(tmp_path, name)) == [directory / "mesh.yaml"]
-
-
-def test_a_system_that_does_not_tell_of_mounts(tmp_path: Path) -> None:
-    assert mounted([tmp_path], tmp_path / "missing") == []
-
-
-def test_this_machine_s_own_mounts_can_be_read() -> None:
-    assert mounted([Path("/proc")]) == ([Path("/proc")] if Path("/proc/self/mountinfo").exists() else [])
 
 
 async def test_a_single_file_mount_is_warned_of_at_the_start(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import os
 import socket
@@ -13,13 +15,16 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
+from sidecar.observe import admin as admin_module
 from sidecar.observe.admin import AdminServer, Source, listen_unix
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
-from tests.harness import LogSink
+from sidecar.transport import sockets
+from tests.harness import PATIENCE, LogSink, connect, receive_all
 
 WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "connected": []}
 
@@ -145,3 +150,49 @@ def test_a_place_where_none_can_be(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"admin\.listen: cannot listen on"):
             listen_unix("sidecar.yaml: admin.listen", path)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+async def closed_at_once(where: Address) -> bool:
+    """Whether a new connection is closed without a word; else it is asked after its health."""
+    with await connect(where) as sock, contextlib.suppress(ConnectionError):
+        await sockets.send_all(sock, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return not await receive_all(sock)
+    return True
+
+
+async def test_more_connections_than_it_may_have_are_closed_and_the_next_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admin_module, "MAX_CONNECTIONS", 2)
+    async with admin(LOOPBACK) as one:
+        where = Address(*one.socket.getsockname())
+        assert not await closed_at_once(where)
+        silent = [await connect(where) for _ in range(2)]
+        assert await closed_at_once(where)
+        for sock in silent:
+            sock.close()
+        with trio.fail_after(PATIENCE):
+            while await closed_at_once(where):
+                await trio.lowlevel.checkpoint()
+
+
+async def test_when_no_descriptor_is_left_that_is_said_once_and_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    real, left = socket.socket.accept, [errno.EMFILE] * 3
+
+    def exhausted(self: socket.socket) -> Any:
+        if left:
+            raise OSError(left.pop(), "none left")
+        return real(self)
+
+    monkeypatch.setattr(socket.socket, "accept", exhausted)
+    log = LogSink()
+    one = AdminServer("x", LOOPBACK, Source(lambda: WELL, Metrics()), Log(log, "json"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        assert not await closed_at_once(Address(*one.socket.getsockname()))
+        nursery.cancel_scope.cancel()
+    assert left == []
+    (line,) = log.events("accept_paused")
+    assert line["message"] == "admin port: cannot accept connections: none left"

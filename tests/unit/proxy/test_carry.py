@@ -55,7 +55,8 @@ class Ends:
     async def run(self) -> None:
         node: Any = SimpleNamespace(relay=self.relay)
         channel: Any = None
-        await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _WORDS)
+        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _WORDS)
+        await over.close()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

@@ -106,8 +106,6 @@ async def test_durations_are_measured_on_trio_s_clock(mock_clock: MockClock) -> 
 async def test_two_nodes_share_nothing_by_accident() -> None:
     one, other = node(MESH_NOW), node(MESH_NOW)
     shared: list[Any] = [
-        name
-        for name in ("relay", "gate", "resolver", "registry", "listening")
-        if getattr(one, name) is getattr(other, name)
+        name for name in ("relay", "gate", "resolver", "registry") if getattr(one, name) is getattr(other, name)
     ]
     assert shared == []

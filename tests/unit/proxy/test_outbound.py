@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import socket
 
+import pytest
+import trio
 from OpenSSL import SSL
+from trio.testing import MockClock
 
+from sidecar.config.wiring import Timeouts
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
 from tests.harness import Foreigner, connect, mesh_bed, outbound
 from tests.unit.proxy.test_inbound import nobody
+
+
+@pytest.fixture
+def virtual_time() -> MockClock:
+    """Goes on to the next deadline when nothing has happened for a moment."""
+    return MockClock(autojump_threshold=0.05)
 
 
 async def test_nobody_there_is_no_denial_and_no_alarm() -> None:
@@ -68,3 +78,25 @@ async def test_an_alert_behind_the_handshake_is_the_callees_refusal() -> None:
         assert (line["reason"], line["bytes_to_app"]) == ("peer_refused", 0)
         assert not call.sidecar.log.alarms
         assert STOLEN not in bytes(call.impostor.received)
+
+
+@pytest.mark.parametrize("after", ["nothing", "the handshake"])
+async def test_a_peer_that_falls_silent_costs_its_time_and_no_more(after: str, virtual_time: MockClock) -> None:
+    """It is not waited for once more to read what nobody says."""
+    timeouts = Timeouts(handshake=2.0, connect=3.0, drain=1.0)
+    async with attacked_call(timeouts=timeouts) as call:
+
+        async def answer(sock: socket.socket) -> None:
+            if after == "the handshake":
+                peer = Foreigner(sock, call.bed.authority.leaf("api"), server=True)
+                await peer.handshake()
+            await trio.sleep_forever()
+
+        call.impostor.answer = answer
+        await assert_refused(call.entry)
+        line = await call.sidecar.log.connection()
+        seconds = timeouts.handshake if after == "nothing" else timeouts.connect + timeouts.handshake
+        assert line["reason"] == "handshake_timeout"
+        assert 1000 * seconds <= line["duration_ms"] < 1000 * (seconds + 0.9)
+        assert line["peer_id"] == (None if after == "nothing" else "spiffe://shop.internal/api")
+        assert not call.sidecar.log.alarms

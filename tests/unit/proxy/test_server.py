@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from dataclasses import replace
 from typing import Any
@@ -47,7 +46,7 @@ async def test_it_tells_where_it_listens() -> None:
         api = await bed.sidecar("api", inbound=ports, outbound=[harness.outbound("db", "5432", NOBODY)])
         described = [(one.direction, one.port, one.upstream) for one in api.server.listeners]
         assert described == [("inbound", "http", None), ("inbound", "metrics", None), ("outbound", "5432", "db:5432")]
-        assert api.node.listening == [one.address for one in api.server.listeners]
+        assert api.server.listening == [one.address for one in api.server.listeners]
         assert all(one.address[1] > 0 for one in api.server.listeners)
 
 
@@ -118,7 +117,3 @@ async def test_a_crowd_in_the_backlog_is_accepted_in_portions(monkeypatch: pytes
         assert sum(portions) >= 100
         assert max(portions) <= 32
         assert {line["reason"] for line in api.log.connections} == {"handshake_failed"}
-
-
-def test_which_errors_mean_that_the_system_has_nothing_left() -> None:
-    assert {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM} == server._EXHAUSTED

@@ -71,7 +71,7 @@ async def looking_up(resolver: Resolver, names: Names | None = None) -> AsyncIte
 async def upstream(*addresses: str, names: Names | None = None) -> AsyncIterator[Upstream]:
     resolver = Resolver()
     parsed = [Address(host, int(port)) for host, _, port in (address.rpartition(":") for address in addresses)]
-    target = Upstream("db's sidecar", parsed, resolver)
+    target = Upstream("db's sidecar", parsed, resolver, ())
     async with looking_up(resolver, names):
         yield target
 
@@ -206,7 +206,7 @@ async def test_one_name_that_does_not_resolve_leaves_the_other(mock_clock: MockC
 async def test_one_lookup_in_flight_for_a_name_however_many_wait(mock_clock: MockClock) -> None:
     names = Names(db_mesh=["10.0.0.1"])
     resolver = Resolver()
-    targets = [Upstream("db", [Address("db.mesh", port)], resolver) for port in (1, 2)]
+    targets = [Upstream("db", [Address("db.mesh", port)], resolver, ()) for port in (1, 2)]
     async with looking_up(resolver, names), trio.open_nursery() as nursery:
         for _ in range(50):
             for target in targets:

@@ -169,7 +169,7 @@ async def connected() -> AsyncIterator[tuple[socket.socket, tls.TlsChannel, sock
 
 async def test_told_and_heard() -> None:
     async with connected() as (left, here, right, there):
-        await handshake.tell(left, here, Reason.OK)
+        await handshake.tell(left, here, Reason.OK, 5)
         await handshake.hear(right, there)
         here.write_bytes(b"data")
         there.feed_bytes(here.take_all())
@@ -179,7 +179,7 @@ async def test_told_and_heard() -> None:
 @pytest.mark.parametrize("reason", [Reason.POLICY_DENIED, Reason.CONNECT_FAILED, Reason.OVERLOADED])
 async def test_a_no_is_heard_and_ends_the_callees_direction(reason: Reason) -> None:
     async with connected() as (left, here, right, there):
-        await handshake.tell(left, here, reason)
+        await handshake.tell(left, here, reason, 5)
         with pytest.raises(Refused) as refused:
             await handshake.hear(right, there)
         assert (refused.value.reason, refused.value.peer_reason) == (Reason.PEER_REFUSED, reason.value)
@@ -190,7 +190,7 @@ async def test_without_alpn_nothing_is_told_nor_awaited() -> None:
     async with connected() as (left, here, right, there):
         for channel in (here, there):
             channel._alpn = b"something else"  # as if none had been agreed on
-        await handshake.tell(left, here, Reason.POLICY_DENIED)
+        await handshake.tell(left, here, Reason.POLICY_DENIED, 5)
         await handshake.hear(right, there)
         with pytest.raises(BlockingIOError):
             right.recv(1)

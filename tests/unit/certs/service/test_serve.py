@@ -426,6 +426,29 @@ async def test_a_directory_in_which_another_program_is_at_work_is_looked_at_agai
         assert (await ca.enrol("api", secret))[1] == fresh.issuer.certificate
 
 
+async def test_while_the_directory_cannot_be_read_a_new_bundle_waits_and_revocations_do_not(
+    site: Site, mock_clock: trio.testing.MockClock
+) -> None:
+    """The files that a bundle is about count before it does."""
+    async with serving(site, mock_clock) as ca:
+        before = (await ca.listed())[1]
+        await ca.look()
+        bundle = site.bundle(before + 5)
+        descriptor = os.open(site.directory, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        site.elsewhere(lambda it: bundles.publish(it, *bundle))
+        site.elsewhere(lambda it: revocations.revoke_identity(it, WEB))
+        await ca.look()
+        listed, newest = await ca.listed()
+        assert (WEB in listed.identities, newest) == (True, before)
+        (warning,) = ca.warnings()
+        assert warning.endswith("what was in force before stays")
+        os.close(descriptor)
+        await ca.look()
+        assert (await ca.listed())[1] == before + 5
+        assert ca.mended() == ["store: good again"]
+
+
 async def test_its_own_certificate_is_renewed_at_half_of_its_life(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:

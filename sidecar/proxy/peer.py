@@ -1,0 +1,62 @@
+"""From an accepted or dialled socket to a verified peer: the handshake with its deadline, and what the record says of it.
+
+Both directions come through :func:`establish`, so there is one place where a connection gets its peer. It fails closed: it
+returns a peer that was judged, or raises.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+import trio
+
+from sidecar.identity.reasons import Reason, Refused
+from sidecar.identity.spiffe import SpiffeId, Svid, claims
+from sidecar.observe.record import ConnectionRecord
+from sidecar.proxy.node import Node
+from sidecar.transport.handshake import shake_hands, tell
+from sidecar.transport.tls import TlsChannel
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPeer:
+    """The other end of an established connection: ``svid``, verified along ``path`` (DER, leaf first) up to the root with
+    the digest ``anchor``."""
+
+    svid: Svid
+    path: tuple[bytes, ...]
+    anchor: bytes
+
+    @property
+    def id(self) -> SpiffeId:
+        return self.svid.id
+
+
+async def establish(
+    node: Node, sock: socket.socket, channel: TlsChannel, record: ConnectionRecord, began: float
+) -> VerifiedPeer:
+    """Runs the handshake and returns the judged peer. Raises :class:`Refused`; then the peer has been told why, by an alert
+    or (a caller, once the handshake is over) by the verdict. ``sock`` stays open.
+
+    ``record`` gets all that is known of the peer and its connection; ``handshake_ms`` counts from ``began``.
+    """
+    seconds = node.config.timeouts.handshake
+    try:
+        with trio.fail_after(seconds):
+            await shake_hands(sock, channel, node.gate)
+    except Refused as refusal:
+        if channel.established and record.direction == "inbound":
+            await tell(sock, channel, refusal.reason, seconds)
+        raise
+    except trio.TooSlowError as error:
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"heard no complete handshake within {seconds:g} s") from error
+    finally:
+        record.handshake_ms = (node.time() - began) * 1000
+        record.connection_id = channel.connection_id
+        if channel.svid is None and channel.leaf is not None:
+            record.unverified = claims(channel.leaf)
+    if channel.svid is None:
+        raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
+    record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed
+    return VerifiedPeer(channel.svid, channel.path, channel.anchor)
