@@ -1,1 +1,1 @@
-"""Text that people write, to checked values: YAML, positions, faults told all at once, addresses, durations. Pure."""
+"""Parses text that people write into checked values: YAML, positions, all errors at once, addresses, durations. Pure."""

@@ -1,6 +1,6 @@
-"""What the mappings in a file look like, as pydantic models, and its findings in words for people. Pure; fails closed.
+"""Base of the pydantic models of mappings in a file, and pydantic's findings as messages for people. Pure; fails closed.
 
-A validator of a :class:`Shape` raises :class:`ValueError`: its text is told as it is.
+A validator of a :class:`Shape` raises :class:`ValueError`; its text becomes the message unchanged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _S = TypeVar("_S", bound="Shape")
 
 
 class Shape(BaseModel):
-    """What a mapping in a file looks like: unknown keys and values of another type are refused."""
+    """A model of a mapping in a file. Unknown keys and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def fit(model: type[_S], data: Any, problems: Problems, context: object = None) -> _S:
-    """The data as a ``model``, whose validators see ``context``.
+    """The data as a ``model``; ``context`` is passed to its validators.
 
-    Raises :class:`UsageError` if it does not fit, and if there were ``problems`` already: with all of them.
+    Raises :class:`UsageError` with all errors if the data does not fit, or if ``problems`` has errors already.
     """
     try:
         shape = model.model_validate(data, context=context)
@@ -37,8 +37,8 @@ def fit(model: type[_S], data: Any, problems: Problems, context: object = None) 
         for found in error.errors(include_url=False):
             loc = found["loc"]
             if found["type"] != "missing":
-                loc = problems.written(loc)  # not a shorthand that was expanded, nor pydantic's mark for a key
-            path, what = _in_words(found["type"], loc, found["input"], found.get("ctx", {}), model)
+                loc = problems.written(loc)  # drops steps of an expanded shorthand, and pydantic's mark for a key
+            path, what = _message(found["type"], loc, found["input"], found.get("ctx", {}), model)
             problems.add(path, what, line=problems.document.line(loc))
         raise problems.error() from error
     problems.raise_any()
@@ -49,33 +49,33 @@ def fit(model: type[_S], data: Any, problems: Problems, context: object = None) 
 
 
 def as_text(value: object) -> str:
-    """A value that must be text."""
+    """Returns the value, which must be text."""
     if not isinstance(value, str):
         raise PydanticKnownError("string_type")
     return value
 
 
 def read_by(parse: Callable[[str], object]) -> BeforeValidator:
-    """The value is text in the file, and in the shape what ``parse`` makes of it."""
+    """A validator: the value is text in the file, and ``parse`` of that text in the model."""
     return BeforeValidator(lambda value: parse(as_text(value)))
 
 
 def nothing_is_empty(value: Any) -> Any:
-    """``reporting:`` with nothing behind it is an empty mapping."""
+    """``reporting:`` without a value is an empty mapping."""
     return {} if value is None else value
 
 
 def nothing_is_none_of_them(value: Any) -> Any:
-    """``policy:`` with nothing behind it is an empty list."""
+    """``policy:`` without a value is an empty list."""
     return [] if value is None else value
 
 
 def one_is_a_list(value: Any) -> Any:
-    """A single scalar stands for a list of one."""
+    """A single scalar is a list of one."""
     return [value] if isinstance(value, str | int | float) else value
 
 
-# --- looking at a shape ----------------------------------------------------------------------------------------------
+# --- keys of a model -------------------------------------------------------------------------------------------------
 
 
 def bare_type(annotation: Any) -> Any:
@@ -86,7 +86,7 @@ def bare_type(annotation: Any) -> Any:
 
 
 def keys_at(model: type[BaseModel], path: DataPath) -> dict[str, Any]:
-    """The keys that the mapping at ``path`` of a ``model`` may have, with their types; empty for free keys."""
+    """The keys that the mapping at ``path`` in a ``model`` may have, with their types; empty if any key is allowed."""
     kind: Any = model
     for step in path:
         fields = _fields(kind)
@@ -100,25 +100,25 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {}
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _in_words(
+def _message(
     kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[BaseModel]
 ) -> tuple[DataPath, str]:
-    """One finding as pydantic has it → where it is and what to say of it. What is not foreseen stays a refusal."""
+    """One finding of pydantic as a path and a message. A kind of finding that is not listed here is still an error."""
     if kind == "missing":
         return loc[:-1], f"{shown(str(loc[-1]))} is missing"
     if kind == "extra_forbidden":
         return loc[:-1], f"unknown key {shown(str(loc[-1]))}{did_you_mean(str(loc[-1]), keys_at(model, loc[:-1]))}"
     if kind == "value_error":
-        return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["error"])  # it quotes its item
+        return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["error"])  # the message quotes the item
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
-        return loc, f"must be {' or '.join(options)}, not {_kind(value)}{did_you_mean(str(value), options)}"
+        return loc, f"must be {' or '.join(options)}, not {_value_text(value)}{did_you_mean(str(value), options)}"
     if kind == "string_type":
         quote = " (quote it)" if isinstance(value, bool | int | float) else ""
-        return loc, f"must be text, not {_kind(value)}{quote}"
+        return loc, f"must be text, not {_value_text(value)}{quote}"
     expected = {
         "int_type": "a whole number",
         "bool_type": "true or false",
@@ -126,10 +126,10 @@ def _in_words(
         "model_type": "a mapping (key: value)",
         "list_type": "a list",
     }.get(kind, "something else")
-    return loc, f"must be {expected}, not {_kind(value)}"
+    return loc, f"must be {expected}, not {_value_text(value)}"
 
 
-def _kind(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     if value is None:
