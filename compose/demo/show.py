@@ -19,7 +19,7 @@ from tests.e2e.engine import Application, EngineError, docker, shop, until
 
 PAGE = "teapot costs 49.90"
 
-Say = Callable[[str], object]
+Echo = Callable[[str], object]
 
 
 def check(condition: object, sentence: str) -> None:
@@ -33,13 +33,13 @@ def report(application: Application, of: str) -> str:
     return next((line for line in reversed(lines) if line.startswith(f"{of}: ")), "")
 
 
-def as_it_is(application: Application, say: Say) -> None:
+def as_it_is(application: Application, echo: Echo) -> None:
     """Starts the plain shop, in which every service can reach every other."""
     application.up("--build")
     page = until("the plain shop", lambda: _page(application))
-    say(f"the shop as it is. A customer opens web:     {page}")
+    echo(f"the shop as it is. A customer opens web:     {page}")
     total = until("the report", lambda: _with(report(application, "database"), "in all"))
-    say(f"reporting reads the database, and should not: {total.removeprefix('database: ')}")
+    echo(f"reporting reads the database, and should not: {total.removeprefix('database: ')}")
 
 
 def first_page(application: Application) -> str:
@@ -48,27 +48,27 @@ def first_page(application: Application) -> str:
     return str(until("the first protected request", lambda: _page(application), every=0.1))
 
 
-def in_the_mesh(application: Application, say: Say) -> None:
+def in_the_mesh(application: Application, echo: Echo) -> None:
     """Prints and checks what the mesh changes; ``application`` is up."""
-    say(f"the shop in the mesh. A customer opens web:  {until('the meshed shop', lambda: _page(application))}")
+    echo(f"the shop in the mesh. A customer opens web:  {until('the meshed shop', lambda: _page(application))}")
     answered = until("api's answer", lambda: _with(report(application, "api"), "products"))
-    say(f"reporting may call api:                      {answered.removeprefix('api: ')}")
+    echo(f"reporting may call api:                      {answered.removeprefix('api: ')}")
     refused = until("the refusal", lambda: refusal(application))
     check("refused" in report(application, "database"), report(application, "database"))
-    say(f"reporting may not call the database: {refused['reason']}. {refused['message']}")
+    echo(f"reporting may not call the database: {refused['reason']}. {refused['message']}")
     status = application.call("api-mesh", "sidecar", "status").splitlines()
     check("may call: reporting, web" in "\n".join(status), "\n".join(status))
-    say("the status of api's sidecar (sidecar status):")
+    echo("the status of api's sidecar (sidecar status):")
     for line in status:
-        say(f"    {line}")
+        echo(f"    {line}")
     application.compose("stop", "--timeout", "5", "api-mesh")
     try:
         page = application.page()
         check("cannot be reached" in page, page)
-        say(f"without its sidecar, api is unreachable, not plaintext: {page}")
+        echo(f"without its sidecar, api is unreachable, not plaintext: {page}")
     finally:
         application.compose("start", "api-mesh")
-    say(f"with it again, without a new token:          {until('api is back', lambda: _page(application))}")
+    echo(f"with it again, without a new token:          {until('api is back', lambda: _page(application))}")
 
 
 def refusal(application: Application) -> dict[str, Any] | None:

@@ -141,8 +141,8 @@ def _service_lines(name: str, ports: Mapping[str, int], origins: tuple[Port, ...
     if not ports:
         return block({name: Commented(Flow({}), "calls, is not called")}, 2)
     value = next(iter(ports.values())) if len(ports) == 1 and str(*ports.values()) in ports else dict(ports)
-    said = dict.fromkeys(port.origin for port in origins if port.number in ports.values())
-    return block({name: Commented(Flow({"ports": value}), "; ".join(said) or "given")}, 2)
+    texts = dict.fromkeys(port.origin for port in origins if port.number in ports.values())
+    return block({name: Commented(Flow({"ports": value}), "; ".join(texts) or "given")}, 2)
 
 
 def _rule_lines(rule: Proposal) -> list[str]:

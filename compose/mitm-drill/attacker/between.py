@@ -48,7 +48,7 @@ class Between:
         self.prices: set[str] = set()
         self.kinds = {"plaintext": 0, "tls": 0}
         self.sample = b""
-        self.asked: set[bytes] = set()
+        self.requested: set[bytes] = set()
 
     # -- ARP spoofing -------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Between:
         """Returns the payload to forward. ``caller`` is the victim's port, which identifies the connection."""
         if not payload:
             return payload
-        if not self.asked:
+        if not self.requested:
             print(json.dumps({"event": "between"}), flush=True)
         self.kinds["tls" if payload[0] in (0x14, 0x15, 0x16, 0x17) else "plaintext"] += 1
         if not self.sample or payload[0] == 0x17:
@@ -148,10 +148,10 @@ class Between:
         changed = payload
         if self.mode == "change":
             changed = PRICE.sub(CHANGED, payload)
-        elif self.mode == "flip" and is_answer and caller in self.asked and payload[0] == 0x17:
+        elif self.mode == "flip" and is_answer and caller in self.requested and payload[0] == 0x17:
             changed = payload[:-1] + bytes([payload[-1] ^ 1])  # in the answer to a request, not in the handshake
-        if not is_answer and (payload[0] == 0x17 or not self.asked):
-            self.asked.add(caller if payload[0] == 0x17 else b"")
+        if not is_answer and (payload[0] == 0x17 or not self.requested):
+            self.requested.add(caller if payload[0] == 0x17 else b"")
         self.changed += changed != payload
         return changed
 
