@@ -44,8 +44,8 @@ def run_certs(arguments: Sequence[str]) -> None:
 
 
 def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs) -> list[str]:
-    """Makes what is missing; returns a line for each thing made. Raises :class:`UsageError` if others can read the directory,
-    if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet."""
+    """Makes what is missing; returns a line for each thing made. Raises :class:`UsageError` if others can read the
+    directory, if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet."""
     said = []
     try:
         _make(state)
