@@ -1,9 +1,9 @@
-"""The shop as it is, and then in the mesh: shows both, and checks what it shows.
+"""Runs the shop, first as it is and then in the mesh; prints and checks both.
 
     make shop
 
-Exit code 1, and a sentence, if something is otherwise than told. What it starts is a copy under a name of its own, and is
-taken away at the end.
+Exit code 1, with a sentence, if a check fails. It starts a copy of the shop under its own name and removes it at
+the end.
 """
 
 from __future__ import annotations
@@ -13,66 +13,66 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # started as a file: this directory's name is no package's
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a file: this directory is not in a package
 
 from tests.e2e.engine import Application, EngineError, docker, shop, until
 
 PAGE = "teapot costs 49.90"
 
-Say = Callable[[str], object]
+Echo = Callable[[str], object]
 
 
 def check(condition: object, sentence: str) -> None:
     if not condition:
-        raise EngineError(f"otherwise than told: {sentence}")
+        raise EngineError(f"not as expected: {sentence}")
 
 
 def report(application: Application, of: str) -> str:
-    """The newest line of reporting's that is about ``of``."""
+    """The newest line in reporting's log that begins with ``of``."""
     lines = docker("logs", "--tail", "6", application.container("reporting")).splitlines()
     return next((line for line in reversed(lines) if line.startswith(f"{of}: ")), "")
 
 
-def as_it_is(application: Application, say: Say) -> None:
-    """Starts the plain shop, in which everybody reaches everything."""
+def as_it_is(application: Application, echo: Echo) -> None:
+    """Starts the plain shop, in which every service can reach every other."""
     application.up("--build")
     page = until("the plain shop", lambda: _page(application))
-    say(f"the shop as it is. A customer asks web:      {page}")
+    echo(f"the shop as it is. A customer opens web:     {page}")
     total = until("the report", lambda: _with(report(application, "database"), "in all"))
-    say(f"reporting asks the database, and it should not: {total.removeprefix('database: ')}")
+    echo(f"reporting reads the database, and should not: {total.removeprefix('database: ')}")
 
 
 def first_page(application: Application) -> str:
-    """Starts the mesh of an application that was injected and built; the first page that comes through it."""
+    """Starts the mesh of an application that is injected and built; returns the first page that comes through it."""
     application.compose("up", "--detach")
     return str(until("the first protected request", lambda: _page(application), every=0.1))
 
 
-def in_the_mesh(application: Application, say: Say) -> None:
-    """What is otherwise in the mesh; ``application`` is up."""
-    say(f"the shop in the mesh. A customer asks web:   {until('the meshed shop', lambda: _page(application))}")
+def in_the_mesh(application: Application, echo: Echo) -> None:
+    """Prints and checks what the mesh changes; ``application`` is up."""
+    echo(f"the shop in the mesh. A customer opens web:  {until('the meshed shop', lambda: _page(application))}")
     answered = until("api's answer", lambda: _with(report(application, "api"), "products"))
-    say(f"reporting may ask api:                       {answered.removeprefix('api: ')}")
-    told = until("the refusal", lambda: refusal(application))
+    echo(f"reporting may call api:                      {answered.removeprefix('api: ')}")
+    refused = until("the refusal", lambda: refusal(application))
     check("refused" in report(application, "database"), report(application, "database"))
-    say(f"and the database no more: {told['reason']}. {told['message']}")
+    echo(f"reporting may not call the database: {refused['reason']}. {refused['message']}")
     status = application.call("api-mesh", "sidecar", "status").splitlines()
     check("may call: reporting, web" in "\n".join(status), "\n".join(status))
-    say("api's sidecar, asked who it is (sidecar status):")
+    echo("the status of api's sidecar (sidecar status):")
     for line in status:
-        say(f"    {line}")
+        echo(f"    {line}")
     application.compose("stop", "--timeout", "5", "api-mesh")
     try:
         page = application.page()
         check("cannot be reached" in page, page)
-        say(f"without api's sidecar api is not plaintext, it is away: {page}")
+        echo(f"without its sidecar, api is unreachable, not plaintext: {page}")
     finally:
         application.compose("start", "api-mesh")
-    say(f"and with it, by itself, without a token:     {until('api is back', lambda: _page(application))}")
+    echo(f"with it again, without a new token:          {until('api is back', lambda: _page(application))}")
 
 
 def refusal(application: Application) -> dict[str, Any] | None:
-    """The line of reporting's sidecar that says why."""
+    """The log line in which reporting's sidecar gives the reason of the refusal."""
     lines = [it for it in application.log("reporting-mesh") if it.get("upstream") == "db:5432"]
     return next((it for it in reversed(lines) if it["reason"] == "policy_denied"), None)
 

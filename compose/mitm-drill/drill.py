@@ -2,9 +2,9 @@
 
     make drill
 
-The attacker is a container on the network between web and api, with what Docker gives to each container and nothing more.
-By ARP alone it gets between them, reads, alters, and answers in api's place. Against the plain shop it must win, or nothing
-was shown. Exit code 1, and a sentence, if either half is otherwise.
+The attacker is a container on the network between web and api, with Docker's default capabilities. By ARP spoofing it gets
+between them, reads, alters, and answers in api's place. Against the plain shop it must succeed, otherwise the drill proves
+nothing. Exit code 1, with a sentence, if either half fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # started as a file: this directory's name is no package's
+sys.path.insert(0, str(ROOT))  # it runs as a file: this directory is not in a package
 
 from tests.e2e.engine import Application, EngineError, docker, run, shop, until  # noqa: E402
 
@@ -29,21 +29,21 @@ HONEST, CHANGED = "costs 49.90", "costs 00.01"
 
 @dataclass
 class Half:
-    """One of the two shops, attacked. ``web`` and ``api`` are the containers that the network carries between."""
+    """One of the two shops under attack. ``web`` and ``api`` are the containers at the two ends of the attacked network."""
 
     shop: Application
     image: str
     network: str
     web: str
     api: str
-    told: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)
 
     @property
     def addresses(self) -> tuple[str, str]:
         return self.shop.address(self.web, self.network), self.shop.address(self.api, self.network)
 
     def attacker(self, name: str, *command: str, mounts: tuple[str, ...] = ()) -> str:
-        """Starts one on the network. It does not forward by itself, for it means to do that with its own hands."""
+        """Starts an attacker on the network. Its kernel does not forward packets: between.py does."""
         network = f"{self.shop.project}_{self.network}"
         options = [part for mount in mounts for part in ("--volume", mount)]
         container = f"{self.shop.project}-{name}"
@@ -62,7 +62,7 @@ class Half:
         return container
 
     def ghost(self) -> str:
-        """An address of the network that nobody has."""
+        """An unused address of the network."""
         found = json.loads(docker("network", "inspect", f"{self.shop.project}_{self.network}"))[0]
         subnet = IPv4Network(found["IPAM"]["Config"][0]["Subnet"])
         used = {it["IPv4Address"].partition("/")[0] for it in found["Containers"].values()}
@@ -81,7 +81,7 @@ def lines(container: str) -> list[dict[str, Any]]:
 
 
 def ended(container: str) -> dict[str, Any]:
-    """Stops an attacker; its last word."""
+    """Stops an attacker; returns its last line."""
     docker("stop", "--time", "5", container)
     last = lines(container)[-1]
     docker("rm", container)
@@ -89,7 +89,7 @@ def ended(container: str) -> dict[str, Any]:
 
 
 def carried(half: Half, mode: str, wanted: str) -> tuple[str, dict[str, Any]]:
-    """What web's customer sees while somebody is between, once the page is as ``wanted`` (or in the end)."""
+    """The page that web's customer gets during an attack, once it contains ``wanted`` (or the last one), and the result."""
     container = half.between(mode)
     page = ""
 
@@ -99,7 +99,7 @@ def carried(half: Half, mode: str, wanted: str) -> tuple[str, dict[str, Any]]:
         page = half.page()
         return was_between and wanted in page
 
-    with contextlib.suppress(EngineError):  # asserted by who asked
+    with contextlib.suppress(EngineError):  # the caller asserts the page
         until("the page", seen, 12)
     return page, ended(container)
 
@@ -112,7 +112,7 @@ def check(condition: bool, sentence: str) -> None:
 def diverted(
     half: Half, *identity: str, mounts: tuple[str, ...] = ()
 ) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Connections led to somebody who answers in api's place."""
+    """Diverts connections to an impostor in api's place. Returns the page, the impostor's records, and the result."""
     impostor = half.fake(*identity, mounts=mounts)
     address = docker(
         "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", impostor
@@ -120,76 +120,76 @@ def diverted(
     container = half.between("divert", address, half.ghost())
     page = ""
 
-    def met() -> bool:
+    def is_called() -> bool:
         nonlocal page
         page = half.page()
         return any(it["event"] == "connection" for it in lines(impostor))
 
-    until("the impostor is called", met, 20)
-    said = [it for it in lines(impostor) if it["event"] == "connection"]
-    told = ended(container)
+    until("the impostor is called", is_called, 20)
+    records = [it for it in lines(impostor) if it["event"] == "connection"]
+    result = ended(container)
     docker("rm", "--force", impostor)
-    return page, said, told
+    return page, records, result
 
 
 def plain(half: Half) -> None:
-    """The attacker must win."""
+    """The attacker must succeed."""
     check(HONEST in half.page(), "the plain shop does not answer")
-    page, told = carried(half, "watch", HONEST)
+    page, result = carried(half, "watch", HONEST)
     check(HONEST in page, f"the page, while being read, is {page}")
-    check(PASSWORD in told["passwords"], f"the password was not read: {told}")
-    half.told["reads"] = f"password {told['passwords'][0]}, {told['prices'][0]}"
-    page, told = carried(half, "change", CHANGED)
-    check(CHANGED in page and told["changed"] > 0, f"the price was not changed: {page}; {told}")
-    half.told["changes the price"] = page
-    page, said, _ = diverted(half)
+    check(PASSWORD in result["passwords"], f"the password was not read: {result}")
+    half.results["reads"] = f"password {result['passwords'][0]}, {result['prices'][0]}"
+    page, result = carried(half, "change", CHANGED)
+    check(CHANGED in page and result["changed"] > 0, f"the price was not changed: {page}; {result}")
+    half.results["changes the price"] = page
+    page, records, _ = diverted(half)
     check(
-        CHANGED in page and any(PASSWORD_HEADER in it["got"] for it in said),
-        f"the fake was not believed: {page}; {said}",
+        CHANGED in page and any(PASSWORD_HEADER in it["got"] for it in records),
+        f"the impostor was not accepted: {page}; {records}",
     )
-    half.told["answers in api's place"] = f"believed, given the password: {page}"
+    half.results["answers in api's place"] = f"accepted, and received the password: {page}"
 
 
 PASSWORD_HEADER = "Authorization: Basic "
 
 
 def meshed(half: Half) -> None:
-    """The attacker must lose."""
+    """The attacker must fail."""
     check(HONEST in until("the meshed shop answers", half.shop.page), "the meshed shop does not answer")
-    page, told = carried(half, "watch", HONEST)
+    page, result = carried(half, "watch", HONEST)
     check(HONEST in page, f"the page, while being watched, is {page}")
-    kinds = told["kinds"]
-    check(told["frames"] > 0 and kinds["tls"] > 0, f"the attacker was not between: {told}")
-    check(not told["passwords"] and not told["prices"], f"something could be read: {told}")
-    half.told["reads"] = f"ciphertext: {told['sample'][:32]}…"
+    kinds = result["kinds"]
+    check(result["frames"] > 0 and kinds["tls"] > 0, f"the attacker was not between: {result}")
+    check(not result["passwords"] and not result["prices"], f"something could be read: {result}")
+    half.results["reads"] = f"ciphertext: {result['sample'][:32]}…"
 
     before = len(half.shop.log(half.web))
-    page, told = carried(half, "change", HONEST)
-    check(HONEST in page and CHANGED not in page and told["changed"] == 0, f"the price was changed: {page}; {told}")
-    page, told = carried(half, "flip", "cannot be reached")
-    check(told["changed"] > 0, f"nothing was altered: {told}")
+    page, result = carried(half, "change", HONEST)
+    check(HONEST in page and CHANGED not in page and result["changed"] == 0, f"the price was changed: {page}; {result}")
+    page, result = carried(half, "flip", "cannot be reached")
+    check(result["changed"] > 0, f"nothing was altered: {result}")
     check(HONEST not in page and "costs" not in page, f"an altered answer arrived: {page}")
     fresh = half.shop.log(half.web)[before:]
     broken = {it["reason"] for it in fresh if it["event"] == "connection"} - {"ok"}
     check("truncated" in broken, f"no connection broke: {fresh}")
-    half.told["changes the price"] = f"one bit altered: the connection breaks ({', '.join(sorted(broken))})"
+    half.results["changes the price"] = f"one bit altered: the connection breaks ({', '.join(sorted(broken))})"
 
     stolen = f"{half.shop.state}/sidecars/reporting:/stolen:ro"
     before = len(half.shop.log(half.web))
-    page, said, told = diverted(half, "/stolen/identity.pem", mounts=(stolen,))
-    check(told["diverted"] > 0 and "costs" not in page, f"the fake was believed: {page}; {said}")
-    check(not any(it["got"] for it in said), f"the fake was given something: {said}")
+    page, records, result = diverted(half, "/stolen/identity.pem", mounts=(stolen,))
+    check(result["diverted"] > 0 and "costs" not in page, f"the impostor was accepted: {page}; {records}")
+    check(not any(it["got"] for it in records), f"the impostor received data: {records}")
     fresh = half.shop.log(half.web)[before:]
     reasons = {it["reason"] for it in fresh if it["event"] == "connection"}
     alarms = [it for it in fresh if it["event"] == "mitm_suspected"]
-    check("unexpected_peer" in reasons, f"the fake was refused as {reasons}")
+    check("unexpected_peer" in reasons, f"the impostor was refused with {reasons}")
     check(any("spiffe://" in it["message"] and "/reporting" in it["message"] for it in alarms), f"no alarm: {fresh}")
-    half.told["answers in api's place"] = "refused: unexpected_peer, mitm_suspected; given nothing"
+    half.results["answers in api's place"] = "refused: unexpected_peer, mitm_suspected; received nothing"
     check(HONEST in until("the shop answers afterwards", half.shop.page), "the attack outlived the attacker")
 
 
 def attack(environ: dict[str, str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Both halves; what was told of each, and the alarms."""
+    """Runs both halves; returns the results of each, and the alarms."""
     with shop("sidecar-drill", environ) as application:
         base = application.environ.get("PYTHON_IMAGE", "python:3.13-slim")
         image = f"{application.project}-attacker"
@@ -206,7 +206,7 @@ def attack(environ: dict[str, str]) -> tuple[dict[str, str], dict[str, str], lis
             second = Half(application, image, "sidecar-mesh", "web-mesh", "api-mesh")
             meshed(second)
             alarms = [it["message"] for it in application.log("web-mesh") if it["event"] == "mitm_suspected"]
-            return first.told, second.told, alarms
+            return first.results, second.results, alarms
         finally:
             for name in (*names,):
                 run("sh", "-c", f"docker rm --force {name} >/dev/null 2>&1 || true")

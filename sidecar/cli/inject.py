@@ -15,27 +15,31 @@ from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, rep
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]…", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Show the diff and who calls whom; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the diff and which service calls which; change nothing.")
 @click.option("--check", is_flag=True, help="Exit 1 if anything would change; change nothing.")
-@click.option("--activate", is_flag=True, help="Name the override in .env, so that no -f can be forgotten.")
+@click.option("--activate", is_flag=True, help="Name the override in .env, so that no -f is needed.")
 @click.option(
     "--observe/--no-observe", default=None, help="One rule that allows everything for two weeks, instead of a policy."
 )
 @click.option(
     "--publish",
     type=click.Choice(["keep", "loopback", "drop"]),
-    help="What becomes of published ports.  [default: keep]",
+    help="How to treat published ports.  [default: keep]",
 )
 @click.option(
-    "--port", "ports", multiple=True, metavar="SERVICE=PORT[,PORT]", help="Where a service listens; or =none."
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="SERVICE=PORT[,PORT]",
+    help="The ports that a service listens on; or =none.",
 )
-@click.option("--only", metavar="SERVICE,…", help="Put only these into the mesh; `all` for everything again.")
-@click.option("--subnets", metavar="CIDR", help="Where the added networks are taken from.  [default: 10.128.0.0/9]")
+@click.option("--only", metavar="SERVICE,…", help="Put only these into the mesh; `all` for all services again.")
+@click.option("--subnets", metavar="CIDR", help="The range for the added networks.  [default: 10.128.0.0/9]")
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where keys and secrets are; outside of the project.",
+    help="The directory for keys and secrets; outside of the project.",
 )
 def inject(
     files: tuple[Path, ...],
@@ -52,13 +56,13 @@ def inject(
     """Puts a sidecar beside every service of a Compose application.
 
     Writes compose.mesh.yaml and mesh/ beside FILE (compose.yaml by default); keys and secrets go elsewhere. The
-    application's own files are not touched, and mesh/mesh.yaml, who may call whom, is yours to edit. Options are
-    remembered for the next run.
+    application's own files are not touched. mesh/mesh.yaml says which service may call which; it is yours to edit.
+    Options are recorded for the next run.
 
-    Exit codes: 0, 1 if --check finds something stale, 2 if something is wrong.
+    Exit codes: 0, 1 if --check finds a stale file, 2 for an error.
     """
     if dry_run and check:
-        raise UsageError("--dry-run and --check: one of them")
+        raise UsageError("--dry-run and --check: give one of them")
     names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
     request = InjectRequest(files, state, publish, names, observe, subnets, parse_ports(ports), activate)
     planned = plan(request, os.environ, datetime.now(UTC).date())

@@ -1,4 +1,4 @@
-"""``python -m sidecar.demo``: exit code 0 if everything was as it must be, 1 if not."""
+"""``python -m sidecar.demo``: exit code 0 if every check of the demo holds, 1 if one fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def _demo() -> None:
 
 
 def main() -> int:
-    """Plays the story."""
+    """Runs the demo; returns the exit code."""
     failures: list[BaseException] = []
     try:
         trio.run(_demo)

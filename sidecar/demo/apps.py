@@ -1,7 +1,7 @@
-"""The demo's applications: plain HTTP, plain Redis protocol, no TLS anywhere.
+"""The demo's applications: plain HTTP and plain Redis protocol, without TLS.
 
-``web`` asks ``api`` for what it shows; ``api`` keeps a counter in Redis and hands out a large file; ``redis`` is a stand-in
-of a few commands, for machines without a real redis-server. Each is a process of its own:
+``web`` fetches its page from ``api``; ``api`` keeps a counter in Redis and serves a large file; ``redis`` is a stand-in with
+a few commands, for machines without redis-server. Each runs as a process:
 ``python -m sidecar.demo.apps NAME PORT [UPSTREAM]``.
 """
 
@@ -19,7 +19,7 @@ PIECE = sha256(b"the demo's file").digest() * 2048  # 64 KiB
 
 
 class _Http(http.server.BaseHTTPRequestHandler):
-    """What both HTTP apps share. ``upstream`` is the local port of the next service."""
+    """The base of both HTTP apps. ``upstream`` is the local port of the next service."""
 
     protocol_version = "HTTP/1.1"
     upstream = 0
@@ -32,11 +32,11 @@ class _Http(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name is the standard library's)
-        """The sidecars log."""
+        """Logs nothing: the sidecars log each connection."""
 
 
 class Web(_Http):
-    """Shows a page made of what ``api`` says. What its visitor sends along is passed on."""
+    """Answers with a page that contains ``api``'s answer. The visitor's Authorization header is passed on."""
 
     def do_GET(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=10)
@@ -50,7 +50,7 @@ class Web(_Http):
 
 
 class ApiApp(_Http):
-    """Counts visits in Redis, and hands out a large file."""
+    """Counts visits in Redis, and serves a large file."""
 
     def do_GET(self) -> None:
         if self.path == "/file":
@@ -69,9 +69,9 @@ class ApiApp(_Http):
 
 
 class Redis(socketserver.StreamRequestHandler):
-    """PING and INCR, by inline commands."""
+    """PING and INCR, as inline commands."""
 
-    counters: dict[bytes, int] = {}  # noqa: RUF012 (it is the store, and shared)
+    counters: dict[bytes, int] = {}  # noqa: RUF012 (the store, shared on purpose)
 
     def handle(self) -> None:
         for line in self.rfile:
@@ -82,7 +82,7 @@ class Redis(socketserver.StreamRequestHandler):
             elif words[:1] == [b"PING"]:
                 self.wfile.write(b"+PONG\r\n")
             else:
-                self.wfile.write(b"-ERR this stand-in knows PING and INCR\r\n")
+                self.wfile.write(b"-ERR this stand-in supports PING and INCR only\r\n")
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -90,7 +90,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that goes away is none."""
+        """Ignores the error: a caller that disconnects is not one."""
 
 
 def main(name: str, port: str, upstream: str = "0") -> None:

@@ -1,12 +1,12 @@
-"""Those who attack: a stranger with somebody's key, and a tap that forwards, reads and, if told, alters.
+"""The attacks on the wire: a client with a stolen or forged key, and a tap that forwards, records and, on request, alters.
 
-No root is needed: the caller is led through the tap.
+No root privileges are needed: the caller is configured to connect through the tap.
 """
 
 from __future__ import annotations
 
 import socket
-import ssl  # noqa: TID251 (a stranger's TLS, not ours)
+import ssl  # noqa: TID251 (the attacker's TLS, not ours)
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import trio
 
 
 class Tap:
-    """Listens at ``port`` and forwards to ``target``; keeps what it saw. Once ``flip_after`` bytes have come back from the
-    target, one bit of the next piece is flipped."""
+    """Listens at ``port``, forwards to ``target`` and records every byte in ``seen``. After ``flip_after`` bytes from the
+    target, it flips one bit of the next piece."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port, self.target = port, target
@@ -47,11 +47,11 @@ class Tap:
                 await sink.send_all(piece)
             await sink.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await sink.aclose()  # one end has gone: so does the other
+            await sink.aclose()  # one end has closed, so the other is closed too
 
 
 def stranger(port: int, keys: Path) -> bytes | None:
-    """Calls a sidecar with the key and certificate in ``keys``, trusting anybody; what it is answered, None for nothing."""
+    """Calls a sidecar with the key and certificate in ``keys``, without verifying it. Returns the answer or None."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""What the demo stands on: a CA and files in a directory of its own, apps and sidecars as processes, and their logs."""
+"""The demo's environment: a CA and files in a temporary directory, apps and sidecars as processes, and their logs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PATIENCE_SECONDS = 20.0
 
 
 class StoryError(Exception):
-    """Something did not happen as it must; the demo fails."""
+    """A check of the demo does not hold; the demo fails."""
 
 
 class LogFile:
-    """One sidecar's lines as they come."""
+    """The log lines of one process, as they arrive."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,11 +36,11 @@ class LogFile:
         try:
             self.lines.append(json.loads(text))
         except ValueError as error:
-            raise StoryError(f"{self.name}'s sidecar wrote a line that is no JSON: {text!r}") from error
+            raise StoryError(f"{self.name}'s sidecar wrote a line that is not JSON: {text!r}") from error
         self._news.unpark_all()
 
     async def find(self, since: int = 0, **expected: object) -> dict[str, Any]:
-        """The first line, after ``since`` of them, with these values. Raises :class:`StoryError` if none comes."""
+        """The first line with these values, after the first ``since`` lines. Raises :class:`StoryError` after a timeout."""
         with trio.move_on_after(PATIENCE_SECONDS):
             while True:
                 for line in self.lines[since:]:
@@ -55,7 +55,7 @@ class LogFile:
 
 
 class Stage:
-    """The directory, and everything that runs."""
+    """The directory, and every process."""
 
     def __init__(self, directory: Path, nursery: trio.Nursery) -> None:
         self.directory = directory
@@ -63,7 +63,7 @@ class Stage:
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
 
     async def certs(self, *words: str) -> None:
-        """Runs ``certs`` with these words."""
+        """Runs ``certs`` with these arguments."""
         command = [sys.executable, "-m", "certs", *words]
         await trio.run_process(command, cwd=self.directory, env=self._environ, capture_stdout=True)
 
@@ -74,7 +74,7 @@ class Stage:
         return (self.directory / name).read_text()
 
     def steal(self, service: str, directory: str) -> None:
-        """Takes what a service's sidecar keeps: its key, its certificate, and whom it trusts."""
+        """Copies the state of a service's sidecar: its key, its certificate, and the trusted root."""
         kept = self.read(f"{service}.state/identity.pem")
         key, begin, chain = kept.partition("-----BEGIN CERTIFICATE-----")
         (self.directory / directory).mkdir()
@@ -84,18 +84,18 @@ class Stage:
             path.write_text(text)
 
     async def certs_until(self, text: str, *words: str) -> None:
-        """Runs ``certs`` with these words until it has printed ``text``, then ends it, as somebody's Ctrl-C would."""
+        """Runs ``certs`` with these arguments until it has printed ``text``, then terminates it, as Ctrl-C would."""
         process = await self._start([sys.executable, "-m", "certs", *words], stdout=subprocess.PIPE)
         assert process.stdout is not None  # noqa: S101 (it was asked for)
-        said = b""
+        output = b""
         with trio.move_on_after(PATIENCE_SECONDS):
             async for chunk in process.stdout:
-                said += chunk
-                if text.encode() in said:
+                output += chunk
+                if text.encode() in output:
                     process.terminate()
                     await process.wait()
                     return
-        raise StoryError(f"certs {' '.join(words)} never said {text!r}; it said: {said.decode()}")
+        raise StoryError(f"certs {' '.join(words)} did not print {text!r}; its output: {output.decode()}")
 
     async def ca(self, port: int) -> LogFile:
         """Starts ``certs serve``; returns its log once it serves."""
@@ -121,16 +121,16 @@ class Stage:
                 log.add(line.decode())
         if (code := await process.wait()) > 0:
             assert process.stderr is not None  # noqa: S101 (likewise)
-            said = (await process.stderr.receive_some(4096)).decode()
-            raise StoryError(f"{log.name}'s sidecar ended with exit code {code}: {said}")
+            output = (await process.stderr.receive_some(4096)).decode()
+            raise StoryError(f"{log.name}'s sidecar ended with exit code {code}: {output}")
 
     async def app(self, name: str, port: int, upstream: int = 0) -> None:
-        """Starts one of the demo's apps; returns when it takes connections."""
+        """Starts one of the demo's apps; returns when it accepts connections."""
         await self._start([sys.executable, "-m", "sidecar.demo.apps", name, str(port), str(upstream)])
         await self._until_open(name, port)
 
     async def redis(self, port: int) -> str:
-        """Starts a Redis, the real one if there is one; returns which, for people."""
+        """Starts redis-server if it is installed, else the stand-in. Returns a description of it."""
         if shutil.which("redis-server") is None:
             await self.app("redis", port)
             return "a stand-in (no redis-server is installed here)"
@@ -140,13 +140,13 @@ class Stage:
         return "a real redis-server"
 
     async def _start(self, command: list[str], **options: Any) -> trio.Process:
-        """A process that ends with the stage."""
+        """Starts a process that ends with the stage."""
         run = partial(trio.run_process, command, cwd=self.directory, env=self._environ, check=False, **options)
         process: trio.Process = await self._nursery.start(run)
         return process
 
     async def background(self, task: Callable[..., Awaitable[None]]) -> None:
-        """Runs a task with the stage, once it has told that it started."""
+        """Starts a task that ends with the stage; returns when the task has started."""
         await self._nursery.start(task)
 
     async def _until_open(self, name: str, port: int) -> None:
@@ -155,7 +155,7 @@ class Stage:
                 try:
                     await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
                 except OSError:
-                    await trio.sleep(0.02)  # another process's listener tells of itself by no event
+                    await trio.sleep(0.02)  # there is no event for another process's listener
                 else:
                     return
         raise StoryError(f"{name} does not listen on port {port}")
@@ -170,8 +170,8 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now, from below those that systems give to whoever connects: a port that is
-    free a moment before it is listened on could be somebody's by then."""
+    """Free ports of loopback, below the ephemeral ports: the kernel could give a free ephemeral port to another connection
+    before the demo listens on it."""
     taken: list[socket.socket] = []
     try:
         for port in random.sample(range(20_000, 30_000), 10_000):
@@ -188,7 +188,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def from_ca(service: str, port: int) -> dict[str, str]:
-    """An identity that a sidecar gets, and keeps fresh, by itself."""
+    """An identity that the sidecar enrols for and renews."""
     return {
         "ca": f"https://127.0.0.1:{port}",
         "root": "root.pem",
@@ -198,13 +198,13 @@ def from_ca(service: str, port: int) -> dict[str, str]:
 
 
 def from_files(directory: str) -> dict[str, dict[str, str]]:
-    """An identity that somebody made, or stole."""
+    """An identity in files: issued by hand, or stolen."""
     return {"files": {name: f"{directory}/{name}.pem" for name in ("certificate", "key", "bundle")}}
 
 
 def wiring(
     service: str, identity: Mapping[str, Any], mesh: str = "mesh.yaml", **listeners: Sequence[Mapping[str, Any]]
 ) -> str:
-    """A sidecar's file. JSON is YAML."""
-    said = {"service": service, "mesh": mesh, "identity": identity, "log_format": "json", **listeners}
-    return json.dumps(said, indent=1)
+    """The text of a sidecar.yaml. JSON is valid YAML."""
+    data = {"service": service, "mesh": mesh, "identity": identity, "log_format": "json", **listeners}
+    return json.dumps(data, indent=1)

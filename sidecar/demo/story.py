@@ -1,4 +1,4 @@
-"""What happens in the demo, act by act; each act says what the logs must hold, and fails if they do not."""
+"""The demo, act by act. Each act states what the logs must contain, and fails if they do not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sidecar.demo.apps import FILE_BYTES, PIECE
 from sidecar.demo.attackers import Tap, stranger
 from sidecar.demo.stage import PATIENCE_SECONDS, LogFile, Stage, StoryError, free_ports, from_ca, from_files, wiring
 
-PASSWORD = "Bearer correct-horse-battery-staple"  # noqa: S105 (what the tap must not see)
+PASSWORD = "Bearer correct-horse-battery-staple"  # noqa: S105 (the text that the tap must not see)
 
 MESH = """\
 trust_domain: shop.internal
@@ -33,7 +33,7 @@ tests:
 """
 
 LIES = MESH.replace("reporting: {}", "reporting: {ports: {http: 8080}}").replace("api:http", "reporting:http")
-"""The impostor's own idea of the mesh: its sidecar would let web in."""
+"""The impostor's own mesh.yaml: its sidecar would admit web."""
 
 
 class Story:
@@ -46,9 +46,9 @@ class Story:
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
 
     async def set_up(self) -> None:
-        """The CA, a secret for each service to enrol with, the files, the apps and the sidecars."""
+        """Starts the CA, the apps and the sidecars; makes the files and an enrolment secret for each service."""
         stage, port = self._stage, self._ports
-        _act("Setting up", "a CA that serves, four services that enrol with it by themselves, one policy file")
+        _print_title("Set-up", "a CA, four services whose sidecars enrol with it, one policy file")
         await stage.certs("init", "ca", "--trust-domain", "shop.internal")
         await stage.certs("init", "other-ca", "--trust-domain", "shop.internal")
         await stage.certs("issue", "other-ca", "web", "--out", "forged")
@@ -86,7 +86,7 @@ class Story:
         inbound = [_inbound("http", port["impostor"], port["api app"])]
         stage.write("impostor.yaml", wiring("reporting", from_files("stolen"), "lies.yaml", inbound=inbound))
         redis = await stage.redis(port["redis"])
-        _say(f"the apps: web (HTTP) -> api (HTTP) -> {redis}; none of them knows of TLS")
+        _print(f"the apps: web (HTTP) -> api (HTTP) -> {redis}; none of them uses TLS")
         started: dict[str, LogFile] = {}
 
         async def start(name: str) -> None:
@@ -103,7 +103,7 @@ class Story:
         self._reporting = started["reporting"]
 
     async def play(self) -> None:
-        """All acts."""
+        """Runs all acts in order."""
         for act in (
             self.an_allowed_call,
             self.a_denied_call,
@@ -119,84 +119,86 @@ class Story:
             await act()
 
     async def an_allowed_call(self) -> None:
-        _act("An allowed call", "a visitor opens web's page; web asks api, api counts in Redis")
+        _print_title("An allowed call", "a visitor opens web's page; web calls api, api counts in Redis")
         page = await _get(self._ports["web app"])
         _check(page.startswith("<h1>shop</h1> visits: "), f"the page says {page!r}")
-        _say(f"the page says: {page}")
+        _print(f"the page says: {page}")
         for caller, callee, name in ((self._web, self._api, "api:http"), (self._api, self._cache, "cache:redis")):
             there = await caller.find(event="connection", direction="outbound", upstream=name, reason="ok")
             here = await callee.find(event="connection", direction="inbound", connection_id=there["connection_id"])
-            _check((there["decision"], here["decision"]) == ("allow", "allow"), "both ends must have allowed it")
-            _check(here["reason"] == "ok", f"it ended as {here['reason']} at the callee")
+            _check((there["decision"], here["decision"]) == ("allow", "allow"), "the two ends did not both allow it")
+            _check(here["reason"] == "ok", f"it ended with reason {here['reason']} at the callee")
             _check(here["bytes_to_app"] == there["bytes_from_app"] > 0, "the ends count different bytes")
-            _line(caller, there)
-            _line(callee, here)
-        _good("both ends tell of the same connections, by their ids")
+            _print_record(caller, there)
+            _print_record(callee, here)
+        _print_passed("both ends logged the same connections, by their ids")
 
     async def a_denied_call(self) -> None:
-        _act("A denied call", "reporting tries Redis; no rule lets it")
-        reset = await trio.to_thread.run_sync(_talk, self._ports["reporting>cache"], b"PING\r\n")
+        _print_title("A denied call", "reporting calls Redis; no rule allows it")
+        reset = await trio.to_thread.run_sync(_exchange, self._ports["reporting>cache"], b"PING\r\n")
         _check(reset is None, f"reporting got an answer: {reset!r}")
         line = await self._reporting.find(event="connection", reason="policy_denied", decision="deny")
-        _line(self._reporting, line)
+        _print_record(self._reporting, line)
         callers = {line["peer_id"] for line in self._cache.lines if line["event"] == "connection"}
         _check(callers == {"spiffe://shop.internal/api"}, f"cache's sidecar was called by {callers}")
-        _good("reporting's app saw a reset, and nothing left its machine")
+        _print_passed("reporting's app got a reset, and nothing left its machine")
 
     async def plaintext(self) -> None:
-        _act("Plaintext", "somebody talks plain HTTP to api's sidecar")
-        answer = await trio.to_thread.run_sync(_talk, self._ports["api"], b"GET /visits HTTP/1.1\r\nHost: api\r\n\r\n")
+        _print_title("Plaintext", "a client sends plain HTTP to api's sidecar")
+        answer = await trio.to_thread.run_sync(
+            _exchange, self._ports["api"], b"GET /visits HTTP/1.1\r\nHost: api\r\n\r\n"
+        )
         _check(not answer, f"it was answered: {answer!r}")
-        await self._refused(self._api, "plaintext_refused")
+        await self._expect_refusal(self._api, "plaintext_refused")
 
     async def a_forged_ca(self) -> None:
-        _act("A forged CA", "a certificate that says it is web, signed by a CA of the attacker's own")
-        await self._stranger("forged")
-        await self._refused(self._api, "unknown_ca")
+        _print_title("A forged CA", "a certificate in web's name, signed by the attacker's own CA")
+        await self._call_with_keys("forged")
+        await self._expect_refusal(self._api, "unknown_ca")
 
     async def another_service_calls(self) -> None:
-        _act("A valid certificate of another service, calling", "reporting's key was stolen; it is used to reach api")
-        await self._stranger("stolen")
-        line = await self._refused(self._api, "policy_denied")
-        _check(line["peer_id"] == "spiffe://shop.internal/reporting", f"it was taken for {line['peer_id']}")
+        _print_title("A valid certificate of another service, calling", "reporting's stolen key is used to reach api")
+        await self._call_with_keys("stolen")
+        line = await self._expect_refusal(self._api, "policy_denied")
+        _check(line["peer_id"] == "spiffe://shop.internal/reporting", f"the peer was identified as {line['peer_id']}")
 
     async def another_service_answers(self) -> None:
-        _act(
+        _print_title(
             "A valid certificate of another service, answering",
-            "reporting sits at api's address, with the same CA's leave",
+            "reporting answers at api's address, with a certificate of the same CA",
         )
-        answer = await trio.to_thread.run_sync(_talk, self._ports["web>impostor"], b"GET / HTTP/1.0\r\n\r\n")
+        answer = await trio.to_thread.run_sync(_exchange, self._ports["web>impostor"], b"GET / HTTP/1.0\r\n\r\n")
         _check(answer is None, f"web's app got an answer: {answer!r}")
         await self._web.find(event="mitm_suspected", reason="unexpected_peer")
-        await self._refused(self._web, "unexpected_peer")
-        _good("and web's sidecar raised the alarm: mitm_suspected")
+        await self._expect_refusal(self._web, "unexpected_peer")
+        _print_passed("web's sidecar logged the alarm mitm_suspected")
 
     async def a_tap_reads(self) -> None:
-        _act("Somebody in the middle who reads", "a tap between web's sidecar and api's forwards every byte")
-        tap = await self._tap()
+        _print_title("An attacker in the middle reads", "a tap between web's sidecar and api's forwards every byte")
+        tap = await self._start_tap()
         await _get(self._ports["web>tap"], "/visits", PASSWORD)
-        _check(len(tap.seen) > 1000, "the tap saw nothing: the call went another way")
-        _say(f"web's app sent : GET /visits … Authorization: {PASSWORD}")
-        _say(f"the tap saw    : {bytes(tap.seen[-48:]).hex(' ', 4)}")
+        _check(len(tap.seen) > 1000, "the tap saw nothing: the call took another path")
+        _print(f"web's app sent : GET /visits … Authorization: {PASSWORD}")
+        _print(f"the tap saw    : {bytes(tap.seen[-48:]).hex(' ', 4)}")
         _check(PASSWORD.encode() not in tap.seen and b"visits" not in tap.seen, "the tap could read it")
         line = await self._web.find(event="connection", reason="ok", peer_address=f"127.0.0.1:{tap.port}")
-        _line(self._web, line)
-        _good(f"{len(tap.seen)} bytes went by, and the password was not in them")
+        _print_record(self._web, line)
+        _print_passed(f"{len(tap.seen)} bytes passed the tap, and the password was not in them")
 
     async def a_tap_flips_a_bit(self) -> None:
-        _act("Somebody in the middle who alters", "the same tap flips one bit in the middle of a download")
+        _print_title("An attacker in the middle alters", "the same tap flips one bit in the middle of a download")
         since = len(self._web.lines)
         tap = self._the_tap
         tap.flip_after = FILE_BYTES // 4
         got, clean = await trio.to_thread.run_sync(_download, self._ports["web>tap"])
-        _check(tap.flipped, "the tap did not get to it")
-        _check(not clean and got < FILE_BYTES, "the download was taken for complete")
+        _check(tap.flipped, "the tap altered nothing")
+        _check(not clean and got < FILE_BYTES, "the download seemed complete")
         line = await self._web.find(since, event="connection", reason="truncated")
-        _line(self._web, line)
-        _good(f"the app got {got} bytes, each of them right, and then a reset: not one altered byte was delivered")
+        _print_record(self._web, line)
+        _print_passed(f"the app got {got} correct bytes and then a reset: no altered byte was delivered")
 
     async def the_root_is_rotated(self) -> None:
-        _act("The root of all trust is replaced under a running transfer", "certs rotate-root; nothing restarts")
+        _print_title("The root CA is replaced during a transfer", "certs rotate-root; nothing restarts")
         since = {log: len(log.lines) for log in (self._web, self._api)}
         halfway, go_on, results = trio.Event(), trio.Event(), []
 
@@ -210,58 +212,60 @@ class Story:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(download)
             await halfway.wait()
-            # The old root is kept until connections that it verified may have ended: the transfer, here.
+            # The old root is kept while connections that it verified may still be open: here, the transfer.
             await self._stage.certs_until("settle:", "rotate-root", "ca")
             for log, lines in since.items():
                 line = await log.find(lines, event="renewed")
-                _say(
+                _print(
                     f"{log.name}'s sidecar: a new key, its certificate under the new root, until {line['certificate_until']}"
                 )
-            _check(not results, "the transfer was over before the certificates came")
+            _check(not results, "the transfer ended before the new certificates arrived")
             go_on.set()
         got, clean = results[0]
         _check(clean and got == FILE_BYTES, f"the transfer ended after {got} bytes")
-        _say("certs rotate-root was interrupted there; it is run again, and goes on")
+        _print("certs rotate-root was interrupted there; it is run again, and continues")
         await self._stage.certs("rotate-root", "ca", "--max-age", "1s")
         await self._api.find(since[self._api], event="trust_bundle", roots=[self._new_root()])
         page = await _get(self._ports["web>api"], "/visits")
         _check("visits" in page, f"a new call fails: {page!r}")
-        await self._stranger("stolen")
-        await self._refused(self._api, "unknown_ca")
-        _good(f"{got} bytes, all of them right, begun before and ended after; what the old root vouched for is refused")
+        await self._call_with_keys("stolen")
+        await self._expect_refusal(self._api, "unknown_ca")
+        _print_passed(
+            f"{got} correct bytes in a transfer across the rotation; a certificate of the old root is refused"
+        )
 
     async def a_service_is_revoked(self) -> None:
-        _act("A service is taken over, and revoked", "certs revoke web; it holds an open connection to api")
+        _print_title("A service is compromised and revoked", "certs revoke web; it has an open connection to api")
         await self._stage.certs("revoke", "ca", "web")
         sock = await trio.to_thread.run_sync(_connect, self._ports["web>api"])
         with sock:
             line = await self._api.find(event="connection", reason="revoked")
-            _line(self._api, line)
-            _check(await trio.to_thread.run_sync(_is_cut, sock), "the open connection went on")
-        _good("cut within seconds, and let in no more")
+            _print_record(self._api, line)
+            _check(await trio.to_thread.run_sync(_is_cut, sock), "the open connection was not cut")
+        _print_passed("the open connection was cut within seconds")
 
-    # -- tools of the acts ---------------------------------------------------------------------------------------------
+    # -- steps of the acts ---------------------------------------------------------------------------------------------
 
-    async def _tap(self) -> Tap:
+    async def _start_tap(self) -> Tap:
         self._the_tap = Tap(self._ports["tap"], self._ports["api"])
         await self._stage.background(self._the_tap.run)
         return self._the_tap
 
     def _new_root(self) -> str:
-        """How sidecars log the root that the CA has now."""
+        """The digest by which sidecars log the CA's current root."""
         certificate = load_pem_x509_certificate(self._stage.read("ca/root.pem").encode())
         return certificate.fingerprint(SHA256()).hex()[:16]
 
-    async def _stranger(self, keys: str) -> None:
-        """Calls api's sidecar by hand, with somebody's key and certificate, and asks for what ``web`` asks for."""
+    async def _call_with_keys(self, keys: str) -> None:
+        """Calls api's sidecar with the key and certificate in ``keys``, and sends the request that ``web`` sends."""
         answer = await trio.to_thread.run_sync(stranger, self._ports["api"], self._stage.directory / keys)
-        _check(answer is None, f"the stranger got an answer: {answer!r}")
+        _check(answer is None, f"the attacker got an answer: {answer!r}")
 
-    async def _refused(self, log: LogFile, reason: str) -> dict[str, Any]:
+    async def _expect_refusal(self, log: LogFile, reason: str) -> dict[str, Any]:
         line = await log.find(event="connection", reason=reason, decision="deny")
         _check(line["bytes_to_app"] == line["bytes_from_app"] == 0, "bytes reached the app")
-        _line(log, line)
-        _good(f"refused by name, {reason}; nothing reached the app")
+        _print_record(log, line)
+        _print_passed(f"refused with reason {reason}; nothing reached the app")
         return line
 
 
@@ -274,7 +278,7 @@ def _outbound(to: str, listen: int, peer: int) -> dict[str, object]:
 
 
 async def _get(port: int, path: str = "/", authorization: str = "") -> str:
-    """A page, fetched as a browser would. Raises :class:`StoryError` if there is none."""
+    """Fetches a page by HTTP. Raises :class:`StoryError` if there is no answer."""
 
     def get() -> str:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
@@ -290,9 +294,9 @@ async def _get(port: int, path: str = "/", authorization: str = "") -> str:
         raise StoryError(f"no page at port {port}: {error}") from error
 
 
-def _talk(port: int, request: bytes) -> bytes | None:
-    """What is answered to these bytes; None for a reset."""
-    try:  # (a refusal may come before the connection seems to be there)
+def _exchange(port: int, request: bytes) -> bytes | None:
+    """The answer to these bytes; None for a reset."""
+    try:  # a refusal may arrive before connect() returns
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as sock:
             sock.sendall(request)
             return sock.recv(4096)
@@ -301,7 +305,7 @@ def _talk(port: int, request: bytes) -> bytes | None:
 
 
 def _connect(port: int) -> socket.socket:
-    """A connection through the mesh that api's app has begun to answer."""
+    """Opens a connection through the mesh, on which api's app has begun to answer."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
     sock.sendall(b"GET /file HTTP/1.1\r\nHost: api\r\n\r\n")
     sock.recv(1)
@@ -309,7 +313,7 @@ def _connect(port: int) -> socket.socket:
 
 
 def _is_cut(sock: socket.socket) -> bool:
-    """Whether it ends with a reset, once what was under way is read."""
+    """Whether the connection ends with a reset after the bytes that were under way."""
     try:
         while sock.recv(65536):
             pass
@@ -321,9 +325,9 @@ def _is_cut(sock: socket.socket) -> bool:
 
 
 def _download(port: int, pause: Callable[[], None] = lambda: None) -> tuple[int, bool]:
-    """Fetches api's large file, calling ``pause`` a quarter of the way: how many bytes came, and whether it ended clean.
+    """Fetches api's large file and calls ``pause`` after a quarter. Returns the bytes received and whether it ended cleanly.
 
-    Raises :class:`StoryError` at the first byte that is not what it should be.
+    Raises :class:`StoryError` at the first wrong byte.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     got = 0
@@ -348,22 +352,22 @@ def _check(holds: bool, otherwise: str) -> None:
         raise StoryError(otherwise)
 
 
-def _act(title: str, what: str) -> None:
+def _print_title(title: str, what: str) -> None:
     click.echo(f"\n{click.style(title, bold=True)}: {what}")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     click.echo(f"    {text}")
 
 
-def _good(text: str) -> None:
+def _print_passed(text: str) -> None:
     click.echo(click.style(f"  ✓ {text}", fg="green"))
 
 
-def _line(log: LogFile, line: dict[str, Any]) -> None:
-    """What a sidecar's log says, in brief."""
+def _print_record(log: LogFile, line: dict[str, Any]) -> None:
+    """Prints a sidecar's log line in short form."""
     parts = [line["direction"], line["upstream"] or line["port"], f"{line['decision']}/{line['reason']}"]
     parts += [f"{name}={line[name]}" for name in ("peer_id", "rule", "connection_id") if line[name]]
-    _say(f"{log.name + chr(39) + 's log':<15} {'  '.join(parts)}")
+    _print(f"{log.name + chr(39) + 's log':<15} {'  '.join(parts)}")
     if line.get("message"):
-        _say(f"{'':<15} {line['message']}")
+        _print(f"{'':<15} {line['message']}")

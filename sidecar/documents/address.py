@@ -1,6 +1,6 @@
-"""Where to listen and where to connect: ``host:port`` as a value. Pure; fails closed.
+"""Addresses to listen on and to connect to: ``host:port`` as a value. Pure; fails closed.
 
-A host that a resolver would take for another address than its text says is refused, because checks look at the text.
+A host whose text differs from the address that a resolver would make of it is refused, because checks look at the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host, by name or IP address, and a port. The text of it brackets IPv6: ``[::1]:80``."""
+    """A host, by name or IP address, and a port. As text, IPv6 is in brackets: ``[::1]:80``."""
 
     host: str
     port: int
@@ -32,7 +32,7 @@ class Address:
 
     @property
     def ip(self) -> IP | None:
-        """The IP address that ``host`` is, an IPv4 address inside of IPv6 as itself; None for a name."""
+        """``host`` as an IP address, None for a name. An IPv4-mapped IPv6 address is given as IPv4."""
         try:
             found = ipaddress.ip_address(self.host)
         except ValueError:
@@ -41,21 +41,21 @@ class Address:
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether listening here is listening on every address of the machine."""
+        """Whether a listener here listens on every address of the machine."""
         return self.ip is not None and self.ip.is_unspecified
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine (or this container) reaches it."""
+        """Whether only this machine (or this container) can connect to it."""
         return self.host.lower() == "localhost" if self.ip is None else self.ip.is_loopback
 
 
 def parse_address(text: str, *, listening: bool = False) -> Address:
-    """Reads ``host:port``, the host a name, an IPv4 address or an IPv6 address in brackets.
+    """Parses ``host:port``. The host is a name, an IPv4 address, or an IPv6 address in brackets.
 
-    Port 0, "any free one", is for ``listening`` alone; the wildcard addresses too. Raises :class:`ValueError`, worded for
-    people. A host like ``0``, ``127.1`` or ``0x7f.1``, which the system's resolver would take for an IPv4 address, is
-    refused: checks made on the text would miss what it is.
+    Port 0 ("any free port") and the wildcard addresses are allowed for ``listening`` only. Raises :class:`ValueError` with
+    a message for the user. A host like ``0``, ``127.1`` or ``0x7f.1`` is refused: the system's resolver would read it as
+    an IPv4 address, which checks on the text would miss.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or int(port) > 65535:
@@ -78,7 +78,7 @@ def parse_address(text: str, *, listening: bool = False) -> Address:
 
 
 def ca_address(url: str) -> Address:
-    """Where a CA is: ``https://ca:8443``, without a path; port 443 if it says none. Raises :class:`ValueError`."""
+    """The address in a CA's URL: ``https://ca:8443``, without a path; port 443 by default. Raises :class:`ValueError`."""
     host = url.removeprefix("https://").removesuffix("/")
     try:
         if not url.startswith("https://"):

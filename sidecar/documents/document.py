@@ -1,4 +1,4 @@
-"""A file as plain data that remembers its lines, and the way to any value in it. Pure."""
+"""A file as plain data with the line of each value, and paths to values in it. Pure."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from sidecar.identity.spiffe import shown
 
 DataPath = tuple[str | int, ...]
-"""Where in the data a value is: ``("policy", 2, "from")``."""
+"""The path to a value in the data: ``("policy", 2, "from")``."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_*-][A-Za-z0-9_:./*-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's data (dict, list, str, int, float, bool, None), and the line on which each part of it begins."""
+    """A file's data (dict, list, str, int, float, bool, None), and the line on which each value begins."""
 
     filename: str
     data: Any
     lines: Mapping[DataPath, int]
 
     def line(self, path: DataPath) -> int:
-        """The line of the value at ``path``, or of the nearest thing around it."""
+        """The line of the value at ``path``, or of the nearest value around it."""
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
@@ -44,7 +44,7 @@ def path_text(path: DataPath) -> str:
 
 
 def part(data: Any, *path: str | int) -> Any:
-    """The value at ``path``, or None if any step of it is not there: for checks that span a file that may be broken."""
+    """The value at ``path``, or None if any step of it is missing. For checks of a file that may have errors elsewhere."""
     for step in path:
         try:
             data = data[step]
@@ -54,7 +54,7 @@ def part(data: Any, *path: str | int) -> Any:
 
 
 def parts(data: Any) -> Iterator[tuple[Any, Any]]:
-    """The pairs of a mapping or the numbered items of a list; of anything else, none."""
+    """The pairs of a mapping, or the numbered items of a list; empty for any other value."""
     if isinstance(data, dict):
         yield from data.items()
     elif isinstance(data, list):

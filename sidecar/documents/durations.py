@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-# At most six digits a number: the largest sum still fits a timedelta, and a date moved by it.
+# At most six digits in each number: the largest sum still fits a timedelta, and a date plus that sum is still valid.
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 
 
 def parse_duration(text: str) -> timedelta:
-    """Reads days, hours, minutes and seconds, in this order, each at most once, with nothing between or around them.
+    """Parses days, hours, minutes and seconds, in this order, each at most once, with nothing between or around them.
 
-    Raises :class:`ValueError` for anything else, and for zero: a bare number has no unit, so it is not guessed at.
+    Raises :class:`ValueError` for anything else and for zero. A bare number has no unit and is refused.
     """
     match = _DURATION.fullmatch(text)
     days, hours, minutes, seconds = (int(number or 0) for number in match.groups()) if match else (0, 0, 0, 0)

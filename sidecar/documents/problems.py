@@ -1,4 +1,4 @@
-"""Mistakes in a file, told all at once as ``file:line: path: what`` or, of a variable, ``VARIABLE: path: what``. Pure."""
+"""Collects the errors in a file and reports them together: ``file:line: path: what`` or ``VARIABLE: path: what``. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_:./*-]+")
 
 
 class Problems:
-    """Everything that is wrong with one file, so that it can be said at once.
+    """All errors in one file, to be reported together.
 
-    ``variables`` names the values that came from the environment and not from the file.
+    ``variables`` maps the path of each value that came from the environment, not from the file, to its variable.
     """
 
     def __init__(self, document: Document, variables: Mapping[DataPath, str] | None = None) -> None:
@@ -27,7 +27,7 @@ class Problems:
         self._found: list[tuple[str, int, str]] = []
 
     def add(self, path: DataPath, what: str, *, line: int | None = None) -> None:
-        """Something is wrong at ``path``; ``line`` if it is told of another place than where it is."""
+        """Adds an error at ``path``; ``line`` if another line than that of ``path`` is to be reported."""
         at = f"{path_text(path)}: " if path else ""
         variable = next((name for known, name in self._variables.items() if path[: len(known)] == known), None)
         if variable is not None:
@@ -37,18 +37,18 @@ class Problems:
             self._found.append(("", line, f"{self.document.filename}:{line}: {at}{what}"))
 
     def add_variable(self, name: str, what: str) -> None:
-        """Something is wrong with an environment variable that stands for no value."""
+        """Adds an error of an environment variable that belongs to no value."""
         self._found.append((name, 0, f"{name if _PLAIN_NAME.fullmatch(name) else shown(name)}: {what}"))
 
     def written(self, path: DataPath) -> DataPath:
-        """``path``, or the nearest around it that somebody wrote, in the file or as a variable of it or of
-        something in it."""
+        """``path``, or the nearest path around it that is written in the file or given by a variable of it or of something
+        in it."""
         while path not in self.document.lines and not any(known[: len(path)] == path for known in self._variables):
             path = path[:-1]
         return path
 
     def error(self) -> UsageError:
-        """All of them as one error: a line each, in the file's order and the environment's last."""
+        """All errors as one exception: one line each, in the file's order, those of the environment last."""
         texts = list(dict.fromkeys(text for _, _, text in sorted(self._found, key=lambda item: item[:2])))
         if len(texts) > MAX_PROBLEMS:
             more = len(texts) - MAX_PROBLEMS
@@ -61,9 +61,9 @@ class Problems:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`` (did you mean 'web'?)``, or nothing if no option is near.
+    """`` (did you mean 'web'?)``, or an empty text if no option is similar.
 
-    Two swapped letters are near too, which in a short name (``bd`` for ``db``) is too much of it for difflib's measure.
+    Swapped letters are similar too: in a short name (``bd`` for ``db``) difflib alone would not find them.
     """
     if len(word) > 100:
         return ""

@@ -64,7 +64,7 @@ def frozen(*, kw_only: bool = False) -> Callable[[type[_S]], type[_S]]:
 def fit(model: type[_S], data: Any, problems: Problems, context: object = _A_FILE) -> _S:
     """The data of a file as a ``model``, whose validators see ``context``.
 
-    Raises :class:`UsageError` if it does not fit, and if there were ``problems`` already: with all of them.
+    Raises :class:`UsageError` with all errors if the data does not fit, or if ``problems`` has errors already.
     """
     try:
         shape = read(model, data, context)
@@ -72,8 +72,8 @@ def fit(model: type[_S], data: Any, problems: Problems, context: object = _A_FIL
         for found in error.errors(include_url=False):
             loc = found["loc"]
             if found["type"] != "missing":
-                loc = problems.written(loc)  # not a shorthand that was expanded, nor pydantic's mark for a key
-            path, what = _in_words(found["type"], loc, found["input"], found.get("ctx", {}), model)
+                loc = problems.written(loc)  # drops steps of an expanded shorthand, and pydantic's mark for a key
+            path, what = _message(found["type"], loc, found["input"], found.get("ctx", {}), model)
             problems.add(path, what, line=problems.document.line(loc))
         raise problems.error() from error
     problems.raise_any()
@@ -94,7 +94,7 @@ def values(shape: Shape) -> dict[str, Any]:
 
 
 def as_text(value: object) -> str:
-    """A value that must be text."""
+    """Returns the value, which must be text."""
     if not isinstance(value, str):
         raise PydanticKnownError("string_type")
     return value
@@ -117,7 +117,7 @@ def nothing_is_the_default(value: Any) -> Any:
 
 
 def nothing_is_empty(value: Any) -> Any:
-    """``reporting:`` with nothing behind it is an empty mapping."""
+    """``reporting:`` without a value is an empty mapping."""
     return {} if value is None else value
 
 
@@ -136,7 +136,7 @@ def as_items(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# --- looking at a shape ----------------------------------------------------------------------------------------------
+# --- keys of a model -------------------------------------------------------------------------------------------------
 
 
 def bare_type(annotation: Any) -> Any:
@@ -168,25 +168,25 @@ def _keys(kind: Any) -> dict[str, Any]:
     return {info.alias or name: info.annotation for name, info in fields_of(kind).items()}
 
 
-# --- in words --------------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
-def _in_words(
+def _message(
     kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[Shape]
 ) -> tuple[DataPath, str]:
-    """One finding as pydantic has it → where it is and what to say of it. What is not foreseen stays a refusal."""
+    """One finding of pydantic as a path and a message. A kind of finding that is not listed here is still an error."""
     if kind == "missing":
         return loc[:-1], f"{shown(str(loc[-1]))} is missing"
     if kind == "unexpected_keyword_argument":
         return loc[:-1], f"unknown key {shown(str(loc[-1]))}{did_you_mean(str(loc[-1]), keys_at(model, loc[:-1]))}"
     if kind == "value_error":
-        return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["error"])  # it quotes its item
+        return (loc[:-1] if isinstance(loc[-1], int) else loc), str(context["error"])  # the message quotes the item
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
-        return loc, f"must be {' or '.join(options)}, not {_kind(value)}{did_you_mean(str(value), options)}"
+        return loc, f"must be {' or '.join(options)}, not {_value_text(value)}{did_you_mean(str(value), options)}"
     if kind == "string_type":
         quote = " (quote it)" if isinstance(value, bool | int | float) else ""
-        return loc, f"must be text, not {_kind(value)}{quote}"
+        return loc, f"must be text, not {_value_text(value)}{quote}"
     expected = {
         "int_type": "a whole number",
         "bool_type": "true or false",
@@ -195,10 +195,10 @@ def _in_words(
         "list_type": "a list",
         "tuple_type": "a list",
     }.get(kind, "something else")
-    return loc, f"must be {expected}, not {_kind(value)}"
+    return loc, f"must be {expected}, not {_value_text(value)}"
 
 
-def _kind(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     if value is None:

@@ -1,11 +1,11 @@
-"""YAML text to a :class:`Document`: plain data that remembers its lines.
+"""Parses YAML text into a :class:`Document`: plain data with the line of each value.
 
-Pure, but for :func:`load_text`; fails closed: what is not understood is a :class:`UsageError`, never a guess.
+Pure, except for :func:`load_text`. Fails closed: text that is not understood is a :class:`UsageError`, never a guess.
 
-The text is read by PyYAML's composer and resolved by the *core schema* of YAML 1.2 (section 10.3.2), because YAML 1.1
-reads a service called ``no`` as false, ``5432:80`` as a number to base 60, ``010`` as eight and a date as an object.
-Refused besides: keys that occur twice (the last would silently win), tags, several documents, and whatever could cost
-more time or memory than its size suggests (aliases that multiply, deep nesting).
+How this works. PyYAML's composer reads the text, and the *core schema* of YAML 1.2 (section 10.3.2) resolves the scalars.
+YAML 1.1 would read a service named ``no`` as false, ``5432:80`` as a number to base 60, ``010`` as eight, and a date as an
+object. Also refused: duplicate keys (the last would silently win), tags, several documents, and text that costs more time or
+memory than its size suggests (aliases that multiply, deep nesting).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _FLOAT = re.compile(
 
 
 def load_text(path: Path) -> str:
-    """The text of a file; the one function here that touches the disk.
+    """The text of a file. The only function of this module that touches the disk.
 
-    Raises :class:`UsageError`: not readable, larger than 1 MiB, or not UTF-8.
+    Raises :class:`UsageError` if the file is not readable, larger than 1 MiB, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -55,7 +55,7 @@ def load_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, filename: str) -> Document:
-    """Reads one YAML document. Raises :class:`UsageError`, whose lines each start with ``filename``."""
+    """Parses one YAML document. Raises :class:`UsageError`; each of its lines starts with ``filename``."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"{filename}: is larger than {MAX_BYTES} bytes")
     try:
@@ -65,7 +65,7 @@ def parse_yaml(text: str, filename: str) -> Document:
         raise UsageError(f"{filename}:{line}: not YAML: a character that may not be in a file") from error
     except yaml.MarkedYAMLError as error:
         raise UsageError(_syntax_error(error, filename)) from error
-    except (ValueError, OverflowError) as error:  # PyYAML's own slips: "\UFFFFFFFF", %YAML with a huge version
+    except (ValueError, OverflowError) as error:  # not caught by PyYAML: "\UFFFFFFFF", %YAML with a huge version
         raise UsageError(f"{filename}:1: not YAML: an escape or a version number is out of range") from error
     if root is None or (root.tag == _TAG + "null" and root.value == ""):
         raise UsageError(f"{filename}:1: the file is empty")
@@ -98,7 +98,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
 class _Composer(
     yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver
 ):
-    """PyYAML's text → nodes, with the core schema in the resolver's place and a bound on nesting."""
+    """PyYAML's composer, text → nodes, with the core schema as the resolver and a bound on nesting."""
 
     def __init__(self, text: str) -> None:
         yaml.reader.Reader.__init__(self, text)
@@ -127,7 +127,7 @@ class _Composer(
 
 
 class _Builder:
-    """Nodes → data, lines and problems. Aliases are expanded as they are met, so the bound counts what they expand to."""
+    """Nodes → data, lines and problems. Aliases are expanded here, so the bound counts the values that they expand to."""
 
     def __init__(self, filename: str) -> None:
         self.filename = filename
@@ -165,7 +165,7 @@ class _Builder:
                 self.problems.add(path, "a key must be text, not a list or a mapping", line=line)
                 continue
             self._scalar(key_node, path)
-            key = key_node.value  # as it is written: a service may be called `no`, a port `5432`
+            key = key_node.value  # as written: a service may be named `no`, a port `5432`
             if key in data:
                 first = self.lines[(*path, key)]
                 self.problems.add((*path, key), f"is there twice (first on line {first})", line=line)

@@ -1,4 +1,4 @@
-"""A group of commands that loads each when it is called, and tells a user's mistakes as sentences."""
+"""A group of commands that loads each command when it is called, and prints the user's mistakes as error messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sidecar.identity.reasons import UsageError
 
 
 class CommandGroup(click.Group):
-    """``commands_at`` says where each command is: ``module:attribute``. Whoever asks for one does not wait for all.
+    """``commands_at`` maps each command to ``module:attribute``. Only the command that is called is imported.
 
-    Whatever is a mistake of the user's (a file, an option, a variable) is a :class:`UsageError` from wherever it is found,
-    and is told here, once: its lines on stderr, exit code 2, never a traceback.
+    A mistake of the user's (in a file, an option, a variable) is raised as a :class:`UsageError` anywhere, and printed here:
+    its lines on stderr, exit code 2, no traceback.
     """
 
     def __init__(self, *arguments: Any, commands_at: Mapping[str, str], **named: Any) -> None:
@@ -33,16 +33,16 @@ class CommandGroup(click.Group):
         return command
 
     def mistake(self, error: Exception) -> str | None:
-        """What to say of an error, if it is the user's to mend; else it is a fault of ours, and goes on."""
+        """The message of an error that the user can correct; None for any other error, which is raised further."""
         return str(error) if isinstance(error, UsageError) else None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
-            said = self.mistake(error)
-            if said is None:
+            message = self.mistake(error)
+            if message is None:
                 raise
-            for line in said.splitlines():
+            for line in message.splitlines():
                 click.echo(f"error: {line}", err=True)
             ctx.exit(2)

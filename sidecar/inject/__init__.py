@@ -1,11 +1,11 @@
-"""``sidecar inject``: anybody's Compose application becomes a mesh.
+"""``sidecar inject``: puts a sidecar beside every service of a Docker Compose application.
 
-The heart is ``injection.inject``, a pure function from what Compose itself says of an application, and the texts that its
-services mount and are built from, to the text of every file. It reads top to bottom::
+How this works. The core is ``injection.inject``, a pure function. Its input is Compose's own reading of the application, and
+the texts that the services mount and are built from. Its output is the text of every file to write. It reads top to bottom::
 
     application -> exclusions -> edges -> ports -> topology -> subnets -> override, meshtext, wiring, picture
 
-Around it, the I/O: ``composecli`` asks Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
-and secrets, ``project`` compares and writes; ``steps`` puts them in order. Fails closed: what cannot be put behind a sidecar
-is said, with its reason, and what nobody foresaw is a denied call, not an open one.
+Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
+and secrets, ``project`` compares and writes; ``steps`` calls them in order. Fails closed: a service that cannot be put
+behind a sidecar is reported with the reason, and a call that was not found in the application is denied.
 """

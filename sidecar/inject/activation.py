@@ -1,4 +1,4 @@
-"""``COMPOSE_FILE`` in ``.env``, so that a forgotten ``-f`` does not mean plaintext. Pure."""
+"""``COMPOSE_FILE`` in ``.env``: plain ``docker compose up`` then starts the mesh, not the plaintext application. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def activation_line(files: Iterable[str], override: str) -> str:
 
 
 def activated(env: str | None, files: Iterable[str], override: str) -> str:
-    """The ``.env`` with the override in it: behind the files that it names already, or else those of the application. All
-    other lines stay as they are."""
+    """The ``.env`` with the override appended to the files that it names, or else to those of the application. All other
+    lines stay unchanged."""
     if is_active(env, override):
         return env or ""
     text = env or ""

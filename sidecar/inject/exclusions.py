@@ -1,7 +1,7 @@
 """Which apps cannot be put behind a sidecar, and why. Pure.
 
-They are left working: an app that is excluded keeps its networks, and whoever it shared one with still reaches it and is
-reached, in plaintext. That is said, pair by pair: what is not in the mesh must not look as if it were.
+An excluded app keeps its networks and keeps working: it and every app that it shares a network with still reach each other,
+in plaintext. Each such pair is reported, so that plaintext is never taken for mutual TLS.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sidecar.inject.wellknown import is_router
 def exclude(
     apps: Mapping[str, App], mentions: tuple[Mention, ...], only: frozenset[str], images: Mapping[str, str]
 ) -> dict[str, str]:
-    """The excluded apps, each with its reason. ``only`` limits the mesh to the apps of these services, if there are any;
-    ``images`` are the base images of services that are built. Raises :class:`UsageError` for a name in it that is none."""
+    """The excluded apps, each with its reason. ``only``, if not empty, limits the mesh to the apps of these services.
+    ``images`` are the base images of services that are built. Raises :class:`UsageError` for an unknown name in ``only``."""
     services = {member.name for app in apps.values() for member in app.members}
     for name in sorted(only - services):
         raise UsageError(f"--only: there is no service {shown(name)}{did_you_mean(name, services)}")
@@ -38,14 +38,14 @@ def exclude(
 def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) -> str | None:
     mode = app.owner.network_mode or ""
     if mode == "host":
-        return "uses the host's network, where nothing can be put between it and others"
+        return "uses the host's network, where no sidecar can be put between it and others"
     if mode == "none":
         return "has no network"
     if mode and not app.owner.networks:
         return f"uses the network of {'Docker itself' if mode == 'bridge' else 'a container of another application'}"
     for member in app.members:
         if is_router(images.get(member.name) or member.image) and _asks_docker(app):
-            return "finds whom it routes to by asking Docker, and calls them by their addresses"
+            return "finds its backends by asking Docker, and calls them by their addresses"
     tcp = {port for member in app.members for port in member.declared("tcp")}
     udp = {port for member in app.members for port in member.declared("udp")} - tcp
     if udp and not tcp and not set(calls) - udp - {None}:
@@ -56,15 +56,15 @@ def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) ->
 
 
 def udp_beside(app: App) -> tuple[int, ...]:
-    """The UDP ports of an app that serves TCP too."""
+    """The UDP ports of an app that also serves TCP."""
     tcp = {port for member in app.members for port in member.declared("tcp")}
     return tuple(sorted({port for member in app.members for port in member.declared("udp")} - tcp))
 
 
 def _asks_docker(app: App) -> bool:
-    said = " ".join(
+    texts = " ".join(
         text
         for member in app.members
         for text in (member.command, *member.labels, *member.environment, *member.environment.values())
     ).lower()
-    return any(member.has_docker_socket for member in app.members) or "docker" in said
+    return any(member.has_docker_socket for member in app.members) or "docker" in texts

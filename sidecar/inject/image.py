@@ -1,7 +1,7 @@
-"""What the sidecars' image is built from: a Dockerfile, and this very package as a wheel. I/O: reads the package's files.
+"""The build context of the sidecars' image: a Dockerfile, and this package as a wheel. I/O: reads the package's files.
 
-The wheel is made of the installed modules, so what runs in the containers is what ran here, and the same modules give the
-same bytes. What it depends on is fetched when the image is built, in the versions that run here.
+The wheel is made of the installed modules, so the containers run the same code as this command, and the same modules give
+the same bytes. Dependencies are fetched when the image is built, in the versions that are installed here.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ PACKAGES = ("sidecar", "certs")
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _DOCKERFILE = f"""\
-# Written by `sidecar inject`: the image of the mesh's sidecars and of its CA. Do not edit: run it again.
+# Written by `sidecar inject`: the image of the mesh's sidecars and of its CA. Do not edit: run `sidecar inject` again.
 ARG BASE={BASE_IMAGE}
 
 FROM ${{BASE}} AS build
 COPY *.whl constraints.txt /tmp/
-# pip is nothing that runs: it is beside what it makes, and stays behind.
+# pip is not needed at run time: it has an environment of its own, which is not copied.
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/mesh && /opt/pip/bin/python -m pip --python \\
     /opt/mesh/bin/python install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.txt /tmp/*.whl
 
 FROM ${{BASE}}
 COPY --from=build /opt/mesh /opt/mesh
-# Where each sidecar is asked how it is, by `sidecar status` and `sidecar health`: in its own container.
+# The admin address, in the container itself: `sidecar status` and `sidecar health` connect to it.
 ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
-# Compose says as whom it runs: as the owner of the keys.
+# Compose sets the user that it runs as: the owner of the keys.
 USER 65534:65534
 WORKDIR /etc/mesh
 STOPSIGNAL SIGTERM
-# Well within three seconds of being so; --start-interval would be sooner, and engines before 25 refuse it.
+# At most three seconds until `healthy` is seen. --start-interval would be faster, but engines before 25 refuse it.
 HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=3 CMD ["sidecar", "health"]
 CMD ["sidecar", "run"]
 """
 
 
 def image_files() -> dict[str, bytes]:
-    """The files of the image's build context, by name. Raises :class:`UsageError` if this package is not installed."""
+    """The files of the build context, by name. Raises :class:`UsageError` if this package is not installed."""
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
@@ -64,7 +64,7 @@ def image_files() -> dict[str, bytes]:
 
 
 def fingerprint(files: Mapping[str, bytes]) -> str:
-    """A word that is another when any of the files is: an image's tag, so that no old image is taken for the new one."""
+    """Twelve hex digits of a digest of the files, for the image's tag: an image of other files has another tag."""
     digest = sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -74,7 +74,7 @@ def fingerprint(files: Mapping[str, bytes]) -> str:
 def build_wheel(
     version: str, requires: Iterable[str], scripts: Mapping[str, str], modules: Mapping[str, bytes]
 ) -> bytes:
-    """A wheel (the binary distribution format, PEP 427) of pure Python: the same arguments, the same bytes."""
+    """A wheel of pure Python (binary distribution format, PEP 427). The same arguments give the same bytes."""
     info = f"{DISTRIBUTION}-{version}.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {version}"]
     lines += [f"Requires-Dist: {requirement}" for requirement in sorted(requires)]
@@ -92,12 +92,12 @@ def build_wheel(
         for path, content in contents.items():
             entry = zipfile.ZipInfo(path, _EPOCH)
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, content)  # stored: how well zlib compresses differs from machine to machine
+            archive.writestr(entry, content)  # stored: zlib's output differs between machines
     return made.getvalue()
 
 
 def _constraints() -> str:
-    """The versions of all that this package needs, as they are here: pip's constraints, one a line."""
+    """The installed versions of this package's dependencies, as pip constraints, one a line."""
     found: dict[str, str] = {}
     ahead = [DISTRIBUTION]
     while ahead:
@@ -108,7 +108,7 @@ def _constraints() -> str:
             try:
                 found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
-                continue  # for another platform than this
+                continue  # for another platform
             ahead.append(name)
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 

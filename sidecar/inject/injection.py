@@ -1,7 +1,7 @@
-"""``inject``: the whole of it, from what is known of an application to the text of every file. Pure.
+"""``inject``: from the input about an application to the text of every file. Pure.
 
-The same input gives the same bytes, so that ``--check`` can compare; what changes from machine to machine and day to day
-(who runs it, where the state is, what addresses are taken, the day) is part of the input, and in the last run's record.
+The same input gives the same bytes, so ``--check`` can compare. Everything that differs between machines and days (the user,
+the state directory, the addresses in use, the date) is part of the input and of the last run's record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
 from sidecar.inject.picture import picture, warnings
 from sidecar.inject.placement import refuse_readable_state, writers_of
-from sidecar.inject.ports import Port, ask_for, infer_ports
+from sidecar.inject.ports import Port, infer_ports, require_ports
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Topology, lay_out
@@ -39,7 +39,7 @@ MESH_FILE = f"{MESH_DIRECTORY}/mesh.yaml"
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """``config`` is Compose's own JSON, ``texts`` and ``dockerfiles`` are by service, ``real`` resolves symlinks, ``image``
-    is a word for what the image is made of."""
+    is the fingerprint of the image's build context."""
 
     config: Any
     files: tuple[str, ...]
@@ -57,7 +57,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """``files`` are texts by path in the project. ``services`` need an enrolment secret each."""
+    """``files`` are texts by path in the project. Each of ``services`` needs an enrolment secret."""
 
     files: Mapping[str, str]
     trust_domain: str
@@ -71,7 +71,7 @@ class Injection:
 
 
 def inject(inputs: Inputs) -> Injection:
-    """Raises :class:`UsageError` for everything that a person must change first."""
+    """Raises :class:`UsageError` for everything that the user must change first."""
     name, options = inputs.files[0], inputs.options
     application = read_application(inputs.config, name)
     if application.mark is not None:
@@ -79,7 +79,7 @@ def inject(inputs: Inputs) -> Injection:
     refuse_readable_state(application, options.state, inputs.project, inputs.real)
     apps = find_apps(application)
 
-    # Who calls whom, and where.
+    # Which app calls which, at which ports.
     texts = _with_configs(application, inputs.texts)
     mentions = find_mentions(application, apps, texts)
     bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
@@ -90,13 +90,13 @@ def inject(inputs: Inputs) -> Injection:
     answers = {**options.ports, **{app: tuple(ports.values()) for app, ports in edited.items()}}
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
 
-    # Which networks there are, and where.
+    # The networks and their addresses.
     topology = lay_out(application, apps, excluded, find_static_references(application, apps, texts), ports)
     if not topology.slots:
         reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
-        raise UsageError(f"{name}: no two services could meet in a mesh\n{reasons}")
+        raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
     inside = tuple(it for it in edges if _is_meshed(it, topology))
-    ask_for(inside, ports, answers)
+    require_ports(inside, ports, answers)
     placement = place(
         application.name,
         _prefixes(apps, topology),
@@ -107,7 +107,7 @@ def inject(inputs: Inputs) -> Injection:
     )
     addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA])
 
-    # What is written.
+    # The files.
     names = {app: port_names(ports[app], edited.get(app)) for app in topology.slots}
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
@@ -135,7 +135,7 @@ def inject(inputs: Inputs) -> Injection:
         text = wiring_text(app, topology, names, placement.subnets, addresses[app])
         files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = text
     writers = writers_of(application, inputs.project, inputs.real)
-    said = warnings(edges, apps, topology, options, writers)
+    found = warnings(edges, apps, topology, options, writers)
     return Injection(
         files=files,
         trust_domain=written.mesh.trust_domain,
@@ -145,20 +145,20 @@ def inject(inputs: Inputs) -> Injection:
         topology=topology,
         placement=placement,
         picture=picture(edges, topology, names),
-        warnings=(*said, *_moved(find_subnet_mentions(application, apps, texts), topology), *written.notes),
+        warnings=(*found, *_subnet_notes(find_subnet_mentions(application, apps, texts), topology), *written.notes),
     )
 
 
-def _moved(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:
+def _subnet_notes(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:
     return [
-        f"{app}: {where} names the subnet of network {network}: who calls from there comes from {app}'s sidecar now"
+        f"{app}: {where} names the subnet of network {network}: calls from there now come from {app}'s sidecar"
         for app, network, where in mentions
         if app in topology.slots and (app, network) not in topology.stays
     ]
 
 
 def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]]) -> dict[str, tuple[Text, ...]]:
-    """What services mount, with the inline configs that Compose itself carries into them."""
+    """The texts of each service, and the inline configs that Compose mounts into it."""
     return {
         name: (*texts.get(name, ()), *(Text(label, text, "mounted") for label, text in inline))
         for name, inline in application.config_texts.items()
@@ -179,7 +179,7 @@ def _refuse_unknown(
                 f"--port: there is no service '{name}' with a network of its own{did_you_mean(name, apps)}"
             )
         if name in edited and tuple(edited[name].values()) != numbers:
-            raise UsageError(f"--port: {MESH_FILE} says which ports '{name}' has, and was edited: change it there")
+            raise UsageError(f"--port: {MESH_FILE} was edited, and declares the ports of '{name}': change them there")
 
 
 def _prefixes(apps: Mapping[str, App], topology: Topology) -> dict[str, int]:
@@ -200,7 +200,7 @@ def _declared(application: Application) -> list[Taken]:
             try:
                 found.append(Taken(IPv4Network(text, strict=False), f"network {network.key}"))
             except ValueError:
-                continue  # IPv6, which nothing of ours is in
+                continue  # IPv6: none of the added networks is in it
     return found
 
 

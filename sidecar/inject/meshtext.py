@@ -1,8 +1,9 @@
-"""``mesh.yaml``: made once, then only added to. Pure.
+"""``mesh.yaml``: written once, afterwards only added to. Pure.
 
-As long as nobody has edited it, it is written anew, and so follows the application. Once somebody has, every byte of it
-stays: new services and rules are put in, nothing is taken out, and what an earlier run proposed and is gone was taken out
-by somebody and stays out. So a run of ``inject`` never opens what a person has closed.
+How this works. While the file is unedited, each run writes it anew, so it follows the application. Once a person has edited
+it, every byte stays: new services and rules are inserted, and nothing is removed. A rule that an earlier run proposed and
+that is missing now was removed by a person, and is not proposed again. So a run of ``inject`` never allows what a person
+has forbidden.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ OBSERVE_DAYS = 14
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """A ``mesh.yaml`` that is there. ``edited`` since ``inject`` wrote it; ``proposed`` are the rules that earlier runs did,
-    None if nothing is known of them."""
+    """The present ``mesh.yaml``. ``edited`` since ``inject`` wrote it; ``proposed`` are the rules of earlier runs, None if
+    there is no record of them."""
 
     text: str
     mesh: Mesh
@@ -38,7 +39,7 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule that the application gives a reason for. ``name`` is what it is called where it is given no other."""
+    """A rule that the application gives a reason for. ``name`` is the default name of such a rule in the policy."""
 
     caller: str
     to: tuple[str, ...]
@@ -51,7 +52,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class MeshText:
-    """``proposed`` are all rules ever proposed, those of this run with them."""
+    """``proposed`` are all rules proposed so far, including this run's."""
 
     text: str
     mesh: Mesh
@@ -60,19 +61,19 @@ class MeshText:
 
 
 def edited_ports(existing: Existing | None) -> dict[str, dict[str, int]]:
-    """The ports that an edited file declares: they are people's, and win."""
+    """The ports that an edited file declares. They take precedence over inferred ports."""
     if existing is None or not existing.edited:
         return {}
     return {name: dict(service.ports) for name, service in existing.mesh.services.items()}
 
 
 def port_names(ports: tuple[Port, ...], edited: Mapping[str, int] | None) -> dict[str, int]:
-    """An app's ports by name: as edited, or else named by their numbers."""
+    """An app's ports by name: the edited names, or else the numbers as names."""
     return dict(edited) if edited is not None else {str(port.number): port.number for port in ports}
 
 
 def proposals(edges: Iterable[Edge], ports: Mapping[str, Mapping[str, int]]) -> tuple[Proposal, ...]:
-    """One rule an edge: to the ports that were found for it, or to all that the callee has."""
+    """One rule for each edge: to the ports that were found for it, or to all ports of the callee."""
     found = []
     for edge in edges:
         names = [name for name, number in ports[edge.callee].items() if number in edge.ports]
@@ -94,8 +95,8 @@ def mesh_text(
     filename: str,
     existing: Existing | None,
 ) -> MeshText:
-    """``names`` are the ports by app, ``origins`` how they are known. Raises :class:`UsageError` if what is new cannot be
-    put into an edited file."""
+    """``names`` are the ports by app, ``origins`` say how they were found. Raises :class:`UsageError` if new lines cannot be
+    inserted into an edited file."""
     known = frozenset(rule.name for rule in rules) | ({OBSERVE} if observe else frozenset())
     if existing is not None and existing.edited:
         return _added_to(existing, names, origins, rules, known, observe=observe, today=today, filename=filename)
@@ -106,7 +107,7 @@ def mesh_text(
 
 
 def _until(existing: Existing | None, today: date) -> date:
-    """The end of the time of observation: that of an earlier run, unless it is over."""
+    """The end of the observation period: that of an earlier run, unless it has passed."""
     ends = [rule.until for rule in existing.mesh.rules if rule.name == OBSERVE] if existing is not None else []
     return next((end for end in ends if end is not None and end >= today), today + timedelta(days=OBSERVE_DAYS))
 
@@ -120,9 +121,9 @@ def _fresh(
     files: tuple[str, ...],
 ) -> str:
     lines = [
-        f"# Who there is, and who may call whom. `sidecar inject` wrote this from {comment(' and '.join(files))};",
-        "# it is yours to edit: another run keeps what is here and adds what is new.",
-        "# Whatever is not allowed here is refused, and both sidecars' logs say so, with the rule that would allow it.",
+        f"# The services, and which may call which. `sidecar inject` wrote this from {comment(' and '.join(files))};",
+        "# it is yours to edit: another run keeps your edits and adds what is new.",
+        "# A call that is not allowed here is refused; both sidecars log it, with the rule that would allow it.",
         f"trust_domain: {scalar(trust_domain)}",
         "services:",
         *(line for name in names for line in _service_lines(name, names[name], origins.get(name, ()))),
@@ -140,8 +141,8 @@ def _service_lines(name: str, ports: Mapping[str, int], origins: tuple[Port, ...
     if not ports:
         return block({name: Commented(Flow({}), "calls, is not called")}, 2)
     value = next(iter(ports.values())) if len(ports) == 1 and str(*ports.values()) in ports else dict(ports)
-    said = dict.fromkeys(port.origin for port in origins if port.number in ports.values())
-    return block({name: Commented(Flow({"ports": value}), "; ".join(said) or "given")}, 2)
+    texts = dict.fromkeys(port.origin for port in origins if port.number in ports.values())
+    return block({name: Commented(Flow({"ports": value}), "; ".join(texts) or "given")}, 2)
 
 
 def _rule_lines(rule: Proposal) -> list[str]:
@@ -151,13 +152,13 @@ def _rule_lines(rule: Proposal) -> list[str]:
 
 def _observe_lines(until: date) -> list[str]:
     return [
-        "  # Everybody may call everybody until that day, so that the access logs tell who does. Then: `sidecar inject",
-        "  # --no-observe`, or rules by hand.",
+        "  # Every service may call every other until that day, and the access logs show which calls are made. Then run",
+        "  # `sidecar inject --no-observe`, or write rules by hand.",
         f'  - {{name: {OBSERVE}, from: "*", to: "*", until: {until}}}',
     ]
 
 
-# --- adding to what is there -------------------------------------------------------------------------------------------
+# --- adding to an edited file ------------------------------------------------------------------------------------------
 
 
 def _added_to(
@@ -192,10 +193,10 @@ def _added_to(
     if observe and OBSERVE not in proposed and all(rule.name != OBSERVE for rule in mesh.rules):
         policy += _observe_lines(today + timedelta(days=OBSERVE_DAYS))
     text = _insert(_insert(existing.text, "services", services, filename), "policy", policy, filename)
-    notes += [f"{filename}: service '{name}' is in the mesh no more" for name in mesh.services if name not in names]
+    notes += [f"{filename}: service '{name}' is no longer in the mesh" for name in mesh.services if name not in names]
     for old in mesh.rules:
         if old.name in proposed - known and old.name != OBSERVE:
-            notes.append(f"{filename}:{old.line}: nothing gives a reason for rule '{old.name}' any more")
+            notes.append(f"{filename}:{old.line}: the application no longer gives a reason for rule '{old.name}'")
     for name in names:
         ours = {port.number: port.origin for port in origins.get(name, ())}
         declared = mesh.services[name].ports.values() if name in mesh.services else ours
@@ -219,7 +220,7 @@ def _callee(rule: Proposal) -> str:
 
 
 def _insert(text: str, key: str, added: list[str], filename: str) -> str:
-    """``added`` at the end of the top-level block ``key``, before what is between it and the next."""
+    """Inserts ``added`` at the end of the top-level block ``key``, before the blank lines and comments that follow it."""
     if not added:
         return text
     lines = text.splitlines()

@@ -1,7 +1,7 @@
-"""The text files that services mount and are built from: where many applications keep whom they call. I/O: reads them.
+"""Reads the text files that services mount and are built from: many applications configure their upstreams there. I/O.
 
-It reads what a person would look at and leaves out what would only mislead: dependencies, lock files, the Compose files
-themselves, what ``inject`` wrote. Secrets are not opened. Bounded in every direction: a mounted data directory may be huge.
+Skipped are files that would mislead: dependencies, lock files, the Compose files themselves, files that ``inject`` wrote.
+Secrets are not opened. Size, number and depth are bounded, because a mounted data directory may be huge.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SKIPPED_FILES = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """By service: its texts, and its Dockerfile. ``unread`` are files that are there and cannot be read."""
+    """By service: its texts, and its Dockerfile. ``unread`` are files that exist and cannot be read."""
 
     texts: dict[str, tuple[Text, ...]]
     dockerfiles: dict[str, str]
@@ -44,7 +44,7 @@ class Read:
 
 
 def read_texts(config: Any, project: Path) -> Read:
-    """What the services of Compose's ``config`` mount and are built from."""
+    """The texts that the services of Compose's ``config`` mount and are built from."""
     reader = _Reader(project)
     services: dict[str, Any] = config.get("services") or {}
     contexts = [context for raw in services.values() if (context := _context(raw)) is not None]
@@ -70,7 +70,7 @@ def read_texts(config: Any, project: Path) -> Read:
 
 
 def _context(raw: Any) -> Path | None:
-    """A build's context, if it is a directory here and no URL."""
+    """A build's context, if it is a local directory and not a URL."""
     context = (raw.get("build") or {}).get("context")
     return Path(context) if isinstance(context, str) and context.startswith("/") else None
 
@@ -86,7 +86,7 @@ def _mounted(raw: Any, config: Any) -> Iterator[Path]:
 
 
 class _Budget:
-    """What may still be read for one service."""
+    """How much more may be read for one service."""
 
     def __init__(self) -> None:
         self.files, self.bytes = MAX_FILES, MAX_TOTAL
@@ -108,12 +108,12 @@ class _Reader:
         return real == self.project or real in self.project.parents
 
     def label(self, path: str) -> str:
-        """A file of the project by its path in it; of any other only its name, since the way there is nobody's business."""
+        """The path of a file within the project; for a file outside of it only the name, because its path is private."""
         real = Path(path)
         return str(real.relative_to(self.project)) if real.is_relative_to(self.project) else real.name
 
     def read(self, source: Path, budget: _Budget) -> Iterator[tuple[str, str]]:
-        """The text of a file, or of each file in a directory that is worth reading."""
+        """The text of a file, or of each file in a directory that is not skipped."""
         real = source.resolve()
         for path in [real] if real.is_file() else self._walk(real):
             text = self._text(path, budget)

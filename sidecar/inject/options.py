@@ -1,7 +1,7 @@
-"""What people chose, and the record of it in the override, so that the next run and ``--check`` need no options. Pure.
+"""The options of a run, and their record in the override, so that the next run and ``--check`` need none. Pure.
 
-The record holds besides what the last run proposed for ``mesh.yaml``: so a rule that somebody has taken out of it since is
-not proposed again. It is one line of JSON under a key that Compose does not look at.
+The record also holds the rules that the last run proposed for ``mesh.yaml``: a rule that a person removed since then is not
+proposed again. It is one line of JSON under a key that Compose ignores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECORD = re.compile(rf"^{MARK}: (\{{.*\}})$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``state`` is a directory, ``user`` is ``uid:gid``. No ``only``: everything. ``ports`` are answers."""
+    """``state`` is a directory, ``user`` is ``uid:gid``. Empty ``only``: all services. ``ports`` are from ``--port``."""
 
     state: str
     user: str
@@ -37,8 +37,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``files`` are those that the override belongs to. ``mesh_sha256`` is of the ``mesh.yaml`` as it was written;
-    ``proposed`` are the rules that were ever proposed for it."""
+    """``files`` are the Compose files that the override belongs to. ``mesh_sha256`` is of ``mesh.yaml`` as it was written;
+    ``proposed`` are all rules proposed for it so far."""
 
     options: Options
     files: tuple[str, ...]
@@ -66,11 +66,11 @@ def record_line(record: Record) -> str:
 
 
 def read_record(override: str, filename: str) -> Record:
-    """The record in an override that an earlier run wrote. Raises :class:`UsageError` for any other file: it is somebody's,
-    and not to be overwritten."""
+    """The record in an override that an earlier run wrote. Raises :class:`UsageError` for any other file, which must not be
+    overwritten."""
     found = _RECORD.search(override)
     if found is None:
-        raise UsageError(f"{filename}: is there already and was not written by sidecar inject: move it out of the way")
+        raise UsageError(f"{filename}: exists already and was not written by `sidecar inject`: move it out of the way")
     try:
         data = json.loads(found[1].replace("$$", "$"))
         options = Options(
@@ -103,6 +103,6 @@ def parse_ports(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         name, equals, value = text.partition("=")
         numbers = [] if value == "none" else value.split(",")
         if not name or not equals or not all(re.fullmatch(r"[0-9]{1,5}", it) and 0 < int(it) < 65536 for it in numbers):
-            raise UsageError(f"--port: {text!r} is no answer: write it as db=3306, or db=3306,33060, or worker=none")
+            raise UsageError(f"--port: {text!r} is not SERVICE=PORT: write db=3306, or db=3306,33060, or worker=none")
         found[name] = tuple(dict.fromkeys(map(int, numbers)))
     return found

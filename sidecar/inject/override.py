@@ -1,7 +1,7 @@
-"""``compose.mesh.yaml``: what is laid over the application's own files. Pure.
+"""``compose.mesh.yaml``: the override that is applied on top of the application's own files. Pure.
 
-Nothing that an app *is* is touched: its image, command, volumes and variables stay as they are. What changes is its
-networks, whom it waits for, and, if asked for, which of its ports the host publishes.
+An app's image, command, volumes and variables stay unchanged. The override changes its networks, its dependencies and, on
+request, the ports that the host publishes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CA_STATE = "/var/lib/mesh-ca"
 BASE_IMAGE = "python:3.13-slim"
 
 _HEAD = """\
-# Written by `sidecar inject` for {files}: the same application, every hop between its services in mutual TLS.
-# Do not edit it: run `sidecar inject` again. Who may call whom is in mesh/mesh.yaml, and that is yours to edit.
+# Written by `sidecar inject` for {files}: the same application, with mutual TLS between its services.
+# Do not edit it: run `sidecar inject` again. Which service may call which is in mesh/mesh.yaml, which is yours to edit.
 """
 
 
@@ -38,7 +38,7 @@ def override_text(
     files: tuple[str, ...],
     record: str,
 ) -> str:
-    """``mesh_addresses`` are of the sidecars, by app, and of the CA; ``record`` is the line for the next run."""
+    """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``record`` is the line for the next run."""
     made = _Override(application, apps, topology, placement, mesh_addresses, options, image)
     data = {"services": dict(made.services()), "networks": dict(made.networks()), "secrets": made.secrets()}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
@@ -110,7 +110,7 @@ class _Override:
 
     def _depends_on(self, app: App, member: ComposeService) -> dict[str, Any]:
         linked = {name for name, _ in member.links}
-        # Compose makes a link a dependency, and takes it away with the link.
+        # Compose makes each link a dependency, and removes the dependency with the link.
         found = {name: Flow(dict(it.raw)) for name, it in member.depends_on.items() if name in linked}
         found[sidecar_of(app.name)] = Flow({"condition": "service_healthy"})
         near = neighbours(app, self.apps)
@@ -135,14 +135,14 @@ class _Override:
         return {"ports": Tagged("!override", on_loopback)}
 
     def _labels(self, app: App, member: ComposeService) -> dict[str, Any]:
-        """Traefik takes any of a container's networks, if it is not told which; and here only one of them leads to it."""
+        """Traefik uses any network of a container unless a label names one, and here it can reach only one of them."""
         if not any(label.startswith("traefik.") for label in member.labels):
             return {}
-        told = member.labels.get("traefik.docker.network")
+        named = member.labels.get("traefik.docker.network")
         stays = [self.application.networks[key].name for name, key in self.topology.stays if name == app.name]
         plain = [f"{self.application.name}_{it.network}" for it in self.topology.plain if it.app == app.name]
-        meets = [*stays, *plain]
-        return {"labels": {"traefik.docker.network": meets[0]}} if meets and told not in meets else {}
+        reachable = [*stays, *plain]
+        return {"labels": {"traefik.docker.network": reachable[0]}} if reachable and named not in reachable else {}
 
     def _sidecar(self, app: App) -> dict[str, Any]:
         networks: dict[str, Any] = {
@@ -158,7 +158,7 @@ class _Override:
             **({"profiles": Flow(list(app.owner.profiles))} if app.owner.profiles else {}),
             "command": Flow(["sidecar", "run", file]),
             **self._hardened(),
-            # It waits for the CA itself, and only if it has no certificate: a CA that is ill is no reason not to start.
+            # Not service_healthy: the sidecar itself waits for the CA, and only if it has no certificate.
             "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
             "secrets": [Flow({"source": _secret(app.name), "target": "enrolment"})],
@@ -183,7 +183,7 @@ class _Override:
                     f"{CONFIG}/mesh.yaml",
                     "--listen",
                     f"0.0.0.0:{CA_PORT}",
-                ]  # only the mesh network is there
+                ]  # the CA is on the mesh network only
             ),
             **self._hardened(),
             "healthcheck": Flow(
@@ -198,13 +198,13 @@ class _Override:
 
     def _hardened(self) -> dict[str, Any]:
         return {
-            # As who made the keys: Compose ignores the mode and the owner that a file's secret asks for.
+            # The owner of the key files: Compose ignores the mode and owner that a secret from a file asks for.
             "user": f"${{MESH_USER:-{self.options.user}}}",
             "read_only": True,
-            "tmpfs": Flow(["/tmp"]),  # noqa: S108  # inside of the container
+            "tmpfs": Flow(["/tmp"]),  # noqa: S108  # in the container
             "cap_drop": Flow(["ALL"]),
             "security_opt": Flow(["no-new-privileges:true"]),
-            # It is on several networks, and no way between them; and it takes the ports of others, low ones too.
+            # It is on several networks and must not route between them. It listens on the callees' ports, low ones too.
             "sysctls": Flow({"net.ipv4.ip_forward": "0", "net.ipv4.ip_unprivileged_port_start": "0"}),
             "restart": "unless-stopped",
         }
@@ -214,11 +214,11 @@ class _Override:
         return f"${{MESH_STATE:-{self.options.state}}}"
 
     def _mount(self, source: str, target: str, *, read_only: bool) -> Flow:
-        # What is not there is not to be made by Docker, as root and empty.
+        # Otherwise Docker creates a missing source as an empty directory of root.
         mount = {"type": "bind", "source": source, "target": target, "bind": {"create_host_path": False}}
         return Flow(mount | ({"read_only": True} if read_only else {}))
 
-    # -- what else there is --------------------------------------------------------------------------------------------
+    # -- networks and secrets ------------------------------------------------------------------------------------------
 
     def networks(self) -> Iterator[tuple[str, Any]]:
         yield MESH, self._network(MESH, internal=True, fixed=True)

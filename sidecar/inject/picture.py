@@ -1,6 +1,6 @@
-"""What is said to people: who calls whom and how, what is not in the mesh and why, what stays open. Pure.
+"""The report for the user: the calls and their protection, what is not in the mesh and why, what stays reachable. Pure.
 
-Nothing is quoted from the values of variables; where something was found is enough.
+Values of variables are never quoted, only the place where something was found.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Ports = Mapping[str, Mapping[str, int]]
 
 
 def picture(edges: tuple[Edge, ...], topology: Topology, ports: Ports) -> str:
-    """Each call on a line: ``═►`` in mutual TLS, ``─►`` in plaintext."""
+    """One line for each call: ``══►`` mutual TLS, ``──►`` plaintext."""
     rows = [_row(edge, topology, ports) for edge in edges]
     wide = max((len(caller) for caller, *_ in rows), default=0)
     right = max((len(callee) for _, _, callee, _ in rows), default=0)
     lines = [f"  {caller:{wide}} {arrow} {callee:{right}}  {where}".rstrip() for caller, arrow, callee, where in rows]
     silent = [name for name in topology.slots if all(name not in (edge.caller, edge.callee) for edge in edges)]
-    lines += [f"  {name}: neither calls nor is called, as far as can be seen" for name in silent]
+    lines += [f"  {name}: no call from it or to it was found" for name in silent]
     return "\n".join(lines)
 
 
@@ -43,13 +43,13 @@ def _numbers(texts: Iterable[str]) -> str:
 def warnings(
     edges: tuple[Edge, ...], apps: Mapping[str, App], topology: Topology, options: Options, writers: tuple[str, ...]
 ) -> Iterator[str]:
-    """What a person must know of this mesh, worst first."""
+    """What the user must know of this mesh, the most serious first."""
     called = {(edge.caller, edge.callee) for edge in edges}
     for name, reason in sorted(topology.excluded.items()):
         yield f"{name} is not in the mesh: it {reason}"
     for (one, other), reason in topology.plaintext.items():
         if {(one, other), (other, one)} & called:
-            yield f"{one} and {other} meet in plaintext, as before: {reason}"
+            yield f"traffic between {one} and {other} stays plaintext: {reason}"
     for (name, network), reason in topology.stays.items():
         if topology.excluded.keys().isdisjoint({name}):
             yield f"{name} stays on network {network}: {reason}"
@@ -58,22 +58,22 @@ def warnings(
         opened = list(dict.fromkeys(str(port.target) for port in owner.published if not port.is_loopback))
         if opened and options.publish == "keep":
             yield (
-                f"{name}: open beside the mesh, to containers too, by the gateway of their networks: published "
-                f"{_numbers(opened)} (--publish loopback, --publish drop)"
+                f"{name}: reachable without the mesh, also from containers through the gateway of their networks: published "
+                f"{_numbers(opened)} (--publish loopback or --publish drop)"
             )
         if owner.replicas > 1:
-            yield f"{name}: its {owner.replicas} replicas have one sidecar, and talk plaintext among themselves"
+            yield f"{name}: its {owner.replicas} replicas share one sidecar; traffic among them is plaintext"
         udp = udp_beside(apps[name])
         if udp:
-            yield f"{name}: no service of the mesh reaches its UDP {_numbers(map(str, udp))} now"
+            yield f"{name}: services of the mesh can no longer reach its UDP {_numbers(map(str, udp))}"
         if len(apps[name].members) > 1:
             yield f"{', '.join(it.name for it in apps[name].members)} share one network namespace, so one identity: {name}"
         for member in apps[name].members:
             if member.has_docker_socket:
-                yield f"{member.name} has the Docker socket: whoever has that can do anything on this machine"
+                yield f"{member.name} has the Docker socket, and with it full control of this machine"
             if member.external_links:
-                yield f"{member.name}: external_links lead out of this application, and nowhere from its private network"
+                yield f"{member.name}: its external_links lead out of the application and do not work in its private network"
     for name in writers:
         yield f"{name} mounts the project's directory: if it can write there, it can change the policy and the Compose files"
     for (name, word), (first, *all_) in topology.unclear.items():
-        yield f"{name}: the name '{word}' stood for {', '.join(sorted(set(all_)))}; it is {first} now"
+        yield f"{name}: the name '{word}' led to {', '.join(sorted(set(all_)))}; now it leads to {first}"

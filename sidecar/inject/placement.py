@@ -1,4 +1,4 @@
-"""Whether keys and secrets would lie where an application can read them. Pure: an argument tells what a path really is.
+"""Refuses a state directory whose keys and secrets an application could read. Pure: ``real`` resolves the paths.
 
 Fails closed: a state directory in the project, or in anything that a service mounts or an image is built from, is refused.
 """
@@ -16,9 +16,7 @@ def refuse_readable_state(application: Application, state: str, project: str, re
     """``real`` gives a path without symlinks. Raises :class:`UsageError`."""
     here = PurePosixPath(real(state))
     if any(character in state for character in "${}\n") or not state.isprintable():
-        raise UsageError(
-            f"--state: {state!r} has a character that Compose would take for something else: choose another"
-        )
+        raise UsageError(f"--state: {state!r} has a character that Compose or YAML would interpret: choose another")
     advice = "give another with --state"
     root = PurePosixPath(real(project))
     if here == root or root in here.parents or here in root.parents:
@@ -36,7 +34,7 @@ def refuse_readable_state(application: Application, state: str, project: str, re
 
 
 def writers_of(application: Application, project: str, real: Callable[[str], str]) -> tuple[str, ...]:
-    """The services that mount the project's directory, or something around it, and so could change its files."""
+    """The services that mount the project's directory or a parent of it, and so could change its files."""
     root = PurePosixPath(real(project))
     return tuple(
         service.name

@@ -1,8 +1,8 @@
-"""At which ports each app is called. Pure.
+"""The ports at which each app is called. Pure.
 
-What is declared comes first; where nothing is, the first of these that says anything: what callers write, the app's own
-command and health check, files, its Dockerfile, a table of well-known images. What is then still unknown is asked for, all
-of it in one message: a guess would look like a broken application.
+Declared ports come first. Without any, the first of these sources that gives a port: the mentions of callers, the app's own
+command and health check, files, its Dockerfile, a table of well-known images. A port that is still unknown is asked for, all
+of them in one message: a wrong guess would look like a broken application.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def infer_ports(
     dockerfiles: Mapping[str, str],
     given: Mapping[str, tuple[int, ...]],
 ) -> dict[str, tuple[Port, ...]]:
-    """The TCP ports of every app, each with how it is known. ``given`` are answers of people, and final."""
+    """The TCP ports of every app, each with its origin. ``given`` are the user's, and final."""
     return {
         name: tuple(Port(number, "given") for number in given[name])
         if name in given
@@ -38,17 +38,15 @@ def infer_ports(
     }
 
 
-def ask_for(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]], given: Mapping[str, object]) -> None:
-    """Raises :class:`UsageError` if somebody is called and nothing says where: one message, with the options to give."""
+def require_ports(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]], given: Mapping[str, object]) -> None:
+    """Raises :class:`UsageError` if an app is called and its port is unknown: one message with all options to give."""
     unknown: dict[str, list[Edge]] = {}
     for edge in edges:
         if not ports[edge.callee] and edge.callee not in given:
             unknown.setdefault(edge.callee, []).append(edge)
     if unknown:
         flags = " ".join(f"--port {name}=…" for name in unknown)
-        lines = [
-            f"at which port these are called is nowhere to be found; add {flags} (=none for one that listens at none)"
-        ]
+        lines = [f"the ports of these services were not found: add {flags} (=none for a service that listens on none)"]
         lines += [
             f"{name}: called by {', '.join(f'{edge.caller} ({edge.where[0]})' for edge in found)}"
             for name, found in unknown.items()
@@ -60,36 +58,36 @@ def _ports(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) ->
     udp = {port for member in app.members for port in member.declared("udp")}
     udp -= {port for member in app.members for port in member.declared("tcp")}
     found: dict[int, str] = {}
-    for step in _steps(app, mentions, dockerfiles):
-        found = dict(step)
+    for source in _sources(app, mentions, dockerfiles):
+        found = dict(source)
         if found:
             break
     firm = [mention for mention in mentions if mention.kind != "shared"]
     for mention in firm:
         if mention.port is not None:
             found.setdefault(mention.port, f"{mention.where} of {mention.caller}")
-    table = _table(app, dockerfiles)
-    if table is not None and table.store and any(mention.port is None for mention in firm):
-        found.setdefault(table.ports[0], "what its image is known for")
+    image = _known_image(app, dockerfiles)
+    if image is not None and image.store and any(mention.port is None for mention in firm):
+        found.setdefault(image.ports[0], "what its image is known for")
     return tuple(Port(number, origin) for number, origin in sorted(found.items()) if number not in udp)
 
 
-def _steps(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) -> Iterator[dict[int, str]]:
-    """Where to look, in order; each step's ports with their origin."""
+def _sources(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) -> Iterator[dict[int, str]]:
+    """The sources in order, each as ports with their origin."""
     yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
-    yield _mentioned(mentions, {"environment", "command"})
+    yield _ports_mentioned(mentions, {"environment", "command"})
     yield {port: "its command" for member in app.members for port in own_ports(member.command)}
     own = dict.fromkeys(app.own_names(), app.name)
     yield {port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)}
-    yield _mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
+    yield _ports_mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
     yield {
         port: "its Dockerfile" for member in app.members for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
     }
-    table = _table(app, dockerfiles)
-    yield dict.fromkeys(table.ports, "what its image is known for") if table is not None else {}
+    image = _known_image(app, dockerfiles)
+    yield dict.fromkeys(image.ports, "what its image is known for") if image is not None else {}
 
 
-def _mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:
+def _ports_mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:
     return {
         mention.port: f"{mention.where} of {mention.caller}"
         for mention in reversed(mentions)
@@ -97,7 +95,7 @@ def _mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:
     }
 
 
-def _table(app: App, dockerfiles: Mapping[str, str]) -> Known | None:
+def _known_image(app: App, dockerfiles: Mapping[str, str]) -> Known | None:
     for member in app.members:
         base = exposed_ports(dockerfiles.get(member.name, ""))[1]
         found = known(base) if member.name in dockerfiles else known(member.image)

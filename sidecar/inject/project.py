@@ -1,7 +1,7 @@
-"""The files of the project: what they are, what they would be, and how they become it. I/O: reads and writes them.
+"""The files of the project: their present content, their new content, and the change. I/O: reads and writes them.
 
-Written whole or not at all: everything is on the disk under temporary names before the first file gets its own. A file that
-is not ours, or is no file, is not overwritten.
+All or nothing: everything is on the disk under temporary names before the first file is replaced. A file that ``inject`` did
+not write, or that is not a regular file, is not overwritten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OURS = ("sidecars/*.yaml", "image/*.whl")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file of the project before and after; None where there is none. ``path`` is relative to the project."""
+    """The content of a file before and after, None where there is no file. ``path`` is relative to the project."""
 
     path: str
     before: bytes | None
@@ -30,7 +30,7 @@ class Change:
 
 
 def read(path: Path) -> bytes | None:
-    """A file's content, None if there is none. Raises :class:`UsageError` for what is no regular file."""
+    """A file's content, None if it does not exist. Raises :class:`UsageError` if it is not a regular file."""
     try:
         state = path.lstat()
         if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_BYTES:
@@ -53,7 +53,7 @@ def read_text(path: Path) -> str | None:
 
 
 def find_changes(project: Path, files: Mapping[str, bytes]) -> list[Change]:
-    """What is to be written, and what earlier runs wrote and is not needed any more; nothing that is right already."""
+    """The files to write, and the files of earlier runs to remove. Files that are right already are left out."""
     changes = [Change(path, read(project / path), content) for path, content in files.items()]
     for pattern in _OURS:
         for path in sorted((project / MESH_DIRECTORY).glob(pattern)):
@@ -64,7 +64,7 @@ def find_changes(project: Path, files: Mapping[str, bytes]) -> list[Change]:
 
 
 def diff(changes: Iterable[Change], *, new_too: bool) -> str:
-    """The changes for people; of files that are new only their names, unless ``new_too``."""
+    """The changes as a unified diff; of new files only the names, unless ``new_too``."""
     lines = []
     for change in changes:
         if change.before is None and not new_too:

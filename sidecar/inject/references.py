@@ -1,7 +1,7 @@
-"""Who is named in a text, and at which port. Pure.
+"""Finds the names of services in a text, and the ports they are called at. Pure.
 
-What is looked for are names that the application has; what looks like one and is not (an image's tag, a password, a time)
-must not become a port, so a name counts only as a whole word, a port only where nothing but a port can be.
+Only the application's own names are looked for. Text that resembles a name or a port and is neither (an image's tag, a
+password, a time) must not become a port. So a name counts only as a whole word, and a port only where nothing else can be.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from sidecar.inject.wellknown import HEALTH_PROGRAMS, SCHEMES
 
 LOWEST_PORT = 21
-"""A text's ``redis:7`` is an image and not a port. What is declared may be lower."""
+"""In a text, ``redis:7`` is an image and not a port. Declared ports may be lower."""
 
 
 class Reference(NamedTuple):
-    """A callee, the port if the text says it, and the line on which it does."""
+    """A callee, the port if the text has one, and the line."""
 
     callee: str
     port: int | None
@@ -46,54 +46,54 @@ _OWN_OPTION = re.compile(r"(?:--(?:http-|listen-|server\.)?port|--bind|--listen|
 
 
 def in_text(text: str, names: Mapping[str, str], *, words: bool = False) -> Iterator[Reference]:
-    """``name:port`` and URLs, anywhere; with ``words``, for configuration, also a bare name that a host-like key is given.
+    """``name:port`` and URLs, anywhere; with ``words``, for configuration, also a bare name as the value of a host-like key.
 
-    ``names`` are those that the reader can call, and whom each leads to. Comments and images are passed over."""
+    ``names`` maps each name that the service can call to the callee. Comments and image lines are skipped."""
     for number, line in enumerate(text.splitlines(), 1):
         if _IMAGE_LINE.match(line) or _COMMENT_LINE.match(line):
             continue
         for match in _NAME_PORT.finditer(line):
-            yield from _mention(names, match[1], int(match[2]), number)
+            yield from _reference(names, match[1], int(match[2]), number)
         for match in _URL.finditer(line):
-            yield from _mention(names, match[2], SCHEMES.get(match[1].lower().partition("+")[0]), number)
+            yield from _reference(names, match[2], SCHEMES.get(match[1].lower().partition("+")[0]), number)
         for match in _WORD.finditer(line) if words else ():
-            yield from _mention(names, match[1], None, number)
+            yield from _reference(names, match[1], None, number)
 
 
 def in_command(text: str, names: Mapping[str, str]) -> Iterator[Reference]:
-    """Besides what any text says: ``nc -z db 5432``, ``--host=db``."""
+    """The references of any text, and those of command lines: ``nc -z db 5432``, ``--host=db``."""
     text = text.replace("\n", " ")
     yield from in_text(text, names)
     for match in _NAME_SPACE_PORT.finditer(text):
-        yield from _mention(names, match[1], int(match[2]), 1)
+        yield from _reference(names, match[1], int(match[2]), 1)
     for match in _OPTION.finditer(text):
-        yield from _mention(names, match[1], None, 1)
+        yield from _reference(names, match[1], None, 1)
 
 
 def in_environment(environment: Mapping[str, str], names: Mapping[str, str]) -> Iterator[tuple[str, Reference]]:
-    """The variable and whom it names: ``name:port`` and URLs in any, a bare name only under a host-like key, whose port may
-    stand under a key of its own (``DB_HOST`` and ``DB_PORT``)."""
+    """Pairs of variable and reference: ``name:port`` and URLs in any variable, a bare name only under a host-like key, whose
+    port may be in a variable of its own (``DB_HOST`` and ``DB_PORT``)."""
     for key, value in environment.items():
-        for mention in in_text(value, names):
-            yield key, mention
+        for reference in in_text(value, names):
+            yield key, reference
         if _HOST_KEY.search(key):
             for word in re.split(r"[\s,;]+", value):
                 port = environment.get(_PORT_KEY.sub("PORT", key), "") if _PORT_KEY.search(key) else ""
-                for mention in _mention(names, word, int(port) if port.isdigit() else None, 1):
-                    yield key, mention
+                for reference in _reference(names, word, int(port) if port.isdigit() else None, 1):
+                    yield key, reference
 
 
 def own_ports(command: str) -> tuple[int, ...]:
-    """The ports that a service's own command says it listens at."""
+    """The ports that a service listens on according to its own command."""
     found = [int(match[1]) for pattern in (_OWN, _OWN_OPTION) for match in pattern.finditer(command)]
     return _ports(found)
 
 
 def health_ports(test: str, names: Mapping[str, str]) -> tuple[int, ...]:
-    """The ports of its own that a service's health check asks; ``names`` are its own."""
+    """The service's own ports that its health check connects to; ``names`` are the service's names."""
     found = [int(match[1]) for match in _OWN.finditer(test)]
     found += [SCHEMES[match[1]] for match in _OWN_URL.finditer(test)]
-    found += [mention.port for mention in in_text(test, names) if mention.port is not None]
+    found += [reference.port for reference in in_text(test, names) if reference.port is not None]
     if not found:
         option = re.search(r"(?:\s-[pP]\s*|--port[= ])(\d{2,5})(?!\d)", test)
         found += [int(option[1])] if option else []
@@ -107,7 +107,7 @@ def health_ports(test: str, names: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def exposed_ports(dockerfile: str) -> tuple[tuple[int, ...], str]:
-    """The TCP ports that a Dockerfile's last stage exposes, and the image that it begins with."""
+    """The TCP ports that a Dockerfile's last stage exposes, and its base image."""
     ports: list[int] = []
     variables: dict[str, str] = {}
     bases: dict[str, tuple[list[int], str]] = {}
@@ -142,7 +142,7 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
     )
 
 
-def _mention(names: Mapping[str, str], name: str, port: int | None, line: int) -> Iterator[Reference]:
+def _reference(names: Mapping[str, str], name: str, port: int | None, line: int) -> Iterator[Reference]:
     callee = names.get(name) or names.get(name.rstrip("."))
     if callee is not None and (port is None or LOWEST_PORT <= port <= 65535):
         yield Reference(callee, port, line)

@@ -1,4 +1,4 @@
-"""The networks that this machine has a way to already: where nothing of ours may be put. I/O: reads the kernel's table."""
+"""The networks that this machine has a route to: no added network may overlap one. I/O: reads the kernel's table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TABLE = Path("/proc/net/route")
 
 
 def taken_networks(table: Path = _TABLE) -> tuple[Taken, ...]:
-    """Every IPv4 network with a route of its own. None where there is no such table (a Mac: its engine is elsewhere)."""
+    """Every IPv4 network with a route of its own. Empty without such a table (on a Mac the engine runs in a VM)."""
     try:
         lines = table.read_text().splitlines()[1:]
     except OSError:

@@ -1,7 +1,7 @@
-"""Keys and secrets, outside of the project: the CA, and what each service enrols with. I/O: makes what is missing.
+"""Keys and secrets, outside of the project: the CA, and each service's enrolment secret. I/O: makes what is missing.
 
-What is there stays: running this again gives nobody a new secret. The mesh's own programs make them, as a person would;
-nothing secret goes through this process.
+Existing files stay: another run replaces no secret. The ``certs`` command makes them; nothing secret passes through this
+process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "side
 DOMAIN = "trust-domain"
 
 Certs = Callable[[Sequence[str]], None]
-"""Runs ``certs`` with these arguments. Raises :class:`UsageError` with its words."""
+"""Runs ``certs`` with these arguments. Raises :class:`UsageError` with its error lines."""
 
 
 def default_state(environ: dict[str, str], project: str, directory: Path, digest: str) -> Path:
-    """``~/.local/state/sidecar/shop-1f2e3d4c``: by project, and by where it is, since names repeat."""
+    """``~/.local/state/sidecar/shop-1f2e3d4c``: the project's name, and a digest of its path because names repeat."""
     home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
     return Path(home).absolute() / "sidecar" / f"{project}-{digest[:8]}"
 
@@ -38,13 +38,13 @@ def run_certs(arguments: Sequence[str]) -> None:
         raise UsageError(f"certs {arguments[0]}: {error}") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("Usage:", "Try "))]
-        said = [line.removeprefix("error: ").removeprefix("Error: ") for line in lines]
-        raise UsageError("\n".join(f"certs {arguments[0]}: {line}" for line in said or ["ended without a word"]))
+        messages = [line.removeprefix("error: ").removeprefix("Error: ") for line in lines]
+        raise UsageError("\n".join(f"certs {arguments[0]}: {line}" for line in messages or ["ended without a message"]))
 
 
 def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs) -> list[str]:
-    """Makes what is missing, and says what. Raises :class:`UsageError`: others can read it, it is another mesh's, ``certs``
-    refused; then the project has not been touched."""
+    """Makes what is missing; returns a line for each thing made. Raises :class:`UsageError` if others can read the
+    directory, if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet."""
     said = []
     try:
         _make(state)

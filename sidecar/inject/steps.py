@@ -1,6 +1,6 @@
-"""``sidecar inject``, step by step: ask Compose, read what is there, compute, compare, make keys, write.
+"""The steps of ``sidecar inject``: run Compose, read the present files, compute, compare, make keys, write.
 
-Until everything is computed nothing is touched; keys are made before the files that need them are written.
+Nothing is changed until everything is computed. Keys are made before the files that need them are written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-co
 
 @dataclass(frozen=True, slots=True)
 class InjectRequest:
-    """The command line. None is what was not said, and so as it was the last time."""
+    """The command line. None is an option that was not given: the last run's value is used."""
 
     files: tuple[Path, ...] = ()
     state: Path | None = None
@@ -47,7 +47,7 @@ class InjectRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that would be done."""
+    """Everything that the run would do."""
 
     project: Path
     names: tuple[str, ...]
@@ -59,12 +59,12 @@ class Plan:
 
 
 def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Plan:
-    """Reads and computes, and changes nothing. Raises :class:`UsageError`."""
+    """Reads and computes; changes nothing. Raises :class:`UsageError`."""
     files = request.files or default_files(Path())
     project = files[0].parent.absolute()
     names = tuple(os.path.relpath(file.absolute(), project) for file in files)
     before = _record(project)
-    config, said = find_compose(environ).config(files, environ)
+    config, compose_warnings = find_compose(environ).config(files, environ)
     if config.get(MARK) is not None:
         raise UsageError(f"{OVERRIDE} is among the files: name only those that it was made from")
     application = read_application(config, str(files[0]))
@@ -91,8 +91,8 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     env = read_text(project / ".env")
     if request.activate:
         contents[".env"] = activated(env, names, OVERRIDE).encode()
-    notes = [f"Compose says: {line}" for line in said]
-    notes += [f"{name}: cannot be read, so whom it names is not known" for name in read.unread]
+    notes = [f"Compose reports: {line}" for line in compose_warnings]
+    notes += [f"{name}: cannot be read, so calls that it configures may be missing" for name in read.unread]
     notes += _left_out(files)
     if environ.get("COMPOSE_FILE") and OVERRIDE not in environ["COMPOSE_FILE"]:
         notes.append(f"COMPOSE_FILE is set in this environment, and {OVERRIDE} is not in it")
@@ -108,36 +108,36 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
 
 
 def carry_out(plan: Plan, certs: Certs = run_certs) -> list[str]:
-    """Makes keys and secrets, then writes the project's files. Says what was made."""
+    """Makes keys and secrets, then writes the project's files. Returns a line for each thing made."""
     injection = plan.injection
-    said = ensure_state(Path(plan.options.state), injection.trust_domain, injection.services, certs)
+    made = ensure_state(Path(plan.options.state), injection.trust_domain, injection.services, certs)
     files_of.write(plan.project, plan.changes)
-    return said
+    return made
 
 
 def report(plan: Plan, echo: Callable[[str], None], *, new_too: bool) -> None:
-    """The diff, the picture, and what a person must know."""
+    """Prints the diff, the calls, and the notes."""
     if plan.changes:
         echo(diff(plan.changes, new_too=new_too))
-    echo(f"\nwho calls whom (══► mutual TLS, ──► plaintext):\n{plan.injection.picture}\n")
+    echo(f"\nwhich service calls which (══► mutual TLS, ──► plaintext):\n{plan.injection.picture}\n")
     for line in (*plan.injection.warnings, *plan.notes):
         echo(f"note: {line}")
 
 
 def next_steps(plan: Plan) -> list[str]:
-    """What is left to a person."""
+    """The next steps for the user."""
     if plan.is_active:
         return ["next: docker compose up -d"]
     flags = " ".join(f"-f {name}" for name in (*plan.names, OVERRIDE))
     return [
         f"next: docker compose {flags} up -d",
-        f"or, so that no -f can be forgotten, --activate, or this line in .env: {activation_line(plan.names, OVERRIDE)}",
+        f"or, to need no -f: --activate, or this line in .env: {activation_line(plan.names, OVERRIDE)}",
     ]
 
 
 def default_files(here: Path) -> tuple[Path, ...]:
-    """The files that Compose would take by itself: those of the last run, or else the one with a usual name and the override
-    beside it. Raises :class:`UsageError`."""
+    """The files of the last run, or else those that Compose uses by default: the first of :data:`DEFAULT_NAMES` that exists,
+    and the override beside it. Raises :class:`UsageError`."""
     record = _record(here.absolute())
     if record is not None:
         return tuple(here / name for name in record.files)
@@ -156,10 +156,10 @@ def _overrides(file: Path) -> tuple[Path, ...]:
 
 
 def _left_out(files: tuple[Path, ...]) -> list[str]:
-    """Compose takes an override by itself only where no file is named, and now files are."""
+    """Overrides that Compose would use by default and does not when files are named."""
     missing = [path for path in _overrides(files[0]) if path not in files and files[0].name in DEFAULT_NAMES]
     return [
-        f"{path.name} is there and was not named: it is not part of the mesh, nor of what -f starts" for path in missing
+        f"{path.name} exists and was not named: it is not part of the mesh, nor of what -f starts" for path in missing
     ]
 
 
@@ -179,7 +179,7 @@ def _existing(project: Path, before: Record | None) -> Existing | None:
 def _options(
     request: InjectRequest, before: Record | None, environ: Mapping[str, str], name: str, project: Path
 ) -> Options:
-    """What is said now, else what was said before, else the defaults."""
+    """The options given now, else those of the last run, else the defaults."""
     digest = sha256(str(project).encode()).hexdigest()
     user = f"{os.getuid()}:{os.getgid()}"
     old = (

@@ -1,8 +1,9 @@
-"""Where the added networks are: small subnets of one block, chosen per project, and the fixed addresses in them. Pure.
+"""The addresses of the added networks: small subnets of one block per project, and fixed addresses in them. Pure.
 
-Docker's own default pools end at about thirty networks, and its choices change from machine to machine. Here everything
-follows from names: a network stays where it is when others come and go. Containers get addresses from the upper half
-of a subnet (``ip_range``) so that none is given one of the fixed ones, which are all in the lower half.
+How this works. Docker's default pools end at about thirty networks, and its choices differ between machines. Here every
+choice follows from a hash of a name: unless hashes collide, a network stays in place when others are added or removed.
+Containers get addresses from the upper half of a subnet (``ip_range``), so none gets a fixed address: those are all in the
+lower half.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LARGEST_BLOCK = 20
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A network that is there already, and what it is, to be told."""
+    """A network that exists already, and a description of it for messages."""
 
     network: IPv4Network
     what: str
@@ -30,7 +31,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``block`` holds all ``subnets``, which are by network."""
+    """``block`` contains all ``subnets``, which are by network."""
 
     block: IPv4Network
     subnets: Mapping[str, IPv4Network]
@@ -50,8 +51,8 @@ def parse_range(text: str, option: str = "--subnets") -> IPv4Network:
 
 
 def prefix_for(fixed: int, dynamic: int) -> int:
-    """The prefix of the smallest subnet with so many fixed addresses in its lower half, beside the network's own and the
-    gateway's, and so many containers in its upper half, beside the broadcast address."""
+    """The prefix length of the smallest subnet with room for ``fixed`` addresses in its lower half, beside the network's and
+    the gateway's, and for ``dynamic`` containers in its upper half, beside the broadcast address."""
     half = max(fixed + 2, dynamic + 1, 1 << (31 - SMALLEST))
     return 31 - (half - 1).bit_length()
 
@@ -64,9 +65,9 @@ def place(
     before: IPv4Network | None,
     declared: Iterable[Taken],
 ) -> Placement:
-    """``prefixes`` are the networks and their sizes. ``taken`` are networks of this machine: no new block overlaps one,
-    but the block ``before``, of an earlier run, is kept though its own networks are among them. ``declared`` are the
-    application's own: nothing overlaps them, ever. Raises :class:`UsageError`."""
+    """``prefixes`` are the networks and their prefix lengths. ``taken`` are networks of this machine: no new block overlaps
+    one, but the block ``before`` of an earlier run is kept, because its own networks are among them. ``declared`` are the
+    application's own: no block ever overlaps one. Raises :class:`UsageError`."""
     needed = sum(1 << (32 - prefix) for prefix in prefixes.values())
     size = max(1 << (32 - LARGEST_BLOCK), 1 << (2 * needed - 1).bit_length())
     size = min(size, within.num_addresses)
@@ -91,12 +92,12 @@ def _block(project: str, within: IPv4Network, prefix: int, taken: list[Taken]) -
         if not any(candidate.overlaps(it.network) for it in taken):
             return candidate
     near = [it for it in taken if it.network.overlaps(within)]
-    told = "; ".join(f"{it.network} ({it.what})" for it in near[:5])
-    raise UsageError(f"--subnets: {within} overlaps what is there already: {told}: give another range")
+    listed = "; ".join(f"{it.network} ({it.what})" for it in near[:5])
+    raise UsageError(f"--subnets: {within} overlaps networks that exist already: {listed}: give another range")
 
 
 def _fill(block: IPv4Network, prefixes: Mapping[str, int]) -> dict[str, IPv4Network]:
-    """Large ones first; each where its name's hash points, or at the next free place after that."""
+    """Large subnets first; each at the position that its name's hash gives, or at the next free one."""
     found: dict[str, IPv4Network] = {}
     used: set[int] = set()  # in units of the smallest subnet
     unit = 1 << (32 - SMALLEST)
@@ -115,17 +116,17 @@ def _fill(block: IPv4Network, prefixes: Mapping[str, int]) -> dict[str, IPv4Netw
 
 
 def dynamic_half(subnet: IPv4Network) -> IPv4Network:
-    """Where containers without a fixed address are."""
+    """The half for containers without a fixed address."""
     return list(subnet.subnets(prefixlen_diff=1))[1]
 
 
 def first_fixed(subnet: IPv4Network) -> IPv4Address:
-    """Where a sidecar is on its app's private network: the first address after the gateway's."""
+    """The sidecar's address on its app's private network: the first after the gateway's."""
     return subnet.network_address + 2
 
 
 def fixed_addresses(subnet: IPv4Network, names: Iterable[str]) -> dict[str, IPv4Address]:
-    """An address in the lower half for each name, as its hash points; the others stay where they are when one comes."""
+    """An address in the lower half for each name, chosen by its hash: most addresses stay when a name is added."""
     count = subnet.num_addresses // 2 - 2
     found: dict[str, IPv4Address] = {}
     used: set[int] = set()

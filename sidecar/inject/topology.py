@@ -1,9 +1,10 @@
-"""Which networks there are afterwards, who is on which, and which names each sidecar carries for its app. Pure.
+"""The networks after the injection: which services are on each, and the names that each sidecar has on them. Pure.
 
-The rule that everything else serves: no two apps of the mesh share a network, so there is no way between them but through
-both their sidecars. What is not in the mesh keeps its networks; where that would bring two apps of the mesh together, each
-gets a network of its own with those outsiders. Two exceptions, listed as such, because cutting them would break what works:
-an external network, whose other members nobody here knows, and one on which somebody is called by a fixed address.
+How this works. The rule: no two apps of the mesh share a network, so the only path between them is through both their
+sidecars. An app outside of the mesh keeps its networks. Where such a network would connect two apps of the mesh, each of
+them gets a network of its own with those outsiders. There are two exceptions, both reported, because cutting them would
+break the application: an external network, whose other members are unknown, and a network on which an app is called by a
+fixed address.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sidecar.inject.ports import Port
 from sidecar.inject.visibility import App, leads_to, names_for, neighbours, shared_networks
 
 MESH = "sidecar-mesh"
-"""The network on which sidecars meet."""
+"""The network between the sidecars."""
 
 CA = "mesh-ca"
 """The service and host name of the CA."""
@@ -32,8 +33,8 @@ def sidecar_of(app: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One private network of an app, on which each port leads to one callee. ``names`` are what the sidecar is called
-    there, and whom each stands for."""
+    """One private network of an app, on which each port leads to one callee. ``names`` maps the sidecar's names there to the
+    callee that each stands for."""
 
     network: str
     callees: tuple[str, ...]
@@ -42,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class PlainNetwork:
-    """A network of one app of the mesh and the outsiders that it shared ``instead_of`` with."""
+    """A network of one app of the mesh and the outsiders with which it shared the network ``instead_of``."""
 
     network: str
     app: str
@@ -52,9 +53,9 @@ class PlainNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """``slots`` by app of the mesh. ``stays`` are the original networks that an app keeps, and why; ``excluded`` are apps,
-    and why. ``plaintext`` are pairs, sorted, that still meet in plaintext, and why. ``unclear`` are names that stood for
-    several, by caller: which it is now, then all."""
+    """``slots`` are by app of the mesh. Each with its reason: ``stays`` are original networks that an app keeps,
+    ``excluded`` are apps, ``plaintext`` are sorted pairs whose traffic stays plaintext. ``unclear`` are names of several
+    callees, by caller: the callee that the name leads to now, then all."""
 
     slots: Mapping[str, tuple[Slot, ...]]
     stays: Mapping[tuple[str, str], str]
@@ -74,7 +75,7 @@ def lay_out(
     static: tuple[StaticReference, ...],
     ports: Mapping[str, tuple[Port, ...]],
 ) -> Topology:
-    """Raises :class:`UsageError` where what is added has a name that the application uses already."""
+    """Raises :class:`UsageError` if an added service or network has a name that the application uses already."""
     excluded = dict(excluded)
     while True:
         meshed = [name for name in sorted(apps) if name not in excluded]
@@ -84,9 +85,9 @@ def lay_out(
         if not alone:
             break
         excluded |= {
-            name: "shares no network with anything that could be in the mesh"
+            name: "shares no network with a service that could be in the mesh"
             if neighbours(apps[name], apps)
-            else "shares no network with anything else"
+            else "shares no network with another service"
             for name in alone
         }
     slots: dict[str, tuple[Slot, ...]] = {}
@@ -113,12 +114,12 @@ def _stays(
             network = application.networks.get(key)
             fixed = [it for it in static if it.network == key and name in (it.caller, it.callee)]
             if network is not None and network.external:
-                found[name, key] = "it is external, and who else is on it cannot be known here"
+                found[name, key] = "it is external, and its other members are unknown"
             elif fixed:
                 first = fixed[0]
                 found[name, key] = f"{first.caller} calls {first.callee} by its fixed address there ({first.where})"
             elif others and not others & set(meshed):
-                found[name, key] = "all others on it are not in the mesh"
+                found[name, key] = "no other app on it is in the mesh"
     return found
 
 
@@ -178,10 +179,10 @@ def _refuse_clashes(application: Application, topology: Topology) -> None:
     mistakes = []
     for name in [CA, *(sidecar_of(app) for app in topology.slots)]:
         if name in application.services:
-            mistakes.append(f"service '{name}' is there already, and inject adds one of that name: rename it")
+            mistakes.append(f"service '{name}' exists already, and inject adds one of that name: rename it")
     added = [slot.network for slots in topology.slots.values() for slot in slots]
     for key in [MESH, *added, *(plain.network for plain in topology.plain)]:
         if key in application.networks:
-            mistakes.append(f"network '{key}' is there already, and inject adds one of that name: rename it")
+            mistakes.append(f"network '{key}' exists already, and inject adds one of that name: rename it")
     if mistakes:
         raise UsageError("\n".join(mistakes))

@@ -1,7 +1,7 @@
-"""Which services are one app, and by which names each app can call which other. Pure.
+"""Which services form one app, and the names by which each app can call others. Pure.
 
-An *app* is what shares one network namespace: a service, and those with ``network_mode: service:…`` on it. It has the name
-of the service that owns the namespace, and so one sidecar and one identity.
+An *app* is the services that share one network namespace: a service, and those with ``network_mode: service:…`` on it. It
+has the name of the service that owns the namespace, one sidecar and one identity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sidecar.inject.application import Application, ComposeService
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """``members`` are services, the one that owns the network namespace first; ``replicas`` containers of that one."""
+    """``members`` are services, the owner of the network namespace first."""
 
     name: str
     members: tuple[ComposeService, ...]
@@ -29,7 +29,7 @@ class App:
 
 
 def find_apps(application: Application) -> Mapping[str, App]:
-    """Every app by name. A chain of ``service:`` that ends in itself leaves each a service of its own."""
+    """Every app by name. Services in a cycle of ``network_mode: service:…``, which Compose refuses, belong to none."""
     containers = {
         service.container_name: name for name, service in application.services.items() if service.container_name
     }
@@ -52,7 +52,7 @@ def find_apps(application: Application) -> Mapping[str, App]:
 
 
 def app_of(apps: Mapping[str, App]) -> Mapping[str, str]:
-    """The app that each service belongs to."""
+    """The name of the app that each service belongs to."""
     return {service.name: app.name for app in apps.values() for service in app.members}
 
 
@@ -64,18 +64,18 @@ def _namespace(service: ComposeService, containers: Mapping[str, str]) -> str | 
 
 
 def shared_networks(one: App, other: App) -> tuple[str, ...]:
-    """The networks on which both are."""
+    """The networks that both are on."""
     return tuple(network for network in one.owner.networks if network in other.owner.networks)
 
 
 def neighbours(app: App, apps: Mapping[str, App]) -> tuple[str, ...]:
-    """The other apps that it shares a network with."""
+    """The other apps that share a network with it."""
     return tuple(name for name, other in apps.items() if name != app.name and shared_networks(app, other))
 
 
 def names_for(app: App, apps: Mapping[str, App], callees: Iterable[str]) -> dict[str, list[str]]:
-    """Each name by which ``app`` could call one of ``callees``, and whom it led to: several where Docker would have taken
-    turns. Never a name of the app's own."""
+    """Each name by which ``app`` can call one of ``callees``, and the callees that it resolves to: several where Docker
+    would alternate between them. The app's own names are left out."""
     own = app.own_names()
     found: dict[str, list[str]] = {}
     for callee in callees:
@@ -89,5 +89,5 @@ def names_for(app: App, apps: Mapping[str, App], callees: Iterable[str]) -> dict
 
 
 def leads_to(found: Mapping[str, list[str]]) -> dict[str, str]:
-    """One callee a name: the service that is called so, or else the first."""
+    """One callee for each name: the service of that name, or else the first."""
     return {name: name if name in callees else callees[0] for name, callees in found.items()}

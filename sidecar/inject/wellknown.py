@@ -1,7 +1,7 @@
-"""What is known of images, URL schemes and health checks that everybody uses. Pure: tables, and how to read an image's name.
+"""Tables of well-known images, URL schemes and health-check programs, and their ports. Pure.
 
-A table is the last thing that is asked, and only about what it knows for sure: a wrong guess would be a listener at the
-wrong port, which looks like a broken application.
+The tables are the last source that is used, and hold only what is certain: a wrong guess would be a listener at the wrong
+port, which looks like a broken application.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Known(NamedTuple):
-    """``ports``, the one that clients use first. A ``store`` is always called at that one, whatever else is published."""
+    """``ports``, the clients' port first. A ``store`` is always called at that port, whatever else is published."""
 
     ports: tuple[int, ...]
     store: bool = False
@@ -50,13 +50,13 @@ HEALTH_PROGRAMS = {
     "pg_isready": 5432, "mysqladmin": 3306, "healthcheck.sh": 3306, "redis-cli": 6379, "valkey-cli": 6379, "mongosh": 27017,
     "mongo": 27017, "rabbitmq-diagnostics": 5672, "rabbitmqctl": 5672, "cqlsh": 9042,
 }  # fmt: skip
-"""The port that a health check by this program asks, if it names none."""
+"""The port that a health check by this program connects to, if it names none."""
 
 _ROUTERS = re.compile(r"traefik|nginx-proxy|docker-gen|caddy-docker-proxy|docker-proxy$|sozu|fabio")
 
 
 def known(image: str) -> Known | None:
-    """What an image's name, such as ``registry:5000/bitnami/postgresql:16@sha256:…``, tells of its ports."""
+    """The ports of an image by its name, such as ``registry:5000/bitnami/postgresql:16@sha256:…``."""
     name, tag = split(image)
     if name == "php" or (name in _SERVERS and "fpm" in tag):
         return Known((_FPM,)) if "fpm" in tag else Known((80,)) if "apache" in tag else None
@@ -66,11 +66,11 @@ def known(image: str) -> Known | None:
 
 
 def split(image: str) -> tuple[str, str]:
-    """The last word of an image's path, and its tag."""
+    """The last part of an image's path, and its tag."""
     name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
     return name.lower(), tag.lower()
 
 
 def is_router(image: str) -> bool:
-    """Whether it is known to find its backends by asking Docker."""
+    """Whether the image is a router that finds its backends by asking Docker."""
     return _ROUTERS.search(image.partition("@")[0].lower()) is not None

@@ -1,7 +1,8 @@
 """The ``sidecar.yaml`` of each app of the mesh. Pure.
 
-Nothing listens on a wildcard address: what takes mutual TLS is bound to the sidecar's address on the mesh network, each way
-out to its address on one private network of its app, to that network's device, and takes connections from there only.
+Nothing listens on a wildcard address. Inbound listeners are bound to the sidecar's address on the mesh network. Outbound
+listeners are bound to its address on one private network of its app and to that network's device, and accept only
+connections from that network.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ Ports = Mapping[str, Mapping[str, int]]
 
 
 def wiring_path(app: str) -> str:
-    """Where, under the mesh directory, an app's sidecar has its file."""
+    """The path of an app's file, relative to the mesh directory."""
     return f"sidecars/{app}.yaml"
 
 
 def wiring_text(
     app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], address: IPv4Address
 ) -> str:
-    """``address`` is the sidecar's on the mesh network."""
+    """``address`` is the sidecar's address on the mesh network."""
     inbound = [
         Flow({"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"})
         for name, number in ports[app].items()

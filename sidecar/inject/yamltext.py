@@ -1,7 +1,6 @@
-"""Values as YAML that people read: block style, comments, Compose's tags. Pure.
+"""Writes values as YAML for people: block style, comments, Compose's tags. Pure.
 
-Every text that could be anything but itself is quoted, in YAML 1.1 as in 1.2. Comments are one line each, whatever they are
-made from.
+Text that YAML 1.1 or 1.2 would read as another type is quoted. A comment is always one line, whatever its source.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text
-    # YAML's double-quoted style is JSON's, but for what JSON writes as two surrogates.
+    # YAML's double-quoted style is JSON's, except for characters that JSON writes as two surrogates.
     inside = "".join(f"\\U{ord(it):08x}" if ord(it) > 0xFFFF else json.dumps(it)[1:-1] for it in text)
     return f'"{inside}"'
 
@@ -67,7 +66,7 @@ def flow(value: Any) -> str:
 
 
 def comment(text: str) -> str:
-    """``text`` as what may stand behind ``#``: printable, on one line."""
+    """``text`` made safe to follow ``#``: printable, on one line."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -96,10 +95,10 @@ def _entry(head: str, value: Any, indent: int) -> list[str]:
 
 
 def _item(value: Any, indent: int) -> list[str]:
-    said = ""
+    behind = ""
     if isinstance(value, Commented):
-        value, said = value.value, f"  # {comment(value.comment)}"
+        value, behind = value.value, f"  # {comment(value.comment)}"
     if isinstance(value, Mapping) and value:
         lines = block(value, indent + 2)
-        return [f"{' ' * indent}- {lines[0].lstrip()}{said}", *lines[1:]]
-    return [f"{' ' * indent}- {flow(value)}{said}"]
+        return [f"{' ' * indent}- {lines[0].lstrip()}{behind}", *lines[1:]]
+    return [f"{' ' * indent}- {flow(value)}{behind}"]

@@ -93,7 +93,7 @@ def test_whatever_the_application(application: dict[str, Any]) -> None:
         try:
             injection = inject(inputs)
         except UsageError as error:
-            assert "no two services could meet" in str(error)  # noqa: PT017  # the one refusal that there may be
+            assert "no two services that a mesh could connect" in str(error)  # noqa: PT017  # the one refusal that there may be
             assume(False)
             raise
         after = bed.merged(injection, base, Path(directory))

@@ -1,6 +1,6 @@
-"""The shop's prices, from PostgreSQL; visits are counted in Redis. A new connection to each, for each request.
+"""The shop's prices, from PostgreSQL; visits are counted in Redis. Each request opens a new connection to each.
 
-``/teapot`` answers ``teapot costs 49.90 (visit 7)``; ``/`` the numbers that reporting asks for. Who asks gives a password.
+``/teapot`` answers ``teapot costs 49.90 (visit 7)``; ``/`` answers the number of products. A request needs a password.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import psycopg
 
 
 def visit() -> int:
-    """Counts one. Redis's protocol is simple enough to be spoken by hand."""
+    """Counts one visit, in Redis's inline protocol."""
     address = os.environ["REDIS_HOST"], int(os.environ["REDIS_PORT"])
     with socket.create_connection(address, 5) as redis, redis.makefile("rb") as answer:
         redis.sendall(b"INCR visits\r\n")
         line = answer.readline()
     if not line.startswith(b":"):
-        raise OSError(f"redis said {line!r}")
+        raise OSError(f"redis answered {line!r}")
     return int(line[1:])
 
 
@@ -35,22 +35,22 @@ def answer(path: str) -> tuple[int, str]:
     return (200, f"{path[1:]} costs {found[0]} (visit {visit()})\n") if found else (404, "no such product\n")
 
 
-class Api(BaseHTTPRequestHandler):
+class ApiHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kind, _, secret = self.headers.get("Authorization", "").partition(" ")
         if kind != "Basic" or b64decode(secret).decode().partition(":")[2] != os.environ["API_PASSWORD"]:
-            code, text = 401, "who are you?\n"
+            code, text = 401, "a password is needed\n"
         else:
             try:
                 code, text = answer(self.path)
             except (OSError, psycopg.Error) as error:
                 code, text = 503, f"{error}\n"
-        # In one piece, as servers of our days write.
+        # In one write, as current servers do.
         head = f"HTTP/1.0 {code} -\r\nContent-Length: {len(text.encode())}\r\n\r\n"
         self.wfile.write((head + text).encode())
 
     def log_message(self, *_: object) -> None:
-        """Quiet: the sidecars tell."""
+        """Logs nothing: the sidecars log each connection."""
 
 
 class Server(ThreadingHTTPServer):
@@ -59,5 +59,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or, as the container's first process, it would not hear it
-    Server(("0.0.0.0", 8000), Api).serve_forever()  # a container's port
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the container's first process ignores SIGTERM by default
+    Server(("0.0.0.0", 8000), ApiHandler).serve_forever()  # a container's port

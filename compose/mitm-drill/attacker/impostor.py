@@ -1,6 +1,6 @@
-"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS by a stolen certificate.
+"""Answers in api's place: ``impostor.py PORT`` in plaintext, ``impostor.py PORT IDENTITY`` in TLS with a stolen certificate.
 
-One line of JSON for each connection: what the caller gave away.
+Prints one line of JSON for each connection, with the bytes that the caller sent.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def main() -> None:
         print(json.dumps({"event": "listening"}), flush=True)
         while True:
             plain, _ = server.accept()
-            told: dict[str, object] = {"event": "connection", "got": "", "error": None}
+            record: dict[str, object] = {"event": "connection", "got": "", "error": None}
             plain.settimeout(5)
             try:
                 stream = context.wrap_socket(plain, server_side=True) if context is not None else plain
-                told["got"] = stream.recv(4096).decode(errors="replace")
-                if told["got"]:
+                record["got"] = stream.recv(4096).decode(errors="replace")
+                if record["got"]:
                     stream.sendall(ANSWER)
                 stream.close()
             except OSError as error:
-                told["error"] = str(error)
+                record["error"] = str(error)
             plain.close()
-            print(json.dumps(told), flush=True)
+            print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

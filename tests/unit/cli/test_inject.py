@@ -63,17 +63,17 @@ def test_a_dry_run_shows_all_and_changes_nothing(project: Path) -> None:
 @pytest.mark.parametrize(
     ("compose", "arguments", "words"),
     [
-        (COMPOSE, ["none.yaml"], "none.yaml: Compose says: "),
-        ("hello", [], "compose.yaml: Compose says: "),
+        (COMPOSE, ["none.yaml"], "none.yaml: Compose reports: "),
+        ("hello", [], "compose.yaml: Compose reports: "),
         ("services: {}", [], "compose.yaml: has no services"),
-        ("services: {'..': {image: x}, a: {image: y}}", [], "service '..': its name can be no identity"),
-        (COMPOSE, ["--port", "db"], "--port: 'db' is no answer"),
+        ("services: {'..': {image: x}, a: {image: y}}", [], "service '..': its name cannot be an identity"),
+        (COMPOSE, ["--port", "db"], "--port: 'db' is not SERVICE=PORT"),
         (COMPOSE, ["--only", "wbe"], "--only: there is no service 'wbe' (did you mean 'web'?)"),
         (COMPOSE, ["--subnets", "10.0.0.0"], "--subnets: "),
         (COMPOSE, ["--subnets", "127.0.0.0/24", "--state", "."], "is not outside of the project"),
-        (COMPOSE, ["--dry-run", "--check"], "one of them"),
+        (COMPOSE, ["--dry-run", "--check"], "give one of them"),
         ("services: {a: {image: x, depends_on: [b]}, b: {image: y}}", [], "add --port b=…"),
-        ("services: {a: {image: x}, a-mesh: {image: y}}", [], "service 'a-mesh' is there already"),
+        ("services: {a: {image: x}, a-mesh: {image: y}}", [], "service 'a-mesh' exists already"),
         (
             "services: {a: {image: redis}, b: {image: y}}\nnetworks: {default: {ipam: {config: [{subnet: 10.9.0.0/16}]}}}",
             ["--subnets", "10.9.0.0/20"],

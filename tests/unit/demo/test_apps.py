@@ -24,7 +24,7 @@ def redis() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize(
     ("command", "answer"),
-    [(b"PING", b"+PONG\r\n"), (b"GET x", b"-ERR this stand-in knows PING and INCR\r\n"), (b"INCR", b"-ERR")],
+    [(b"PING", b"+PONG\r\n"), (b"GET x", b"-ERR this stand-in supports PING and INCR only\r\n"), (b"INCR", b"-ERR")],
 )
 def test_the_stand_in_answers_as_redis_would(redis: socket.socket, command: bytes, answer: bytes) -> None:
     redis.sendall(command + b"\r\n")

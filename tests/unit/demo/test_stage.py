@@ -37,7 +37,7 @@ async def test_a_line_that_never_comes_fails_with_what_came_instead(autojump_clo
 
 
 def test_a_line_that_is_no_json_is_told() -> None:
-    with pytest.raises(StoryError, match="no JSON"):
+    with pytest.raises(StoryError, match="not JSON"):
         LogFile("web").add("Traceback (most recent call last):")
 
 

@@ -83,7 +83,7 @@ def test_nothing_to_put_into_a_mesh(data: Any) -> None:
 
 @pytest.mark.parametrize("name", ["..", ".", "-a", "a..b", "123", "a" * 60, "0x10"])
 def test_a_name_that_is_no_identity_or_host(name: str) -> None:
-    with pytest.raises(UsageError, match=r"^compose.yaml: service '.*': its name can be no identity"):
+    with pytest.raises(UsageError, match=r"^compose.yaml: service '.*': its name cannot be an identity"):
         application({name: None})
 
 

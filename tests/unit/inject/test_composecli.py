@@ -53,7 +53,7 @@ def test_too_old(programs: Path, version: str) -> None:
 
 
 def test_missing(programs: Path) -> None:
-    with pytest.raises(UsageError, match="neither `docker compose` nor `docker-compose` is here"):
+    with pytest.raises(UsageError, match="neither `docker compose` nor `docker-compose` was found"):
         find(programs)
 
 
@@ -67,7 +67,7 @@ def test_config(programs: Path) -> None:
 @pytest.mark.parametrize("text", ["echo bad file >&2; exit 1", "echo bad file >&2", "echo bad file >&2; echo '[]'"])
 def test_what_compose_refuses_is_told_in_its_words(programs: Path, text: str) -> None:
     program(programs, "c", text)
-    with pytest.raises(UsageError, match=r"^a.yaml: Compose says: bad file$"):
+    with pytest.raises(UsageError, match=r"^a.yaml: Compose reports: bad file$"):
         Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
 
 

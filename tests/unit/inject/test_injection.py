@@ -56,9 +56,9 @@ def test_nothing_left_to_mesh() -> None:
     with pytest.raises(UsageError) as refused:
         inject(inputs({"a": {}, "b": {"network_mode": "host"}}))
     assert str(refused.value).splitlines() == [
-        "compose.yaml: no two services could meet in a mesh",
-        "a is left out: it shares no network with anything else",
-        "b is left out: it uses the host's network, where nothing can be put between it and others",
+        "compose.yaml: there are no two services that a mesh could connect",
+        "a is left out: it shares no network with another service",
+        "b is left out: it uses the host's network, where no sidecar can be put between it and others",
     ]
 
 
@@ -71,7 +71,7 @@ def test_answers_and_an_edited_file() -> None:
     given = inputs(SERVICES)
     first = inject(given)
     run = again(given, first, first.files[MESH_FILE] + "# mine\n")
-    with pytest.raises(UsageError, match=r"^--port: mesh/mesh.yaml says which ports 'db' has"):
+    with pytest.raises(UsageError, match=r"^--port: mesh/mesh.yaml was edited, and declares the ports of 'db'"):
         inject(replace(run, options=replace(OPTIONS, ports={"db": (1,)})))
     same = inject(replace(run, options=replace(OPTIONS, ports={"db": (6379,)})))
     assert same.files[MESH_FILE] == first.files[MESH_FILE] + "# mine\n"
@@ -90,7 +90,7 @@ def test_what_is_asked_for_and_answered() -> None:
 def test_addresses_that_are_taken() -> None:
     lan = {"lan": {"ipam": {"config": [{"subnet": "10.9.0.0/16"}, {"subnet": "fd00::/64"}]}}}
     narrow = replace(OPTIONS, subnets=IPv4Network("10.9.0.0/20"))
-    with pytest.raises(UsageError, match=r"overlaps what is there already: 10.9.0.0/16 \(network lan\)"):
+    with pytest.raises(UsageError, match=r"overlaps networks that exist already: 10.9.0.0/16 \(network lan\)"):
         inject(inputs(SERVICES, lan, options=narrow))
     with pytest.raises(UsageError, match="a VPN"):
         inject(inputs(SERVICES, options=narrow, taken=(Taken(IPv4Network("10.9.0.0/16"), "a VPN"),)))
@@ -106,7 +106,7 @@ def test_a_state_that_is_mounted() -> None:
 def test_a_subnet_that_somebody_lets_in_is_told() -> None:
     lan = {"lan": {"ipam": {"config": [{"subnet": "10.9.0.0/16"}]}}}
     db = {"image": "redis", "networks": {"lan": None, "default": None}, "environment": {"ALLOW": "10.9.0.0/16"}}
-    said = "db: environment ALLOW names the subnet of network lan: who calls from there comes from db's sidecar now"
+    said = "db: environment ALLOW names the subnet of network lan: calls from there now come from db's sidecar"
     web: dict[str, Any] = {"networks": {"lan": None}, "depends_on": ["db"]}
     assert said in inject(inputs({"web": web, "db": db}, lan)).warnings
     db["environment"] = {}

@@ -119,8 +119,8 @@ def test_what_has_no_reason_any_more_is_told_and_stays() -> None:
     gone = {"web": {"image": "redis"}, "other": {"depends_on": ["web"]}}
     injection = second(edited, gone)
     assert "  api: {ports: 81}" in text_of(injection)
-    assert f"{MESH_FILE}: service 'api' is in the mesh no more" in injection.warnings
-    assert any("nothing gives a reason for rule 'web->api:81' any more" in it for it in injection.warnings)
+    assert f"{MESH_FILE}: service 'api' is no longer in the mesh" in injection.warnings
+    assert any("the application no longer gives a reason for rule 'web->api:81'" in it for it in injection.warnings)
 
 
 def test_a_port_that_an_edited_file_does_not_declare_is_told() -> None:

@@ -22,7 +22,7 @@ def test_back_as_it_was() -> None:
 
 @pytest.mark.parametrize("text", ["", "services: {}", "# x-sidecar-inject: {}", "a: x-sidecar-inject: {}"])
 def test_a_file_of_somebody_else(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^f: is there already and was not written by sidecar inject"):
+    with pytest.raises(UsageError, match=r"^f: exists already and was not written by `sidecar inject`"):
         read_record(text, "f")
 
 

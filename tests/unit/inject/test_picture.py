@@ -25,7 +25,7 @@ def test_the_picture() -> None:
     assert inject(inputs(SERVICES)).picture.splitlines() == [
         "  web ══► api:81  environment URL",
         "  web ──► router  depends_on",
-        "  quiet: neither calls nor is called, as far as can be seen",
+        "  quiet: no call from it or to it was found",
     ]
 
 
@@ -33,14 +33,14 @@ def test_what_a_person_must_know() -> None:
     said = list(inject(inputs(SERVICES)).warnings)
     assert said == [
         "router is not in the mesh: it serves UDP only, which mutual TLS does not carry",
-        "router and web meet in plaintext, as before: router serves UDP only, which mutual TLS does not carry",
-        "api: its 2 replicas have one sidecar, and talk plaintext among themselves",
-        "api: no service of the mesh reaches its UDP port 9 now",
+        "traffic between router and web stays plaintext: router serves UDP only, which mutual TLS does not carry",
+        "api: its 2 replicas share one sidecar; traffic among them is plaintext",
+        "api: services of the mesh can no longer reach its UDP port 9",
         "api, in share one network namespace, so one identity: api",
-        "api: external_links lead out of this application, and nowhere from its private network",
-        "quiet has the Docker socket: whoever has that can do anything on this machine",
-        "web: open beside the mesh, to containers too, by the gateway of their networks: published ports 80, 443 "
-        "(--publish loopback, --publish drop)",
+        "api: its external_links lead out of the application and do not work in its private network",
+        "quiet has the Docker socket, and with it full control of this machine",
+        "web: reachable without the mesh, also from containers through the gateway of their networks: published "
+        "ports 80, 443 (--publish loopback or --publish drop)",
     ]
     assert "9999" not in str(said)
 

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Text, find_edges, find_mentions
-from sidecar.inject.ports import Port, ask_for, infer_ports
+from sidecar.inject.ports import Port, infer_ports, require_ports
 from sidecar.inject.visibility import find_apps
 from tests.inject.applications import application
 
@@ -79,13 +79,13 @@ def test_what_is_left_is_asked_for_in_one_message() -> None:
     mentions = find_mentions(whole, apps, {})
     edges, none = find_edges(mentions), infer_ports(apps, mentions, {}, {})
     with pytest.raises(UsageError) as asked:
-        ask_for(edges, none, {})
+        require_ports(edges, none, {})
     assert str(asked.value).splitlines() == [
-        "at which port these are called is nowhere to be found; add --port a=… --port b=… "
-        "(=none for one that listens at none)",
+        "the ports of these services were not found: add --port a=… --port b=… "
+        "(=none for a service that listens on none)",
         "a: called by web (depends_on)",
         "b: called by web (depends_on)",
     ]
-    ask_for(edges, none, {"a": (), "b": ()})
+    require_ports(edges, none, {"a": (), "b": ()})
     with pytest.raises(UsageError, match="--port b=… "):
-        ask_for(edges, none, {"a": ()})
+        require_ports(edges, none, {"a": ()})

@@ -89,7 +89,7 @@ def test_a_change_of_the_application_is_a_diff(project: Path) -> None:
     assert '-  - {from: web, to: "db:6379"}  # environment URL' in lines[0].splitlines()
     assert '+  - {from: web, to: "db:7000"}  # environment URL' in lines[0].splitlines()
     assert "web ══► db:7000" in lines[1]
-    assert any(line.startswith("note: web: open beside the mesh") for line in lines)
+    assert any(line.startswith("note: web: reachable without the mesh") for line in lines)
 
 
 def test_activating(project: Path) -> None:
@@ -106,7 +106,7 @@ def test_which_files_are_taken(project: Path) -> None:
     (project / "compose.override.yml").write_text("services: {web: {image: y}}\n")
     assert default_files(project) == (project / "compose.yaml", project / "compose.override.yml")
     assert any(
-        "compose.override.yml is there and was not named" in it
+        "compose.override.yml exists and was not named" in it
         for it in planned(InjectRequest((Path("compose.yaml"),))).notes
     )
     assert not any("was not named" in it for it in planned().notes)
@@ -131,7 +131,7 @@ def test_a_second_injection(project: Path) -> None:
 
 def test_an_override_of_somebody_else(project: Path) -> None:
     (project / "compose.mesh.yaml").write_text("services: {}\n")
-    with pytest.raises(UsageError, match=r"^compose.mesh.yaml: is there already and was not written by"):
+    with pytest.raises(UsageError, match=r"^compose.mesh.yaml: exists already and was not written by"):
         planned()
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_told(project: Path, monkeypatch: pytest.M
         return whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "a.conf: cannot be read, so whom it names is not known" in planned().notes
+    assert "a.conf: cannot be read, so calls that it configures may be missing" in planned().notes
 
 
 def test_a_state_behind_a_symlink_into_a_mount(project: Path) -> None:

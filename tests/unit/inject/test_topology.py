@@ -78,22 +78,22 @@ def test_two_apps_on_an_external_network_are_a_pair_in_plaintext_and_said_so() -
 
 def test_who_could_meet_nobody_is_left_alone() -> None:
     found = topology({"a": {}, "b": {}, "c": {"networks": {"other": None}}}, {"other": {}})
-    assert found.excluded == {"c": "shares no network with anything else"}
+    assert found.excluded == {"c": "shares no network with another service"}
     gone = topology({"a": {}, "b": {}}, excluded={"b": "is special"})
-    assert gone.excluded == {"b": "is special", "a": "shares no network with anything that could be in the mesh"}
+    assert gone.excluded == {"b": "is special", "a": "shares no network with a service that could be in the mesh"}
     assert gone.slots == {}
 
 
 @pytest.mark.parametrize(("name", "what"), [("mesh-ca", "service"), ("a-mesh", "service")])
 def test_a_service_that_has_the_name_of_one_of_ours(name: str, what: str) -> None:
-    with pytest.raises(UsageError, match=f"^{what} '{name}' is there already"):
+    with pytest.raises(UsageError, match=f"^{what} '{name}' exists already"):
         topology({"a": {}, "b": {}, name: {}})
 
 
 def test_a_network_that_has_the_name_of_one_of_ours() -> None:
-    with pytest.raises(UsageError, match=r"^network 'a-private' is there already"):
+    with pytest.raises(UsageError, match=r"^network 'a-private' exists already"):
         topology({"a": {}, "b": {}}, {"a-private": {}})
-    with pytest.raises(UsageError, match=r"^network 'sidecar-mesh' is there already"):
+    with pytest.raises(UsageError, match=r"^network 'sidecar-mesh' exists already"):
         topology({"a": {}, "b": {}}, {"sidecar-mesh": {}})
 
 

@@ -20,6 +20,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy.peer import VerifiedPeer, establish
+from sidecar.transport import tls
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import hear
 from tests.certificates import Authority, Credential
