@@ -15,7 +15,7 @@ import trio
 
 from sidecar import member as membership
 from sidecar.tls import utc_now
-from tests.integration.ca import CaSite, echo_app, load
+from tests.beds.ca_processes import CaSite, echo_app, load
 from tests.integration.members import LiveMember, hasty, live_ca
 
 __all__ = ["hasty"]

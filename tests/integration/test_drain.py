@@ -12,8 +12,8 @@ import trio
 
 from sidecar import sockets
 from sidecar.address import Address
-from tests.harness import App, connect, echo, mesh_bed, receive_all
-from tests.integration.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
+from tests.beds.mesh import App, connect, echo, mesh_bed, receive_all
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 
 LONG, SHORT = "timeouts: {drain: 1h}\n", "timeouts: {drain: 1s}\n"
 

@@ -14,8 +14,8 @@ from OpenSSL import SSL
 from sidecar import sockets
 from sidecar.address import Address
 from sidecar.config import Timeouts
-from tests import harness
-from tests.harness import Foreigner, connect, mesh_bed, receive_all
+from tests.beds import mesh as harness
+from tests.beds.mesh import Foreigner, connect, mesh_bed, receive_all
 
 FLOOD = 500
 

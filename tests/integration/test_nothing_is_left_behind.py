@@ -19,7 +19,7 @@ from sidecar.address import Address
 from sidecar.duplex import Duplex
 from sidecar.record import ConnectionRecord
 from sidecar.tls import Endpoint
-from tests.harness import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds.mesh import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
 
 WAVES, WAVE = 10, 100
 DESCRIPTORS = Path("/proc/self/fd")

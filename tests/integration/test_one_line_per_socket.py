@@ -16,8 +16,8 @@ from sidecar import dial, inbound, outbound, sockets
 from sidecar.address import Address
 from sidecar.config import Limits, Timeouts
 from sidecar.tls import Endpoint
-from tests import harness
-from tests.harness import (
+from tests.beds import mesh as harness
+from tests.beds.mesh import (
     PATIENCE,
     App,
     Foreigner,

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import trio
+from tests.harness import LogSink
 
 from sidecar.address import Address
 from sidecar.admin import Admin, Source, listen_unix
 from sidecar.logs import Log
 from sidecar.reasons import UsageError
 from sidecar.tally import Tally
-from tests.harness import LogSink
 
 WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "connected": []}
 

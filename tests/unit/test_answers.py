@@ -20,7 +20,7 @@ from sidecar.credentials import Credentials
 from sidecar.identity import SpiffeId
 from sidecar.judge import Presented, Terms, judge, key_digest
 from sidecar.reasons import Reason, Refused
-from tests.certificates import DAY, HOUR, rsa_key
+from tests.beds.certificates import DAY, HOUR, rsa_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MESH = "shop.internal"

@@ -16,7 +16,7 @@ from cryptography.x509 import load_pem_x509_certificates
 from certs import authority, files, trust
 from sidecar.identity import parse_svid
 from sidecar.reasons import UsageError
-from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
+from tests.beds.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DOMAIN = "shop.internal"

@@ -21,7 +21,7 @@ from certs.cli.options import now
 from certs.rotation import Rotator
 from certs.store import Store, StoreUnavailableError, audit_entries, file_url, opened
 from sidecar.judge import key_digest
-from tests.certificates import DAY, HOUR, Authority, pem
+from tests.beds.certificates import DAY, HOUR, Authority, pem
 
 ROOT = Path(certs.__file__).parent.parent
 MESH = Authority()

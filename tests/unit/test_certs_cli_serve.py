@@ -18,7 +18,7 @@ from certs.cli import main
 from certs.serve import Settings
 from certs.store import file_url
 from sidecar.address import Address
-from tests.mini_ca import DOMAIN
+from tests.beds.store import DOMAIN
 
 MESH = f"trust_domain: {DOMAIN}\nservices: {{api: {{}}}}\n"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from certs.encodings import read
 from sidecar.reasons import UsageError
-from tests.certificates import Authority, ec_key, pem
+from tests.beds.certificates import Authority, ec_key, pem
 
 MESH = Authority()
 HONEST = MESH.leaf("api", dns=["api"])

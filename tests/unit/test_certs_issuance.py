@@ -19,8 +19,20 @@ from certs.issuance import (
     proof_of_possession,
     read_csr,
 )
-from tests.certificates import CA_USAGE, der, ec_key, raw, raw_names, rsa_key
-from tests.mini_ca import API, DOMAIN, ECDSA_SHA1, csr, denial, extension_request, pem_of, raw_csr, raw_extension
+from tests.beds.certificates import (
+    CA_USAGE,
+    ECDSA_SHA1,
+    der,
+    ec_key,
+    extension_request,
+    pem_of,
+    raw,
+    raw_csr,
+    raw_extension,
+    raw_names,
+    rsa_key,
+)
+from tests.beds.store import API, DOMAIN, csr, denial
 
 KEY, ANOTHER = ec_key(), ec_key()
 API_URI = "spiffe://shop.internal/api"

@@ -18,8 +18,9 @@ from certs.trust import Bundle, RevocationList, UntrustedError, digest
 from sidecar.identity import SpiffeId, parse_svid
 from sidecar.judge import key_digest
 from sidecar.reasons import UsageError
-from tests.certificates import DAY, HOUR
-from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa, csr, ders
+from tests.beds.certificates import DAY, HOUR
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB, MiniCa, csr, ders
 
 MADE: Made = authority.make(DOMAIN, NOW)
 ROOT = MADE.root.certificate

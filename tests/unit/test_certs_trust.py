@@ -33,9 +33,10 @@ from certs.trust import (
     sign_revocations,
 )
 from sidecar.identity import SpiffeId
-from tests.certificates import DAY, HOUR, Credential, ec_key, rsa_key
-from tests.certificates import Authority as Factory
-from tests.mini_ca import API, DOMAIN, NOW, WEB
+from tests.beds.certificates import DAY, HOUR, Credential, ec_key, rsa_key
+from tests.beds.certificates import Authority as Factory
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB
 
 MADE, OTHER, FOREIGN = authority.make(DOMAIN, NOW), authority.make(DOMAIN, NOW), authority.make("other.internal", NOW)
 ROOT = MADE.root.certificate

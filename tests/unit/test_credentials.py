@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519
+from tests.certificates import DAY, HOUR, Authority, Credential, Key, pem, rsa_key
 
 from sidecar import credentials, tls
 from sidecar.credentials import MAX_FILE_BYTES, Credentials
 from sidecar.identity import SpiffeId
 from sidecar.judge import Terms
 from sidecar.reasons import UsageError
-from tests.certificates import DAY, HOUR, Authority, Credential, Key, pem, rsa_key
 
 MESH = Authority()
 NOW = MESH.now

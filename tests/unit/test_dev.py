@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from tests.devmesh import MESH, MeshFile, connect_to, dev_bed, is_free
+from tests.harness import PATIENCE, LogSink
+from tests.integration.live import ends_well, exchange, is_refused, is_reset
 from trio.testing import MockClock
 
 from sidecar import dev, relay
@@ -20,9 +23,6 @@ from sidecar.logs import Log
 from sidecar.poller import LevelPoller
 from sidecar.reasons import UsageError
 from sidecar.sockets import listen
-from tests.devmesh import MESH, MeshFile, connect_to, dev_bed, is_free
-from tests.harness import PATIENCE, LogSink
-from tests.integration.live import ends_well, exchange, is_refused, is_reset
 
 HAS_IPV6 = "::1" in dev._loopbacks()
 

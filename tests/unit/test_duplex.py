@@ -17,7 +17,7 @@ from sidecar.duplex import (
     How,
     Op,
 )
-from tests.simulation import (
+from tests.beds.simulation import (
     ALERT,
     CLOSE,
     DATA,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
+from tests.certificates import Authority, Credential
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import handshake, sockets, tls
@@ -15,7 +16,6 @@ from sidecar.gate import Gate
 from sidecar.identity import SpiffeId
 from sidecar.judge import Terms
 from sidecar.reasons import Reason, Refused
-from tests.certificates import Authority, Credential
 
 MESH = Authority()
 API = SpiffeId("shop.internal", ("api",))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
+from tests.harness import App, Foreigner, connect, inbound, mesh_bed
 
 from sidecar import sockets
 from sidecar.address import Address
-from tests.harness import App, Foreigner, connect, inbound, mesh_bed
 
 
 def nobody() -> Address:

@@ -10,7 +10,7 @@ import pytest
 from sidecar.identity import SpiffeId
 from sidecar.judge import MAX_CHAIN, ChainFault, Presented, Revocations, Terms, judge, key_digest
 from sidecar.reasons import Reason, Refused
-from tests.certificates import Authority, Credential, pem, usage
+from tests.beds.certificates import Authority, Credential, pem, usage
 
 MESH = Authority()
 NOW = MESH.now

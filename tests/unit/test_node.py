@@ -18,8 +18,8 @@ from sidecar.mesh import Mesh, parse_mesh
 from sidecar.node import Generation, Node
 from sidecar.reasons import Reason
 from sidecar.registry import Claim
-from tests.certificates import Authority
-from tests.harness import MESH, LogSink
+from tests.beds.certificates import Authority
+from tests.beds.mesh import MESH, LogSink
 
 NOWHERE = Path("x")
 AUTHORITY = Authority()

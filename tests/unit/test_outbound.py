@@ -6,11 +6,12 @@ import contextlib
 import socket
 
 from OpenSSL import SSL
+from tests.harness import Foreigner, connect, mesh_bed, outbound
 
 from sidecar import sockets
 from sidecar.address import Address
-from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
-from tests.harness import Foreigner, connect, mesh_bed, outbound
+from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
+from tests.beds.impostor import Impostor
 from tests.unit.test_inbound import nobody
 
 

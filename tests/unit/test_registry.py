@@ -9,7 +9,7 @@ import trio.testing
 from sidecar.identity import SpiffeId, parse_svid
 from sidecar.reasons import Reason
 from sidecar.registry import CUT_A_TICK, JUDGED_A_TICK, Claim, Live, Registry
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 PEER = parse_svid(Authority().leaf().der)
 CLAIM = Claim(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), b"root")

@@ -18,9 +18,9 @@ from sidecar.duplex import Ending, How
 from sidecar.poller import READABLE, EdgePoller, LevelPoller
 from sidecar.reasons import Reason
 from sidecar.relay import ENDING_SECONDS, PUMP_BYTES, READ_BYTES, Relay
-from tests.harness import PATIENCE, receive_all
-from tests.relaybed import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
-from tests.simulation import CLOSE, FakeChannel, parse, record, records
+from tests.beds.mesh import PATIENCE, receive_all
+from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
+from tests.beds.simulation import CLOSE, FakeChannel, parse, record, records
 
 DAYS = 1e6
 """Of a virtual clock."""

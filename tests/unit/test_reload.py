@@ -16,6 +16,8 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from tests.certificates import DAY, Authority, Credential
+from tests.harness import MESH, LogSink
 from trio.testing import MockClock
 
 from sidecar import reload, tls
@@ -29,8 +31,6 @@ from sidecar.reasons import Reason
 from sidecar.registry import Claim, Live
 from sidecar.reload import Reloader, generation, load_credentials, mounted
 from sidecar.watch import LOOK_SECONDS
-from tests.certificates import DAY, Authority, Credential
-from tests.harness import MESH, LogSink
 
 AUTHORITY = Authority()
 WIRING = """\

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from tests.harness import PATIENCE, connect, mesh_bed
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar import server, sockets
@@ -16,7 +17,6 @@ from sidecar.address import Address
 from sidecar.reasons import Reason, Refused, UsageError
 from sidecar.record import ConnectionRecord, Direction
 from tests import harness
-from tests.harness import PATIENCE, connect, mesh_bed
 
 NOBODY = Address("127.0.0.1", 9)
 

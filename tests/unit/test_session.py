@@ -17,7 +17,7 @@ from sidecar.duplex import Ending, How
 from sidecar.inbound import _WORDS
 from sidecar.reasons import Reason
 from sidecar.record import ConnectionRecord
-from tests.harness import inbound
+from tests.beds.mesh import inbound
 
 OPTIONS = inbound("http")
 

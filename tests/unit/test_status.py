@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from tests.certificates import Authority
+
 from sidecar.config import parse_config
 from sidecar.identity import parse_svid
 from sidecar.mesh import parse_mesh
 from sidecar.status import Standing, as_text, describe
 from sidecar.tally import Tally
-from tests.certificates import Authority
 
 AUTHORITY = Authority()
 NOW = AUTHORITY.now

@@ -6,14 +6,14 @@ import socket
 
 import pytest
 import trio
+from tests.harness import PATIENCE
 from trio.testing import MockClock
 
 from sidecar import sockets
 from sidecar.duplex import MAX_SILENT_CIPHERTEXT
 from sidecar.stream import BrokenStreamError, SecureStream
 from tests.attacks.records import DATA, KeyLog, Writer
-from tests.cabed import secure_pair
-from tests.harness import PATIENCE
+from tests.beds.mesh import secure_pair
 
 
 async def read_all(stream: SecureStream) -> bytes:

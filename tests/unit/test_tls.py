@@ -11,13 +11,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
+from tests.certificates import HOUR, Authority, Credential
 
 from sidecar import tls
 from sidecar.duplex import Buffer, ChannelError
 from sidecar.identity import SpiffeId
 from sidecar.judge import Terms
 from sidecar.reasons import Reason, Refused
-from tests.certificates import HOUR, Authority, Credential
 
 MESH = Authority()
 API, WEB = SpiffeId("shop.internal", ("api",)), SpiffeId("shop.internal", ("web",))

@@ -14,7 +14,7 @@ from itertools import cycle
 from sidecar import duplex as core
 from sidecar.duplex import Buffers, Channel, Duplex, How, Op
 from sidecar.poller import BROKEN, READABLE, WRITABLE
-from tests.simulation import (
+from tests.beds.simulation import (
     ALERT,
     CLOSE,
     DATA,
