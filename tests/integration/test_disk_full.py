@@ -17,8 +17,8 @@ from sidecar import member as membership
 from tests.beds.ca_processes import CaSite, denial, echo_app, load
 from tests.beds.processes import DEADLINE
 from tests.integration.members import LiveMember, hasty, live_ca
-from tests.integration.test_a_thousand_rotations import at_once
 from tests.integration.test_root_rotation import inbound, outbound
+from tests.integration.test_rotations_under_load import at_once
 
 __all__ = ["hasty"]
 
