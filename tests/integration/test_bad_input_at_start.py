@@ -91,7 +91,7 @@ async def test_a_bad_file_with_several_mistakes_names_them_all(shop: Shop, port:
         f'inbound: [{{port: http, listen: "127.0.0.1:{port}", app: "127.0.0.1:{port}", colour: red}}]\n'
         'outbound: [{to: "db:redis", listen: "0.0.0.0:1", peers: []}]\n',
     )
-    await started(file, f"{file}:1", "'api'", f"{file}:4", "colour", "db:redis")
+    await started(file, f"{file}:1", "'api'", f"{file}:4", "colour", f"127.0.0.1:{port}", "'0.0.0.0:1'")
 
 
 async def test_an_unknown_variable(file: Path, port: int) -> None:
