@@ -246,7 +246,35 @@ AWAITED = {"sidecar.cli.dev", "sidecar.dev.dev_mesh", "sidecar.relay.poller", "s
 
 @pytest.mark.parametrize("name", sorted(name for name in SOURCES if test_file(name) and name not in AWAITED))
 def test_every_source_file_has_its_test_file(name: str) -> None:
-    assert (ROOT / "tests" / "unit" / str(test_file(name))).is_file()
+    """Among the units, or, where its tests start servers, among the integration tests."""
+    assert any((ROOT / "tests" / where / str(test_file(name))).is_file() for where in ("unit", "integration"))
+
+
+SERVERS = {
+    "tests.attacks.stage",
+    "tests.beds.asking",
+    "tests.beds.ca.ca_bed",
+    "tests.beds.ca.serving",
+    "tests.beds.ca_processes",
+    "tests.beds.dev_mesh.dev_bed",
+    "tests.beds.mesh.mesh_bed",
+    "tests.beds.processes.running",
+    "tests.beds.processes.sidecar_process",
+    "tests.harness.mesh_bed",
+    "tests.devmesh.dev_bed",
+}
+"""What starts servers or processes for a test."""
+
+SERVED = {
+    *("test_certs_client", "test_certs_connections", "test_certs_serve"),
+    *("test_dev", "test_inbound", "test_outbound", "test_server"),
+}
+"""Units that do so still. This list may only become shorter."""
+
+
+def test_what_starts_servers_is_no_unit() -> None:
+    files = [path for path in (ROOT / "tests" / "unit").rglob("test_*.py") if path.stem not in SERVED]
+    assert {path.stem: used for path in files if (used := Source.read(path).imports() & SERVERS)} == {}
 
 
 def test_no_test_file_is_without_its_source_file() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sidecar.identity.judge import MAX_CHAIN, ChainFault, Presented, Revocations, VerifyParams, judge, key_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import Authority, Credential, pem, usage
+from tests.beds.certificates import Authority, Credential, pem, usage
 
 MESH = Authority()
 NOW = MESH.now

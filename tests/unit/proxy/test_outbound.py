@@ -10,7 +10,8 @@ from tests.unit.test_inbound import nobody
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
+from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
+from tests.beds.impostor import Impostor
 from tests.harness import Foreigner, connect, mesh_bed, outbound
 
 

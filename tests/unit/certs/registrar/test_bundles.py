@@ -22,8 +22,9 @@ from certs.store.store import followers, issued, passes, revoked_serials
 from sidecar.identity.judge import key_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
-from tests.certificates import DAY, HOUR
-from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa, csr, ders
+from tests.beds.certificates import DAY, HOUR
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB, MiniCa, csr, ders
 
 MADE: Made = authority.make(DOMAIN, NOW)
 ROOT = MADE.root.certificate
