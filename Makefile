@@ -28,8 +28,8 @@ $(READY): pyproject.toml .lock/dev.txt
 demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict checked
 	@$(BIN)/python -m sidecar.demo
 
-test: $(READY) ## units, properties, integration, attacks; no Docker
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+test: $(READY) ## units, properties, integration, attacks; no Docker; and which ten tests were the slowest
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations=10
 
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)

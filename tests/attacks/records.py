@@ -50,7 +50,7 @@ def old_server_hello(version: bytes) -> bytes:
 
 class KeyLog:
     """The secrets of one connection by their names (RFC 8446 7.1), as OpenSSL tells them. ``configure`` is for a
-    :class:`tests.harness.Foreigner`, and leaves it one cipher suite, the one that :class:`Writer` knows."""
+    :class:`tests.beds.mesh.Foreigner`, and leaves it one cipher suite, the one that :class:`Writer` knows."""
 
     def __init__(self) -> None:
         self.secrets: dict[str, bytes] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,8 +20,10 @@ from OpenSSL import SSL
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets, verdict
-from tests.certificates import Authority, Credential
-from tests.harness import (
+from tests.beds.certificates import Authority, Credential
+from tests.beds.impostor import STOLEN as STOLEN
+from tests.beds.impostor import Answer, Impostor
+from tests.beds.mesh import (
     MESH,
     PATIENCE,
     App,
@@ -35,7 +37,6 @@ from tests.harness import (
     outbound,
 )
 
-STOLEN = b"bytes that nobody may get"
 HONEST = b"an honest request"
 API, WEB = "spiffe://shop.internal/api", "spiffe://shop.internal/web"
 
@@ -112,58 +113,6 @@ async def attacked_port(mesh: str = MESH, *, authority: Authority | None = None,
         app = await bed.app(echo)
         sidecar = await bed.sidecar("api", inbound=[inbound("http", app.address, **options)], **of_sidecar)
         yield Port(bed, sidecar, app)
-
-
-Answer = Callable[[socket.socket], Awaitable[None]]
-
-
-class Impostor:
-    """Answers in api's place, as a raw server or with TLS of its own; ``received`` is every plaintext byte that it got."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = self.hang_up
-        self.received = bytearray()
-        self.alerts: list[str | None] = []
-
-    async def serve(self, sock: socket.socket, _app: App) -> None:
-        await self.answer(sock)
-
-    async def hang_up(self, sock: socket.socket) -> None:
-        """Says nothing at all."""
-
-    def says(self, *raw: bytes) -> Answer:
-        """Speaks first, plainly, and listens for the app's bytes: a ClientHello or an alert is no secret."""
-
-        async def answer(sock: socket.socket) -> None:
-            heard = b""
-            for one in raw:
-                await sockets.send_all(sock, one)
-            while data := await sockets.receive(sock, 65536):
-                heard += data
-                if STOLEN in heard:
-                    self.received += STOLEN
-
-        return answer
-
-    def shows(self, credential: Credential | None, *, frame: bytes = b"\x02ok", **options: Any) -> Answer:
-        """Serves TLS with this credential: verdict, then an echo."""
-
-        async def answer(sock: socket.socket) -> None:
-            peer = Foreigner(sock, credential, server=True, **options)
-            try:
-                await peer.handshake()
-                if peer.tls.get_alpn_proto_negotiated():
-                    await peer.send(frame)
-                while data := await peer.receive():
-                    self.received += data
-                    await peer.send(data)
-                await peer.close()
-            except (SSL.Error, EOFError):
-                pass
-            finally:
-                self.alerts.append(peer.alert)
-
-        return answer
 
 
 class Call:

@@ -16,7 +16,7 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.harness import PATIENCE, App, MeshBed, connect
+from tests.beds.mesh import PATIENCE, App, MeshBed, connect
 
 Side = Literal["caller", "callee"]
 Meddle = Callable[[int, bytes], Sequence[bytes]]

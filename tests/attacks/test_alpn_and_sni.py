@@ -13,8 +13,8 @@ from OpenSSL import SSL
 from sidecar.transport import sockets
 from tests.attacks.records import plain_record
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call, attacked_port
-from tests.certificates import Authority
-from tests.harness import connect, inbound, mesh_bed, outbound
+from tests.beds.certificates import Authority
+from tests.beds.mesh import connect, inbound, mesh_bed, outbound
 
 FOREIGN = {
     "another protocol": [b"h2"],

@@ -15,23 +15,13 @@ from certs.protocol.wire import NONCE_SECONDS
 from certs.registrar import bundles, registrar, revocations
 from sidecar.identity.keys import key_digest
 from sidecar.transport.tls import KeyPair
-from tests.attacks.castage import (
-    HOUR,
-    SECOND,
-    TRUST_DOMAIN,
-    Desk,
-    ca_desk,
-    csr,
-    names_of,
-    parse_answer,
-    until,
-    uri,
-)
-from tests.certificates import Authority, Credential, ec_key
-from tests.harness import Foreigner, connect
+from tests.beds.asking import Desk, ca_desk, names_of, parse_answer, until
+from tests.beds.ca_files import DOMAIN, HOUR
+from tests.beds.certificates import Authority, Credential, csr, ec_key
+from tests.beds.mesh import Foreigner, connect
 
-WEB = f"spiffe://{TRUST_DOMAIN}/web"
-DAY = timedelta(days=1)
+WEB = f"spiffe://{DOMAIN}/web"
+DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
 
 
 async def test_the_twin_of_all_below_renews(tmp_path: Path) -> None:
@@ -50,10 +40,10 @@ async def test_without_a_certificate(tmp_path: Path) -> None:
 async def test_with_another_s_certificate_one_becomes_nobody_else(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         api = desk.keys("api")
-        await desk.denied("bad_csr", desk.renew(api, csr(uri(WEB))))
+        await desk.denied("bad_csr", desk.renew(api, csr(uris=[WEB])))
         said = json.dumps({"csr": csr(), "service": "web"}).encode()
         await desk.denied("bad_request", desk.ask("POST", "/v1/renew", said, api))
-        assert names_of((await desk.renew(api)).certificate) == [f"spiffe://{TRUST_DOMAIN}/api", "api"]
+        assert names_of((await desk.renew(api)).certificate) == [f"spiffe://{DOMAIN}/api", "api"]
 
 
 async def test_with_the_ca_s_own_certificate(tmp_path: Path) -> None:
@@ -95,7 +85,7 @@ async def test_a_certificate_that_no_peer_would_take_is_refused_in_the_handshake
 ) -> None:
     async with ca_desk(tmp_path) as desk:
         issuer = desk.ca.issuer
-        made = Authority(TRUST_DOMAIN, now=desk.clock())
+        made = Authority(DOMAIN, now=desk.clock())
         if ours:
             made.issuing = Credential(issuer.certificate, issuer.key, (issuer.certificate,))
         assert await handshake(desk, make(made)) is not None
@@ -123,7 +113,7 @@ async def test_what_is_issued_after_a_revocation_is_good_and_dated_after_it(tmp_
         await desk.revoke("web")
         desk.clock.jump(2 * SECOND)
         leaf = await desk.honest()
-        (before,) = desk.server._state.known.revoked.identities.values()
+        (before,) = desk.files.revoked().identities.values()
         assert leaf.not_valid_before_utc >= before
 
 
@@ -227,7 +217,7 @@ async def test_a_revoked_one_is_not_brought_back_by_its_key(tmp_path: Path) -> N
 
 async def test_a_certificate_that_this_ca_did_not_issue(tmp_path: Path) -> None:
     async with ca_desk(tmp_path, age=2 * DAY) as desk:
-        other = Authority(TRUST_DOMAIN).leaf("web")
+        other = Authority(DOMAIN).leaf("web")
         await desk.denied("not_entitled", desk.reenrol(other.certificate, other.key))
         unknown = desk.keys("web", known=False)
         await desk.denied("not_entitled", desk.reenrol(unknown.chain[0], unknown.key))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from certs.protocol.csr import MAX_CSR_BYTES
 from sidecar.transport import sockets
 from sidecar.transport.http1 import MAX_BODY_BYTES, MAX_HEAD_BYTES, REQUEST_SECONDS
-from tests.attacks.castage import TRUST_DOMAIN, ca_desk, csr, names_of, parse_answer, pem_of, uri
-from tests.certificates import CA_USAGE, ec_key, raw, raw_names, rsa_key
+from tests.beds.asking import ca_desk, names_of, parse_answer
+from tests.beds.ca_files import DOMAIN
+from tests.beds.certificates import CA_USAGE, csr, ec_key, pem_of, raw, raw_names, rsa_key
 
-WEB, API = (f"spiffe://{TRUST_DOMAIN}/{name}" for name in ("web", "api"))
+WEB, API = (f"spiffe://{DOMAIN}/{name}" for name in ("web", "api"))
 
 
 def altered(text: str) -> str:
     """The same CSR, its last byte, which is of the signature, changed."""
     der = bytearray(x509.load_pem_x509_csr(text.encode()).public_bytes(Encoding.DER))
     der[-1] ^= 1
-    return f"-----BEGIN CERTIFICATE REQUEST-----\n{b64encode(der).decode()}\n-----END CERTIFICATE REQUEST-----\n"
+    return pem_of(bytes(der))
 
 
 def with_a_stolen_key() -> str:
@@ -38,25 +38,25 @@ def with_a_stolen_key() -> str:
         key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint) for key in (ours, theirs)
     )
     der = x509.load_pem_x509_csr(csr(key=ours).encode()).public_bytes(Encoding.DER).replace(mine, stolen)
-    return f"-----BEGIN CERTIFICATE REQUEST-----\n{b64encode(der).decode()}\n-----END CERTIFICATE REQUEST-----\n"
+    return pem_of(bytes(der))
 
 
 EKU, SAN = ExtensionOID.EXTENDED_KEY_USAGE, ExtensionOID.SUBJECT_ALTERNATIVE_NAME
 BAD_CSRS: dict[str, Any] = {
-    "another service's URI": lambda: csr(uri(API)),
-    "the CA's URI": lambda: csr(uri(f"spiffe://{TRUST_DOMAIN}/mesh/ca")),
-    "two URIs, ours first": lambda: csr(uri(WEB), uri(API)),
-    "two URIs, ours last": lambda: csr(uri(API), uri(WEB)),
-    "ours twice": lambda: csr(uri(WEB), uri(WEB)),
-    "another trust domain": lambda: csr(uri("spiffe://evil.internal/web")),
-    "a DNS name": lambda: csr(x509.DNSName("web")),
-    "a DNS name beside ours": lambda: csr(uri(WEB), x509.DNSName("api")),
-    "an e-mail address": lambda: csr(uri(WEB), x509.RFC822Name("a@b.c")),
+    "another service's URI": lambda: csr(uris=[API]),
+    "the CA's URI": lambda: csr(uris=[f"spiffe://{DOMAIN}/mesh/ca"]),
+    "two URIs, ours first": lambda: csr(uris=[WEB, API]),
+    "two URIs, ours last": lambda: csr(uris=[API, WEB]),
+    "ours twice": lambda: csr(uris=[WEB, WEB]),
+    "another trust domain": lambda: csr(uris=["spiffe://evil.internal/web"]),
+    "a DNS name": lambda: csr(names=[x509.DNSName("web")]),
+    "a DNS name beside ours": lambda: csr(uris=[WEB], names=[x509.DNSName("api")]),
+    "an e-mail address": lambda: csr(uris=[WEB], names=[x509.RFC822Name("a@b.c")]),
     "NUL in the URI": lambda: csr(extensions=[raw(SAN, raw_names(uris=[WEB.encode() + b"\0.evil"]))]),
     "no ASCII in the URI": lambda: csr(extensions=[raw(SAN, raw_names(uris=["spiffe://shop.internal/wеb".encode()]))]),
     "a SAN of nothing": lambda: csr(extensions=[raw(SAN, b"\x30\x00")]),
-    "a subject": lambda: csr(subject="web"),
-    "another's subject": lambda: csr(uri(WEB), subject="api"),
+    "a subject": lambda: csr(cn="web"),
+    "another's subject": lambda: csr(uris=[WEB], cn="api"),
     "cA=true": lambda: csr(extensions=[(x509.BasicConstraints(ca=True, path_length=None), True)]),
     "cA=false": lambda: csr(extensions=[(x509.BasicConstraints(ca=False, path_length=None), True)]),
     "keyCertSign": lambda: csr(extensions=[(CA_USAGE, True)]),
@@ -65,7 +65,9 @@ BAD_CSRS: dict[str, Any] = {
     "an empty EKU": lambda: csr(extensions=[raw(EKU, b"")]),
     "a malformed SAN": lambda: csr(extensions=[raw(SAN, b"\x30\x84\xff\xff\xff\xff")]),
     "an unknown extension": lambda: csr(extensions=[raw(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")]),
-    "an attribute": lambda: csr(attribute=b"valid for ten years, please"),
+    "an attribute": lambda: csr(
+        attributes=[(x509.oid.AttributeOID.CHALLENGE_PASSWORD, b"valid for ten years, please")]
+    ),
     "RSA": lambda: csr(key=rsa_key(2048)),
     "a weak key": lambda: csr(key=rsa_key(1024)),
     "another curve": lambda: csr(key=ec.generate_private_key(ec.SECP384R1())),
@@ -84,7 +86,7 @@ BAD_CSRS: dict[str, Any] = {
     "nothing": lambda: "",
     "not ASCII": lambda: "é" * 50,
     "too large": lambda: csr() + " " * MAX_CSR_BYTES,
-    "one that is large itself": lambda: csr(*(uri(f"{WEB}{number}") for number in range(500))),
+    "one that is large itself": lambda: csr(uris=[f"{WEB}{number}" for number in range(500)]),
 }
 
 
@@ -98,10 +100,10 @@ async def test_a_csr_that_asks_for_anything_but_a_key_is_refused_and_not_correct
         assert (await desk.enrol("web", token)).status == 200, "and the token is not spent by it"
 
 
-@pytest.mark.parametrize("names", [[], [uri(WEB)]], ids=["nothing", "our own URI"])
-async def test_a_csr_that_asks_for_nothing_or_for_what_it_gets_anyway(names: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uris", [[], [WEB]], ids=["nothing", "our own URI"])
+async def test_a_csr_that_asks_for_nothing_or_for_what_it_gets_anyway(uris: list[str], tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        leaf = (await desk.enrol("web", desk.make_pass("web"), csr(*names))).certificate
+        leaf = (await desk.enrol("web", desk.make_pass("web"), csr(uris=uris))).certificate
         assert names_of(leaf) == [WEB, "web"]
         assert list(leaf.subject) == []
         assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -265,7 +267,7 @@ async def test_the_ca_connects_nowhere_that_a_caller_names(tmp_path: Path) -> No
         with sockets.listen("trap", "127.0.0.1", 0) as trap:
             place = f"127.0.0.1:{trap.getsockname()[1]}"
             bait = f"http://{place}/"
-            await desk.denied("bad_csr", desk.enrol("web", desk.make_pass("web"), csr(uri(bait))))
+            await desk.denied("bad_csr", desk.enrol("web", desk.make_pass("web"), csr(uris=[bait])))
             await desk.denied("unknown_service", desk.enrol(bait, desk.make_pass("web")))
             await desk.denied("bad_request", desk.ask("GET", f"/v1/bundle?after=0&url={bait}"))
             assert (await desk.ask("GET", bait)).status == 404

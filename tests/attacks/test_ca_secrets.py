@@ -13,10 +13,11 @@ import pytest
 import trio
 
 from sidecar.identity.reasons import UsageError
-from tests.attacks.camesh import ca_mesh, ca_process
-from tests.attacks.castage import Sidecar, ca_desk, membership
-from tests.harness import PATIENCE, mesh_bed
-from tests.integration.processes import SIDECAR, Running, output, running
+from tests.beds.asking import ca_desk
+from tests.beds.ca import Sidecar
+from tests.beds.ca_processes import CALLS_API, CaSite, ca_mesh
+from tests.beds.mesh import PATIENCE, mesh_bed
+from tests.beds.processes import SIDECAR, Running, output, running
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
@@ -38,7 +39,7 @@ def of_directory(path: Path) -> set[str]:
 
 
 def of_passes(path: Path) -> set[str]:
-    return {of_pass(file.read_text()) for file in path.glob("*.enrol")}
+    return {of_pass(file.read_text()) for file in path.glob("*.secret")}
 
 
 def seen_by_ps(program: Running) -> str:
@@ -46,24 +47,31 @@ def seen_by_ps(program: Running) -> str:
     return "".join((process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ"))
 
 
+async def core_limits(program: Running) -> list[str]:
+    limits = await trio.Path(f"/proc/{program.process.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    return line.split()[4:6]
+
+
 @ON_LINUX
-async def test_passes_and_keys_stay_where_they_are(tmp_path: Path) -> None:
+async def test_passes_and_keys_stay_where_they_are_and_no_core_is_dumped(tmp_path: Path) -> None:
     async with mesh_bed() as bed:
-        async with ca_mesh(tmp_path, await bed.app()) as mesh:
-            token = of_pass((await mesh.ca.certs("token", "job")).splitlines()[0])
+        async with ca_mesh(tmp_path, (await bed.app()).address) as mesh:
+            token = of_pass((await mesh.site.certs("token", "job")).splitlines()[0])
             secrets = of_directory(tmp_path) | {token}
             secrets |= of_passes(tmp_path)
+            for program in mesh.programs:
+                assert await core_limits(program) == ["0", "0"], "what holds keys dumps no core"
             assert len(secrets) > 10, "three passes, and the lines of the keys of the CA and two sidecars"
-            programs = [mesh.ca.program, mesh.web.program, mesh.api.program]
             public = {
-                "ps": "".join(map(seen_by_ps, programs)),
-                "list": await mesh.ca.certs("list"),
-                "audit": await mesh.ca.certs("audit"),
+                "ps": "".join(map(seen_by_ps, mesh.programs)),
+                "list": await mesh.site.certs("list"),
+                "audit": await mesh.site.certs("audit"),
                 "store": "".join(file.read_bytes().decode("latin-1") for file in (tmp_path / "ca").glob("store.db*")),
             }
-            for program in programs:
+            for program in mesh.programs:
                 program.signal(signal.SIGTERM)
-            for number, program in enumerate(programs):
+            for number, program in enumerate(mesh.programs):
                 assert await program.ended() == 0
                 public[f"log {number}"] = program.text
         for where, text in public.items():
@@ -71,37 +79,48 @@ async def test_passes_and_keys_stay_where_they_are(tmp_path: Path) -> None:
             assert not [secret for secret in secrets if secret in text], where
 
 
+def bad_ones(good: str, guessed: str) -> list[str]:
+    """With another secret in it, with nothing else in it, and with more behind it."""
+    return [good.replace(of_pass(good), guessed), guessed, good + guessed]
+
+
 async def test_a_bad_pass_is_not_quoted_by_either_end(tmp_path: Path) -> None:
-    async with ca_process(tmp_path) as ca:
-        file = await ca.wiring("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
-        secret = tmp_path / "api.enrol"
-        good = secret.read_text()
-        guessed = "f" * 64
-        for bad in (good.replace(of_pass(good), guessed), f"{guessed}\n", good.strip() + guessed):
-            secret.write_text(bad)
-            said = await output(*SIDECAR, "run", file, check=False)
-            assert "error: " in said
-            assert "Traceback" not in said
-            assert guessed not in said + ca.program.text
-            assert of_pass(good) not in said + ca.program.text
-        (await ca.program.event("denied", reason="bad_pass"))["message"].index("api")
+    guessed = "f" * 64
+    async with ca_desk(tmp_path) as desk:
+        good = desk.make_pass("web", "secret")
+        for number, bad in enumerate(bad_ones(good, guessed)):
+            sidecar = desk.membership(text=bad, state=f"state-{number}")
+            with pytest.raises(UsageError) as refused:
+                await sidecar.member.join()
+            await sidecar.member.close()
+            said = f"{refused.value} {sidecar.log.lines} {desk.log.lines}"
+            assert guessed not in said
+            assert of_pass(good) not in said
+        assert [line["reason"] for line in desk.log.events("denied")] == ["bad_pass"], "the others were not even sent"
+        again = desk.membership(text=good)
+        await joined(again)
+        await again.member.close()
+
+
+async def test_nor_is_it_by_their_processes(tmp_path: Path) -> None:
+    site = CaSite.make(tmp_path, CALLS_API)
+    async with site.serves() as ca:
+        file = site.member("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+        secret = tmp_path / "api.secret"
+        good, guessed = secret.read_text(), "f" * 64
+        secret.write_text(good.replace(of_pass(good), guessed))
+        said = await output(*SIDECAR, "run", file, check=False)
+        assert "error: " in said
+        assert "Traceback" not in said
+        assert "api" in (await ca.event("denied", reason="bad_pass"))["message"]
+        assert guessed not in said + ca.text
+        assert of_pass(good) not in said + ca.text
         secret.write_text(good)
-        for _ in range(2):
-            async with running(*SIDECAR, "run", file) as program:
-                await program.event("started")
-                program.signal(signal.SIGTERM)
-                assert await program.ended() == 0
-                assert program.errors == ""
-            secret.unlink(missing_ok=True)  # the second time it needs none
-
-
-@ON_LINUX
-async def test_no_core_is_dumped_by_what_holds_keys(tmp_path: Path) -> None:
-    async with mesh_bed() as bed, ca_mesh(tmp_path, await bed.app()) as mesh:
-        for program in (mesh.ca.program, mesh.web.program, mesh.api.program):
-            limits = await trio.Path(f"/proc/{program.process.pid}/limits").read_text()
-            (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
-            assert line.split()[4:6] == ["0", "0"]
+        async with running(*SIDECAR, "run", file) as program:
+            await program.event("started")
+            program.signal(signal.SIGTERM)
+            assert await program.ended() == 0
+            assert program.errors == ""
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -123,43 +142,44 @@ def replaced_by_a_directory(path: Path) -> None:
     path.mkdir()
 
 
-SPOILT: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "the directory is a symlink": ("", linked, "is a symlink"),
-    "the directory can be read by others": ("", lambda path: path.chmod(0o755), "chmod 700"),
-    "the directory can be read by the group": ("", lambda path: path.chmod(0o710), "chmod 700"),
-    "the key is a symlink": ("identity.pem", linked, "a symlink is not followed"),
-    "the key can be read by others": ("identity.pem", lambda path: path.chmod(0o644), "chmod 600"),
-    "the bundle is a symlink": ("bundle.json", linked, "a symlink is not followed"),
-    "the bundle can be written by others": ("bundle.json", lambda path: path.chmod(0o666), "chmod 600"),
-    "the list is a directory": ("revocations.json", replaced_by_a_directory, "not a regular file"),
-    "the list is enormous": ("revocations.json", lambda path: path.write_bytes(b" " * (5 << 20)), "larger than 4 MiB"),
+SPOILT: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "the directory is a symlink": ("", linked),
+    "the directory can be read by others": ("", lambda path: path.chmod(0o755)),
+    "the directory can be read by the group": ("", lambda path: path.chmod(0o710)),
+    "the key is a symlink": ("identity.pem", linked),
+    "the key can be read by others": ("identity.pem", lambda path: path.chmod(0o644)),
+    "the bundle is a symlink": ("bundle.json", linked),
+    "the bundle can be written by others": ("bundle.json", lambda path: path.chmod(0o666)),
+    "the list is a directory": ("revocations.json", replaced_by_a_directory),
+    "the list is enormous": ("revocations.json", lambda path: path.write_bytes(b" " * (5 << 20))),
 }
 
 
-@pytest.mark.parametrize(("name", "spoil", "words"), SPOILT.values(), ids=SPOILT.keys())
+@pytest.mark.parametrize(("name", "spoil"), SPOILT.values(), ids=SPOILT.keys())
 async def test_a_state_that_others_could_have_touched_stops_the_start(
-    name: str, spoil: Callable[[Path], object], words: str, tmp_path: Path
+    name: str, spoil: Callable[[Path], object], tmp_path: Path
 ) -> None:
     async with ca_desk(tmp_path) as desk:
-        first = membership(desk, desk.address, text=desk.make_pass("web"))
+        first = desk.membership(text=desk.make_pass("web"))
         await joined(first)
         await first.member.close()
         # The twin first: untouched, it starts, and needs neither a token nor the CA.
-        again = membership(desk, desk.address)
-        assert again.in_force.keys.chain == first.in_force.keys.chain
+        again = desk.membership()
+        assert again.own.keys.chain == first.own.keys.chain
         await again.member.close()
         spoil(first.state / name)
-        with pytest.raises(UsageError, match=words):
-            membership(desk, desk.address)
+        with pytest.raises(UsageError, match=re.escape(str(first.state / name))):
+            desk.membership()
 
 
 @pytest.mark.parametrize("content", ["", "half", "garbage", "another's", "another key's"])
 async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(content: str, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        first = membership(desk, desk.address, text=desk.make_pass("web", "secret"))
+        secret = desk.make_pass("web", "secret")
+        first = desk.membership(text=secret)
         await joined(first)
         await first.member.close()
-        other = membership(desk, desk.address, service="api", text=desk.make_pass("api"), state="other")
+        other = desk.membership(service="api", text=desk.make_pass("api"), state="other")
         await joined(other)
         await other.member.close()
         file = first.state / "identity.pem"
@@ -174,27 +194,27 @@ async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(con
                 "another key's": theirs[: theirs.index("-----BEGIN CERTIFICATE")] + own[begin:],
             }[content]
         )
-        again = membership(desk, desk.address, text=(tmp_path / "web.enrol").read_text().strip())
+        again = desk.membership(text=secret)
         assert again.member.credentials is None
-        said = again.said("state_ignored")
-        assert "enrolling anew" in said
+        said = again.words("state_ignored")
+        assert said
         assert not [line for line in of_key(own) | of_key(theirs) if line in said]
         await joined(again)
-        assert str(again.in_force.svid.id) == "spiffe://shop.internal/web"
+        assert str(again.own.svid.id) == "spiffe://shop.internal/web"
         assert of_key(file.read_text()) != of_key(own)
         await again.member.close()
 
 
 async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = membership(desk, desk.address, text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_pass("web"))
         await joined(sidecar)
         assert sidecar.state.stat().st_mode & 0o777 == 0o700
         modes = {file.name: file.stat().st_mode & 0o777 for file in sidecar.state.iterdir()}
         assert modes.keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
         assert set(modes.values()) == {0o600}
-        with pytest.raises(UsageError, match="another sidecar is using"):
-            membership(desk, desk.address)
+        with pytest.raises(UsageError, match=re.escape(str(sidecar.state))):
+            desk.membership()
         await sidecar.member.close()
         for name in ("store.db", "issuing.key", "root.key", "revocation.pem"):
             assert (tmp_path / "ca" / name).stat().st_mode & 0o077 == 0, name

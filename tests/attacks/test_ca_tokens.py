@@ -14,10 +14,11 @@ from certs.registrar import registrar
 from certs.service.api import RateLimits
 from certs.service.limits import Rate
 from certs.store.store import StoreUnavailableError
-from tests.attacks.castage import TRUST_DOMAIN, Answer, ca_desk, csr, names_of, service_id
-from tests.certificates import ec_key
+from tests.beds.asking import Answer, ca_desk, names_of
+from tests.beds.ca_files import DOMAIN, service_id
+from tests.beds.certificates import csr, ec_key
 
-WEB = f"spiffe://{TRUST_DOMAIN}/web"
+WEB = f"spiffe://{DOMAIN}/web"
 
 
 async def test_a_token_that_was_stolen_and_used_is_worth_nothing_again_and_says_that_it_was_used(
@@ -75,7 +76,7 @@ async def test_a_pass_of_another_service_is_worth_as_much_as_none(kind: enrolmen
         stolen = await desk.denied("bad_pass", desk.enrol("web", others))
         forged = await desk.denied("bad_pass", desk.enrol("web", str(enrolment.make(kind, desk.ca.root_digest))))
         assert stolen.said == forged.said, "whose it is is told to nobody"
-        assert names_of((await desk.enrol("api", others)).certificate)[0] == f"spiffe://{TRUST_DOMAIN}/api"
+        assert names_of((await desk.enrol("api", others)).certificate)[0] == f"spiffe://{DOMAIN}/api"
 
 
 async def test_a_revoked_secret_and_a_revoked_token_end_at_once(tmp_path: Path) -> None:

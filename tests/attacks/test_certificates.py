@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sidecar.transport.tls import utc_now
 from tests.attacks.stage import Bend, assert_refused, attacked_call, attacked_port
-from tests.certificates import (
+from tests.beds.certificates import (
     ANY_EKU,
     CLIENT_AUTH,
     DAY,
@@ -23,7 +23,7 @@ from tests.certificates import (
     rsa_key,
     usage,
 )
-from tests.harness import mesh_bed
+from tests.beds.mesh import mesh_bed
 
 
 def named(*uris: str) -> Bend:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from sidecar.transport import sockets
-from tests.attacks.stage import HONEST, Impostor, assert_refused
-from tests.certificates import Authority
-from tests.harness import App, MeshBed, RunningSidecar, connect, mesh_bed, outbound
+from tests.attacks.stage import HONEST, assert_refused
+from tests.beds.certificates import Authority
+from tests.beds.impostor import Impostor
+from tests.beds.mesh import App, MeshBed, RunningSidecar, connect, mesh_bed, outbound
 
 
 @dataclass

@@ -27,8 +27,8 @@ from tests.attacks.records import (
     plain_record,
 )
 from tests.attacks.stage import HONEST, STOLEN, assert_reset, attacked_call, attacked_port
-from tests.certificates import Credential
-from tests.harness import PATIENCE, Foreigner, connect
+from tests.beds.certificates import Credential
+from tests.beds.mesh import PATIENCE, Foreigner, connect
 
 MIB = 1024 * 1024
 FRAGMENT = 16 * 1024

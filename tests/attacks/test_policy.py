@@ -11,7 +11,7 @@ import pytest
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, assert_reset
-from tests.harness import MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
 
 HEAD = """
 trust_domain: shop.internal

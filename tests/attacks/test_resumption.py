@@ -10,7 +10,7 @@ from OpenSSL import SSL
 
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, attacked_call, attacked_port
-from tests.harness import Foreigner, connect
+from tests.beds.mesh import Foreigner, connect
 
 _lib: Any = vars(SSL)["_lib"]
 

@@ -15,14 +15,13 @@ from sidecar.identity.judge import Revocations
 from sidecar.lifecycle.reload import snapshot
 from sidecar.policy.mesh import parse_mesh
 from sidecar.transport import sockets
-from sidecar.transport.tls import KeyPair
-from tests import harness
-from tests.attacks.camesh import Mesh, ca_mesh
-from tests.attacks.castage import MESH, ca_desk, membership, until
 from tests.attacks.stage import assert_refused
-from tests.certificates import Credential
-from tests.harness import PATIENCE, RunningSidecar, connect, mesh_bed
-from tests.integration.processes import sidecar_process
+from tests.beds import mesh as harness
+from tests.beds.asking import MESH, ca_desk, until
+from tests.beds.ca_processes import Mesh, ca_mesh
+from tests.beds.certificates import credential
+from tests.beds.mesh import PATIENCE, RunningSidecar, connect, mesh_bed
+from tests.beds.processes import sidecar_process
 
 CUT_SECONDS = 10.0
 
@@ -42,7 +41,7 @@ async def exchange(sock: socket.socket) -> None:
 
 async def cut(mesh: Mesh, live: socket.socket, service: str) -> float:
     """Revokes a service; returns how many seconds later its live connection was cut, by a reset."""
-    await mesh.ca.certs("revoke", service)
+    await mesh.site.certs("revoke", service)
     before = trio.current_time()
     with trio.fail_after(CUT_SECONDS), pytest.raises(ConnectionResetError):
         await sockets.receive(live, 1)
@@ -52,9 +51,9 @@ async def cut(mesh: Mesh, live: socket.socket, service: str) -> float:
 async def test_a_revoked_caller_is_cut_and_let_in_no_more_while_others_go_on(tmp_path: Path) -> None:
     async with mesh_bed() as bed:
         app = await bed.app()
-        async with ca_mesh(tmp_path, app) as mesh:
+        async with ca_mesh(tmp_path, app.address) as mesh:
             peers = f'peers: ["{mesh.api.at("http")}"]'
-            file = await mesh.ca.wiring("job", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
+            file = mesh.site.member("job", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
             async with sidecar_process(file) as job:
                 with await call(Address(*job.address("api:http"))) as honest, await call(mesh.entry) as live:
                     print(f"cut after {await cut(mesh, live, 'web'):.1f} s")
@@ -68,13 +67,13 @@ async def test_a_revoked_caller_is_cut_and_let_in_no_more_while_others_go_on(tmp
                     # The twin, all along: job's connection, and a new one of job's.
                     await exchange(honest)
                     (await call(Address(*job.address("api:http")))).close()
-            assert mesh.ca.program.errors == mesh.api.program.errors == mesh.web.program.errors == ""
+            assert mesh.ca.errors == mesh.api.program.errors == mesh.web.program.errors == ""
             assert not mesh.web.program.events("internal_error") + mesh.api.program.events("internal_error")
             # It tried to come back by itself, and was told no.
-            await mesh.ca.program.event("denied", peer_id="spiffe://shop.internal/web", reason="revoked")
+            await mesh.ca.event("denied", peer_id="spiffe://shop.internal/web", reason="revoked")
             # Whoever revoked it may let it come back.
-            (tmp_path / "web.enrol").unlink()
-            await mesh.ca.certs("enrolment", "web", "--out", str(tmp_path / "web.enrol"))
+            (tmp_path / "web.secret").unlink()
+            await mesh.site.certs("enrolment", "web", "--out", str(tmp_path / "web.secret"))
             await mesh.web.program.event("enrolled_again")
             (await call(mesh.entry)).close()
 
@@ -82,7 +81,7 @@ async def test_a_revoked_caller_is_cut_and_let_in_no_more_while_others_go_on(tmp
 async def test_a_revoked_callee_is_cut_and_met_with_an_alarm(tmp_path: Path) -> None:
     async with mesh_bed() as bed:
         app = await bed.app()
-        async with ca_mesh(tmp_path, app) as mesh:
+        async with ca_mesh(tmp_path, app.address) as mesh:
             with await call(mesh.entry) as live:
                 assert not mesh.web.program.events("mitm_suspected")
                 print(f"cut after {await cut(mesh, live, 'api'):.1f} s")
@@ -104,20 +103,20 @@ async def test_a_revoked_callee_is_cut_and_met_with_an_alarm(tmp_path: Path) -> 
 async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_path: Path) -> None:
     """web's list is stale, then api's; neither can know whether the other was revoked meanwhile."""
     async with ca_desk(tmp_path, ttl=timedelta(hours=12)) as desk:
-        sidecar = membership(desk, desk.address, text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.member.join()
-        mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.in_force.keys
+        mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.own.keys
         peer = desk.keys("api", ttl=timedelta(hours=12))
         async with mesh_bed(MESH) as bed:
             app = await bed.app()
             there = await bed.sidecar(
-                "api", inbound=[harness.inbound("http", app.address)], credential=as_credential(peer), clock=desk.clock
+                "api", inbound=[harness.inbound("http", app.address)], credential=credential(peer), clock=desk.clock
             )
             here = await bed.sidecar(
                 "web",
                 outbound=[harness.outbound("api", "http", there.address("http"))],
-                credential=as_credential(own),
+                credential=credential(own),
                 clock=desk.clock,
             )
             entry = here.address("api:http", "outbound")
@@ -149,7 +148,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
 
 async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = membership(desk, desk.address, text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.member.join()
         assert (sidecar.member.revocations().fresh_until or desk.clock()) > desk.clock()
@@ -162,7 +161,3 @@ async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
 
 def is_stale(sidecar: RunningSidecar) -> bool:
     return "revocations_stale" in [line["reason"] for line in sidecar.log.connections]
-
-
-def as_credential(keys: KeyPair) -> Credential:
-    return Credential(keys.chain[0], keys.key, keys.chain, keys.roots)

@@ -12,8 +12,8 @@ from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import API, HONEST, STOLEN, Bend, assert_refused, attacked_call, attacked_port
 from tests.attacks.tap import Tap, tapped
-from tests.certificates import Authority
-from tests.harness import App, Foreigner, connect, echo, inbound, mesh_bed, outbound
+from tests.beds.certificates import Authority
+from tests.beds.mesh import App, Foreigner, connect, echo, inbound, mesh_bed, outbound
 
 
 @pytest.mark.parametrize("thief", ["db", "web", "reporting", "stranger", "mesh/ca", "api/x", "API"])

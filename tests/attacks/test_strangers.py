@@ -14,7 +14,7 @@ from sidecar.config.wiring import Timeouts
 from sidecar.transport import sockets
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
 from tests.attacks.stage import STOLEN, assert_reset, attacked_call, attacked_port
-from tests.harness import Foreigner, RunningSidecar, connect
+from tests.beds.mesh import Foreigner, RunningSidecar, connect
 
 SECRET = "hunter2"
 PLAIN = {

@@ -14,7 +14,7 @@ import trio
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.tap import Cut, Meddle, Side, Tap, tapped
-from tests.harness import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
 
 CHANGE_CIPHER_SPEC = 0x14
 FIRST, SECOND, THIRD = b"first: pay 100", b"second: pay 200", b"third: goodbye"

@@ -28,7 +28,7 @@ from tests.attacks.records import (
 )
 from tests.attacks.stage import HONEST, STOLEN, attacked_call, attacked_port
 from tests.attacks.tap import tapped
-from tests.harness import Foreigner, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import Foreigner, connect, inbound, mesh_bed, outbound
 
 CCS = plain_record(CHANGE_CIPHER_SPEC, b"\x01")
 

@@ -11,7 +11,7 @@ from OpenSSL import SSL
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, attacked_call
-from tests.harness import Foreigner, connect
+from tests.beds.mesh import Foreigner, connect
 
 NO_VERDICT = {
     "a length of 0": b"\x00ok",

@@ -18,8 +18,8 @@ import trio
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import STOLEN, Port, assert_refused, attacked_port
-from tests.certificates import Authority, Credential
-from tests.harness import PATIENCE, connect, mesh_bed, outbound
+from tests.beds.certificates import Authority, Credential
+from tests.beds.mesh import PATIENCE, connect, mesh_bed, outbound
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="there is no openssl program on this machine")

@@ -34,11 +34,11 @@ from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import new_key
 from sidecar.observe.logs import Log
 from sidecar.transport.tls import utc_now
+from tests.beds.ca_processes import Caller, CaSite
+from tests.beds.processes import Running, running
 from tests.bench import machine
 from tests.bench.procfs import ProcessTree
-from tests.integration.ca import Caller, CaSite
 from tests.integration.database import Database, owned_directory
-from tests.integration.processes import Running, running
 from tests.protocols.programs import find
 
 SERVICES = [f"s{number:02}" for number in range(64)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import Shop
+from tests.beds.processes import Shop
 
 
 @pytest.fixture(scope="session")

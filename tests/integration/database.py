@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from tests.integration.processes import DEADLINE, Running, free_port
+from tests.beds.processes import DEADLINE, Running, free_port
 from tests.protocols.programs import program, server
 from tests.protocols.test_postgresql import owned_directory
 

@@ -29,9 +29,9 @@ from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.transport.tls import utc_now
-from tests.harness import LogSink
-from tests.integration.ca import CaSite
-from tests.integration.processes import DEADLINE
+from tests.beds.ca_processes import CaSite
+from tests.beds.mesh import LogSink
+from tests.beds.processes import DEADLINE
 
 UNLIMITED = RateLimits(identity=Rate(1e9, 1e9), everybody=Rate(1e9, 1e9))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -13,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from sidecar.cli.commands import main
-from tests.certificates import Authority, rsa_key
-from tests.integration.processes import SIDECAR, Shop, free_port, running
+from tests.beds.certificates import Authority, rsa_key
+from tests.beds.processes import SIDECAR, Shop, free_port, running
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ async def test_a_port_that_is_taken(shop: Shop, port: int) -> None:
         f'  - {{to: "db:redis", listen: "127.0.0.1:{port}", peers: ["127.0.0.1:9"]}}\n',
     )
     with socket.create_server(("127.0.0.1", port)):
-        await started(file, file, "outbound[1]", f"127.0.0.1:{port}", "in use", "choose another port")
+        await started(file, file, "outbound[1]", f"127.0.0.1:{port}", os.strerror(errno.EADDRINUSE))
     assert nobody_listens(first)
 
 
@@ -90,13 +91,11 @@ async def test_a_bad_file_with_several_mistakes_names_them_all(shop: Shop, port:
         f'inbound: [{{port: http, listen: "127.0.0.1:{port}", app: "127.0.0.1:{port}", colour: red}}]\n'
         'outbound: [{to: "db:redis", listen: "0.0.0.0:1", peers: []}]\n',
     )
-    await started(
-        file, f"{file}:1", "did you mean 'api'", f"{file}:4", "colour", "a loop", "speak in the service's name"
-    )
+    await started(file, f"{file}:1", "'api'", f"{file}:4", "colour", f"127.0.0.1:{port}", "'0.0.0.0:1'")
 
 
 async def test_an_unknown_variable(file: Path, port: int) -> None:
-    await started(file, "SIDECAR_TIMEOUTS_DRAIM", "did you mean", SIDECAR_TIMEOUTS_DRAIM="1s")
+    await started(file, "SIDECAR_TIMEOUTS_DRAIM", "SIDECAR_TIMEOUTS_DRAIN", SIDECAR_TIMEOUTS_DRAIM="1s")
     assert nobody_listens(port)
 
 
@@ -126,30 +125,27 @@ def make_fifo(path: Path) -> None:
     os.mkfifo(path, 0o600)
 
 
-SPOILED: dict[str, tuple[str, Spoil, str]] = {
-    "no certificate": ("certificate.pem", lambda path: path.unlink(), "No such file"),
-    "no key": ("key.pem", lambda path: path.unlink(), "No such file"),
-    "no bundle": ("bundle.pem", lambda path: path.unlink(), "No such file"),
-    "a directory": ("key.pem", make_directory, "a directory"),
-    "a FIFO": ("key.pem", make_fifo, "not a regular file"),
-    "an empty file": ("bundle.pem", lambda path: path.write_bytes(b""), "is empty"),
-    "garbage": ("certificate.pem", lambda path: path.write_bytes(os.urandom(300)), "no PEM certificate"),
-    "a huge file": ("certificate.pem", lambda path: path.write_bytes(b"x" * (2 << 20)), "more than"),
-    "another's key": ("key.pem", lambda path: path.write_bytes(Authority().leaf().key_pem), "does not belong"),
-    "another CA's bundle": ("bundle.pem", lambda path: path.write_bytes(Authority().bundle_pem), "does not verify"),
-    "a leaf in the bundle": (
-        "bundle.pem",
-        lambda path: shutil.copy(path.with_name("certificate.pem"), path),
-        "CA cert",
-    ),
+SPOILED: dict[str, tuple[str, Spoil]] = {
+    "no certificate": ("certificate.pem", lambda path: path.unlink()),
+    "no key": ("key.pem", lambda path: path.unlink()),
+    "no bundle": ("bundle.pem", lambda path: path.unlink()),
+    "a directory": ("key.pem", make_directory),
+    "a FIFO": ("key.pem", make_fifo),
+    "an empty file": ("bundle.pem", lambda path: path.write_bytes(b"")),
+    "garbage": ("certificate.pem", lambda path: path.write_bytes(os.urandom(300))),
+    "a huge file": ("certificate.pem", lambda path: path.write_bytes(b"x" * (2 << 20))),
+    "another's key": ("key.pem", lambda path: path.write_bytes(Authority().leaf().key_pem)),
+    "another CA's bundle": ("bundle.pem", lambda path: path.write_bytes(Authority().bundle_pem)),
+    "a leaf in the bundle": ("bundle.pem", lambda path: shutil.copy(path.with_name("certificate.pem"), path)),
 }
+"""What is said of each is tested in tests/unit/test_credentials.py."""
 
 
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_file_is_named(shop: Shop, file: Path, port: int, case: str) -> None:
-    name, spoil, word = SPOILED[case]
+    name, spoil = SPOILED[case]
     spoil(shop.path / "api" / name)
-    start(file, shop.path / "api" / name, word)
+    start(file, shop.path / "api" / name)
     assert nobody_listens(port)
 
 
@@ -172,7 +168,7 @@ def test_a_certificate_that_is_not_valid_yet(shop: Shop, file: Path) -> None:
     mesh = Authority()
     since = mesh.now + timedelta(hours=1)
     mesh.leaf("api", not_before=since, not_after=since + timedelta(hours=1)).write(shop.path / "api")
-    start(file, f"{since:%F %T} UTC", "is the clock right?")
+    start(file, f"{since:%F %T} UTC")
 
 
 def test_a_certificate_of_another_trust_domain(shop: Shop, file: Path) -> None:
@@ -182,7 +178,7 @@ def test_a_certificate_of_another_trust_domain(shop: Shop, file: Path) -> None:
 
 def test_a_certificate_that_is_no_svid(shop: Shop, file: Path) -> None:
     Authority().leaf("api", uris=(), dns=("api",)).write(shop.path / "api")
-    start(file, shop.path / "api/certificate.pem", "not usable as this service's identity", "certs issue")
+    start(file, shop.path / "api/certificate.pem", "certs issue")
 
 
 def test_a_weak_key(shop: Shop, file: Path) -> None:
@@ -193,8 +189,8 @@ def test_a_weak_key(shop: Shop, file: Path) -> None:
 @pytest.mark.parametrize(
     ("identity", "words"),
     [
-        ("root: none.pem, state_dir: state", ("none.pem", "cannot read the pinned root")),
-        ("root: mesh.yaml, state_dir: state", ("mesh.yaml", "no PEM pinned root")),
+        ("root: none.pem, state_dir: state", ("none.pem",)),
+        ("root: mesh.yaml, state_dir: state", ("mesh.yaml",)),
         ("root: ca/root.pem, state_dir: none/state", ("none", "state_dir")),
         ("root: ca/root.pem, state_dir: mesh.yaml", ("mesh.yaml", "state_dir")),
     ],
@@ -220,7 +216,7 @@ def test_a_device_that_does_not_exist(shop: Shop, port: int) -> None:
 
 def test_an_address_that_is_not_ours(shop: Shop) -> None:
     file = shop.wiring("api", 'inbound: [{port: http, listen: "192.0.2.1:8080", app: "127.0.0.1:9"}]\n')
-    start(file, file, "inbound[0]", "192.0.2.1:8080", "no interface")
+    start(file, file, "inbound[0]", "192.0.2.1:8080")
 
 
 def test_a_host_that_has_no_address(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,4 +240,4 @@ def test_a_mesh_file_that_is_not_there(shop: Shop, file: Path) -> None:
 def test_a_mesh_file_with_a_mistake(shop: Shop, file: Path) -> None:
     mesh = shop.path / "mesh.yaml"
     mesh.write_text(mesh.read_text().replace('{from: web, to: "api:http"}', '{from: wbe, to: "api:http"}'))
-    start(file, f"{mesh}:8", "did you mean 'web'?")
+    start(file, f"{mesh}:8", "'web'")

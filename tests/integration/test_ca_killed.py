@@ -13,7 +13,7 @@ import trio
 from certs.protocol.client import CaError
 from certs.protocol.enrolment import EnrolmentCredential
 from certs.store.store import passes
-from tests.integration.ca import Caller, CaSite, denial
+from tests.beds.ca_processes import Caller, CaSite, denial
 
 SERVICES = [f"s{number:03}" for number in range(200)]
 MESH = "trust_domain: shop.internal\nservices:\n" + "".join(f"  {service}: {{}}\n" for service in SERVICES)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.processes import Shop, needs, output, sidecar_pair
+from tests.beds.processes import Shop, needs, output, sidecar_pair
 
 pytestmark = needs("curl")
 

@@ -15,8 +15,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS
-from tests.harness import connect, mesh_bed, receive_all
-from tests.integration.processes import SIDECAR, Shop, SidecarProcess, running
+from tests.beds.mesh import connect, mesh_bed, receive_all
+from tests.beds.processes import SIDECAR, Shop, SidecarProcess, running
 
 
 async def echoed(entry: Address) -> None:

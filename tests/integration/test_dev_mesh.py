@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.transport import sockets
-from tests.devmesh import MESH, MeshFile, connect_to, is_free
-from tests.harness import App, echo, mesh_bed
-from tests.integration.live import ends_well, exchange, is_refused, is_reset
-from tests.integration.processes import SIDECAR, Running, output, running
+from tests.beds.dev_mesh import MESH, MeshFile, connect_to, is_free
+from tests.beds.live import ends_well, exchange, is_refused, is_reset
+from tests.beds.mesh import App, echo, mesh_bed
+from tests.beds.processes import SIDECAR, Running, output, running
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ async def dev(file: MeshFile, style: str = "json", **variables: str) -> AsyncIte
     command: list[str | Path] = ["sh", "-c", 'cd "$0" && exec "$@"', file.path.parent, *SIDECAR, "dev", "--log", style]
     async with mesh_bed() as bed, running(*command, variables=variables) as program:
         app = App(sockets.listen("test", "127.0.0.1", file.app("api:http")), echo)
-        bed._nursery.start_soon(bed._serve_app, app)
+        bed.nursery.start_soon(bed.serve_app, app)
         await program.line("started")
         yield program
 
@@ -113,7 +113,7 @@ async def test_a_port_in_use_is_one_line_and_exit_code_2(file: MeshFile) -> None
             assert program.lines == []
             [line] = program.errors.splitlines()
             assert line.startswith("error: ")
-            assert f"cannot listen on 127.0.0.1:{taken}" in line
+            assert f"127.0.0.1:{taken}" in line
         assert [port for port in file.ports if not is_free(port)] == [taken]
 
 

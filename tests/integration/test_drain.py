@@ -12,8 +12,8 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.harness import App, connect, echo, mesh_bed, receive_all
-from tests.integration.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
+from tests.beds.mesh import App, connect, echo, mesh_bed, receive_all
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 
 LONG, SHORT = "timeouts: {drain: 1h}\n", "timeouts: {drain: 1s}\n"
 

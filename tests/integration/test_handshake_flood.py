@@ -14,8 +14,8 @@ from OpenSSL import SSL
 from sidecar.config.wiring import Timeouts
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests import harness
-from tests.harness import Foreigner, connect, mesh_bed, receive_all
+from tests.beds import mesh as harness
+from tests.beds.mesh import Foreigner, connect, mesh_bed, receive_all
 
 FLOOD = 500
 

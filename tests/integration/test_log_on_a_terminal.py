@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.integration.processes import DEADLINE, SIDECAR, Shop, clean_environment, running
+from tests.beds.processes import DEADLINE, SIDECAR, Shop, clean_environment, running
 
 
 class Terminal:

@@ -10,8 +10,8 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests import harness
-from tests.harness import PATIENCE, App, connect, mesh_bed, receive_all
+from tests.beds import mesh as harness
+from tests.beds.mesh import PATIENCE, App, connect, mesh_bed, receive_all
 
 
 def answering(text: bytes) -> object:
@@ -93,7 +93,7 @@ async def test_ipv6_from_end_to_end() -> None:
         app = App(sockets.listen("test", "::1", 0), harness.echo)
         address = str(app.address)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bed._serve_app, app)
+            nursery.start_soon(bed.serve_app, app)
             api = await bed.sidecar("api", inbound=[replace(harness.inbound("http", app.address), listen=here)])
             way = harness.outbound("api", "http", api.address("http"), listen=here)
             web = await bed.sidecar("web", outbound=[way])

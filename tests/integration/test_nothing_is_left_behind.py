@@ -19,7 +19,7 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.relay.duplex import Duplex
 from sidecar.transport import sockets
 from sidecar.transport.tls import TlsChannel
-from tests.harness import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds.mesh import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
 
 WAVES, WAVE = 10, 100
 DESCRIPTORS = Path("/proc/self/fd")

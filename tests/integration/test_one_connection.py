@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from sidecar.transport import sockets
-from tests.harness import App, connect, echo, mesh_bed, receive_all
+from tests.beds.mesh import App, connect, echo, mesh_bed, receive_all
 
 
 async def test_bytes_cross_both_ways_and_both_ends_log_the_same_connection() -> None:

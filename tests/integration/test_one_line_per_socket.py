@@ -17,8 +17,8 @@ from sidecar.documents.address import Address
 from sidecar.proxy import inbound, outbound
 from sidecar.transport import dial, sockets
 from sidecar.transport.tls import TlsChannel
-from tests import harness
-from tests.harness import (
+from tests.beds import mesh as harness
+from tests.beds.mesh import (
     PATIENCE,
     App,
     Foreigner,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections import Counter
 from contextlib import ExitStack
@@ -16,8 +17,8 @@ from sidecar.config.wiring import Limits
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from sidecar.transport.dial import REFRESH_SECONDS
-from tests import harness
-from tests.harness import App, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds import mesh as harness
+from tests.beds.mesh import App, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
 
 
 def dead_address() -> Address:
@@ -97,7 +98,7 @@ async def test_an_app_that_comes_up_is_found_at_once() -> None:
             await refused(entry)
         async with trio.open_nursery() as nursery:
             app = App(sockets.listen("test", address.host, address.port), say_hello)
-            nursery.start_soon(bed._serve_app, app)
+            nursery.start_soon(bed.serve_app, app)
             assert await heard(entry) == b"hello"
             nursery.cancel_scope.cancel()
         assert (await api.log.connection(6))["reason"] == "ok"
@@ -291,12 +292,12 @@ async def test_no_descriptor_for_the_way_out(monkeypatch: pytest.MonkeyPatch) ->
 
         async def exhausted(family: int, address: tuple[Any, ...]) -> socket.socket:
             if address == (app.address.host, app.address.port):
-                raise OSError(errno.EMFILE, "Too many open files")
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return await real(family, address)
 
         with monkeypatch.context() as patch:
             patch.setattr(sockets, "connect", exhausted)
             await refused(entry)
-            assert "Too many open files" in (await api.log.connection())["message"]
+            assert os.strerror(errno.EMFILE) in (await api.log.connection())["message"]
         assert await heard(entry) == b"hello"
         assert (await web.log.connection(2))["reason"] == "ok"

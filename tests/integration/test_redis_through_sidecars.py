@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.integration.processes import (
+from tests.beds.processes import (
     Shop,
     SidecarProcess,
     free_port,

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from tests.integration.processes import (
+from tests.beds.processes import (
     DEADLINE,
     Shop,
     SidecarProcess,
@@ -169,8 +169,7 @@ async def test_a_service_whose_own_policy_forbids_the_call(shop: Shop) -> None:
         line = await reporting.program.connection()
         check_refused(line, "policy_denied", direction="outbound", service="reporting", upstream="api:http")
         assert (line["peer_address"], line["connection_id"], line["handshake_ms"]) == (None, None, None)
-        warned = await reporting.program.event("warning")
-        assert "every connection will be refused" in warned["message"]  # and it said so at start
+        assert "api:http" in (await reporting.program.event("warning"))["message"]  # it said so at start
 
 
 # -- peers that answer an outbound call --------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ async def met(shop: Shop, *server: str) -> tuple[dict[str, Any], dict[str, Any]]
 async def test_another_service_answers_in_its_place(shop: Shop) -> None:
     line, alarm = await met(shop, *certificate(shop.path / "db"))
     assert line["reason"] == "unexpected_peer"
-    for word in (API, "spiffe://shop.internal/db", "valid, same CA"):
+    for word in (API, "spiffe://shop.internal/db"):
         assert word in alarm["message"]
     assert "spiffe://shop.internal/db" in alarm["presented"]["uris"]
     assert len(alarm["presented"]["sha256"]) == 64

@@ -20,10 +20,10 @@ from sidecar.agent.agent import Agent
 from sidecar.config.wiring import CaIdentity, load_config
 from sidecar.observe.logs import Log
 from sidecar.transport.tls import utc_now
-from tests.harness import LogSink
-from tests.integration.ca import CaSite, member_process
+from tests.beds.ca_processes import CaSite, member_process
+from tests.beds.mesh import LogSink
+from tests.beds.processes import Running, running
 from tests.integration.members import hasty, live_ca
-from tests.integration.processes import Running, running
 
 __all__ = ["hasty"]
 

@@ -9,8 +9,8 @@ import pytest
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests import harness
-from tests.harness import RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds import mesh as harness
+from tests.beds.mesh import RunningSidecar, connect, mesh_bed, receive_all
 
 
 async def echoed(entry: Address) -> bool:

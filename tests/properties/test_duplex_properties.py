@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.relay import duplex as core
-from tests.duplexbed import Connection
-from tests.simulation import RECORD, fake_buffers
+from tests.beds.duplex import Connection
+from tests.beds.simulation import RECORD, fake_buffers
 
 MAX_SILENT = 6 * RECORD
 MAX_PENDING = 4 * RECORD

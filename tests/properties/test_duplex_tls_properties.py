@@ -16,10 +16,10 @@ from sidecar.identity.judge import VerifyParams
 from sidecar.relay.duplex import Buffers, Channel
 from sidecar.transport import tls
 from tests.attacks.records import ALERT, DATA, KeyLog, Writer
-from tests.certificates import Authority
-from tests.duplexbed import Connection
+from tests.beds.certificates import Authority
+from tests.beds.duplex import Connection
+from tests.beds.simulation import Parsed
 from tests.properties.test_duplex_properties import schedules
-from tests.simulation import Parsed
 
 SCALE = 700
 """Bytes for each byte of a schedule's: enough for several records of 16 KiB."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, parse_spiffe_id, parse_svid, shown
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 _DOMAIN = string.ascii_lowercase + string.digits + "._-"
 _PATH = string.ascii_letters + string.digits + "._-"

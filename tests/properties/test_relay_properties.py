@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from sidecar.relay import relay as relay_module
 from sidecar.relay.duplex import Ending, How
-from tests.harness import PATIENCE
-from tests.relaybed import POLLERS, Bed, Connection, Passthrough
+from tests.beds.mesh import PATIENCE
+from tests.beds.relay import POLLERS, Bed, Connection, Passthrough
 
 CONNECTIONS = 4
 steps = st.tuples(

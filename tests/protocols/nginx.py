@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.integration.processes import Running, free_port
+from tests.beds.processes import Running, free_port
 from tests.protocols.programs import STREAM_MODULE, program, server
 
 

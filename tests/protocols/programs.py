@@ -1,6 +1,6 @@
 """Real servers and clients for the protocol matrix: found or skipped by name, ready by a line of their own, ended by number.
 
-Reuses ``tests.integration.processes``, which runs sidecars. Nothing here sleeps: every wait is for what a program says.
+Reuses ``tests.beds.processes``, which runs sidecars. Nothing here sleeps: every wait is for what a program says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.integration.processes import DEADLINE, Running, SidecarProcess, clean_environment, running
+from tests.beds.processes import DEADLINE, Running, SidecarProcess, clean_environment, running
 
 _PACKAGES = {
     "curl": "curl",

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed
-from tests.integration.processes import DEADLINE, Shop, sidecar_pair
+from tests.beds.mesh import App, mesh_bed
+from tests.beds.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import all_ok, entered
 
 GIB = 1 << 30

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import Shop, output, sidecar_pair
+from tests.beds.processes import Shop, output, sidecar_pair
 from tests.protocols import nginx
 from tests.protocols.programs import needs, sha256, shell
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.harness import mesh_bed
-from tests.integration.processes import Shop
+from tests.beds.mesh import mesh_bed
+from tests.beds.processes import Shop
 from tests.protocols.foreign import API, DB, WEB, HalfClosingPeer, body_in, http_echo, place, post, web_to, written
 from tests.protocols.programs import needs, program, server
 

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed, receive_all
-from tests.integration.processes import DEADLINE, Shop, sidecar_pair
+from tests.beds.mesh import App, mesh_bed, receive_all
+from tests.beds.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import all_ok, entered
 
 QUESTION, ANSWER = os.urandom(300_000), os.urandom(300_000)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.integration.processes import Shop, SidecarProcess, free_port, output, sidecar_pair
+from tests.beds.processes import Shop, SidecarProcess, free_port, output, sidecar_pair
 from tests.protocols.programs import all_ok, needs, program, server, sha256, shell
 
 pytestmark = needs("nghttpd", "h2load", "curl")

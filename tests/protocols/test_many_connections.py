@@ -8,8 +8,8 @@ import socket
 import trio
 
 from sidecar.transport import sockets
-from tests.harness import echo, mesh_bed
-from tests.integration.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
+from tests.beds.mesh import echo, mesh_bed
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 from tests.protocols.programs import PATIENT, all_ok, entered
 
 CONNECTIONS = 500

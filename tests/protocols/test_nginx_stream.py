@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed, receive_all
-from tests.integration.processes import Shop
+from tests.beds.mesh import App, mesh_bed, receive_all
+from tests.beds.processes import Shop
 from tests.protocols import nginx
 from tests.protocols.foreign import (
     BODY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.harness import mesh_bed
-from tests.integration.processes import CERTS, Running, Shop, output
+from tests.beds.mesh import mesh_bed
+from tests.beds.processes import CERTS, Running, Shop, output
 from tests.protocols.foreign import (
     API,
     BODY,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.integration.processes import DEADLINE, Shop, SidecarProcess, free_port, output, sidecar_pair
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, free_port, output, sidecar_pair
 from tests.protocols.programs import PATIENT, all_ok, merged, needs, program, server, sha256, shell
 
 pytestmark = needs("postgres", "initdb", "psql", "pgbench")

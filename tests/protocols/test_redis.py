@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from tests.integration.processes import DEADLINE, Shop, SidecarProcess, free_port, output, running, sidecar_pair
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, free_port, output, running, sidecar_pair
 from tests.protocols.programs import PATIENT, all_ok, needs, server, sha256, shell
 
 pytestmark = needs("redis-server", "redis-cli", "redis-benchmark")

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed
-from tests.integration.processes import DEADLINE, Shop, sidecar_pair
+from tests.beds.mesh import App, mesh_bed
+from tests.beds.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import entered
 
 SAID = os.urandom(20_000)

@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed, receive_all
-from tests.integration.processes import Shop, output, sidecar_pair
+from tests.beds.mesh import App, mesh_bed, receive_all
+from tests.beds.processes import Shop, output, sidecar_pair
 from tests.protocols.programs import all_ok, entered, needs
 
 BANNER = b"220 mail.shop.internal ready\r\n"

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.certificates import Authority
-from tests.harness import PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound, receive_all
+from tests.beds.certificates import Authority
+from tests.beds.mesh import PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound, receive_all
 
 SAID = b"all that there is to say"
 

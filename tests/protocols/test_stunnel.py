@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.integration.processes import Shop
+from tests.beds.processes import Shop
 from tests.protocols.foreign import HalfClosingPeer, place, written
 from tests.protocols.programs import needs, program, server
 

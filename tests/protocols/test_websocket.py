@@ -11,8 +11,8 @@ import struct
 import trio
 
 from sidecar.transport import sockets
-from tests.harness import App, mesh_bed
-from tests.integration.processes import DEADLINE, Shop, sidecar_pair
+from tests.beds.mesh import App, mesh_bed
+from tests.beds.processes import DEADLINE, Shop, sidecar_pair
 from tests.protocols.programs import all_ok, entered
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10

@@ -245,13 +245,40 @@ def test_nothing_imports_in_circles() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in SOURCES if test_file(name)))
 def test_every_source_file_has_its_test_file(name: str) -> None:
-    assert (ROOT / "tests" / "unit" / str(test_file(name))).is_file()
+    """Among the units, or, where its tests start servers, among the integration tests."""
+    assert any((ROOT / "tests" / where / str(test_file(name))).is_file() for where in ("unit", "integration"))
 
 
 def test_no_test_file_is_without_its_source_file() -> None:
     unit = ROOT / "tests" / "unit"
     wanted = {test_file(name) for name in SOURCES} | {Path(__file__).name}
     assert {path.relative_to(unit).as_posix() for path in unit.rglob("test_*.py")} - wanted == set()
+
+
+SERVERS = {
+    "tests.attacks.stage",
+    "tests.beds.asking",
+    "tests.beds.ca.ca_bed",
+    "tests.beds.ca.serving",
+    "tests.beds.ca_processes",
+    "tests.beds.dev_mesh.dev_bed",
+    "tests.beds.mesh.mesh_bed",
+    "tests.beds.processes.running",
+    "tests.beds.processes.sidecar_process",
+}
+"""What starts servers or processes for a test."""
+
+SERVED = {
+    *("certs/protocol/test_client.py", "certs/service/test_listener.py", "certs/service/test_serve.py"),
+    *("dev/test_dev_mesh.py", "proxy/test_inbound.py", "proxy/test_outbound.py", "proxy/test_server.py"),
+}
+"""Units that do so still. This list may only become shorter."""
+
+
+def test_what_starts_servers_is_no_unit() -> None:
+    unit = ROOT / "tests" / "unit"
+    using = {path.relative_to(unit).as_posix(): Source.read(path).imports() & SERVERS for path in unit.rglob("*.py")}
+    assert {name for name, used in using.items() if used} - SERVED == set()
 
 
 def test_no_module_shadows_the_standard_library() -> None:

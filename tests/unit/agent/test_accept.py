@@ -22,7 +22,7 @@ from sidecar.identity.judge import Presented, VerifyParams, judge
 from sidecar.identity.keys import certificate_digest, key_digest, new_key
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import DAY, HOUR, rsa_key
+from tests.beds.certificates import DAY, HOUR, rsa_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MESH = "shop.internal"

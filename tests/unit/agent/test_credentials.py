@@ -18,7 +18,7 @@ from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.transport import tls
-from tests.certificates import DAY, HOUR, Authority, Credential, Key, pem, rsa_key
+from tests.beds.certificates import DAY, HOUR, Authority, Credential, Key, pem, rsa_key
 
 MESH = Authority()
 NOW = MESH.now

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli.commands import main
 from sidecar.dev.dev_mesh import DevMesh
-from tests.devmesh import MESH, MeshFile, is_free
+from tests.beds.dev_mesh import MESH, MeshFile, is_free
 
 PLACED = """\
 trust_domain: shop.internal

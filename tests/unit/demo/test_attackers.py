@@ -10,7 +10,7 @@ import trio
 
 from sidecar.demo.attackers import Tap, stranger
 from sidecar.demo.stage import free_ports
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 PATTERN = bytes(range(256)) * 400
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from sidecar.config.wiring import CaIdentity, parse_config
 from sidecar.demo.stage import LogFile, StoryError, free_ports, from_ca, from_files, stage, wiring
 from sidecar.policy.mesh import parse_mesh
-from tests.harness import MESH
+from tests.beds.mesh import MESH
 
 
 async def test_a_line_is_found_whether_it_is_there_or_comes() -> None:

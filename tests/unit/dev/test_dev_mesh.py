@@ -24,9 +24,9 @@ from sidecar.policy.mesh import parse_mesh
 from sidecar.relay import relay
 from sidecar.relay.poller import LevelPoller
 from sidecar.transport.sockets import listen
-from tests.devmesh import MESH, MeshFile, connect_to, dev_bed, is_free
-from tests.harness import PATIENCE, LogSink
-from tests.integration.live import ends_well, exchange, is_refused, is_reset
+from tests.beds.dev_mesh import MESH, MeshFile, connect_to, dev_bed, is_free
+from tests.beds.live import ends_well, exchange, is_refused, is_reset
+from tests.beds.mesh import PATIENCE, LogSink
 
 HAS_IPV6 = "::1" in dev_mesh._loopbacks()
 

@@ -11,7 +11,7 @@ from sidecar.identity.judge import MAX_CHAIN, ChainFault, Presented, Revocations
 from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import Authority, Credential, pem, usage
+from tests.beds.certificates import Authority, Credential, pem, usage
 
 MESH = Authority()
 NOW = MESH.now

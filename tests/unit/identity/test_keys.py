@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sidecar.identity.keys import certificate_digest, der_digest, key_digest, new_key, public_key_digest
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 MESH = Authority()
 

@@ -19,7 +19,7 @@ from sidecar.identity.spiffe import (
     shown,
     svid_faults,
 )
-from tests.certificates import (
+from tests.beds.certificates import (
     ANY_EKU,
     CLIENT_AUTH,
     SERVER_AUTH,

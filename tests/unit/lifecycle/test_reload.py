@@ -31,8 +31,8 @@ from sidecar.observe.logs import Log
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.transport import tls
-from tests.certificates import DAY, Authority, Credential
-from tests.harness import MESH, LogSink
+from tests.beds.certificates import DAY, Authority, Credential
+from tests.beds.mesh import MESH, LogSink
 from tests.unit.host.test_follow import fake_mounts
 
 AUTHORITY = Authority()

@@ -11,7 +11,7 @@ from sidecar.lifecycle.status import CurrentState, as_text, describe
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.mesh import Mesh, parse_mesh
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 AUTHORITY = Authority()
 NOW = AUTHORITY.now

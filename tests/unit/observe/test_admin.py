@@ -24,7 +24,7 @@ from sidecar.observe.admin import AdminServer, Source, listen_unix
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.transport import sockets
-from tests.harness import PATIENCE, LogSink, connect, receive_all
+from tests.beds.mesh import PATIENCE, LogSink, connect, receive_all
 
 WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "connected": []}
 

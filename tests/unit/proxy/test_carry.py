@@ -18,7 +18,7 @@ from sidecar.proxy import carry
 from sidecar.proxy.inbound import _WORDS
 from sidecar.relay.duplex import Ending, How
 from sidecar.transport import sockets
-from tests.harness import inbound
+from tests.beds.mesh import inbound
 
 OPTIONS = inbound("http")
 

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.harness import App, Foreigner, connect, inbound, mesh_bed
+from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed
 
 
 def nobody() -> Address:

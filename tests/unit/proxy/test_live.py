@@ -9,7 +9,7 @@ import trio.testing
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.proxy.live import CUT_A_TICK, JUDGED_A_TICK, Admission, Live, Registry
-from tests.certificates import Authority
+from tests.beds.certificates import Authority
 
 PEER = parse_svid(Authority().leaf().der)
 CLAIM = Admission(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), b"root")

@@ -19,8 +19,8 @@ from sidecar.policy.mesh import Mesh, parse_mesh
 from sidecar.proxy.live import Admission
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport import tls
-from tests.certificates import Authority
-from tests.harness import MESH, LogSink
+from tests.beds.certificates import Authority
+from tests.beds.mesh import MESH, LogSink
 
 NOWHERE = Path("x")
 AUTHORITY = Authority()

@@ -13,8 +13,9 @@ from trio.testing import MockClock
 from sidecar.config.wiring import Timeouts
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
-from tests.harness import Foreigner, connect, mesh_bed, outbound
+from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
+from tests.beds.impostor import Impostor
+from tests.beds.mesh import Foreigner, connect, mesh_bed, outbound
 from tests.unit.proxy.test_inbound import nobody
 
 

@@ -23,7 +23,7 @@ from sidecar.proxy.peer import VerifiedPeer, establish
 from sidecar.transport import tls
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import hear
-from tests.certificates import Authority, Credential
+from tests.beds.certificates import Authority, Credential
 
 MESH = Authority()
 API, WEB = (SpiffeId("shop.internal", (name,)) for name in ("api", "web"))

@@ -15,8 +15,8 @@ from sidecar.identity.reasons import Reason, Refused, UsageError
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import server
 from sidecar.transport import sockets
-from tests import harness
-from tests.harness import PATIENCE, connect, mesh_bed
+from tests.beds import mesh as harness
+from tests.beds.mesh import PATIENCE, connect, mesh_bed
 
 NOBODY = Address("127.0.0.1", 9)
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from sidecar.relay.duplex import MAX_PENDING_CIPHERTEXT, MAX_SILENT_CIPHERTEXT, Duplex, Ending, How, Op
-from tests.simulation import (
+from tests.beds.simulation import (
     ALERT,
     CLOSE,
     DATA,

@@ -13,8 +13,8 @@ import trio
 from sidecar.relay import poller as poller_module
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE, EdgePoller, LevelPoller, Poller, make_poller
 from sidecar.transport import sockets
-from tests.harness import PATIENCE
-from tests.relaybed import POLLERS, drain, fill, tcp_pair
+from tests.beds.mesh import PATIENCE
+from tests.beds.relay import POLLERS, drain, fill, tcp_pair
 
 
 @pytest.fixture(params=POLLERS)

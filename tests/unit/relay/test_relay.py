@@ -18,9 +18,9 @@ from sidecar.relay.duplex import Ending, How
 from sidecar.relay.poller import READABLE, EdgePoller, LevelPoller
 from sidecar.relay.relay import ENDING_SECONDS, PUMP_BYTES, READ_BYTES, Relay
 from sidecar.transport import sockets
-from tests.harness import PATIENCE, receive_all
-from tests.relaybed import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
-from tests.simulation import CLOSE, FakeChannel, parse, record, records
+from tests.beds.mesh import PATIENCE, receive_all
+from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
+from tests.beds.simulation import CLOSE, FakeChannel, parse, record, records
 
 DAYS = 1e6
 """Of a virtual clock."""

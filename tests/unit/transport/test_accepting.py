@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS, ACCEPTS_A_TICK, accept_all
-from tests.harness import PATIENCE
+from tests.beds.mesh import PATIENCE
 
 
 class Listener(socket.socket):

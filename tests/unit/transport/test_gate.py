@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from sidecar.transport.gate import STEPS_A_TICK, Gate
-from tests.harness import PATIENCE
+from tests.beds.mesh import PATIENCE
 
 
 class Ticks(trio.abc.Instrument):

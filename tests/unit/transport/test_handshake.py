@@ -15,7 +15,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.transport import handshake, sockets, tls
 from sidecar.transport.gate import Gate
-from tests.certificates import Authority, Credential
+from tests.beds.certificates import Authority, Credential
 
 MESH = Authority()
 API = SpiffeId("shop.internal", ("api",))

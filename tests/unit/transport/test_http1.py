@@ -25,7 +25,7 @@ from sidecar.transport.http1 import (
     converse,
 )
 from sidecar.transport.stream import BrokenStreamError
-from tests.harness import PATIENCE
+from tests.beds.mesh import PATIENCE
 
 GET = b"GET /thing HTTP/1.1\r\nHost: ca\r\n\r\n"
 PEER = Peer("127.0.0.1:40000", None, ())

@@ -14,8 +14,8 @@ import trio.testing
 
 from sidecar.identity.reasons import UsageError
 from sidecar.transport import sockets
-from tests.harness import PATIENCE, receive_all
-from tests.relaybed import fill, tcp_pair
+from tests.beds.mesh import PATIENCE, receive_all
+from tests.beds.relay import fill, tcp_pair
 
 # -- moving bytes ------------------------------------------------------------------------------------------------------
 

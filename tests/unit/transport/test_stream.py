@@ -12,8 +12,7 @@ from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
 from sidecar.transport import sockets
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from tests.attacks.records import DATA, KeyLog, Writer
-from tests.cabed import secure_pair
-from tests.harness import PATIENCE
+from tests.beds.mesh import PATIENCE, secure_pair
 
 
 async def read_all(stream: SecureStream) -> bytes:

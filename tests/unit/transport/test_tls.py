@@ -18,7 +18,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.relay.duplex import Buffer, ChannelError
 from sidecar.transport import tls
-from tests.certificates import HOUR, Authority, Credential
+from tests.beds.certificates import HOUR, Authority, Credential
 
 MESH = Authority()
 API, WEB = SpiffeId("shop.internal", ("api",)), SpiffeId("shop.internal", ("web",))

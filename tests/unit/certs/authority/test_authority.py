@@ -18,7 +18,7 @@ from certs.authority import authority, files
 from certs.protocol import documents
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import parse_svid
-from tests.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
+from tests.beds.certificates import CA_USAGE, DAY, HOUR, Authority, Credential, ec_key, pem, rsa_key, usage
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DOMAIN = "shop.internal"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from certs.authority.pem_or_der import read
 from sidecar.identity.reasons import UsageError
-from tests.certificates import Authority, ec_key, pem
+from tests.beds.certificates import Authority, ec_key, pem
 
 MESH = Authority()
 HONEST = MESH.leaf("api", dns=["api"])

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from certs.authority import authority, pemfiles
 from sidecar.identity.reasons import UsageError
-from tests.certificates import rsa_key
+from tests.beds.certificates import rsa_key
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MADE = authority.make("shop.internal", NOW)

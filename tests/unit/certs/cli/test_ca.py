@@ -23,7 +23,7 @@ from certs.registrar import bundles
 from certs.registrar.rotation import Rotator
 from certs.store.store import Store, StoreUnavailableError, audit_entries, file_url, opened
 from sidecar.identity.keys import key_digest
-from tests.certificates import DAY, HOUR, Authority, pem
+from tests.beds.certificates import DAY, HOUR, Authority, pem
 
 ROOT = Path(certs.__file__).parent.parent
 MESH = Authority()

@@ -18,8 +18,9 @@ from certs.registrar.followers import Follower
 from certs.registrar.rotation import Rotator
 from certs.store.store import Store, file_url, opened
 from sidecar.identity.keys import certificate_digest
-from tests.certificates import DAY
-from tests.mini_ca import API, DOMAIN, Clock
+from tests.beds.certificates import DAY
+from tests.beds.clock import Clock
+from tests.beds.store import API, DOMAIN
 
 OLD, NEW = "old passphrase", "new passphrase"
 
@@ -45,7 +46,7 @@ def root() -> bytes:
 
 
 def newest(store: Store | None = None) -> documents.Bundle:
-    with opened(file_url(Path("ca/store.db")), clock=Clock()) as own:
+    with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as own:
         document = (store or own).read(bundles.newest_bundle)
     return documents.read_kept_bundle(str(document).encode(), DOMAIN, now())
 
@@ -79,7 +80,7 @@ def test_and_again() -> None:
 
 def test_by_force_whoever_is_left_behind_is_named() -> None:
     init()
-    with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
+    with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as store:
         late = Follower("ab" * 16, str(API), 1, "0" * 64, now() + DAY, now())
         store.write(lambda transaction: followers.seen(transaction, late))
     run("issue", "ca", "db", "--out", "db")
@@ -93,7 +94,7 @@ def test_by_force_whoever_is_left_behind_is_named() -> None:
 
 def test_one_that_was_interrupted_goes_on_from_where_it_stood() -> None:
     init()
-    with opened(file_url(Path("ca/store.db")), clock=Clock()) as store:
+    with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as store:
         rotator = Rotator(Path("ca"), store, authority.load_root(Path("ca"), None, None), DOMAIN)
         rotator.prepare(now())
         found = rotator.distribute(now())

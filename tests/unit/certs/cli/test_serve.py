@@ -18,7 +18,7 @@ from certs.service import serve as serving
 from certs.service.serve import Settings
 from certs.store.store import file_url
 from sidecar.documents.address import Address
-from tests.mini_ca import DOMAIN
+from tests.beds.store import DOMAIN
 
 MESH = f"trust_domain: {DOMAIN}\nservices: {{api: {{}}}}\n"
 

@@ -23,7 +23,9 @@ from sidecar.identity.keys import key_digest, new_key
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets
 from sidecar.transport.http1 import Request, Response
-from tests.cabed import CaBed, Impostor, ca_bed, impostor, keys_of
+from tests.beds.ca import CaBed, ca_bed
+from tests.beds.certificates import key_pair
+from tests.beds.impostor import FalseCa
 
 INSTANCE = "0" * 32
 
@@ -37,7 +39,7 @@ async def bed(tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyP
 async def client(bed: CaBed, *, show: str | None = None, port: int | None = None) -> CaClient:
     """One that trusts the bed's root, and shows the certificate of a service if told which."""
     made = CaClient(Address("127.0.0.1", port or bed.port), "shop.internal", bed.time)
-    keys = bed.ca.roots if show is None else keys_of(authority.issue(bed.ca, show, bed.time()))
+    keys = bed.ca.roots if show is None else key_pair(authority.issue(bed.ca, show, bed.time()))
     await made.use(keys, Revocations())
     return made
 
@@ -52,9 +54,9 @@ def polls(ca: CaClient) -> Callable[[], Awaitable[Any]]:
     return partial(ca.revocations, "", INSTANCE, 1)
 
 
-def fake(bed: CaBed, path: str = "/v1/enrol", body: bytes = b"{}") -> Impostor:
+def fake(bed: CaBed, path: str = "/v1/enrol", body: bytes = b"{}") -> FalseCa:
     """A CA with a genuine certificate that answers anything."""
-    return impostor(bed, keys_of(authority.issue(bed.ca, "mesh/ca", bed.time())), {path: body})
+    return bed.impostor(key_pair(authority.issue(bed.ca, "mesh/ca", bed.time())), {path: body})
 
 
 # -- the answers of a real one -----------------------------------------------------------------------------------------
@@ -84,8 +86,8 @@ async def test_an_etag_saves_the_list(bed: CaBed, mock_clock: MockClock) -> None
 
 
 async def test_bundles_are_had_unverified_and_nothing_of_ours_is_shown(bed: CaBed, mock_clock: MockClock) -> None:
-    stranger = impostor(
-        bed, keys_of(authority.issue(bed.ca, "web", bed.time())), {"/v1/bundle": b'{"bundles": [{"a": 1}]}'}
+    stranger = bed.impostor(
+        key_pair(authority.issue(bed.ca, "web", bed.time())), {"/v1/bundle": b'{"bundles": [{"a": 1}]}'}
     )
     ca = await client(bed, show="api", port=stranger.port)
     documents = await bed.time.finishes(partial(ca.bundles, 7, unverified=True))
@@ -141,7 +143,7 @@ async def test_two_at_once_wait_for_each_other(bed: CaBed, mock_clock: MockClock
 
 @pytest.mark.parametrize("service", ["ca", "web", "mesh/other", "ca/mesh"])
 async def test_a_certificate_of_anybody_else_is_refused(bed: CaBed, mock_clock: MockClock, service: str) -> None:
-    stranger = impostor(bed, keys_of(authority.issue(bed.ca, service, bed.time())))
+    stranger = bed.impostor(key_pair(authority.issue(bed.ca, service, bed.time())))
     ca = await client(bed, show="api", port=stranger.port)
     refused = await fails(bed, partial(ca.enrol, "api", "secret", b"csr"))
     assert isinstance(refused, CaUnverifiedError)

@@ -12,8 +12,20 @@ from hypothesis import strategies as st
 
 from certs.protocol.csr import MAX_CSR_BYTES, check_csr, key_hash, proof_of_possession, read_csr
 from certs.protocol.denial import Denial, Denied
-from tests.certificates import CA_USAGE, der, ec_key, raw, raw_names, rsa_key
-from tests.mini_ca import API, ECDSA_SHA1, csr, denial, extension_request, pem_of, raw_csr, raw_extension
+from tests.beds.certificates import (
+    CA_USAGE,
+    ECDSA_SHA1,
+    der,
+    ec_key,
+    extension_request,
+    pem_of,
+    raw,
+    raw_csr,
+    raw_extension,
+    raw_names,
+    rsa_key,
+)
+from tests.beds.store import API, csr, denial
 
 KEY, ANOTHER = ec_key(), ec_key()
 API_URI = "spiffe://shop.internal/api"

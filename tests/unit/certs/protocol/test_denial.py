@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from certs.protocol.denial import INTERNAL_ERROR_STATUS, Denial, Denied, is_passing
-from tests.mini_ca import DOMAIN
+from tests.beds.store import DOMAIN
 
 
 def test_a_denial_says_its_word_and_its_reason() -> None:

@@ -34,9 +34,10 @@ from certs.protocol.documents import (
 from certs.protocol.x509_profile import Issuer
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import DAY, HOUR, Credential, ec_key, rsa_key
-from tests.certificates import Authority as Factory
-from tests.mini_ca import API, DOMAIN, NOW, WEB
+from tests.beds.certificates import DAY, HOUR, Credential, ec_key, rsa_key
+from tests.beds.certificates import Authority as Factory
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB
 
 MADE, OTHER, FOREIGN = authority.make(DOMAIN, NOW), authority.make(DOMAIN, NOW), authority.make("other.internal", NOW)
 ROOT = MADE.root.certificate

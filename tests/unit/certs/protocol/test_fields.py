@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from certs.protocol.fields import describe_span, read_fields
-from tests.certificates import HOUR, SERVER_AUTH, UNKNOWN_CRITICAL, Authority, Credential, rsa_key
+from tests.beds.certificates import HOUR, SERVER_AUTH, UNKNOWN_CRITICAL, Authority, Credential, rsa_key
 
 MESH = Authority()
 NOW = MESH.now

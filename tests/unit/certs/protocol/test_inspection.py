@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from certs.authority.pem_or_der import read
 from certs.protocol.inspection import Report, as_json, as_text, ca_faults, examine, is_signed_by
 from sidecar.identity.reasons import UsageError
-from tests.certificates import (
+from tests.beds.certificates import (
     CA_USAGE,
     DAY,
     HOUR,

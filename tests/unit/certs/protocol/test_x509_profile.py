@@ -17,7 +17,7 @@ from OpenSSL import crypto
 from certs.protocol import x509_profile
 from certs.protocol.x509_profile import Issuer, ProfileError
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id, svid_faults
-from tests.certificates import CA_USAGE, CLIENT_AUTH, DAY, HONEST_USAGE, HOUR, SERVER_AUTH, Authority, pem
+from tests.beds.certificates import CA_USAGE, CLIENT_AUTH, DAY, HONEST_USAGE, HOUR, SERVER_AUTH, Authority, pem
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 MINUTE = timedelta(minutes=1)

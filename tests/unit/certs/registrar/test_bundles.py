@@ -16,7 +16,8 @@ from certs.registrar import bundles
 from certs.registrar.bundles import MOST_BUNDLES
 from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import UsageError
-from tests.mini_ca import DOMAIN, NOW, MiniCa
+from tests.beds.clock import NOW
+from tests.beds.store import DOMAIN, MiniCa
 
 MADE: Made = authority.make(DOMAIN, NOW)
 ROOT = MADE.root.certificate

@@ -14,8 +14,9 @@ from certs.authority.authority import Made
 from certs.registrar import followers
 from certs.registrar.followers import Follower
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import HOUR
-from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa
+from tests.beds.certificates import HOUR
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB, MiniCa
 
 MADE: Made = authority.make(DOMAIN, NOW)
 ROOT = MADE.root.certificate

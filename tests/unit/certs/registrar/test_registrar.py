@@ -26,9 +26,10 @@ from certs.store.store import issued, revoked_serials
 from certs.store.store import passes as passes_table
 from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import parse_svid
-from tests.certificates import DAY, HOUR, ec_key, rsa_key
-from tests.certificates import Authority as Factory
-from tests.mini_ca import API, DOMAIN, NOW, OWN, WEB, MiniCa, csr, ders, leaves, new_authority
+from tests.beds.certificates import DAY, HOUR, ec_key, rsa_key
+from tests.beds.certificates import Authority as Factory
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, OWN, WEB, MiniCa, csr, ders, leaves, new_authority
 
 WEB_URI = "spiffe://shop.internal/web"
 NONCE = b"nonce"

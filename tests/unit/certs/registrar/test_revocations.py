@@ -18,8 +18,9 @@ from certs.store.store import passes
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
-from tests.certificates import HOUR
-from tests.mini_ca import API, DOMAIN, NOW, WEB, MiniCa, csr, ders
+from tests.beds.certificates import HOUR
+from tests.beds.clock import NOW
+from tests.beds.store import API, DOMAIN, WEB, MiniCa, csr, ders
 
 MADE: Made = authority.make(DOMAIN, NOW)
 ROOT = MADE.root.certificate

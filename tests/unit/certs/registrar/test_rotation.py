@@ -29,9 +29,10 @@ from certs.store import store
 from certs.store.store import Store, StoreUnavailableError, audit_entries, file_url
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
-from tests.certificates import DAY, HOUR
-from tests.harness import PATIENCE
-from tests.mini_ca import API, DOMAIN, NOW, Clock
+from tests.beds.certificates import DAY, HOUR
+from tests.beds.clock import NOW, Clock
+from tests.beds.mesh import PATIENCE
+from tests.beds.store import API, DOMAIN
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def start(directory: Path, **options: Any) -> None:
     made = authority.init(directory, DOMAIN, NOW, **options)
     document = authority.bundle_document(directory)
     bundle = bundles.own_bundle(document.decode(), DOMAIN, made.roots, NOW)
-    with store.opened(file_url(directory / "store.db"), clock=Clock()) as kept:
+    with store.opened(file_url(directory / "store.db"), clock=Clock().seconds) as kept:
         kept.write(lambda transaction: bundles.publish(transaction, bundle, document))
 
 
@@ -91,7 +92,7 @@ def read_newest(directory: Path, kept: Store) -> Bundle:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     directory = tmp_path / "ca"
     start(directory)
-    with store.opened(file_url(directory / "store.db"), clock=Clock()) as kept:
+    with store.opened(file_url(directory / "store.db"), clock=Clock().seconds) as kept:
         old = authority.load_root(directory, None, None)
         yield Stage(directory, kept, Rotator(directory, kept, old, DOMAIN))
 
@@ -194,7 +195,7 @@ def test_what_was_distrusted_stays_so_through_all_of_it(stage: Stage) -> None:
 
 def test_a_store_without_a_bundle_is_said(tmp_path: Path) -> None:
     authority.init(tmp_path, DOMAIN, NOW)
-    with store.opened(file_url(tmp_path / "store.db"), clock=Clock()) as kept:
+    with store.opened(file_url(tmp_path / "store.db"), clock=Clock().seconds) as kept:
         rotator = Rotator(tmp_path, kept, authority.load_root(tmp_path, None, None), DOMAIN)
         rotator.prepare(NOW)
         with pytest.raises(UsageError, match="no trust bundle yet: start certs serve once"):
@@ -214,7 +215,7 @@ def test_a_new_root_whose_delegate_is_gone(stage: Stage) -> None:
 def test_a_root_key_that_is_kept_elsewhere_and_encrypted(tmp_path: Path) -> None:
     directory, safe = tmp_path / "ca", tmp_path / "safe"
     start(directory, root_key_out=safe, passphrase=b"old passphrase")
-    with store.opened(file_url(directory / "store.db"), clock=Clock()) as kept:
+    with store.opened(file_url(directory / "store.db"), clock=Clock().seconds) as kept:
         old = authority.load_root(directory, safe / "root.key", b"old passphrase")
         stage = Stage(directory, kept, Rotator(directory, kept, old, DOMAIN))
         found = stage.retired()
@@ -294,7 +295,7 @@ def test_certificates_that_were_issued_by_hand_are_waited_for(stage: Stage) -> N
 def test_one_issued_by_hand_after_the_stage_began_is_of_the_new_order(stage: Stage) -> None:
     found = stage.distributed()
     clock = Clock(NOW + timedelta(seconds=1))
-    with store.opened(file_url(stage.directory / "store.db"), clock=clock) as later:
+    with store.opened(file_url(stage.directory / "store.db"), clock=clock.seconds) as later:
         made = authority.issue(authority.load(stage.directory, NOW), "api", clock.now)
         later.write(lambda transaction: registrar.remember(transaction, made.chain, "command"))
     assert late(stage, found) == []
@@ -366,7 +367,7 @@ def check_all_is_well(directory: Path, first: Bundle) -> Bundle:
     """The CA can issue; what the store says can be read by the directory's roots, and by a sidecar that slept until now; and
     nothing that the CA issues is refused by whoever has the newest bundle."""
     loaded = authority.load(directory, now())
-    with store.opened(file_url(directory / "store.db"), clock=Clock()) as kept:
+    with store.opened(file_url(directory / "store.db"), clock=Clock().seconds) as kept:
         newest = read_newest(directory, kept)
         known = first
         for document in kept.read(lambda connection: bundles.bundles_after(connection, first.version)):
@@ -389,7 +390,7 @@ def test_killed_at_any_step_all_is_well_and_it_goes_on_to_its_end(
     """With the old root's key in the directory, or each of the two in a place of its own."""
     monkeypatch.chdir(tmp_path)
     start(Path("pattern"), root_key_out=Path("pattern-safe") if elsewhere else None)
-    with store.opened(file_url(Path("pattern/store.db")), clock=Clock()) as kept:
+    with store.opened(file_url(Path("pattern/store.db")), clock=Clock().seconds) as kept:
         first = read_newest(Path("pattern"), kept)
     old_key = Path("pattern-safe/root.key") if elsewhere else Path("pattern/root.key")
     old_secret = old_key.read_bytes()
@@ -480,7 +481,7 @@ def test_what_a_ca_left_that_was_here_before_is_not_taken_for_the_new_root(
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke
     assert run(main, ["init", "ca", "--trust-domain", "other.internal"]).exit_code == 0
-    with store.opened(file_url(Path("ca/store.db")), clock=Clock()) as kept:
+    with store.opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as kept:
         Rotator(Path("ca"), kept, authority.load_root(Path("ca"), None, None), "other.internal").prepare(NOW)
     stale = Path("ca/next/root.pem").read_bytes()
     assert run(main, ["init", "ca", "--trust-domain", DOMAIN, "--force"]).exit_code == 0

@@ -45,7 +45,8 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.observe.logs import Log
 from sidecar.transport.http1 import Peer, Request, Response
-from tests.harness import LogSink
+from tests.beds.certificates import csr
+from tests.beds.mesh import LogSink
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DOMAIN = "shop.internal"
@@ -61,12 +62,6 @@ def der(certificate: x509.Certificate) -> bytes:
 
 def bundle_of(version: int) -> Bundle:
     return Bundle(DOMAIN, version, OWN.roots, OWN.root_digest)
-
-
-def csr(key: ec.EllipticCurvePrivateKey | None = None) -> str:
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    request = builder.sign(key or ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
 @dataclass

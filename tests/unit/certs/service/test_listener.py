@@ -20,20 +20,30 @@ from certs.protocol.client import CaError
 from certs.service import listener
 from certs.service.listener import DRAIN_SECONDS, HANDSHAKE_SECONDS
 from sidecar.transport.tls import KeyPair
-from tests.casite import API, GET, Running, Site, identity_of, serving
-from tests.certificates import Authority as Forger
-from tests.harness import PATIENCE
+from tests.beds.ca import CaBed, identity_of, serving
+from tests.beds.ca_files import API, CaFiles
+from tests.beds.certificates import Authority as Forger
+from tests.beds.clock import Clock
+from tests.beds.mesh import PATIENCE
+
+MESH = "trust_domain: shop.internal\nservices: {api: {ports: 80}, web: {}}\n"
+GET = b"GET /v1/revocations HTTP/1.1\r\nHost: ca\r\n\r\n"
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(tmp_path: Path) -> CaFiles:
+    return new_site(tmp_path)
+
+
+def new_site(path: Path, clock: Clock | None = None) -> CaFiles:
+    """With a store outside of the CA's directory, which some tests take away."""
+    return CaFiles(path, clock, mesh=MESH, db=path / "store.db")
 
 
 # -- whom it lets in ---------------------------------------------------------------------------------------------------
 
 
-async def told(ca: Running, keys: KeyPair) -> Any:
+async def told(ca: CaBed, keys: KeyPair) -> Any:
     """Asks once with these keys, and must be refused; returns the line that says so."""
     with pytest.raises(CaError):
         async with ca.client(keys) as client:
@@ -46,11 +56,11 @@ async def told(ca: Running, keys: KeyPair) -> Any:
     return line
 
 
-async def test_a_stranger_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_stranger_is_refused_by_name(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         forged = Forger().leaf("api")
         assert isinstance(forged.key, ec.EllipticCurvePrivateKey)
-        line = await told(ca, KeyPair(forged.chain, forged.key, site.own.roots))
+        line = await told(ca, KeyPair(forged.chain, forged.key, site.ca.roots))
         assert line["reason"] == "unknown_ca"
         assert "spiffe://shop.internal/api" in str(line["unverified"])
         assert 'mesh_ca_handshakes_refused_total{reason="unknown_ca"} 1.0' in await ca.metrics()
@@ -58,7 +68,9 @@ async def test_a_stranger_is_refused_by_name(site: Site, mock_clock: trio.testin
             assert await client.bundles(0)
 
 
-async def test_a_certificate_that_has_ended_is_refused_by_name(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_certificate_that_has_ended_is_refused_by_name(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
     async with serving(site, mock_clock) as ca:
         keys = site.keys()
         site.clock.now += timedelta(hours=1, seconds=1)
@@ -67,7 +79,9 @@ async def test_a_certificate_that_has_ended_is_refused_by_name(site: Site, mock_
             assert await client.bundles(0), "without one it may ask, and enrol"
 
 
-async def test_what_is_no_tls_is_refused_and_the_next_is_served(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_what_is_no_tls_is_refused_and_the_next_is_served(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
     async with serving(site, mock_clock) as ca:
         stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
         await stream.send_all(GET)
@@ -78,11 +92,11 @@ async def test_what_is_no_tls_is_refused_and_the_next_is_served(site: Site, mock
             assert await client.bundles(0)
 
 
-async def test_silence_is_not_waited_for(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_silence_is_not_waited_for(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
         await ca.look()
-        ca.wait(HANDSHAKE_SECONDS)
+        await ca.time.passes(HANDSHAKE_SECONDS)
         with pytest.raises(trio.BrokenResourceError):  # a reset
             await stream.receive_some()
         await stream.aclose()
@@ -90,7 +104,7 @@ async def test_silence_is_not_waited_for(site: Site, mock_clock: trio.testing.Mo
 
 
 async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "MAX_CONNECTIONS", 2)
     async with serving(site, mock_clock) as ca:
@@ -109,7 +123,7 @@ async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
             assert await client.bundles(0)
 
 
-async def test_descriptors_run_out_and_come_back(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_descriptors_run_out_and_come_back(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         await ca.look()
         sock = socket.socket()
@@ -134,7 +148,7 @@ async def test_descriptors_run_out_and_come_back(site: Site, mock_clock: trio.te
 
 
 async def test_a_bug_in_one_connection_ends_that_one(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
@@ -156,7 +170,7 @@ async def test_a_bug_in_one_connection_ends_that_one(
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
-async def test_stopping_ends_who_is_idle_at_once(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_stopping_ends_who_is_idle_at_once(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         asked, new = await ca.stream(), await ca.stream()
         await asked.send_all(GET)
@@ -174,7 +188,7 @@ async def test_stopping_ends_who_is_idle_at_once(site: Site, mock_clock: trio.te
                 await client.bundles(0)
 
 
-async def test_stopping_lets_a_request_that_is_under_way_end(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_stopping_lets_a_request_that_is_under_way_end(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         secret, granted = site.make_secret(API), []
         held = sqlite3.connect(site.db, isolation_level=None)
@@ -189,7 +203,7 @@ async def test_stopping_lets_a_request_that_is_under_way_end(site: Site, mock_cl
         ca.server.api.writer.write = writing  # type: ignore[method-assign]
 
         async def enrol() -> None:
-            granted.append(await ca.enrol("api", secret))
+            granted.append(await ca.enrolled("api", secret))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(enrol)
@@ -202,7 +216,7 @@ async def test_stopping_lets_a_request_that_is_under_way_end(site: Site, mock_cl
         assert identity_of(granted[0]) == API
 
 
-async def test_a_request_that_does_not_end_is_cut(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_request_that_does_not_end_is_cut(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         stream = await ca.stream()
         await stream.send_all(b"POST /v1/nonce HTTP/1.1\r\nHost: ca\r\nContent-Length: 5\r\n\r\n12")
@@ -210,7 +224,7 @@ async def test_a_request_that_does_not_end_is_cut(site: Site, mock_clock: trio.t
         ca.stop.set()
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert not ca.stopped.is_set()
-        ca.wait(DRAIN_SECONDS)
+        await ca.time.passes(DRAIN_SECONDS)
         with trio.fail_after(PATIENCE):
             assert await stream.receive_some() == b"", "no answer"
             await stream.close()

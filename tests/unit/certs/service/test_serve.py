@@ -32,122 +32,132 @@ from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
 from sidecar.transport import sockets
-from tests.casite import API, DOMAIN, MESH, NOW, WEB, Clock, Site, csr, identity_of, serving
-from tests.harness import PATIENCE, LogSink
+from tests.beds.ca import identity_of, serving
+from tests.beds.ca_files import API, DOMAIN, WEB, CaFiles
+from tests.beds.certificates import csr
+from tests.beds.clock import NOW, Clock
+from tests.beds.mesh import PATIENCE, LogSink
+
+MESH = "trust_domain: shop.internal\nservices: {api: {ports: 80}, web: {}}\n"
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site(tmp_path: Path) -> CaFiles:
+    return new_site(tmp_path)
+
+
+def new_site(path: Path, clock: Clock | None = None) -> CaFiles:
+    """With a store outside of the CA's directory, which some tests take away."""
+    return CaFiles(path, clock, mesh=MESH, db=path / "store.db")
 
 
 # -- it starts ---------------------------------------------------------------------------------------------------------
 
 
 async def test_anybody_is_told_whom_to_trust_and_what_is_revoked(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca, ca.client() as client:
         (document,) = await client.bundles(0)
-        bundle = read_bundle(document, DOMAIN, frozenset({site.own.root_digest}), NOW)
-        assert bundle.roots == site.own.roots
+        bundle = read_bundle(document, DOMAIN, frozenset({site.ca.root_digest}), NOW)
+        assert bundle.roots == site.ca.roots
         assert await client.bundles(bundle.version) == []
         listed, newest = await ca.listed()
         assert (listed.identities, listed.issued_at, newest) == ({}, NOW, bundle.version)
 
 
-async def test_a_service_enrols_and_renews(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_service_enrols_and_renews(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
-        chain = await ca.enrol("api", secret)
+        chain = await ca.enrolled("api", secret)
         assert identity_of(chain) == API
         async with ca.client(site.keys("web")) as client:
-            assert identity_of(tuple(x509.load_pem_x509_certificates(await client.renew(csr())))) == WEB
+            assert identity_of(tuple(x509.load_pem_x509_certificates(await client.renew(csr().encode())))) == WEB
         async with ca.client() as client:
             with pytest.raises(CaDeniedError, match="mutual TLS") as denied:
-                await client.renew(csr())
+                await client.renew(csr().encode())
             assert denied.value.denial == "no_certificate"
         with pytest.raises(CaDeniedError) as denied:
-            await ca.enrol("web", secret)
+            await ca.enrolled("web", secret)
         assert denied.value.denial == "bad_pass"
 
 
-async def test_a_restart_goes_on_with_the_same_store(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_restart_goes_on_with_the_same_store(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock):
         secret = site.make_secret(API)
         site.elsewhere(lambda it: bundles.publish(it, *site.bundle(int(NOW.timestamp()) + 9)))
     async with serving(site, mock_clock) as ca:
         assert (await ca.listed())[1] == int(NOW.timestamp()) + 9
-        assert identity_of(await ca.enrol("api", secret)) == API
+        assert identity_of(await ca.enrolled("api", secret)) == API
 
 
-async def test_without_the_root_s_key_it_serves_as_well(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_without_the_root_s_key_it_serves_as_well(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     (site.directory / "root.key").unlink()
     async with serving(site, mock_clock) as ca:
-        assert identity_of(await ca.enrol("api", site.make_secret(API))) == API
+        assert identity_of(await ca.enrolled("api", site.make_secret(API))) == API
 
 
 # -- or refuses to, with a sentence ------------------------------------------------------------------------------------
 
 
-def no_ca(site: Site) -> None:
+def no_ca(site: CaFiles) -> None:
     shutil.rmtree(site.directory)
     site.directory.mkdir()
 
 
-def a_key_that_others_can_read(site: Site) -> None:
+def a_key_that_others_can_read(site: CaFiles) -> None:
     (site.directory / "issuing.key").chmod(0o644)
 
 
-def another_trust_domain(site: Site) -> None:
+def another_trust_domain(site: CaFiles) -> None:
     site.mesh.write_text(MESH.replace("shop", "shoq"))
 
 
-def no_mesh(site: Site) -> None:
+def no_mesh(site: CaFiles) -> None:
     site.mesh.unlink()
 
 
-def a_broken_mesh(site: Site) -> None:
+def a_broken_mesh(site: CaFiles) -> None:
     site.mesh.write_text("trust_domain: shop.internal\nservices: [")
 
 
-def no_delegate(site: Site) -> None:
+def no_delegate(site: CaFiles) -> None:
     (site.directory / "revocation.pem").unlink()
 
 
-def no_bundle(site: Site) -> None:
+def no_bundle(site: CaFiles) -> None:
     (site.directory / "bundle.json").unlink()
 
 
-def a_bundle_of_another_ca(site: Site) -> None:
+def a_bundle_of_another_ca(site: CaFiles) -> None:
     authority.init(site.path / "other", DOMAIN, NOW)
     shutil.copy(site.path / "other" / "bundle.json", site.directory)
 
 
-def a_store_of_another_ca(site: Site) -> None:
+def a_store_of_another_ca(site: CaFiles) -> None:
     site.start_once()
     shutil.rmtree(site.directory)
     authority.init(site.directory, DOMAIN, NOW)
 
 
-def a_store_that_is_a_directory(site: Site) -> None:
+def a_store_that_is_a_directory(site: CaFiles) -> None:
     site.db.mkdir()
 
 
-def a_store_that_is_none(site: Site) -> None:
+def a_store_that_is_none(site: CaFiles) -> None:
     site.db.write_bytes(b"no database at all" * 100)
 
 
-def a_store_of_a_newer_version(site: Site) -> None:
+def a_store_of_a_newer_version(site: CaFiles) -> None:
     site.start_once()
     site.sql("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
 
 
-def an_issuing_ca_that_ended(site: Site) -> None:
+def an_issuing_ca_that_ended(site: CaFiles) -> None:
     site.clock.now += timedelta(days=91)
 
 
-def a_clock_that_is_wrong(site: Site) -> None:
+def a_clock_that_is_wrong(site: CaFiles) -> None:
     site.clock.now -= timedelta(days=1)
 
 
@@ -171,23 +181,23 @@ def a_clock_that_is_wrong(site: Site) -> None:
     ],
 )
 def test_a_mistake_is_told_before_anything_is_served(
-    mistake: Callable[[Site], None], sentence: str, site: Site, monkeypatch: pytest.MonkeyPatch
+    mistake: Callable[[CaFiles], None], sentence: str, site: CaFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake(site)
     opened: list[object] = []
     monkeypatch.setattr(sockets, "listen", lambda *where: opened.append(where))
     with pytest.raises(UsageError, match=sentence) as error:
-        site.server()
+        site.new_server()
     assert "\n" not in str(error.value) or mistake is a_broken_mesh
     assert opened == []
 
 
-def test_a_port_that_is_taken(site: Site) -> None:
+def test_a_port_that_is_taken(site: CaFiles) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=rf"--listen: cannot listen on 127.0.0.1:{port}: .* another process"):
-            site.server(listen=Address("127.0.0.1", port))
-    server = site.server(listen=Address("127.0.0.1", port))  # and nothing that was opened stands in the way now
+            site.new_server(listen=Address("127.0.0.1", port))
+    server = site.new_server(listen=Address("127.0.0.1", port))  # and nothing that was opened stands in the way now
     server.socket.close()
     server.store.close()
     assert site.db.exists()
@@ -197,7 +207,7 @@ def test_a_port_that_is_taken(site: Site) -> None:
 
 
 async def test_a_revocation_by_another_program_is_told_within_a_look(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         web, secret = site.keys("web"), site.make_secret(WEB)
@@ -208,18 +218,18 @@ async def test_a_revocation_by_another_program_is_told_within_a_look(
         assert listed.identities == {WEB: NOW + timedelta(seconds=1)}
         assert listed.version > before
         with pytest.raises(CaDeniedError) as denied:
-            await ca.enrol("web", secret)
+            await ca.enrolled("web", secret)
         assert denied.value.denial == "pass_expired"
         async with ca.client(web) as client:
             with pytest.raises(CaDeniedError) as denied:
-                await client.renew(csr())
+                await client.renew(csr().encode())
         assert denied.value.denial == "revoked"
         async with ca.client(site.keys("api")) as client:
-            assert await client.renew(csr()), "its neighbour is not"
+            assert await client.renew(csr().encode()), "its neighbour is not"
 
 
 async def test_a_bundle_by_another_program_is_told_within_a_look(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         before = (await ca.listed())[1]
@@ -232,7 +242,7 @@ async def test_a_bundle_by_another_program_is_told_within_a_look(
 
 
 async def test_a_bundle_of_another_ca_is_not_taken_and_revocations_are_told_all_the_same(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         before = (await ca.listed())[1]
@@ -255,7 +265,7 @@ async def test_a_bundle_of_another_ca_is_not_taken_and_revocations_are_told_all_
         assert (len(ca.warnings()), ca.mended()) == (1, ["store: good again"])
 
 
-async def test_the_list_is_signed_anew_each_minute(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_the_list_is_signed_anew_each_minute(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         first, _ = await ca.listed()
         site.clock.now += timedelta(seconds=59)
@@ -271,7 +281,9 @@ async def test_the_list_is_signed_anew_each_minute(site: Site, mock_clock: trio.
         assert (await ca.listed())[0].issued_at == site.clock.now
 
 
-async def test_but_not_while_it_cannot_be_known_what_is_revoked(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_but_not_while_it_cannot_be_known_what_is_revoked(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
     async with serving(site, mock_clock) as ca:
         first, _ = await ca.listed()
         site.sql("ALTER TABLE revoked_identities RENAME TO away")
@@ -290,7 +302,7 @@ async def test_but_not_while_it_cannot_be_known_what_is_revoked(site: Site, mock
 
 
 async def test_what_ended_long_ago_is_forgotten_now_and_then(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "PRUNE_SECONDS", 20.0)
 
@@ -298,16 +310,16 @@ async def test_what_ended_long_ago_is_forgotten_now_and_then(
         return connection.execute(sa.select(sa.func.count()).select_from(issued)).scalar_one()
 
     async with serving(site, mock_clock) as ca:
-        await ca.enrol("api", site.make_secret(API))
+        await ca.enrolled("api", site.make_secret(API))
         await ca.look()
         site.clock.now += timedelta(days=29)
-        ca.wait(20)
+        await ca.time.passes(20)
         await ca.look()
         assert ca.server.store.read(certificates) == 1
         site.clock.now += timedelta(days=2)
         await ca.look()
         assert ca.server.store.read(certificates) == 1, "not yet"
-        ca.wait(20)
+        await ca.time.passes(20)
         await ca.look()
         assert ca.server.store.read(certificates) == 0
 
@@ -315,22 +327,24 @@ async def test_what_ended_long_ago_is_forgotten_now_and_then(
 # -- its policy file ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_new_service_can_enrol_and_a_removed_one_cannot(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_new_service_can_enrol_and_a_removed_one_cannot(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
     async with serving(site, mock_clock) as ca:
         db, api = site.make_secret(SpiffeId(DOMAIN, ("db",))), site.make_secret(API)
         with pytest.raises(CaDeniedError, match="no service 'db'"):
-            await ca.enrol("db", db)
+            await ca.enrolled("db", db)
         site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}, web: {}, cache: {}}\n")
         await ca.look()
         assert ca.reloaded() == [f"{site.mesh}: 3 services"]
-        assert await ca.enrol("db", db)
+        assert await ca.enrolled("db", db)
         with pytest.raises(CaDeniedError, match="no service 'api'"):
-            await ca.enrol("api", api)
+            await ca.enrolled("api", api)
 
 
 @pytest.mark.parametrize("broken", ["services: [", MESH.replace("shop", "shoq"), ""])
 async def test_a_broken_one_keeps_the_last_good_and_is_said_once(
-    broken: str, site: Site, mock_clock: trio.testing.MockClock
+    broken: str, site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
@@ -340,34 +354,34 @@ async def test_a_broken_one_keeps_the_last_good_and_is_said_once(
         (warning,) = ca.warnings()
         assert str(site.mesh) in warning
         assert warning.endswith("what was in force before stays")
-        assert await ca.enrol("api", secret)
+        assert await ca.enrolled("api", secret)
         site.mesh.write_text(MESH)
         await ca.look()
         assert (len(ca.warnings()), ca.mended(), ca.reloaded()) == (1, ["mesh: good again"], [])
 
 
 async def test_how_long_a_caller_s_certificate_may_live_is_the_file_s(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         long_lived = site.keys("api", timedelta(hours=20))
         async with ca.client(long_lived) as client:
-            assert await client.renew(csr())
+            assert await client.renew(csr().encode())
         site.mesh.write_text(f"{MESH}max_leaf_ttl: 2h\n")
         await ca.look()
         async with ca.client(long_lived) as client:
             with pytest.raises(CaError):
-                await client.renew(csr())
+                await client.renew(csr().encode())
         assert ca.log.events("refused")[0]["reason"] == "bad_identity"
         async with ca.client(site.keys("api")) as client:
-            assert await client.renew(csr())
+            assert await client.renew(csr().encode())
 
 
 # -- its directory and its own certificate -----------------------------------------------------------------------------
 
 
 async def test_a_new_issuing_ca_issues_from_now_on(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
-    site = Site(tmp_path, Clock(NOW - timedelta(minutes=30)))
+    site = new_site(tmp_path, Clock(NOW - timedelta(minutes=30)))
     async with serving(site, mock_clock) as ca:
         secret, old = site.make_secret(API), site.keys("web")
         site.clock.now += timedelta(minutes=30)
@@ -375,12 +389,12 @@ async def test_a_new_issuing_ca_issues_from_now_on(tmp_path: Path, mock_clock: t
         await ca.look()
         (line,) = ca.reloaded()
         assert f"issuing until {fresh.issuer.certificate.not_valid_after_utc:%FT%TZ}" in line
-        assert (await ca.enrol("api", secret))[1] == fresh.issuer.certificate
+        assert (await ca.enrolled("api", secret))[1] == fresh.issuer.certificate
         async with ca.client(old) as client:
             assert await client.bundles(0), "what the old one issued is good still"
 
 
-async def test_a_broken_directory_keeps_the_last_good(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_broken_directory_keeps_the_last_good(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
         issuing = site.directory / "issuing.pem"
@@ -390,27 +404,27 @@ async def test_a_broken_directory_keeps_the_last_good(site: Site, mock_clock: tr
         await ca.look()
         (warning,) = ca.warnings()
         assert "issuing.pem is no certificate in PEM" in warning
-        assert await ca.enrol("api", secret)
+        assert await ca.enrolled("api", secret)
         issuing.write_bytes(good)
         await ca.look()
         assert (len(ca.warnings()), ca.mended()) == (1, ["directory: good again"])
 
 
-async def test_a_directory_of_another_ca_is_not_taken(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_a_directory_of_another_ca_is_not_taken(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
         authority.init(site.directory, "other.internal", NOW, force=True)
         await ca.look()
         assert any("another trust domain now" in warning for warning in ca.warnings())
-        assert (await ca.enrol("api", secret))[1] == site.own.issuer.certificate
+        assert (await ca.enrolled("api", secret))[1] == site.ca.issuer.certificate
         authority.init(site.directory, DOMAIN, NOW, force=True)
         await ca.look()
         assert any("is it the store of another CA" in warning for warning in ca.warnings())
-        assert (await ca.enrol("api", secret))[1] == site.own.issuer.certificate
+        assert (await ca.enrolled("api", secret))[1] == site.ca.issuer.certificate
 
 
 async def test_a_directory_in_which_another_program_is_at_work_is_looked_at_again(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
@@ -419,15 +433,15 @@ async def test_a_directory_in_which_another_program_is_at_work_is_looked_at_agai
         descriptor = os.open(site.directory, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         await ca.look()
-        assert (await ca.enrol("api", secret))[1] == site.own.issuer.certificate
+        assert (await ca.enrolled("api", secret))[1] == site.ca.issuer.certificate
         os.close(descriptor)
         await ca.look()
         await ca.look()
-        assert (await ca.enrol("api", secret))[1] == fresh.issuer.certificate
+        assert (await ca.enrolled("api", secret))[1] == fresh.issuer.certificate
 
 
 async def test_while_the_directory_cannot_be_read_a_new_bundle_waits_and_revocations_do_not(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     """The files that a bundle is about count before it does."""
     async with serving(site, mock_clock) as ca:
@@ -452,7 +466,7 @@ async def test_while_the_directory_cannot_be_read_a_new_bundle_waits_and_revocat
 async def test_its_own_certificate_is_renewed_at_half_of_its_life(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    site = Site(tmp_path, Clock(start := NOW - timedelta(hours=13)))
+    site = new_site(tmp_path, Clock(start := NOW - timedelta(hours=13)))
     async with serving(site, mock_clock) as ca:
 
         async def until() -> datetime:
@@ -473,7 +487,7 @@ async def test_its_own_certificate_is_renewed_at_half_of_its_life(
 
 
 async def test_a_clock_that_was_ahead_and_is_right_again_leaves_no_certificate_of_the_future(
-    site: Site, mock_clock: trio.testing.MockClock
+    site: CaFiles, mock_clock: trio.testing.MockClock
 ) -> None:
     async with serving(site, mock_clock) as ca:
         site.clock.now += timedelta(hours=13)  # it renews its certificate
@@ -485,7 +499,7 @@ async def test_a_clock_that_was_ahead_and_is_right_again_leaves_no_certificate_o
         assert (await ca.listed())[0].issued_at == NOW
 
 
-async def test_an_issuing_ca_that_ends_soon_is_said_once(site: Site, mock_clock: trio.testing.MockClock) -> None:
+async def test_an_issuing_ca_that_ends_soon_is_said_once(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
     async with serving(site, mock_clock) as ca:
         site.clock.now += timedelta(days=59)
         await ca.look()
@@ -503,13 +517,13 @@ async def test_an_issuing_ca_that_ends_soon_is_said_once(site: Site, mock_clock:
 async def test_an_issuing_ca_that_ended_issues_nothing_and_the_process_lives(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    site = Site(tmp_path, Clock(NOW - timedelta(days=91)))
+    site = new_site(tmp_path, Clock(NOW - timedelta(days=91)))
     async with serving(site, mock_clock) as ca:
         secret = site.make_secret(API)
         site.clock.now += timedelta(days=91)
         await ca.look()
         with pytest.raises(CaError):
-            await ca.enrol("api", secret)  # its own certificate has ended too
+            await ca.enrolled("api", secret)  # its own certificate has ended too
         (site.directory / "root.pem").write_bytes(
             (site.directory / "root.pem").read_bytes() + b"\n"
         )  # so it is looked at
@@ -521,11 +535,11 @@ async def test_an_issuing_ca_that_ended_issues_nothing_and_the_process_lives(
         assert len(kinds) == len(set(kinds)), "each is said once, though the time in it passes"
         authority.renew_issuing(site.directory, site.clock.now)
         await ca.look()
-        assert identity_of(await ca.enrol("api", secret)) == API
+        assert identity_of(await ca.enrolled("api", secret)) == API
 
 
 async def test_a_bug_in_following_ends_nothing(
-    site: Site, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: Path) -> None:
         raise ZeroDivisionError
@@ -542,7 +556,7 @@ async def test_a_bug_in_following_ends_nothing(
         monkeypatch.undo()
         site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}}\n")
         await ca.look()
-        assert await ca.enrol("db", secret)
+        assert await ca.enrolled("db", secret)
         ca.log.lines.clear()
 
 
@@ -550,7 +564,7 @@ async def test_a_bug_in_following_ends_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_stops_it(number: int, site: Site) -> None:
+async def test_a_signal_stops_it(number: int, site: CaFiles) -> None:
     log, handler = LogSink(), signal.getsignal(number)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -561,12 +575,12 @@ async def test_a_signal_stops_it(number: int, site: Site) -> None:
     assert signal.getsignal(number) is handler
     (started,) = log.events("started")
     assert started["message"] == "CA of shop.internal for 2 services"
-    assert started["root_sha256"] == site.own.root_digest.hex()
-    assert started["issuing_until"] == f"{site.own.issuer.certificate.not_valid_after_utc:%FT%TZ}"
+    assert started["root_sha256"] == site.ca.root_digest.hex()
+    assert started["issuing_until"] == f"{site.ca.issuer.certificate.not_valid_after_utc:%FT%TZ}"
     assert started["listen"].startswith("127.0.0.1:")
 
 
-async def test_a_second_signal_does_not_wait(site: Site) -> None:
+async def test_a_second_signal_does_not_wait(site: CaFiles) -> None:
     log = LogSink()
     with trio.fail_after(DRAIN_SECONDS):
         async with trio.open_nursery() as nursery:

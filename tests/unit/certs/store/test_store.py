@@ -29,7 +29,7 @@ from certs.store.store import (
     passes,
 )
 from sidecar.identity.reasons import UsageError
-from tests.mini_ca import Clock
+from tests.beds.clock import Clock
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def kept(path: Path) -> Iterator[Store]:
-    with opened(file_url(path), clock=Clock()) as each:
+    with opened(file_url(path), clock=Clock().seconds) as each:
         yield each
 
 
@@ -87,7 +87,7 @@ def test_what_was_written_is_there_and_told(kept: Store, path: Path) -> None:
     assert kept.write(put("a")) == "a"
     assert keys(kept) == {"a"}
     assert told(kept) == ['{"key":"a"}']
-    with opened(file_url(path), clock=Clock()) as another:
+    with opened(file_url(path), clock=Clock().seconds) as another:
         assert keys(another) == {"a"}, "for everybody"
         another.write(put("b"))
     assert told(kept) == ['{"key":"a"}', '{"key":"b"}'], "one chain, whoever writes"
@@ -162,7 +162,7 @@ def test_what_ends_the_process_is_not_taken_for_an_outcome(kept: Store) -> None:
 
 def test_time_is_the_clock_s(path: Path) -> None:
     clock = Clock()
-    with opened(file_url(path), clock=clock) as kept:
+    with opened(file_url(path), clock=clock.seconds) as kept:
         first = kept.write(lambda transaction: transaction.now)
         clock.pass_by(hours=2)
         assert kept.write(lambda transaction: transaction.now) - first == 7200
@@ -172,7 +172,7 @@ def test_time_is_the_clock_s(path: Path) -> None:
 
 def test_writers_come_one_after_the_other_and_each_sees_the_one_before(path: Path) -> None:
     """Two stores on one file, as two processes have; eight threads; none is lost."""
-    stores = [Store(file_url(path), clock=Clock()) for _ in range(2)]
+    stores = [Store(file_url(path), clock=Clock().seconds) for _ in range(2)]
 
     def count(transaction: Transaction) -> None:
         transaction.put("count", str(int(transaction.get("count") or 0) + 1))
@@ -265,7 +265,7 @@ def told_on_full(kept: Store) -> list[str]:
 
 def test_a_writer_that_another_keeps_waiting_gives_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_BUSY_SECONDS", 0)
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         hog = sqlite3.connect(path, isolation_level=None)
         hog.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailableError, match="locked"):
@@ -294,7 +294,7 @@ def test_its_files_are_their_owner_s_alone(kept: Store, path: Path) -> None:
 def test_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with opened(file_url(tmp_path / "open.db"), clock=Clock()) as kept:
+        with opened(file_url(tmp_path / "open.db"), clock=Clock().seconds) as kept:
             kept.write(put("a"))
             assert {stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()} == {0o600}
     finally:
@@ -303,7 +303,7 @@ def test_whatever_the_umask(tmp_path: Path) -> None:
 
 def refusal(url: str) -> str:
     with pytest.raises(UsageError) as refused:
-        Store(url, clock=Clock())
+        Store(url, clock=Clock().seconds)
     return str(refused.value)
 
 
@@ -311,7 +311,7 @@ def test_opened_twice_in_one_process_it_stays_whole_beside_other_processes(kept:
     """To close any descriptor of the file takes away a process's locks on it; another process that ends would then take
     itself for the last one, and remove the log that this one writes to."""
     kept.write(put("before"))
-    with opened(file_url(path), clock=Clock()):
+    with opened(file_url(path), clock=Clock().seconds):
         pass
     script = (
         "from certs.store.store import opened\n"
@@ -321,7 +321,7 @@ def test_opened_twice_in_one_process_it_stays_whole_beside_other_processes(kept:
     assert path.with_name("store.db-wal").exists(), "it is this process's still"
     kept.write(put("after"))
     assert keys(kept) == {"before", "k", "after"}
-    with opened(file_url(path), clock=Clock()) as other:
+    with opened(file_url(path), clock=Clock().seconds) as other:
         assert keys(other) == {"before", "k", "after"}
 
 
@@ -370,7 +370,7 @@ def test_a_new_store_has_this_program_s_schema(kept: Store) -> None:
 
 
 def test_a_newer_program_s_store_is_refused_in_a_sentence_and_left_alone(path: Path) -> None:
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         kept.write(put("a"))
         kept.write(lambda transaction: transaction.put("schema_version", "7"))
     said = refusal(file_url(path))
@@ -388,25 +388,25 @@ def next_migration(connection: sa.Connection) -> None:
 def test_an_older_store_is_brought_up_to_date_with_all_that_is_in_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         kept.write(put("a"))
     monkeypatch.setattr(store, "MIGRATIONS", (*MIGRATIONS, next_migration))
     monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         assert version(kept) == "2"
         assert keys(kept) == {"a"}
         kept.write(put("b"))
         assert len(told(kept)) == 2, "the audit log goes on"
         columns = kept.read(lambda connection: sa.inspect(connection).get_columns("passes"))
         assert "note" in {column["name"] for column in columns}
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         assert version(kept) == "2", "and it is done once"
 
 
 def test_a_new_store_goes_through_all_of_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MIGRATIONS", (*MIGRATIONS, next_migration))
     monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         assert version(kept) == "2"
         assert told(kept) == []
 
@@ -416,13 +416,13 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path: Path, monkeypat
         next_migration(connection)
         connection.exec_driver_sql("ALTER TABLE none_such ADD COLUMN note TEXT")
 
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         kept.write(put("a"))
     with monkeypatch.context() as patch:
         patch.setattr(store, "MIGRATIONS", (*MIGRATIONS, broken))
         patch.setattr(store, "SCHEMA_VERSION", 2)
         assert "no such table: none_such" in refusal(file_url(path))
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         assert version(kept) == "1"
         columns = kept.read(lambda connection: sa.inspect(connection).get_columns("passes"))
         assert {column["name"] for column in columns} == set(passes.c.keys())
@@ -435,7 +435,7 @@ def test_two_that_open_a_new_store_at_once(path: Path) -> None:
     def start() -> None:
         barrier.wait(10)
         try:
-            with opened(file_url(path), clock=Clock()) as kept:
+            with opened(file_url(path), clock=Clock().seconds) as kept:
                 outcomes.append(kept.write(put(threading.current_thread().name)))
         except Exception as error:
             outcomes.append(error)
@@ -446,7 +446,7 @@ def test_two_that_open_a_new_store_at_once(path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert sorted(map(str, outcomes)) == ["t0", "t1", "t2", "t3"]
-    with opened(file_url(path), clock=Clock()) as kept:
+    with opened(file_url(path), clock=Clock().seconds) as kept:
         assert len(told(kept)) == 4
 
 

@@ -16,15 +16,15 @@ import trio.testing
 from certs.store import writer as writing
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction, file_url, opened
 from certs.store.writer import MOST_TOGETHER, MOST_WAITING, Writer
-from tests.harness import PATIENCE
-from tests.mini_ca import Clock
+from tests.beds.clock import Clock
+from tests.beds.mesh import PATIENCE
 
 
 class HeldStore(Store):
     """A real store, whose disk is busy until it is let go; ``together`` says how many came in each transaction."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(file_url(path), clock=Clock())
+        super().__init__(file_url(path), clock=Clock().seconds)
         self.together: list[int] = []
         self.free = threading.Event()
         self.entered = threading.Event()
@@ -84,7 +84,7 @@ async def gather(*calls: Callable[[], Any]) -> list[Any]:
 
 async def test_an_operation_s_result_comes_when_it_is_on_the_disk(tmp_path: Path) -> None:
     url = file_url(tmp_path / "store.db")
-    with opened(url, clock=Clock()) as store, opened(url, clock=Clock()) as another:
+    with opened(url, clock=Clock().seconds) as store, opened(url, clock=Clock().seconds) as another:
         async with writing_to(store) as (writer, _):
             assert await writer.write(put("a")) == "a"
             assert another.write(has("a"))
@@ -94,7 +94,7 @@ async def test_what_it_raises_is_raised_to_its_caller_and_nobody_else(tmp_path: 
     def fail(_transaction: Transaction) -> None:
         raise LookupError("mine")
 
-    with opened(file_url(tmp_path / "store.db"), clock=Clock()) as store:
+    with opened(file_url(tmp_path / "store.db"), clock=Clock().seconds) as store:
         async with writing_to(store) as (writer, _):
             outcomes = await gather(
                 lambda: writer.write(put("a")), lambda: writer.write(fail), lambda: writer.write(put("b"))

@@ -1,4 +1,5 @@
-"""Certificates for tests, good ones and bad ones: an :class:`Authority` and its :meth:`Authority.leaf`.
+"""Certificates and certificate requests for tests, good ones and bad ones: :class:`Authority` with its
+:meth:`Authority.leaf`, and :func:`csr`.
 
 ``Authority().leaf()`` is the honest twin: accepted. Every parameter bends one field and leaves the rest honest, so that a
 refusal is about that field. It shares no code with ``certs``, whose mistakes it would otherwise repeat.
@@ -7,15 +8,19 @@ refusal is about that field. It shares no code with ``certs``, whose mistakes it
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+
+from sidecar.transport.tls import KeyPair, PrivateKey
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 Bent = tuple[x509.ExtensionType, bool]  # an extension, and whether it is critical
@@ -321,3 +326,90 @@ def _corrupted(certificate: x509.Certificate, corrupt: tuple[bytes, bytes], key:
     algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256 (RFC 5758)
     signature = der(0x03, b"\0" + key.sign(body, ec.ECDSA(hashes.SHA256())))
     return x509.load_der_x509_certificate(der(0x30, body + algorithm + signature))
+
+
+# -- as the code under test holds them ---------------------------------------------------------------------------------
+
+
+class Holder(Protocol):
+    """Anything with a certificate and its key: a :class:`Credential`, what ``certs`` issued."""
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]: ...
+    @property
+    def key(self) -> Any: ...
+    @property
+    def roots(self) -> tuple[x509.Certificate, ...]: ...
+
+
+def key_pair(held: Holder) -> KeyPair:
+    """What a TLS context is made of."""
+    assert isinstance(held.key, PrivateKey)
+    return KeyPair(held.chain, held.key, held.roots)
+
+
+def credential(held: Holder) -> Credential:
+    """The way back."""
+    return Credential(held.chain[0], held.key, held.chain, held.roots)
+
+
+# -- certificate requests ----------------------------------------------------------------------------------------------
+
+
+def csr(
+    key: Any = None,
+    *,
+    uris: Sequence[str] = (),
+    names: Sequence[x509.GeneralName] = (),
+    cn: str | None = None,
+    extensions: Sequence[Bent] = (),
+    attributes: Sequence[tuple[x509.ObjectIdentifier, bytes]] = (),
+) -> str:
+    """A CSR in PEM; honest, and asking for nothing, unless told otherwise. ``key``: of any kind, by default a new EC key."""
+    subject = [] if cn is None else [x509.NameAttribute(NameOID.COMMON_NAME, cn)]
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(subject))
+    wanted = [*map(x509.UniformResourceIdentifier, uris), *names]
+    if wanted:
+        builder = builder.add_extension(x509.SubjectAlternativeName(wanted), critical=False)
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    for oid, value in attributes:
+        builder = builder.add_attribute(oid, value)
+    return pem_of(builder.sign(key or ec_key(), hashes.SHA256()))
+
+
+EXTENSION_REQUEST = bytes.fromhex("06092a864886f70d01090e")  # RFC 2985 5.4.2
+ECDSA_SHA256, ECDSA_SHA1 = bytes.fromhex("300a06082a8648ce3d040302"), bytes.fromhex("300906072a8648ce3d0401")
+
+
+def extension_request(*values: bytes) -> bytes:
+    """The DER of the attribute that asks for extensions, of any bytes."""
+    return der(0x30, EXTENSION_REQUEST + der(0x31, b"".join(values)))
+
+
+def raw_extension(oid: bytes, value: bytes) -> bytes:
+    """Extensions of one, in DER: ``oid`` is the content of its identifier."""
+    return der(0x30, der(0x30, der(0x06, oid) + der(0x04, value)))
+
+
+def raw_csr(
+    key: ec.EllipticCurvePrivateKey,
+    attributes: bytes = b"",
+    *,
+    signer: ec.EllipticCurvePrivateKey | None = None,
+    algorithm: bytes = ECDSA_SHA256,
+) -> str:
+    """A CSR for ``key``, put together by hand (RFC 2986 4): any attributes, signed by anybody."""
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    body = der(0x30, b"\x02\x01\x00" + der(0x30, b"") + public + der(0xA0, attributes))
+    algorithm_hash = hashes.SHA1() if algorithm == ECDSA_SHA1 else hashes.SHA256()  # noqa: S303 (to be refused)
+    signature = (signer or key).sign(body, ec.ECDSA(algorithm_hash))
+    return pem_of(der(0x30, body + algorithm + der(0x03, b"\0" + signature)))
+
+
+def pem_of(request: bytes | x509.CertificateSigningRequest) -> str:
+    """A CSR in PEM; as DER it may be any bytes."""
+    if isinstance(request, bytes):
+        text = b64encode(request).decode()
+        return f"-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n"
+    return request.public_bytes(serialization.Encoding.PEM).decode()

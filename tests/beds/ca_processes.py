@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,7 +38,8 @@ from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.stream import SecureStream
 from sidecar.transport.tls import Context, KeyPair, utc_now
-from tests.integration.processes import (
+from tests import commands
+from tests.beds.processes import (
     CERTS,
     DEADLINE,
     MESH,
@@ -52,6 +52,17 @@ from tests.integration.processes import (
 )
 
 TRUST_DOMAIN = "shop.internal"
+CALLS_API = """\
+trust_domain: shop.internal
+services:
+  web: {}
+  api: {ports: {http: 8080}}
+  job: {}
+policy:
+  - {from: [web, job], to: "api:http"}
+"""
+"""A mesh.yaml in which web and job call api."""
+
 _T = TypeVar("_T")
 
 
@@ -77,14 +88,7 @@ class CaSite:
         """Made by ``certs init``, with more options and variables if need be."""
         path.mkdir(parents=True, exist_ok=True)
         (path / "mesh.yaml").write_text(mesh)
-        subprocess.run(
-            [*CERTS, "init", "ca", "--trust-domain", TRUST_DOMAIN, *init],
-            cwd=path,
-            check=True,
-            capture_output=True,
-            timeout=DEADLINE,
-            env={**clean_environment(), **(variables or {})},
-        )
+        commands.ran("init", str(path / "ca"), "--trust-domain", TRUST_DOMAIN, *init, variables=variables)
         return cls(path, free_port(), store)
 
     @property
@@ -102,10 +106,22 @@ class CaSite:
     # -- the process ---------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def serves(self, *options: str, port: int | None = None) -> AsyncIterator[Running]:
-        """``certs serve``, once it has started."""
+    async def serves(
+        self, *options: str, port: int | None = None, before: Sequence[str] = ()
+    ) -> AsyncIterator[Running]:
+        """``certs serve``, once it has started. ``before``: what runs it, such as a shell with a limit."""
         listen = ("--mesh", str(self.path / "mesh.yaml"), "--listen", f"127.0.0.1:{port or self.port}")
-        command = (*CERTS, "serve", str(self.directory), *listen, "--log", "json", *self.store_option, *options)
+        command = (
+            *before,
+            *CERTS,
+            "serve",
+            str(self.directory),
+            *listen,
+            "--log",
+            "json",
+            *self.store_option,
+            *options,
+        )
         async with running(*command) as program:
             await program.event("started")
             yield program
@@ -183,6 +199,10 @@ class CaSite:
         if not pinned.exists():  # what sidecars were told at first stays what they were told
             pinned.write_bytes((self.directory / authority.ROOT).read_bytes())
         return path
+
+    def member(self, service: str, body: str) -> Path:
+        """The sidecar.yaml of a service with an enrolment secret of its own."""
+        return self.wiring(service, f"log_format: json\n{body}", enrolment=self.write_pass(service))
 
     def write_pass(self, service: str, kind: Kind = "secret") -> str:
         """A new token or secret in a file for its owner alone; returns the file's name."""
@@ -273,6 +293,37 @@ async def member_process(file: Path) -> AsyncIterator[SidecarProcess]:
     """``sidecar run`` on a member's file, once it serves."""
     async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as program:
         yield SidecarProcess(program, await program.event("started"))
+
+
+@dataclass
+class Mesh:
+    """A CA, web's sidecar and api's, and where web's app calls api."""
+
+    site: CaSite
+    ca: Running
+    web: SidecarProcess
+    api: SidecarProcess
+
+    @property
+    def entry(self) -> Address:
+        return Address(*self.web.address("api:http"))
+
+    @property
+    def programs(self) -> list[Running]:
+        return [self.ca, self.web.program, self.api.program]
+
+
+@asynccontextmanager
+async def ca_mesh(path: Path, app: Address) -> AsyncIterator[Mesh]:
+    """A whole mesh of processes, as a newcomer starts it. ``job`` may call api, too."""
+    site = CaSite.make(path, CALLS_API)
+    async with site.serves() as ca:
+        file = site.member("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
+        async with member_process(file) as api:
+            peers = f'peers: ["{api.at("http")}"]'
+            file = site.member("web", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
+            async with member_process(file) as web:
+                yield Mesh(site, ca, web, api)
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from OpenSSL import SSL
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.identity.judge import VerifyParams
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.run import machinery
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, parse_mesh
@@ -30,7 +31,9 @@ from sidecar.proxy.server import Server
 from sidecar.relay.poller import Poller
 from sidecar.relay.relay import Relay
 from sidecar.transport import sockets, tls
-from tests.certificates import Authority, Credential
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.stream import SecureStream
+from tests.beds.certificates import Authority, Credential, key_pair
 
 MESH = """
 trust_domain: shop.internal
@@ -131,19 +134,19 @@ class MeshBed:
     def __init__(self, nursery: trio.Nursery, mesh: str = MESH, authority: Authority | None = None) -> None:
         self.authority = authority or Authority()
         self.mesh: Mesh = parse_mesh(mesh, "mesh.yaml")
-        self._nursery = nursery
+        self.nursery = nursery
 
     def keys(self, credential: Credential) -> tls.KeyPair:
-        assert isinstance(credential.key, tls.PrivateKey)
-        return tls.KeyPair(credential.chain, credential.key, credential.roots or self.authority.roots)
+        return key_pair(credential if credential.roots else credential.trusting(*self.authority.roots))
 
     async def app(self, handler: Callable[[socket.socket, App], Any] = echo) -> App:
         """Starts a plaintext service on a free port."""
         app = App(sockets.listen("test", "127.0.0.1", 0), handler)
-        self._nursery.start_soon(self._serve_app, app)
+        self.nursery.start_soon(self.serve_app, app)
         return app
 
-    async def _serve_app(self, app: App) -> None:
+    async def serve_app(self, app: App) -> None:
+        """For an app with a listener of its own: lasts until the bed's end."""
         with app.listener:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -184,8 +187,9 @@ class MeshBed:
             identity=FileIdentity(nowhere, nowhere, nowhere),
             inbound=tuple(inbound),
             outbound=tuple(outbound),
+            admin=None,
             timeouts=timeouts or Timeouts(handshake=PATIENCE, connect=PATIENCE, drain=PATIENCE),
-            limits=limits or Limits(),
+            limits=limits or Limits(connections=10_000),
             log_format="json",
         )
         credential = credential or self.authority.leaf(service)
@@ -193,7 +197,7 @@ class MeshBed:
         generation = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), terms))
         node = Node(config, generation, Log(sink, "json"), clock, Relay(tls.make_buffer, poller))
         running = RunningSidecar(Server(node), sink)
-        await self._nursery.start(self._serve, running)
+        await self.nursery.start(self._serve, running)
         return running
 
     async def _serve(
@@ -375,3 +379,31 @@ class Foreigner:
         """Sends close_notify."""
         self.tls.shutdown()
         await self.flush()
+
+
+@asynccontextmanager
+async def secure_pair(
+    configure: Callable[[SSL.Context], None] = lambda _: None,
+) -> AsyncIterator[tuple[SecureStream, SecureStream]]:
+    """A CA's end and a caller's, who shows no certificate, after their handshake; over TCP on loopback. ``configure``: the
+    caller's OpenSSL."""
+    mesh = Authority()
+    here = tls.Context(key_pair(mesh.leaf("mesh/ca")), VerifyParams("shop.internal", anonymous=True))
+    there = tls.Context(mesh.roots, VerifyParams("shop.internal"))
+    configure(there._ssl)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        calling = socket.create_connection(listener.getsockname())
+        called, _ = listener.accept()
+    ends = (
+        (called, here.server("http/1.1", tls.utc_now)),
+        (calling, there.client("http/1.1", SpiffeId("shop.internal", ("mesh", "ca")), tls.utc_now)),
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            for sock, channel in ends:
+                sockets.prepare(sock)
+                nursery.start_soon(shake_hands, sock, channel)
+        yield SecureStream(*ends[0]), SecureStream(*ends[1])
+    finally:
+        for sock, _ in ends:
+            sockets.hard_close(sock)

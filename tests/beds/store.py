@@ -1,20 +1,16 @@
-"""A CA with its store and its clock, which the tests of ``certs`` start from; and requests to it, honest and bent."""
+"""A CA without a server: its keys in memory, its store in a file, its clock in the test's hands."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from certs.authority import authority
 from certs.authority.authority import Authority
@@ -25,81 +21,19 @@ from certs.registrar import registrar, revocations
 from certs.registrar.registrar import IssuingPolicy
 from certs.store.store import Store, audit_entries, file_url
 from sidecar.identity.spiffe import SpiffeId
-from tests.certificates import Bent, der, ec_key
+from tests.beds import certificates
+from tests.beds.clock import NOW, Clock
 
-NOW = datetime.now(UTC).replace(microsecond=0)
 DOMAIN = "shop.internal"
 API, WEB = SpiffeId(DOMAIN, ("api",)), SpiffeId(DOMAIN, ("web",))
 
 
-@dataclass
-class Clock:
-    """A time of day that passes when it is told to."""
-
-    now: datetime = NOW
-
-    def __call__(self) -> int:
-        return int(self.now.timestamp())
-
-    def pass_by(self, **span: float) -> None:
-        self.now += timedelta(**span)
+API_URI = f"spiffe://{DOMAIN}/api"
 
 
-def csr(
-    key: CertificateIssuerPrivateKeyTypes | None = None,
-    *,
-    uris: Sequence[str] = ("spiffe://shop.internal/api",),
-    names: Sequence[x509.GeneralName] = (),
-    cn: str | None = None,
-    extensions: Sequence[Bent] = (),
-    attributes: Sequence[tuple[x509.ObjectIdentifier, bytes]] = (),
-) -> str:
-    """A CSR in PEM, honest but for what is asked."""
-    subject = [] if cn is None else [x509.NameAttribute(NameOID.COMMON_NAME, cn)]
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(subject))
-    wanted = [*map(x509.UniformResourceIdentifier, uris), *names]
-    if wanted:
-        builder = builder.add_extension(x509.SubjectAlternativeName(wanted), critical=False)
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
-    for oid, value in attributes:
-        builder = builder.add_attribute(oid, value)
-    request = builder.sign(key or ec_key(), hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()
-
-
-EXTENSION_REQUEST = bytes.fromhex("06092a864886f70d01090e")  # RFC 2985 5.4.2
-ECDSA_SHA256, ECDSA_SHA1 = bytes.fromhex("300a06082a8648ce3d040302"), bytes.fromhex("300906072a8648ce3d0401")
-
-
-def extension_request(*values: bytes) -> bytes:
-    """The DER of the attribute that asks for extensions, of any bytes."""
-    return der(0x30, EXTENSION_REQUEST + der(0x31, b"".join(values)))
-
-
-def raw_extension(oid: bytes, value: bytes) -> bytes:
-    """Extensions of one, in DER: ``oid`` is the content of its identifier."""
-    return der(0x30, der(0x30, der(0x06, oid) + der(0x04, value)))
-
-
-def raw_csr(
-    key: ec.EllipticCurvePrivateKey,
-    attributes: bytes = b"",
-    *,
-    signer: ec.EllipticCurvePrivateKey | None = None,
-    algorithm: bytes = ECDSA_SHA256,
-) -> str:
-    """A CSR for ``key``, put together by hand (RFC 2986 4): any attributes, signed by anybody."""
-    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    body = der(0x30, b"\x02\x01\x00" + der(0x30, b"") + public + der(0xA0, attributes))
-    algorithm_hash = hashes.SHA1() if algorithm == ECDSA_SHA1 else hashes.SHA256()  # noqa: S303 (to be refused)
-    signature = (signer or key).sign(body, ec.ECDSA(algorithm_hash))
-    return pem_of(der(0x30, body + algorithm + der(0x03, b"\0" + signature)))
-
-
-def pem_of(request: bytes) -> str:
-    """A CSR's DER, or whatever it is, in PEM."""
-    return f"-----BEGIN CERTIFICATE REQUEST-----\n{b64encode(request).decode()}\n-----END CERTIFICATE REQUEST-----\n"
+def csr(key: Any = None, *, uris: Sequence[str] = (API_URI,), **asked: Any) -> str:
+    """A CSR of api's, which asks for api's own name unless told otherwise."""
+    return certificates.csr(key, uris=uris, **asked)
 
 
 def leaves(chain: str) -> list[x509.Certificate]:
@@ -137,7 +71,7 @@ class MiniCa:
 
     def another_store(self) -> Store:
         """As another replica opens it."""
-        return Store(file_url(self.path), clock=self.clock)
+        return Store(file_url(self.path), clock=self.clock.seconds)
 
     def but(self, **terms: Any) -> IssuingPolicy:
         """The terms, one of them changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -30,10 +31,10 @@ from sidecar.lifecycle import run as run_module
 from sidecar.lifecycle.run import machinery, prepare, run
 from sidecar.observe.logs import Log
 from sidecar.transport.tls import utc_now
-from tests.cabed import CaBed, ca_bed
-from tests.certificates import Authority
-from tests.harness import MESH, PATIENCE, LogSink
-from tests.integration.processes import SIDECAR, running
+from tests.beds.ca import CaBed, ca_bed
+from tests.beds.certificates import Authority
+from tests.beds.mesh import MESH, PATIENCE, LogSink
+from tests.beds.processes import SIDECAR, running
 
 
 def wiring(directory: Path, authority: Authority | None = None, **more: str) -> Config:
@@ -64,7 +65,7 @@ async def test_prepare_refuses_before_it_opens_anything(tmp_path: Path, monkeypa
         pytest.fail("a listener was opened with a key that others can read")
 
     monkeypatch.setattr("sidecar.transport.sockets.listen", opened)
-    with pytest.raises(UsageError, match="chmod 600"):
+    with pytest.raises(UsageError, match=re.escape(f"chmod 600 {tmp_path / 'key.pem'}")):
         prepare(config, {}, Log(LogSink(), "json"))
 
 
@@ -185,7 +186,6 @@ async def test_a_restart_needs_no_ca(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (started,) = console.sink.events("started")
     assert started["identity"] == "spiffe://shop.internal/api"
     assert started["certificate_until"] == f"{until:%FT%TZ}"
-    assert "lets new connections in until" in console.sink.events("revocations_failed")[0]["message"]
     assert console.sink.lines[-1]["event"] == "stopped"
     assert console.sink.events("joining_failed") == []
     StateDir(tmp_path / "state").close()
@@ -199,7 +199,7 @@ async def test_what_is_wrong_with_the_rest_gives_state_dir_back(
     config = of_a_ca(tmp_path, root)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         inbound = replace(config.inbound[0], listen=Address("127.0.0.1", taken.getsockname()[1]))
-        with pytest.raises(UsageError, match="another process listens there"):
+        with pytest.raises(UsageError, match=str(inbound.listen.port)):
             await run(replace(config, inbound=(inbound,)), {})
     StateDir(tmp_path / "state").close()
 
@@ -231,7 +231,8 @@ def test_an_admin_port_that_is_taken_is_exit_2(tmp_path: Path, monkeypatch: pyte
         file.write_text(f"{file.read_text()}admin: {{listen: {listen!r}}}\n")
         result = CliRunner().invoke(main, ["run", str(file)])
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {file}: admin.listen: cannot listen on {listen}")
+    assert result.stderr.startswith(f"error: {file}: admin.listen: ")
+    assert listen in result.stderr
     assert "started" not in result.stdout, "and the listeners that were open already are closed"
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.processes import clean_environment
+from tests.beds.processes import clean_environment
 
 SAYS = """
 import ctypes, resource

@@ -22,8 +22,8 @@ from sidecar.policy.mesh import parse_mesh
 from sidecar.policy.names import Target
 from sidecar.transport import sockets
 from sidecar.transport.tls import utc_now
-from tests.harness import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
-from tests.integration.live import exchange
+from tests.beds.live import exchange
+from tests.beds.mesh import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
 
 MESH = """\
 trust_domain: shop.internal
@@ -145,7 +145,7 @@ class DevBed:
         self, target: str, host: str = "127.0.0.1", handler: Callable[[socket.socket, App], object] = echo
     ) -> App:
         app = App(sockets.listen("test", host, self.file.app(target, self.mesh.plan)), handler)
-        self._bed._nursery.start_soon(self._bed._serve_app, app)
+        self._bed.nursery.start_soon(self._bed.serve_app, app)
         return app
 
     async def call(self, caller: str, target: str, host: str = "127.0.0.1") -> socket.socket:

@@ -6,6 +6,7 @@ Nothing here sleeps: every wait is for a line that the process writes, or for it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import pytest
 import trio
 
 from sidecar.demo.stage import free_ports
+from tests import commands
 
 DEADLINE = 30.0
 """Seconds after which a process that was waited for has failed: only ever reached by a failing test."""
@@ -182,7 +184,8 @@ def clean_environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Shop:
-    """A directory with a CA, a mesh.yaml, and a certificate for each service, all made by the commands."""
+    """A directory with a CA, a mesh.yaml, and a certificate for each service, all made by the commands (in this process: as
+    processes they are tested elsewhere)."""
 
     path: Path
 
@@ -197,14 +200,8 @@ class Shop:
         return shop
 
     def certs(self, *arguments: str) -> None:
-        subprocess.run(
-            [*CERTS, *arguments],
-            cwd=self.path,
-            check=True,
-            capture_output=True,
-            timeout=DEADLINE,
-            env=clean_environment(),
-        )
+        with contextlib.chdir(self.path):
+            commands.ran(*arguments)
 
     def wiring(self, service: str, body: str, *, certificates: str | None = None) -> Path:
         """Writes a sidecar.yaml, beside mesh.yaml; ``body`` is what follows service, mesh and identity."""

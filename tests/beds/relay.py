@@ -15,8 +15,8 @@ from sidecar.relay.duplex import Buffer, Channel, Duplex, Ending
 from sidecar.relay.poller import EdgePoller, LevelPoller, Poller
 from sidecar.relay.relay import Relay
 from sidecar.transport import sockets
-from tests.harness import PATIENCE
-from tests.simulation import FakeChannel
+from tests.beds.mesh import PATIENCE
+from tests.beds.simulation import FakeChannel
 
 POLLERS: list[type[EdgePoller] | type[LevelPoller]] = [EdgePoller, LevelPoller]
 Outcome = Ending | Reason | Exception | trio.Cancelled

@@ -16,7 +16,8 @@ from trio.testing import MockClock
 from sidecar.agent import accept
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
-from tests.cabed import CaBed, Sidecar, asked, ca_bed, files_of, verdict
+from tests.beds.ca import CaBed, Sidecar, asked, ca_bed, files_of, verdict
+from tests.beds.ca_files import CaFiles
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 API = SpiffeId("shop.internal", ("api",))
@@ -217,7 +218,7 @@ async def test_another_root_pinned_is_another_mesh(
     api = await bed.joined()
     await api.ends()
     (tmp_path / "other").mkdir()
-    other = CaBed(bed.nursery, tmp_path / "other", bed.time, None, 5 * MINUTE)
+    other = CaBed(bed.nursery, CaFiles(tmp_path / "other", bed.time, ttl=5 * MINUTE), bed.time)
     other.starts()
     moved = Sidecar(other, "api", replace(other.identity(other.secret()), state_dir=api.state))
     assert moved.said("state_forgotten")[0].endswith(

@@ -14,7 +14,7 @@ from itertools import cycle
 from sidecar.relay import duplex as core
 from sidecar.relay.duplex import Buffers, Channel, Duplex, How, Op
 from sidecar.relay.poller import BROKEN, READABLE, WRITABLE
-from tests.simulation import (
+from tests.beds.simulation import (
     ALERT,
     CLOSE,
     DATA,

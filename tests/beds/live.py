@@ -19,8 +19,8 @@ from sidecar.documents.address import Address
 from sidecar.lifecycle.run import machinery, prepare
 from sidecar.observe.logs import Log
 from sidecar.transport import sockets
-from tests.certificates import Authority, Credential
-from tests.harness import PATIENCE, App, Foreigner, LogSink, MeshBed, connect, mesh_bed, receive_all
+from tests.beds.certificates import Authority, Credential
+from tests.beds.mesh import PATIENCE, App, Foreigner, LogSink, MeshBed, connect, mesh_bed, receive_all
 
 MESH = """\
 trust_domain: shop.internal

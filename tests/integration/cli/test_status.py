@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.integration.processes import SIDECAR, Shop, output, running, sidecar_process
+from sidecar.cli.commands import main
+from tests.beds.processes import SIDECAR, Shop, output, sidecar_process
 
 INBOUND = 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n'
 
@@ -27,25 +29,26 @@ async def test_a_sidecar_that_runs_tells_of_itself(shop: Shop, tmp_path: Path) -
         assert (said["identity"], said["healthy"]) == ("spiffe://shop.internal/api", True)
 
 
-async def test_nobody_there(shop: Shop, tmp_path: Path) -> None:
+def refuses(code: int, *arguments: str | Path) -> str:
+    """What a command says that ends with this code; in this process."""
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    return result.stderr
+
+
+def test_nobody_there(shop: Shop, tmp_path: Path) -> None:
     file = shop.wiring("api", f'{INBOUND}admin: {{listen: "unix:{tmp_path}/admin.sock"}}\n')
     for command in ("health", "status"):
-        async with running(*SIDECAR, command, file) as program:
-            assert await program.ended() == 1
-        assert "no sidecar answers at" in program.errors
+        assert "no sidecar answers at" in refuses(1, command, file)
 
 
-async def test_no_admin_in_the_file(shop: Shop) -> None:
+def test_no_admin_in_the_file(shop: Shop) -> None:
     file = shop.wiring("api", INBOUND)
     for command in ("health", "status"):
-        async with running(*SIDECAR, command, file) as program:
-            assert await program.ended() == 2
-        assert "has no `admin:`" in program.errors
+        assert "has no `admin:`" in refuses(2, command, file)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:15000", "10.0.0.1:15000", "unix:relative.sock"])
-async def test_an_admin_port_for_others_is_refused(shop: Shop, listen: str) -> None:
+def test_an_admin_port_for_others_is_refused(shop: Shop, listen: str) -> None:
     file = shop.wiring("api", f'{INBOUND}admin: {{listen: "{listen}"}}\n')
-    async with running(*SIDECAR, "run", file) as program:
-        assert await program.ended() == 2
-    assert "admin.listen" in program.errors
+    assert "admin.listen" in refuses(2, "run", file)
