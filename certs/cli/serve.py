@@ -14,10 +14,10 @@ from certs.cli.options import store_url as url_of
 from certs.protocol.x509_profile import ProfileError, check_ttl
 from certs.service import serve as serving
 from sidecar.documents.address import parse_address
+from sidecar.host.clock import utc_now
 from sidecar.host.process import keep_memory_private, raise_descriptor_limit
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
-from sidecar.transport.tls import utc_now
 
 
 @click.command()

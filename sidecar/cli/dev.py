@@ -11,11 +11,11 @@ import trio
 
 from sidecar.dev.dev_mesh import DevMesh, run_dev
 from sidecar.dev.plan import banner, environment, plan
+from sidecar.host.clock import utc_now
 from sidecar.host.process import keep_memory_private
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import load_mesh
-from sidecar.transport.tls import utc_now
 
 
 @click.command()

@@ -21,6 +21,7 @@ from certs.protocol import x509_profile
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
 from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.keys import new_key
@@ -33,7 +34,7 @@ from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.relay.relay import Relay
 from sidecar.transport.gate import Gate
-from sidecar.transport.tls import KeyPair, make_buffer, utc_now
+from sidecar.transport.tls import KeyPair, make_buffer
 
 DRAIN_SECONDS = 0.5
 """Ctrl-C ends in a second."""

@@ -14,6 +14,7 @@ from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config import wiring as configuration
 from sidecar.config.wiring import Config, FileIdentity
+from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
@@ -23,7 +24,6 @@ from sidecar.observe.admin import AdminServer, Source
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
-from sidecar.transport.tls import utc_now
 
 
 def prepare(

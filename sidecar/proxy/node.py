@@ -9,6 +9,7 @@ from datetime import datetime
 import trio
 
 from sidecar.config.wiring import Config
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import revoked
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId
@@ -20,7 +21,7 @@ from sidecar.proxy.live import Admission, Registry
 from sidecar.relay.relay import Relay
 from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
-from sidecar.transport.tls import Context, make_buffer, utc_now
+from sidecar.transport.tls import Context, make_buffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,7 @@ REQUIRED = (
     "lib.SSL_shutdown", "lib.SSL_write",
     "lib.X509_STORE_CTX_get0_cert", "lib.X509_STORE_CTX_get1_chain", "lib.X509_STORE_CTX_get_error",
     "lib.X509_STORE_CTX_get_error_depth", "lib.X509_STORE_CTX_get_ex_data", "lib.X509_STORE_CTX_set_error",
-    "lib.X509_V_ERR_CERT_HAS_EXPIRED", "lib.X509_V_ERR_CERT_REJECTED", "lib.X509_V_ERR_CERT_REVOKED",
-    "lib.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY", "lib.X509_free", "lib.X509_verify_cert_error_string",
+    "lib.X509_free", "lib.X509_verify_cert_error_string",
     "lib.i2d_X509_bio", "lib.sk_X509_free", "lib.sk_X509_num", "lib.sk_X509_value",
 )  # fmt: skip
 """Every private name in use, after what it belongs to: a module (``SSL``), a class (``Connection``), an object of one
@@ -65,3 +64,32 @@ if _found := _missing():
 
 lib: Any = vars(SSL)["_lib"]
 ffi: Any = vars(SSL)["_ffi"]
+
+
+def take_error() -> tuple[int, str]:
+    """The first entry of OpenSSL's error queue as (reason code, text), and clears it: left alone, it would speak for the
+    next connection."""
+    code = lib.ERR_get_error()
+    lib.ERR_clear_error()
+    text = lib.ERR_reason_error_string(code)
+    return lib.ERR_GET_REASON(code), ffi.string(text).decode() if text != ffi.NULL else "protocol error"
+
+
+def encode(certificate: Any) -> bytes:
+    """The DER of an ``X509 *``."""
+    bio = lib.BIO_new(lib.BIO_s_mem())
+    try:
+        if lib.i2d_X509_bio(bio, certificate) != 1:
+            raise MemoryError("OpenSSL could not encode a certificate")
+        start = ffi.new("char **")
+        size = lib.BIO_get_mem_data(bio, start)
+        return bytes(ffi.buffer(start[0], size))
+    finally:
+        lib.BIO_free(bio)
+
+
+def encode_stack(stack: Any) -> list[bytes]:
+    """The DER of each certificate in a ``STACK_OF(X509) *``."""
+    if stack == ffi.NULL:
+        return []
+    return [encode(lib.sk_X509_value(stack, index)) for index in range(lib.sk_X509_num(stack))]

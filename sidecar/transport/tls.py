@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -32,9 +32,10 @@ from sidecar.identity.keys import certificate_digest, der_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid, shown
 from sidecar.relay.duplex import Buffer, ChannelError
+from sidecar.transport.bindings import encode, encode_stack, take_error
 from sidecar.transport.bindings import ffi as _ffi
 from sidecar.transport.bindings import lib as _lib
-from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker
+from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker, verify_error
 
 # Local names are faster on the hot path.
 _SSL_do_handshake = _lib.SSL_do_handshake
@@ -59,11 +60,6 @@ _VERIFY_DEPTH = 3
 _TLS_RECORDS = range(0x14, 0x17)
 """change_cipher_spec, alert, handshake: the types (RFC 8446 5.1) of the records that a TLS stream may begin with."""
 
-_VERIFY_ERRORS = {  # what to tell OpenSSL, so that its alert says why (RFC 8446 6.2)
-    Reason.EXPIRED: _lib.X509_V_ERR_CERT_HAS_EXPIRED,
-    Reason.REVOKED: _lib.X509_V_ERR_CERT_REVOKED,
-    Reason.UNKNOWN_CA: _lib.X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY,
-}
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
 _NO_CERTIFICATE = 199
 _VERSION_REASONS = frozenset({258, 266, 267, 292, 396})  # unsupported protocol, wrong version, version too low …
@@ -258,12 +254,12 @@ class TlsChannel:
         leaf = connection.get_peer_certificate()
         if leaf is None:
             return None if self._terms.anonymous else judge(Presented(()), self._terms, self._clock())
-        sent = [_der(leaf._x509), *_ders(_lib.SSL_get_peer_cert_chain(self._ssl))]
+        sent = [encode(leaf._x509), *encode_stack(_lib.SSL_get_peer_cert_chain(self._ssl))]
         if len(sent) > 1 and sent[1] == sent[0]:
             del sent[0]  # a client's view of the chain starts with the leaf, a server's does not
         presented = Presented(
             tuple(sent),
-            tuple(_ders(_lib.SSL_get0_verified_chain(self._ssl))),
+            tuple(encode_stack(_lib.SSL_get0_verified_chain(self._ssl))),
             None if result == 0 else _chain_fault(result, 0),
         )
         svid = judge(presented, self._terms, self._clock())
@@ -273,7 +269,7 @@ class TlsChannel:
 
     def _refuse(self) -> NoReturn:
         """Turns what ended the handshake into one of our reasons."""
-        code, text = _take_error()
+        code, text = take_error()
         if self._problem is not None:
             raise self._problem  # the judgement's refusal, or a fault of our own in a callback: refused, and to be seen
         if code == _NO_CERTIFICATE:
@@ -416,7 +412,7 @@ def _verify(ok: int, store: Any) -> int:
     ssl = _lib.X509_STORE_CTX_get_ex_data(store, _lib.SSL_get_ex_data_X509_STORE_CTX_idx())
     channel = SSL.Connection._reverse_mapping[ssl].get_app_data()
     try:
-        leaf = _der(_lib.X509_STORE_CTX_get0_cert(store))
+        leaf = encode(_lib.X509_STORE_CTX_get0_cert(store))
         channel.leaf = leaf
         if not ok:
             fault = _chain_fault(_lib.X509_STORE_CTX_get_error(store), depth)
@@ -424,7 +420,7 @@ def _verify(ok: int, store: Any) -> int:
             return 0
         chain = _lib.X509_STORE_CTX_get1_chain(store)
         try:
-            path = tuple(_ders(chain))
+            path = tuple(encode_stack(chain))
         finally:
             for index in range(_lib.sk_X509_num(chain)):
                 _lib.X509_free(_lib.sk_X509_value(chain, index))
@@ -433,7 +429,7 @@ def _verify(ok: int, store: Any) -> int:
     except Refused as refusal:
         channel._problem = refusal
         if ok:
-            error = _VERIFY_ERRORS.get(refusal.reason, _lib.X509_V_ERR_CERT_REJECTED)
+            error = verify_error(refusal.reason)
             _lib.X509_STORE_CTX_set_error(store, error)
         return 0
     except BaseException as error:
@@ -477,47 +473,15 @@ def _chain_fault(error: int, depth: int) -> ChainFault:
     return chain_fault(error, depth, _ffi.string(_lib.X509_verify_cert_error_string(error)).decode())
 
 
-def _take_error() -> tuple[int, str]:
-    """The first entry of OpenSSL's error queue as (reason code, text), and clears it: left alone, it would speak for the
-    next connection."""
-    code = _lib.ERR_get_error()
-    _lib.ERR_clear_error()
-    text = _lib.ERR_reason_error_string(code)
-    return _lib.ERR_GET_REASON(code), _ffi.string(text).decode() if text != _NULL else "protocol error"
-
-
 def _channel_error() -> ChannelError:
-    code, text = _take_error()
+    code, text = take_error()
     if code >= _ALERT_BASE:
         alert = alert_name(code - _ALERT_BASE)
         return ChannelError(f"the peer ended it with the TLS alert {alert}", alert=alert)
     return ChannelError(f"a TLS record was refused: {text}")
 
 
-def _der(certificate: Any) -> bytes:
-    bio = _lib.BIO_new(_lib.BIO_s_mem())
-    try:
-        if _lib.i2d_X509_bio(bio, certificate) != 1:
-            raise MemoryError("OpenSSL could not encode a certificate")
-        start = _ffi.new("char **")
-        size = _BIO_get_mem_data(bio, start)
-        return bytes(_ffi.buffer(start[0], size))
-    finally:
-        _lib.BIO_free(bio)
-
-
 @lru_cache(maxsize=1024)
 def _shared(der: bytes) -> bytes:
     """The same bytes, once: ten thousand connections of a peer keep one copy of its path."""
     return der
-
-
-def _ders(stack: Any) -> list[bytes]:
-    if stack == _NULL:
-        return []
-    return [_der(_lib.sk_X509_value(stack, index)) for index in range(_lib.sk_X509_num(stack))]
-
-
-def utc_now() -> datetime:
-    """The wall clock, as every judgement wants it."""
-    return datetime.now(UTC)

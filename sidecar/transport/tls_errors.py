@@ -14,6 +14,10 @@ _CHAIN_REASONS = {
     47: Reason.WRONG_TRUST_DOMAIN,  # the issuing CA's name constraint permits our trust domain only
     **dict.fromkeys((2, 7, 18, 19, 20, 21, 22, 24, 25, 27, 79), Reason.UNKNOWN_CA),
 }
+_VERIFY_ERRORS = {Reason.EXPIRED: 10, Reason.REVOKED: 23, Reason.UNKNOWN_CA: 20}
+"""The other way round: what OpenSSL is given, so that the alert which it sends tells the peer why (RFC 8446 6.2)."""
+_REJECTED = 28  # X509_V_ERR_CERT_REJECTED: bad_certificate
+
 _ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fits
     20: "bad_record_mac",
     40: "handshake_failure",
@@ -42,6 +46,11 @@ def chain_fault(error: int, depth: int, text: str) -> ChainFault:
     where = "" if depth == 0 else f", {depth} above it"
     detail = f"met a certificate that does not verify against our trust bundle: {text} (OpenSSL {error}{where})"
     return ChainFault(reason, detail)
+
+
+def verify_error(reason: Reason) -> int:
+    """The X509_V_ERR_* whose alert is nearest to a reason. There is no alert for a policy: those are refused later, by word."""
+    return _VERIFY_ERRORS.get(reason, _REJECTED)
 
 
 def alert_name(alert: int) -> str:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sidecar.transport.tls import utc_now
+from sidecar.host.clock import utc_now
 from tests.attacks.stage import Bend, assert_refused, attacked_call, attacked_port
 from tests.beds.certificates import (
     ANY_EKU,

@@ -26,9 +26,10 @@ from certs.authority import authority
 from certs.protocol.csr import proof_of_possession
 from certs.service.api import RateLimits
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.transport import sockets
 from sidecar.transport.stream import BrokenStreamError, SecureStream
-from sidecar.transport.tls import KeyPair, utc_now
+from sidecar.transport.tls import KeyPair
 from tests.beds.ca import CaBed, Sidecar
 from tests.beds.ca_files import DOMAIN, HOUR, CaFiles
 from tests.beds.certificates import csr, ec_key, key_pair, pem

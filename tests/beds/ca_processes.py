@@ -31,13 +31,14 @@ from certs.store import audit, store
 from certs.store.store import Store
 from sidecar.agent import accept
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import Refused
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.stream import SecureStream
-from sidecar.transport.tls import Context, KeyPair, utc_now
+from sidecar.transport.tls import Context, KeyPair
 from tests import commands
 from tests.beds.processes import (
     CERTS,

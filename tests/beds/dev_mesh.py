@@ -17,11 +17,11 @@ import trio
 
 from sidecar.dev.dev_mesh import DevMesh
 from sidecar.dev.plan import DevPlan, plan
+from sidecar.host.clock import utc_now
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import parse_mesh
 from sidecar.policy.names import Target
 from sidecar.transport import sockets
-from sidecar.transport.tls import utc_now
 from tests.beds.live import exchange
 from tests.beds.mesh import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
 

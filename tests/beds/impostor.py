@@ -19,13 +19,14 @@ import trio
 from OpenSSL import SSL
 
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import Refused
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Handler, Peer, Request, Response, Routes, converse
 from sidecar.transport.stream import BrokenStreamError, SecureStream
-from sidecar.transport.tls import Context, KeyPair, utc_now
+from sidecar.transport.tls import Context, KeyPair
 from tests.beds.certificates import Credential
 from tests.beds.mesh import App, Foreigner
 

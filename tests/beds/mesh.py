@@ -20,6 +20,7 @@ from OpenSSL import SSL
 
 from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.run import machinery
@@ -173,7 +174,7 @@ class MeshBed:
         credential: Credential | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
-        clock: Callable[[], datetime] = tls.utc_now,
+        clock: Callable[[], datetime] = utc_now,
         poller: Poller | None = None,
     ) -> RunningSidecar:
         """Starts a sidecar with a certificate of its own, unless told which."""
@@ -395,8 +396,8 @@ async def secure_pair(
         calling = socket.create_connection(listener.getsockname())
         called, _ = listener.accept()
     ends = (
-        (called, here.server("http/1.1", tls.utc_now)),
-        (calling, there.client("http/1.1", SpiffeId("shop.internal", ("mesh", "ca")), tls.utc_now)),
+        (called, here.server("http/1.1", utc_now)),
+        (calling, there.client("http/1.1", SpiffeId("shop.internal", ("mesh", "ca")), utc_now)),
     )
     try:
         async with trio.open_nursery() as nursery:

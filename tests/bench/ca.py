@@ -30,10 +30,10 @@ from certs.service.limits import Rate
 from certs.service.serve import Settings
 from sidecar.agent import accept
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import new_key
 from sidecar.observe.logs import Log
-from sidecar.transport.tls import utc_now
 from tests.beds.ca_processes import Caller, CaSite
 from tests.beds.processes import Running, running
 from tests.bench import machine

@@ -18,9 +18,9 @@ from sidecar.agent import agent
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.observe.logs import Log
-from sidecar.transport.tls import utc_now
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ from sidecar.agent import agent
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.lifecycle.reload import Reloader, snapshot
 from sidecar.lifecycle.run import machinery
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
-from sidecar.transport.tls import utc_now
 from tests.beds.ca_processes import CaSite
 from tests.beds.mesh import LogSink
 from tests.beds.processes import DEADLINE

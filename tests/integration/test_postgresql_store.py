@@ -29,10 +29,10 @@ from certs.registrar.registrar import IssuingPolicy
 from certs.store import audit, store
 from certs.store.store import SCHEMA_VERSION, Store, Transaction
 from sidecar.agent import accept
+from sidecar.host.clock import utc_now
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.transport.tls import utc_now
 from tests.beds.ca_processes import Caller, CaSite, denial
 from tests.beds.processes import DEADLINE, Running, free_port, running
 from tests.integration.database import Database, owned_directory

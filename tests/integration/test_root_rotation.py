@@ -16,8 +16,8 @@ from OpenSSL import SSL
 from certs.authority import authority
 from certs.protocol.client import CaError
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.keys import certificate_digest
-from sidecar.transport.tls import utc_now
 from tests.beds.ca_processes import CaSite, Load, echo_app, load, member_process
 from tests.beds.certificates import Credential
 from tests.beds.mesh import Foreigner, connect

@@ -18,8 +18,8 @@ from certs.store import store
 from sidecar.agent import statedir
 from sidecar.agent.agent import Agent
 from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.host.clock import utc_now
 from sidecar.observe.logs import Log
-from sidecar.transport.tls import utc_now
 from tests.beds.ca_processes import CaSite, member_process
 from tests.beds.mesh import LogSink
 from tests.beds.processes import Running, running

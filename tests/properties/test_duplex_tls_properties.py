@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.relay.duplex import Buffers, Channel
 from sidecar.transport import tls
@@ -47,7 +48,7 @@ class TlsConnection(Connection):
 
     def make_channel(self) -> Channel:
         context, peer_context, log = contexts()
-        channel = context.server("mesh/1/http", tls.utc_now)
+        channel = context.server("mesh/1/http", utc_now)
         self._reader: Any = SSL.Connection(peer_context, None)
         self._reader.set_connect_state()
         received, done = b"", False

@@ -75,7 +75,7 @@ def python_files(package: str) -> list[Path]:
 
 
 SOURCES = {source.name: source for package in PACKAGES for source in map(Source.read, python_files(package))}
-TLS = "sidecar.transport.tls"
+TLS = {"sidecar.transport.tls", "sidecar.transport.bindings"}
 MAX_LINES = 500
 
 
@@ -204,8 +204,8 @@ def test_a_pure_module_knows_pure_modules_only(name: str) -> None:
     assert strangers(SOURCES[name], PURE) == set()
 
 
-def test_tls_is_the_only_importer_of_openssl() -> None:
-    assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == {TLS}
+def test_tls_and_its_bindings_are_the_only_importers_of_openssl() -> None:
+    assert {name for name, source in SOURCES.items() if "OpenSSL" in roots(source.imports())} == TLS
 
 
 def test_unverified_tls_is_for_the_client_s_question_after_bundles_alone() -> None:

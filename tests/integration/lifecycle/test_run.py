@@ -25,12 +25,12 @@ from sidecar.agent.statedir import StateDir
 from sidecar.cli.commands import main
 from sidecar.config.wiring import Admin, Config, load_config
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle import run as run_module
 from sidecar.lifecycle.run import machinery, prepare, run
 from sidecar.observe.logs import Log
-from sidecar.transport.tls import utc_now
 from tests.beds.ca import CaBed, ca_bed
 from tests.beds.certificates import Authority
 from tests.beds.mesh import MESH, PATIENCE, LogSink

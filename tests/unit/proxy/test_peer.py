@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
@@ -62,8 +63,8 @@ async def ends(
     callee: tls.Context | None = None,
     caller: tls.Context | None = None,
     *,
-    callee_clock: Callable[[], datetime] = tls.utc_now,
-    caller_clock: Callable[[], datetime] = tls.utc_now,
+    callee_clock: Callable[[], datetime] = utc_now,
+    caller_clock: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[tuple[End, End]]:
     """api's end and web's, connected, their handshake not begun."""
     here = (callee or context(keys(MESH.leaf("api")))).server("mesh/1/http", callee_clock)
@@ -140,10 +141,10 @@ async def test_a_silent_peer_has_the_handshake_s_time(autojump_clock: MockClock)
 
 def ends_meanwhile() -> Callable[[], datetime]:
     """A clock on which every certificate of today is good when it is first looked at, and over the next time."""
-    times = [tls.utc_now()]
+    times = [utc_now()]
 
     def clock() -> datetime:
-        return times.pop() if times else tls.utc_now() + timedelta(days=400)
+        return times.pop() if times else utc_now() + timedelta(days=400)
 
     return clock
 

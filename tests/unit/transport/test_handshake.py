@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
@@ -27,11 +28,11 @@ def context(credential: Credential) -> tls.Context:
 
 
 def callee(credential: Credential | None = None) -> tls.TlsChannel:
-    return context(credential or MESH.leaf("api")).server("mesh/1/http", tls.utc_now)
+    return context(credential or MESH.leaf("api")).server("mesh/1/http", utc_now)
 
 
 def caller() -> tls.TlsChannel:
-    return context(MESH.leaf("web")).client("mesh/1/http", API, tls.utc_now)
+    return context(MESH.leaf("web")).client("mesh/1/http", API, utc_now)
 
 
 @contextmanager

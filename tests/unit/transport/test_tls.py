@@ -12,12 +12,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.relay.duplex import Buffer, ChannelError
 from sidecar.transport import tls
+from sidecar.transport.bindings import encode_stack
 from tests.beds.certificates import HOUR, Authority, Credential
 
 MESH = Authority()
@@ -39,7 +41,7 @@ def pair(
     *,
     expected: SpiffeId = API,
     alpn: tuple[str, str] = (ALPN, ALPN),
-    clock: Callable[[], datetime] = tls.utc_now,
+    clock: Callable[[], datetime] = utc_now,
 ) -> tuple[tls.TlsChannel, tls.TlsChannel]:
     """The callee's and the caller's endpoint, nothing said yet."""
     callee = context(server or MESH.leaf("api")).server(alpn[0], clock)
@@ -183,17 +185,17 @@ def test_a_context_serves_many_and_forgets_each() -> None:
     server, client = context(MESH.leaf("api")), context(MESH.leaf("web"))
     ids = set()
     for _ in range(3):
-        callee, caller = server.server(ALPN, tls.utc_now), client.client(ALPN, API, tls.utc_now)
+        callee, caller = server.server(ALPN, utc_now), client.client(ALPN, API, utc_now)
         assert shake(callee, caller) == (None, None)
         assert not callee.resumed
         ids.add(callee.connection_id)
     assert len(ids) == 3
     # A refusal in between leaves nothing in OpenSSL's error queue that would speak for the next one.
-    stranger = context(Authority().leaf("web")).client(ALPN, API, tls.utc_now)
-    refused, _ = shake(server.server(ALPN, tls.utc_now), stranger)
+    stranger = context(Authority().leaf("web")).client(ALPN, API, utc_now)
+    refused, _ = shake(server.server(ALPN, utc_now), stranger)
     assert isinstance(refused, Refused)
     assert _lib.ERR_peek_error() == 0
-    assert shake(server.server(ALPN, tls.utc_now), client.client(ALPN, API, tls.utc_now)) == (None, None)
+    assert shake(server.server(ALPN, utc_now), client.client(ALPN, API, utc_now)) == (None, None)
 
 
 # -- ALPN --------------------------------------------------------------------------------------------------------------
@@ -363,14 +365,14 @@ def test_a_buffer_is_worked_on_in_place() -> None:
 def test_no_session_comes_of_our_handshakes_that_resumes() -> None:
     server = context(MESH.leaf("api"))
     client = context(MESH.leaf("web"))
-    callee, caller = server.server(ALPN, tls.utc_now), client.client(ALPN, API, tls.utc_now)
+    callee, caller = server.server(ALPN, utc_now), client.client(ALPN, API, utc_now)
     assert shake(callee, caller) == (None, None)
     assert caller.read_some(10) == b""  # what tickets there are have been read
     session = caller._connection.get_session()
     caller.close()
-    again = client.client(ALPN, API, tls.utc_now)
+    again = client.client(ALPN, API, utc_now)
     again._connection.set_session(session)
-    callee = server.server(ALPN, tls.utc_now)
+    callee = server.server(ALPN, utc_now)
     assert shake(callee, again) == (None, None)
     assert (callee.resumed, again.resumed) == (False, False)
 
@@ -378,7 +380,7 @@ def test_no_session_comes_of_our_handshakes_that_resumes() -> None:
 def test_the_verified_chain_ends_in_our_root_on_both_sides() -> None:
     callee, caller = connected()
     for channel in (callee, caller):
-        chain = tls._ders(_lib.SSL_get0_verified_chain(channel._ssl))
+        chain = encode_stack(_lib.SSL_get0_verified_chain(channel._ssl))
         assert len(chain) == 3
         assert chain[-1] == MESH.root.certificate.public_bytes(Encoding.DER)
 
@@ -424,8 +426,8 @@ def ca_context(credential: Credential, *, anonymous: bool = True) -> tls.Context
 def to_ca(
     caller: tls.Context, *, callee: Credential | None = None, anonymous: bool = True, expected: SpiffeId = CA
 ) -> tuple[tls.TlsChannel, tls.TlsChannel, tuple[Exception | None, Exception | None]]:
-    here = ca_context(callee or MESH.leaf("mesh/ca"), anonymous=anonymous).server("http/1.1", tls.utc_now)
-    there = caller.client("http/1.1", expected, tls.utc_now)
+    here = ca_context(callee or MESH.leaf("mesh/ca"), anonymous=anonymous).server("http/1.1", utc_now)
+    there = caller.client("http/1.1", expected, utc_now)
     return here, there, shake(here, there)
 
 
@@ -486,8 +488,8 @@ def test_whoever_answers_unverified_is_nobody(callee: Credential) -> None:
 
 
 def test_unverified_is_no_older_tls_and_no_other_protocol() -> None:
-    here = ca_context(MESH.leaf("mesh/ca")).server("other", tls.utc_now)
-    there = bare(unverified=True).client("http/1.1", CA, tls.utc_now)
+    here = ca_context(MESH.leaf("mesh/ca")).server("other", utc_now)
+    there = bare(unverified=True).client("http/1.1", CA, utc_now)
     refused, told = shake(here, there)
     assert isinstance(refused, Refused)
     assert isinstance(told, Refused)
@@ -507,7 +509,7 @@ def test_a_peer_s_path_ends_at_its_root() -> None:
     [(("mesh", "ca"), b"ca"), (("api",), b"api"), (("a" * 300,), b"a" * tls.MAX_SERVER_NAME)],
 )
 def test_the_name_that_is_sent_is_the_last_segment(segments: tuple[str, ...], name: bytes) -> None:
-    here = ca_context(MESH.leaf("mesh/ca")).server("http/1.1", tls.utc_now)
-    there = bare(*MESH.roots).client("http/1.1", SpiffeId("shop.internal", segments), tls.utc_now)
+    here = ca_context(MESH.leaf("mesh/ca")).server("http/1.1", utc_now)
+    there = bare(*MESH.roots).client("http/1.1", SpiffeId("shop.internal", segments), utc_now)
     shake(here, there)
     assert here._connection.get_servername() == name
