@@ -182,7 +182,7 @@ class CaClient:
                     return await self._over_open(method, target, headers, body)
                 except CaError:
                     await self.close()
-            self._open = (await self._connect(Context(self._keys, self._terms())), h11.Connection(h11.CLIENT))
+            self._open = (await self._connect(Context(self._keys, self._params())), h11.Connection(h11.CLIENT))
             return await self._over_open(method, target, headers, body)
 
     async def _over_open(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> _Answer:
@@ -202,7 +202,7 @@ class CaClient:
             await self.close()
         return answer
 
-    def _terms(self) -> VerifyParams:
+    def _params(self) -> VerifyParams:
         return VerifyParams(self._ca.trust_domain, revocations=self._revocations)
 
     async def _connect(self, context: Context) -> SecureStream:

@@ -114,9 +114,9 @@ def take_certificate(
             "are both clocks right?"
         )
     keys = KeyPair(chain, key, bundle.roots)
-    terms = VerifyParams(own.trust_domain, own, max_leaf_ttl, Revocations(keys=bundle.distrusted))
+    params = VerifyParams(own.trust_domain, own, max_leaf_ttl, Revocations(keys=bundle.distrusted))
     try:
-        svid = judge_own(keys, terms, now)
+        svid = judge_own(keys, params, now)
     except Refused as refusal:
         hint = ""
         if refusal.reason is Reason.NOT_YET_VALID:

@@ -36,9 +36,9 @@ class Credentials:
     svid: Svid
 
 
-def load(certificate: Path, key: Path, bundle: Path, terms: VerifyParams, now: datetime) -> Credentials:
+def load(certificate: Path, key: Path, bundle: Path, params: VerifyParams, now: datetime) -> Credentials:
     """Reads and checks the three files; ``terms.expected`` is our own identity. Raises :class:`UsageError`."""
-    if terms.expected is None:
+    if params.expected is None:
         raise ValueError("terms.expected must be our own identity")
     chain = read_certificates(certificate, "certificate")
     roots = read_certificates(bundle, "trust bundle")
@@ -52,18 +52,18 @@ def load(certificate: Path, key: Path, bundle: Path, terms: VerifyParams, now: d
     for root in roots:
         _check_root(root, bundle)
     keys = tls.KeyPair(chain, private, roots)
-    return Credentials(keys, _check(keys, certificate, bundle, terms, now))
+    return Credentials(keys, _check(keys, certificate, bundle, params, now))
 
 
-def judge_own(keys: tls.KeyPair, terms: VerifyParams, now: datetime) -> Svid:
+def judge_own(keys: tls.KeyPair, params: VerifyParams, now: datetime) -> Svid:
     """Judges our own certificate as every peer will; ``terms.expected`` is who we are. Raises :class:`Refused`."""
     ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
-    return judge(Presented(ders, ders, tls.verify_own_chain(keys)), terms, now)
+    return judge(Presented(ders, ders, tls.verify_own_chain(keys)), params, now)
 
 
-def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: VerifyParams, now: datetime) -> Svid:
+def _check(keys: tls.KeyPair, path: Path, bundle: Path, params: VerifyParams, now: datetime) -> Svid:
     """Judges our own certificate as every peer will."""
-    expected: SpiffeId = terms.expected or SpiffeId("", ())
+    expected: SpiffeId = params.expected or SpiffeId("", ())
     renew = f"get a new one: certs issue CA_DIR {expected.service} --out {path.parent} --force"
     try:
         svid = parse_svid(keys.chain[0].public_bytes(serialization.Encoding.DER))
@@ -80,7 +80,7 @@ def _check(keys: tls.KeyPair, path: Path, bundle: Path, terms: VerifyParams, now
             f"{now:%F %T} UTC; is the clock right?"
         )
     try:
-        judge_own(keys, terms, now)
+        judge_own(keys, params, now)
     except Refused as refusal:
         if refusal.reason is Reason.UNEXPECTED_PEER:
             raise UsageError(

@@ -65,7 +65,7 @@ class VerifyParams:
     anonymous: bool = False
 
 
-def judge(presented: Presented, terms: VerifyParams, now: datetime) -> Svid:
+def judge(presented: Presented, params: VerifyParams, now: datetime) -> Svid:
     """Returns the peer's verified SVID, or raises :class:`Refused`. ``now`` is an aware datetime."""
     if not presented.sent:
         raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
@@ -82,9 +82,9 @@ def judge(presented: Presented, terms: VerifyParams, now: datetime) -> Svid:
         svid = parse_svid(presented.sent[0])
     except InvalidIdentityError as error:
         raise Refused(Reason.BAD_IDENTITY, f"met a certificate that is no X.509-SVID: {error}") from error
-    if svid.id.trust_domain != terms.trust_domain:
+    if svid.id.trust_domain != params.trust_domain:
         raise Refused(
-            Reason.WRONG_TRUST_DOMAIN, f"met {svid.id}, which is not of our trust domain {terms.trust_domain}"
+            Reason.WRONG_TRUST_DOMAIN, f"met {svid.id}, which is not of our trust domain {params.trust_domain}"
         )
     if now < svid.not_before:
         raise Refused(
@@ -92,20 +92,20 @@ def judge(presented: Presented, terms: VerifyParams, now: datetime) -> Svid:
         )
     if now > svid.not_after:
         raise Refused(Reason.EXPIRED, f"met {svid.id} with a certificate that expired at {svid.not_after:%FT%TZ}")
-    if svid.lifetime > terms.max_leaf_ttl:
+    if svid.lifetime > params.max_leaf_ttl:
         raise Refused(
             Reason.BAD_IDENTITY,
-            f"met {svid.id} with a certificate valid for {svid.lifetime}, longer than max_leaf_ttl ({terms.max_leaf_ttl})",
+            f"met {svid.id} with a certificate valid for {svid.lifetime}, longer than max_leaf_ttl ({params.max_leaf_ttl})",
         )
-    if (why := revoked(svid, presented.path, terms.revocations)) is not None:
+    if (why := revoked(svid, presented.path, params.revocations)) is not None:
         raise Refused(Reason.REVOKED, f"met {svid.id} with {why}")
-    if terms.revocations.fresh_until is not None and now > terms.revocations.fresh_until:
+    if params.revocations.fresh_until is not None and now > params.revocations.fresh_until:
         raise Refused(
             Reason.REVOCATIONS_STALE,
             f"cannot know whether {svid.id} was revoked: its list of revocations was good until "
-            f"{terms.revocations.fresh_until:%FT%TZ} and the CA has given no newer one",
+            f"{params.revocations.fresh_until:%FT%TZ} and the CA has given no newer one",
         )
-    if terms.expected is not None and svid.id != terms.expected:
+    if params.expected is not None and svid.id != params.expected:
         raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA)")
     return svid
 

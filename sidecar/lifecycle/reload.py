@@ -35,14 +35,14 @@ def load_credentials(config: Config, mesh: Mesh, now: datetime) -> Credentials:
     if not isinstance(config.identity, FileIdentity):
         raise TypeError("credentials that a CA gives are not in files of the configuration")
     files, own = config.identity, mesh.identity(config.service)
-    terms = VerifyParams(mesh.trust_domain, own, mesh.max_leaf_ttl)
-    return credentials.load(files.certificate, files.key, files.bundle, terms, now)
+    params = VerifyParams(mesh.trust_domain, own, mesh.max_leaf_ttl)
+    return credentials.load(files.certificate, files.key, files.bundle, params, now)
 
 
 def snapshot(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations = NOTHING_REVOKED) -> Snapshot:
     """Everything that a connection of ``service`` is judged by."""
-    terms = VerifyParams(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, revocations=revocations)
-    return Snapshot(mesh.identity(service), mesh, Context(keys, terms))
+    params = VerifyParams(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, revocations=revocations)
+    return Snapshot(mesh.identity(service), mesh, Context(keys, params))
 
 
 class Reloader:
@@ -131,7 +131,7 @@ class Reloader:
             node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
     async def _rejudge(self) -> int:
-        return await self.node.registry.rejudge(self.node.standing)
+        return await self.node.registry.rejudge(self.node.objection)
 
     def _mesh(self) -> Mesh:
         """The mesh file as it is now, if what this sidecar is wired to is still in it."""

@@ -59,20 +59,20 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return
-    member = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now)
+    agent = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now)
     try:
-        joined = await _join(member)
+        joined = await _join(agent)
         if joined is None:
             return
-        server, reloader = prepare(config, environ, log, joined, member.revocations())
-        member.follow(lambda: server.node.current.mesh)
-        await _serve(config, log, server, reloader, member)
+        server, reloader = prepare(config, environ, log, joined, agent.revocations())
+        agent.follow(lambda: server.node.current.mesh)
+        await _serve(config, log, server, reloader, agent)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-            await member.close()
+            await agent.close()
 
 
-async def _join(member: Agent) -> Credentials | None:
+async def _join(agent: Agent) -> Credentials | None:
     """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError` where there is no use in that."""
     joined, refused = None, None
     # The signals around the nursery: a task that begins to wait for one after their block is over is an error.
@@ -85,8 +85,8 @@ async def _join(member: Agent) -> Credentials | None:
 
             nursery.start_soon(give_up)
             try:
-                await member.join()
-                joined = member.credentials
+                await agent.join()
+                joined = agent.credentials
             except UsageError as error:
                 refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is
             nursery.cancel_scope.cancel()
@@ -95,15 +95,15 @@ async def _join(member: Agent) -> Credentials | None:
     return joined
 
 
-async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, member: Agent | None = None) -> None:
+async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
     raise_descriptor_limit()
     stop = trio.Event()
     admin = None
     if config.admin is not None:
-        status = partial(_status, config, server.node, reloader, member, stop)
+        status = partial(_status, config, server.node, reloader, agent, stop)
         try:
             admin = AdminServer(
-                f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.tally), log
+                f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.metrics), log
             )
         except BaseException:
             server.close()
@@ -116,8 +116,8 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, m
             nursery.start_soon(reloader.run)
             if admin is not None:
                 nursery.start_soon(admin.run)
-            if member is not None:
-                nursery.start_soon(member.run, reloader.adopt)
+            if agent is not None:
+                nursery.start_soon(agent.run, reloader.adopt)
             svid = reloader.loaded.svid
             log.info(
                 "started",
@@ -135,7 +135,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, m
     log.info("stopped", service=config.service)
 
 
-def _status(config: Config, node: Node, reloader: Reloader, member: Agent | None, stop: trio.Event) -> dict[str, Any]:
+def _status(config: Config, node: Node, reloader: Reloader, agent: Agent | None, stop: trio.Event) -> dict[str, Any]:
     """What is so now."""
     now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
     unwell = []
@@ -144,13 +144,15 @@ def _status(config: Config, node: Node, reloader: Reloader, member: Agent | None
     if fresh_until is not None and now > fresh_until:
         unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it lets nobody new in")
     live = [
-        ("inbound", str(claim.source), claim.port)
-        if claim.peer.id == claim.source
-        else ("outbound", str(claim.peer.id), f"{claim.service}:{claim.port}")
-        for claim in node.registry.claims()
+        ("inbound", str(admission.source), admission.port)
+        if admission.peer.id == admission.source
+        else ("outbound", str(admission.peer.id), f"{admission.service}:{admission.port}")
+        for admission in node.registry.admissions()
     ]
-    trust = {} if member is None else member.trust()
-    return describe(now, CurrentState(config, node.current.mesh, svid, live, unwell, trust, stop.is_set()), node.tally)
+    trust = {} if agent is None else agent.trust()
+    return describe(
+        now, CurrentState(config, node.current.mesh, svid, live, unwell, trust, stop.is_set()), node.metrics
+    )
 
 
 async def _obey(

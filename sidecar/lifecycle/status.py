@@ -34,18 +34,18 @@ class CurrentState:
     draining: bool
 
 
-def describe(now: datetime, standing: CurrentState, tally: Metrics) -> dict[str, Any]:
+def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
     """The whole status, as plain values."""
-    config, mesh, svid = standing.config, standing.mesh, standing.svid
-    live = Counter(standing.live)
+    config, mesh, svid = state.config, state.mesh, state.svid
+    live = Counter(state.live)
     return {
         "service": config.service,
         "identity": str(svid.id),
         "certificate_until": f"{svid.not_after:%FT%TZ}",
-        "healthy": not standing.unwell,
-        "unwell": list(standing.unwell),
-        "draining": standing.draining,
-        "trust": dict(standing.trust),
+        "healthy": not state.unwell,
+        "unwell": list(state.unwell),
+        "draining": state.draining,
+        "trust": dict(state.trust),
         "inbound": [
             {
                 "port": one.port,
@@ -72,9 +72,9 @@ def describe(now: datetime, standing: CurrentState, tally: Metrics) -> dict[str,
         ],
         "ended": [
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
-            for (direction, port, decision, reason), number in sorted(tally.ended.items())
+            for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
-        "refused_lately": [one.told() for one in reversed(tally.refusals)],
+        "refused_lately": [one.told() for one in reversed(metrics.refusals)],
     }
 
 

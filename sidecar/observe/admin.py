@@ -41,7 +41,7 @@ class Source:
     """Where the answers come from: the status as of now, and what has been counted."""
 
     status: Callable[[], dict[str, Any]]
-    tally: Metrics
+    metrics: Metrics
 
 
 class AdminServer:
@@ -185,17 +185,17 @@ class _Numbers(Collector):
         self._source = source
 
     def collect(self) -> list[Metric]:
-        tally, status = self._source.tally, self._source.status()
+        metrics, status = self._source.metrics, self._source.status()
         ended = CounterMetricFamily(
             "sidecar_connections", "Connections that ended.", labels=["direction", "port", "decision", "reason"]
         )
-        for labels, number in tally.ended.items():
+        for labels, number in metrics.ended.items():
             ended.add_metric(labels, number)
         to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes.", labels=["direction", "port"])
-        for key, number in tally.to_app.items():
+        for key, number in metrics.to_app.items():
             to_app.add_metric(key, number)
         from_app = CounterMetricFamily("sidecar_bytes_from_app", "Bytes.", labels=["direction", "port"])
-        for key, number in tally.from_app.items():
+        for key, number in metrics.from_app.items():
             from_app.add_metric(key, number)
         live = GaugeMetricFamily("sidecar_live_connections", "Connections now.", labels=["direction", "port"])
         for one in _by_port(status["connected"]).items():

@@ -48,12 +48,12 @@ async def serve(
                 Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
             )
         # (By what is in force now, not what was at the handshake's start: a reload in between must not be missed.)
-        live.claim = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
+        live.admission = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
         decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
             raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
-        if (changed := node.current.distrust(live.claim)) is not None:
+        if (changed := node.current.distrust(live.admission)) is not None:
             raise Refused(changed, f"does not let {caller} in: what it trusts changed meanwhile")
         record.decision = "allow"
         # Is our app there?

@@ -42,11 +42,11 @@ class Admission:
 class Live:
     """One connection that may be cut, with a reason; the first one counts."""
 
-    __slots__ = ("claim", "reason", "scope")
+    __slots__ = ("admission", "reason", "scope")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
-        self.claim: Admission | None = None
+        self.admission: Admission | None = None
         self.reason: Reason | None = None
 
     def cut(self, reason: Reason) -> None:
@@ -65,9 +65,9 @@ class Registry:
     def __len__(self) -> int:
         return len(self._live)
 
-    def claims(self) -> list[Admission]:
+    def admissions(self) -> list[Admission]:
         """Of the connections that were let in and live."""
-        return [live.claim for live in self._live if live.claim is not None and live.reason is None]
+        return [live.admission for live in self._live if live.admission is not None and live.reason is None]
 
     @contextmanager
     def enter(self) -> Iterator[Live]:
@@ -85,7 +85,7 @@ class Registry:
         goes on between them; ``judge`` must answer from what is in force when it is called."""
         cut = 0
         for number, live in enumerate(list(self._live), start=1):
-            if live.claim is not None and live.reason is None and (reason := judge(live.claim)) is not None:
+            if live.admission is not None and live.reason is None and (reason := judge(live.admission)) is not None:
                 live.cut(reason)
                 cut += 1
                 if cut % CUT_A_TICK == 0:

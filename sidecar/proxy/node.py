@@ -32,19 +32,19 @@ class Snapshot:
     mesh: Mesh
     context: Context
 
-    def distrust(self, claim: Admission) -> Reason | None:
+    def distrust(self, admission: Admission) -> Reason | None:
         """Why the peer of a verified connection is not believed any more; None if it still is."""
-        if claim.anchor not in self.context.anchors:
+        if admission.anchor not in self.context.anchors:
             return Reason.TRUST_CHANGED
-        if revoked(claim.peer, claim.path, self.context.terms.revocations) is not None:
+        if revoked(admission.peer, admission.path, self.context.params.revocations) is not None:
             return Reason.REVOKED
         return None
 
-    def standing(self, claim: Admission, now: datetime) -> Reason | None:
+    def objection(self, admission: Admission, now: datetime) -> Reason | None:
         """Why a connection that was let in may not go on; None if it may."""
-        if (changed := self.distrust(claim)) is not None:
+        if (changed := self.distrust(admission)) is not None:
             return changed
-        if not decide(self.mesh, claim.source, claim.service, claim.port, now).allowed:
+        if not decide(self.mesh, admission.source, admission.service, admission.port, now).allowed:
             return Reason.POLICY_CHANGED
         return None
 
@@ -61,12 +61,12 @@ class Node:
     gate: Gate = field(default_factory=Gate)
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
-    tally: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def time(self) -> float:
         """Seconds on the clock that durations are measured with."""
         return trio.current_time()
 
-    def standing(self, claim: Admission) -> Reason | None:
+    def objection(self, admission: Admission) -> Reason | None:
         """What is in force now says of a connection that was let in before."""
-        return self.current.standing(claim, self.clock())
+        return self.current.objection(admission, self.clock())

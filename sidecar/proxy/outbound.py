@@ -65,8 +65,8 @@ async def serve(
     net, channel, peer, endpoint = await _find(node, now, route, upstream, record)
     try:
         # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
-        live.claim = Admission(now.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
-        if (changed := node.standing(live.claim)) is not None:
+        live.admission = Admission(now.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
+        if (changed := node.objection(live.admission)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
             return await carry.carry(node, route, channel, net, sock, record, _WORDS)

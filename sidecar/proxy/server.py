@@ -135,7 +135,9 @@ class Server:
                 ends = await listener.handler(sock, record, live)
                 await ends.close()
             if live.reason is not None:
-                record.end(live.reason, f"cut: {live.claim} may not go on after a change" if live.claim else None)
+                record.end(
+                    live.reason, f"cut: {live.admission} may not go on after a change" if live.admission else None
+                )
         except Refused as refusal:
             record.refuse(refusal)
             return True
@@ -147,7 +149,7 @@ class Server:
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
         finally:
             node.log.connection(record.finish(node.time()))
-            node.tally.add(record, f"{node.clock():%FT%TZ}")
+            node.metrics.add(record, f"{node.clock():%FT%TZ}")
         return False
 
 

@@ -85,11 +85,11 @@ class Context:
     ``unverified``: whoever answers is believed to be anybody. Only for fetching what a root itself has signed, from a CA
     that the roots we have cannot vouch for; nothing of ours may be sent through it."""
 
-    __slots__ = ("_ssl", "_unverified", "anchors", "terms")
+    __slots__ = ("_ssl", "_unverified", "anchors", "params")
 
-    def __init__(self, keys: KeyPair | Roots, terms: VerifyParams, *, unverified: bool = False) -> None:
+    def __init__(self, keys: KeyPair | Roots, params: VerifyParams, *, unverified: bool = False) -> None:
         own, roots = (keys, keys.roots) if isinstance(keys, KeyPair) else (None, keys)
-        self.terms = terms
+        self.params = params
         self.anchors = frozenset(certificate_digest(root) for root in roots)
         self._unverified = unverified
         context = SSL.Context(SSL.TLS_METHOD)
@@ -115,20 +115,20 @@ class Context:
         if unverified:
             _lib.SSL_CTX_set_verify(context._context, _lib.SSL_VERIFY_NONE, _NULL)
         else:
-            required = 0 if terms.anonymous else _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
+            required = 0 if params.anonymous else _lib.SSL_VERIFY_FAIL_IF_NO_PEER_CERT
             _lib.SSL_CTX_set_verify(context._context, _lib.SSL_VERIFY_PEER | required, _verify)
         self._ssl = context
 
     def server(self, alpn: str, clock: Callable[[], datetime]) -> TlsChannel:
         """An endpoint that accepts one connection from a peer on which the policy is yet to decide."""
-        channel = TlsChannel(self._ssl, self.terms, alpn, clock)
+        channel = TlsChannel(self._ssl, self.params, alpn, clock)
         channel._connection.set_accept_state()
         return channel
 
     def client(self, alpn: str, expected: SpiffeId, clock: Callable[[], datetime]) -> TlsChannel:
         """An endpoint that opens one connection to ``expected`` and to nobody else."""
-        terms = VerifyParams(self.terms.trust_domain, expected, self.terms.max_leaf_ttl, self.terms.revocations)
-        channel = TlsChannel(self._ssl, terms, alpn, clock, unverified=self._unverified)
+        params = VerifyParams(self.params.trust_domain, expected, self.params.max_leaf_ttl, self.params.revocations)
+        channel = TlsChannel(self._ssl, params, alpn, clock, unverified=self._unverified)
         channel._connection.set_connect_state()
         channel._connection.set_alpn_protos([alpn.encode()])
         channel._connection.set_tlsext_host_name(expected.segments[-1][:MAX_SERVER_NAME].encode())
@@ -157,7 +157,7 @@ class TlsChannel:
         "_received",
         "_ssl",
         "_start",
-        "_terms",
+        "_params",
         "_unverified",
         "anchor",
         "ended",
@@ -170,7 +170,7 @@ class TlsChannel:
     def __init__(
         self,
         context: SSL.Context,
-        terms: VerifyParams,
+        params: VerifyParams,
         alpn: str,
         clock: Callable[[], datetime],
         *,
@@ -181,7 +181,7 @@ class TlsChannel:
         self._ssl = connection._ssl
         self._cipher_in = connection._into_ssl
         self._cipher_out = connection._from_ssl
-        self._terms = terms
+        self._params = params
         self._alpn = alpn.encode()
         self._clock = clock
         self._problem: Exception | None = None
@@ -253,7 +253,7 @@ class TlsChannel:
         result = _lib.SSL_get_verify_result(self._ssl)
         leaf = connection.get_peer_certificate()
         if leaf is None:
-            return None if self._terms.anonymous else judge(Presented(()), self._terms, self._clock())
+            return None if self._params.anonymous else judge(Presented(()), self._params, self._clock())
         sent = [encode(leaf._x509), *encode_stack(_lib.SSL_get_peer_cert_chain(self._ssl))]
         if len(sent) > 1 and sent[1] == sent[0]:
             del sent[0]  # a client's view of the chain starts with the leaf, a server's does not
@@ -262,7 +262,7 @@ class TlsChannel:
             tuple(encode_stack(_lib.SSL_get0_verified_chain(self._ssl))),
             None if result == 0 else _chain_fault(result, 0),
         )
-        svid = judge(presented, self._terms, self._clock())
+        svid = judge(presented, self._params, self._clock())
         self.path = tuple(map(_shared, presented.path))
         self.anchor = der_digest(presented.path[-1])
         return svid
@@ -416,7 +416,7 @@ def _verify(ok: int, store: Any) -> int:
         channel.leaf = leaf
         if not ok:
             fault = _chain_fault(_lib.X509_STORE_CTX_get_error(store), depth)
-            judge(Presented((leaf,), fault=fault), channel._terms, channel._clock())
+            judge(Presented((leaf,), fault=fault), channel._params, channel._clock())
             return 0
         chain = _lib.X509_STORE_CTX_get1_chain(store)
         try:
@@ -425,7 +425,7 @@ def _verify(ok: int, store: Any) -> int:
             for index in range(_lib.sk_X509_num(chain)):
                 _lib.X509_free(_lib.sk_X509_value(chain, index))
             _lib.sk_X509_free(chain)
-        judge(Presented((leaf,), path), channel._terms, channel._clock())
+        judge(Presented((leaf,), path), channel._params, channel._clock())
     except Refused as refusal:
         channel._problem = refusal
         if ok:

@@ -43,7 +43,7 @@ class Renewal:
     nursery: trio.Nursery
 
     def run(self) -> None:
-        self.nursery.start_soon(self.sidecar.member.run, self.sidecar.adopt)
+        self.nursery.start_soon(self.sidecar.agent.run, self.sidecar.adopt)
 
     async def kept(self, *words: str) -> None:
         """Asserts that the answer was refused with these words, and the old certificate kept."""
@@ -72,14 +72,14 @@ async def due(path: Path) -> AsyncIterator[Renewal]:
     async with ca_desk(path, ago=45 * MINUTE) as desk, desk.false_ca() as false:
         sidecar = desk.membership(false.address, text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.member.join()
+            await sidecar.agent.join()
         desk.clock.jump(40 * MINUTE)
         try:
             async with trio.open_nursery() as nursery:
                 yield Renewal(desk, false, sidecar, nursery)
                 nursery.cancel_scope.cancel()
         finally:
-            await sidecar.member.close()
+            await sidecar.agent.close()
 
 
 def key_in(request: Request) -> Any:
@@ -196,7 +196,7 @@ async def test_somebody_in_the_ca_s_place_at_a_renewal_is_an_alarm_and_hears_not
         other = Authority(DOMAIN).leaf("mesh/ca")
         honest, renewal.false.shows = renewal.false.shows, key_pair(other)
         renewal.false.bodies.clear()
-        await renewal.sidecar.member._client.close()  # else it would go on over the connection that it has
+        await renewal.sidecar.agent._client.close()  # else it would go on over the connection that it has
         await renewal.kept("spiffe://shop.internal/mesh/ca")
         assert {alarm["reason"] for alarm in renewal.sidecar.log.alarms} == {"unknown_ca"}
         assert not any(renewal.false.bodies)
@@ -226,7 +226,7 @@ async def test_a_ca_that_is_down_past_the_certificate_s_end_closes_the_mesh_and_
         async with desk.false_ca() as false:
             sidecar = desk.membership(false.address, text=desk.make_pass("web"))
             with trio.fail_after(PATIENCE):
-                await sidecar.member.join()
+                await sidecar.agent.join()
             own = sidecar.own
         # It is gone now.
         api = desk.keys("api")
@@ -247,7 +247,7 @@ async def test_a_ca_that_is_down_past_the_certificate_s_end_closes_the_mesh_and_
                 assert await sockets.receive(client, 4) == b"ping"
             await there.log.connection(1)
             desk.clock.jump(timedelta(hours=2))
-            nursery.start_soon(sidecar.member.run, sidecar.adopt)
+            nursery.start_soon(sidecar.agent.run, sidecar.adopt)
             await sidecar.log.until(lambda: bool(sidecar.log.events("certificate_failed")))
             assert sidecar.own.keys.chain == own.keys.chain
             await assert_refused(entry)
@@ -255,4 +255,4 @@ async def test_a_ca_that_is_down_past_the_certificate_s_end_closes_the_mesh_and_
             assert app.connections == 1
             assert bytes(app.received) == b"ping"
             nursery.cancel_scope.cancel()
-        await sidecar.member.close()
+        await sidecar.agent.close()

@@ -54,17 +54,17 @@ IMPOSTORS: dict[str, tuple[Show, str]] = {
 
 async def joins(sidecar: Sidecar) -> None:
     with trio.fail_after(PATIENCE):
-        await sidecar.member.join()
+        await sidecar.agent.join()
     assert str(sidecar.own.svid.id) == f"spiffe://{DOMAIN}/web"
 
 
 async def refused_at_first(sidecar: Sidecar, event: str = "joining_failed") -> str:
     """Tries to join until that is said to fail; returns the words."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sidecar.member.join)
+        nursery.start_soon(sidecar.agent.join)
         await sidecar.log.until(lambda: bool(sidecar.log.events(event)))
         nursery.cancel_scope.cancel()
-    assert sidecar.member.credentials is None
+    assert sidecar.agent.credentials is None
     return sidecar.words(event)
 
 
@@ -85,11 +85,11 @@ async def test_whoever_is_not_mesh_ca_under_the_pinned_root_gets_no_token(
             assert set(false.asked) == {"/v1/bundle"}
             assert not any(false.bodies)
             assert token not in sidecar.log.getvalue() + str(sidecar.log.lines)
-            await sidecar.member.close()
+            await sidecar.agent.close()
         # The twin: the same state, token and pin, and the true CA.
         again = desk.membership(text=token)
         await joins(again)
-        await again.member.close()
+        await again.agent.close()
 
 
 async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_p
             assert sidecar.said("bundle_failed")
             assert set(false.asked) == {"/v1/bundle"}
             assert not any(false.bodies)
-            await sidecar.member.close()
+            await sidecar.agent.close()
             # The twin: whoever pins that other root believes that bundle, and still sends it no token of this mesh.
             other = desk.membership(false.address, text=token, pin=bundle.active, state="other")
             with pytest.raises(UsageError, match=desk.ca.root_digest.hex()[:16]):
-                await other.member.join()
+                await other.agent.join()
             assert other.log.events("trust_bundle")
             assert not any(false.bodies)
-            await other.member.close()
+            await other.agent.close()
 
 
 def evil_keys(desk: Desk, evil: authority.Made) -> KeyPair:
@@ -125,12 +125,12 @@ async def test_a_token_of_another_mesh_is_not_sent_to_this_one(tmp_path: Path) -
     async with ca_desk(tmp_path) as desk:
         sidecar = desk.membership(text=desk.make_pass("web", root=b"\7" * 32))
         with pytest.raises(UsageError, match="0707"):
-            await sidecar.member.join()
-        await sidecar.member.close()
+            await sidecar.agent.join()
+        await sidecar.agent.close()
         assert desk.issued() == []
         again = desk.membership(text=desk.make_pass("web"))
         await joins(again)
-        await again.member.close()
+        await again.agent.close()
 
 
 async def test_a_pass_file_that_others_can_read_is_not_used(tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ async def test_a_pass_file_that_others_can_read_is_not_used(tmp_path: Path) -> N
         assert file is not None
         file.chmod(0o644)
         with pytest.raises(UsageError, match=re.escape(str(file))):
-            await sidecar.member.join()
+            await sidecar.agent.join()
         assert desk.issued() == []
         file.chmod(0o600)
         await joins(sidecar)
-        await sidecar.member.close()
+        await sidecar.agent.close()
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n", b"\x15\x03\x03\x00\x02\x02\x28", b""])
@@ -167,7 +167,7 @@ async def test_whatever_is_no_tls_hears_a_hello_and_nothing_else(answer: bytes, 
                 nursery.start_soon(serve, listener)
                 sidecar = desk.membership(Address(*listener.getsockname()[:2]), text=token)
                 await refused_at_first(sidecar)
-                await sidecar.member.close()
+                await sidecar.agent.close()
                 nursery.cancel_scope.cancel()
         assert token.split(".")[1].encode() not in heard
         assert heard[:1] == b"\x16"
@@ -188,4 +188,4 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
             assert not any(false.bodies)
             del false.lies["/v1/bundle"]
             await joins(sidecar)
-            await sidecar.member.close()
+            await sidecar.agent.close()

@@ -80,7 +80,7 @@ class Poll:
         return replace(self.bundle, version=self.bundle.version + 1, roots=roots)
 
     def run(self) -> None:
-        self.nursery.start_soon(self.sidecar.member.run, self.sidecar.adopt)
+        self.nursery.start_soon(self.sidecar.agent.run, self.sidecar.adopt)
 
     async def says(self, event: str) -> str:
         await self.sidecar.log.until(lambda: bool(self.sidecar.log.events(event)))
@@ -108,7 +108,7 @@ async def poll(path: Path) -> AsyncIterator[Poll]:
         await desk.server._look()
         sidecar = desk.membership(false.address, text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.member.join()
+            await sidecar.agent.join()
         root = authority.load_root(path / "ca", None, None)
         leaf = authority.issue(desk.ca, "web", desk.clock(), HOUR)
         assert desk.ca.delegate is not None
@@ -125,7 +125,7 @@ async def poll(path: Path) -> AsyncIterator[Poll]:
                 yield made
             finally:
                 nursery.cancel_scope.cancel()
-        await made.sidecar.member.close()
+        await made.sidecar.agent.close()
 
 
 def unsigned(document: bytes) -> bytes:
@@ -228,14 +228,14 @@ def known(found: Revocations) -> tuple[Any, ...]:
 @pytest.mark.parametrize("make", LISTS.values(), ids=LISTS.keys())
 async def test_a_list_that_does_not_count(make: List, tmp_path: Path) -> None:
     async with poll(tmp_path) as it:
-        before, file = known(it.sidecar.member.revocations()), (it.sidecar.state / "revocations.json").read_bytes()
+        before, file = known(it.sidecar.agent.revocations()), (it.sidecar.state / "revocations.json").read_bytes()
         document = make(it)
         it.lie(listed=document)
         it.run()
         said = await it.says("revocations_failed")
         assert why_not(lambda: documents.read_revocations(document, it.bundle, it.desk.clock())) in said
-        assert f"{it.sidecar.member.revocations().fresh_until:%F %T}" in said
-        assert known(it.sidecar.member.revocations()) == before
+        assert f"{it.sidecar.agent.revocations().fresh_until:%F %T}" in said
+        assert known(it.sidecar.agent.revocations()) == before
         assert (it.sidecar.state / "revocations.json").read_bytes() == file
 
 
@@ -244,7 +244,7 @@ async def test_the_twin_of_these_lists_is_taken(signer: str, tmp_path: Path) -> 
     async with poll(tmp_path) as it:
         it.lie(listed=documents.sign_revocations(it.listed, getattr(it.signers, signer)))
         it.run()
-        await until(lambda: service_id("api") in it.sidecar.member.revocations().identities)
+        await until(lambda: service_id("api") in it.sidecar.agent.revocations().identities)
         assert not it.sidecar.log.events("revocations_failed")
 
 
@@ -335,7 +335,7 @@ async def test_one_that_slept_goes_from_bundle_to_bundle_and_not_past_a_gap(tmp_
 async def test_a_garbage_bundle_on_the_disk_stops_the_start(content: bytes, tmp_path: Path) -> None:
     async with poll(tmp_path) as it:
         at = it.desk.address
-        await it.sidecar.member.close()
+        await it.sidecar.agent.close()
         file = it.sidecar.state / "bundle.json"
         good = file.read_bytes()
         for bad in (content, good[:-9], good.replace(b'"payload": "', b'"payload": "AAAA')):
@@ -345,19 +345,19 @@ async def test_a_garbage_bundle_on_the_disk_stops_the_start(content: bytes, tmp_
         file.write_bytes(good)
         it.sidecar = it.desk.membership(at)
         with trio.fail_after(PATIENCE):
-            await it.sidecar.member.join()
-        assert it.sidecar.member.credentials is not None
+            await it.sidecar.agent.join()
+        assert it.sidecar.agent.credentials is not None
 
 
 async def test_a_garbage_list_on_the_disk_lets_nobody_in_until_there_is_a_new_one(tmp_path: Path) -> None:
     async with poll(tmp_path) as it:
-        await it.sidecar.member.close()
+        await it.sidecar.agent.close()
         (it.sidecar.state / "revocations.json").write_bytes(b"garbage")
         it.sidecar = it.desk.membership()
-        stale = it.sidecar.member.revocations().fresh_until
+        stale = it.sidecar.agent.revocations().fresh_until
         assert stale is not None
         assert stale < it.desk.clock()
         assert it.sidecar.said("state_ignored")
-        await it.sidecar.member.join()
+        await it.sidecar.agent.join()
         it.run()
-        await until(lambda: (it.sidecar.member.revocations().fresh_until or stale) > it.desk.clock())
+        await until(lambda: (it.sidecar.agent.revocations().fresh_until or stale) > it.desk.clock())

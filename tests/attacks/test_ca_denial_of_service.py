@@ -108,17 +108,17 @@ async def test_when_all_places_are_taken_the_oldest_stranger_makes_room_and_no_m
     monkeypatch.setattr(listener, "MAX_CONNECTIONS", 20)
     async with ca_desk(tmp_path) as desk:
         keys = desk.keys("web")
-        member = await desk.stream(keys)
+        agent = await desk.stream(keys)
         await until(lambda: not desk.strangers)
         strangers = [await desk.stream() for _ in range(60)]
         await renews(desk, keys)
         await desk.honest()
-        await member.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
-        assert (await member.receive_some()).startswith(b"HTTP/1.1 200 ")
+        await agent.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+        assert (await agent.receive_some()).startswith(b"HTTP/1.1 200 ")
         assert desk.strangers <= 21
         metrics = (await desk.ask("GET", "/metrics")).body
         assert b'mesh_ca_handshakes_refused_total{reason="overloaded"}' in metrics
-        for stream in [*strangers, member]:
+        for stream in [*strangers, agent]:
             drop(stream)
 
 
@@ -298,6 +298,6 @@ async def test_a_ca_at_its_limit_of_descriptors_recovers_and_serves_meanwhile(tm
 
 async def enrols(site: CaSite) -> None:
     """An honest sidecar, a real one, gets its certificate."""
-    file = site.member("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+    file = site.agent("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
     async with member_process(file):
         pass

@@ -91,21 +91,21 @@ async def test_a_bad_pass_is_not_quoted_by_either_end(tmp_path: Path) -> None:
         for number, bad in enumerate(bad_ones(good, guessed)):
             sidecar = desk.membership(text=bad, state=f"state-{number}")
             with pytest.raises(UsageError) as refused:
-                await sidecar.member.join()
-            await sidecar.member.close()
+                await sidecar.agent.join()
+            await sidecar.agent.close()
             said = f"{refused.value} {sidecar.log.lines} {desk.log.lines}"
             assert guessed not in said
             assert of_pass(good) not in said
         assert [line["reason"] for line in desk.log.events("denied")] == ["bad_pass"], "the others were not even sent"
         again = desk.membership(text=good)
         await joined(again)
-        await again.member.close()
+        await again.agent.close()
 
 
 async def test_nor_is_it_by_their_processes(tmp_path: Path) -> None:
     site = CaSite.make(tmp_path, CALLS_API)
     async with site.serves() as ca:
-        file = site.member("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+        file = site.agent("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
         secret = tmp_path / "api.secret"
         good, guessed = secret.read_text(), "f" * 64
         secret.write_text(good.replace(of_pass(good), guessed))
@@ -128,7 +128,7 @@ async def test_nor_is_it_by_their_processes(tmp_path: Path) -> None:
 
 async def joined(sidecar: Sidecar) -> None:
     with trio.fail_after(PATIENCE):
-        await sidecar.member.join()
+        await sidecar.agent.join()
 
 
 def linked(path: Path) -> None:
@@ -162,11 +162,11 @@ async def test_a_state_that_others_could_have_touched_stops_the_start(
     async with ca_desk(tmp_path) as desk:
         first = desk.membership(text=desk.make_pass("web"))
         await joined(first)
-        await first.member.close()
+        await first.agent.close()
         # The twin first: untouched, it starts, and needs neither a token nor the CA.
         again = desk.membership()
         assert again.own.keys.chain == first.own.keys.chain
-        await again.member.close()
+        await again.agent.close()
         spoil(first.state / name)
         with pytest.raises(UsageError, match=re.escape(str(first.state / name))):
             desk.membership()
@@ -178,10 +178,10 @@ async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(con
         secret = desk.make_pass("web", "secret")
         first = desk.membership(text=secret)
         await joined(first)
-        await first.member.close()
+        await first.agent.close()
         other = desk.membership(service="api", text=desk.make_pass("api"), state="other")
         await joined(other)
-        await other.member.close()
+        await other.agent.close()
         file = first.state / "identity.pem"
         own, theirs = file.read_text(), (other.state / "identity.pem").read_text()
         begin = own.index("-----BEGIN CERTIFICATE")
@@ -195,14 +195,14 @@ async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(con
             }[content]
         )
         again = desk.membership(text=secret)
-        assert again.member.credentials is None
+        assert again.agent.credentials is None
         said = again.words("state_ignored")
         assert said
         assert not [line for line in of_key(own) | of_key(theirs) if line in said]
         await joined(again)
         assert str(again.own.svid.id) == "spiffe://shop.internal/web"
         assert of_key(file.read_text()) != of_key(own)
-        await again.member.close()
+        await again.agent.close()
 
 
 async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
@@ -215,6 +215,6 @@ async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
         assert set(modes.values()) == {0o600}
         with pytest.raises(UsageError, match=re.escape(str(sidecar.state))):
             desk.membership()
-        await sidecar.member.close()
+        await sidecar.agent.close()
         for name in ("store.db", "issuing.key", "root.key", "revocation.pem"):
             assert (tmp_path / "ca" / name).stat().st_mode & 0o077 == 0, name

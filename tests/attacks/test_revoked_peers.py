@@ -53,7 +53,7 @@ async def test_a_revoked_caller_is_cut_and_let_in_no_more_while_others_go_on(tmp
         app = await bed.app()
         async with ca_mesh(tmp_path, app.address) as mesh:
             peers = f'peers: ["{mesh.api.at("http")}"]'
-            file = mesh.site.member("job", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
+            file = mesh.site.agent("job", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
             async with sidecar_process(file) as job:
                 with await call(Address(*job.address("api:http"))) as honest, await call(mesh.entry) as live:
                     print(f"cut after {await cut(mesh, live, 'web'):.1f} s")
@@ -105,7 +105,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
     async with ca_desk(tmp_path, ttl=timedelta(hours=12)) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.member.join()
+            await sidecar.agent.join()
         mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.own.keys
         peer = desk.keys("api", ttl=timedelta(hours=12))
         async with mesh_bed(MESH) as bed:
@@ -125,17 +125,17 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
                 here.node.current = snapshot("web", mesh, own, web)
                 there.node.current = snapshot("api", mesh, peer, api)
 
-            fresh = sidecar.member.revocations()
+            fresh = sidecar.agent.revocations()
             polled(fresh, fresh)
             with await call(entry) as live:
                 desk.clock.jump(timedelta(hours=1, seconds=1))
                 await desk.server._look()
-                await sidecar.member._poll()
-                newer = sidecar.member.revocations()
+                await sidecar.agent._poll()
+                newer = sidecar.agent.revocations()
                 for number, (web, api, at) in enumerate([(fresh, newer, here), (newer, fresh, there)], start=1):
                     polled(web, api)
                     for one in (here, there):
-                        assert await one.node.registry.rejudge(one.node.standing) == 0
+                        assert await one.node.registry.rejudge(one.node.objection) == 0
                     await assert_refused(entry)
                     await until(functools.partial(is_stale, at))
                     await exchange(live)
@@ -143,20 +143,20 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
                     (await call(entry)).close()
                     assert app.connections == 1 + number
             assert not here.log.alarms
-        await sidecar.member.close()
+        await sidecar.agent.close()
 
 
 async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.member.join()
-        assert (sidecar.member.revocations().fresh_until or desk.clock()) > desk.clock()
-        sidecar.member._listed = None
-        until = sidecar.member.revocations().fresh_until
+            await sidecar.agent.join()
+        assert (sidecar.agent.revocations().fresh_until or desk.clock()) > desk.clock()
+        sidecar.agent._listed = None
+        until = sidecar.agent.revocations().fresh_until
         assert until is not None
         assert until < desk.clock() - timedelta(days=1000)
-        await sidecar.member.close()
+        await sidecar.agent.close()
 
 
 def is_stale(sidecar: RunningSidecar) -> bool:

@@ -268,15 +268,15 @@ class Sidecar:
         self.identity = identity
         self.state = identity.state_dir
         self.adopted: list[tuple[Credentials, Revocations]] = []
-        self.member = Agent(service, identity, bed.files.load_mesh, Log(self.log, "json"), clock or bed.clock)
+        self.agent = Agent(service, identity, bed.files.load_mesh, Log(self.log, "json"), clock or bed.clock)
         self._scope = trio.CancelScope()
         self._ended: trio.Event | None = None
         bed.sidecars.append(self)
 
     @property
     def own(self) -> Credentials:
-        assert self.member.credentials is not None
-        return self.member.credentials
+        assert self.agent.credentials is not None
+        return self.agent.credentials
 
     @property
     def serial(self) -> int:
@@ -294,7 +294,7 @@ class Sidecar:
         return [line["event"] for line in self.log.lines]
 
     async def joins(self, within: float = 120.0) -> None:
-        await self.bed.time.finishes(self.member.join, within)
+        await self.bed.time.finishes(self.agent.join, within)
 
     async def adopt(self, credentials: Credentials, revocations: Revocations) -> None:
         self.adopted.append((credentials, revocations))
@@ -306,7 +306,7 @@ class Sidecar:
     async def _run(self) -> None:
         self._ended = trio.Event()
         with self._scope:
-            await self.member.run(self.adopt)
+            await self.agent.run(self.adopt)
         self._ended.set()
 
     async def ends(self) -> None:
@@ -314,15 +314,15 @@ class Sidecar:
         self._scope.cancel()
         if self._ended is not None:
             await self.bed.time.until(self._ended.is_set)
-        await self.bed.time.finishes(self.member.close)
+        await self.bed.time.finishes(self.agent.close)
         self.bed.sidecars.remove(self)
 
     def drops(self) -> None:
         """Gives back its descriptors, as a process that dies does."""
-        if self.member._client._open is not None:
-            sockets.hard_close(self.member._client._open[0]._sock)
+        if self.agent._client._open is not None:
+            sockets.hard_close(self.agent._client._open[0]._sock)
         with contextlib.suppress(OSError):
-            self.member._memory.close()
+            self.agent._memory.close()
         self.bed.sidecars.remove(self)
 
 
@@ -402,9 +402,9 @@ def verdict(sidecar: Sidecar, peer: Sidecar) -> str:
     if chain[-1].issuer in roots:
         chain.append(roots[chain[-1].issuer])
     path = tuple(one.public_bytes(Encoding.DER) for one in chain)
-    terms = VerifyParams(DOMAIN, revocations=sidecar.member.revocations())
+    params = VerifyParams(DOMAIN, revocations=sidecar.agent.revocations())
     try:
-        judge(Presented(path[:2], path), terms, sidecar.bed.clock())
+        judge(Presented(path[:2], path), params, sidecar.bed.clock())
     except Refused as refusal:
         return str(refusal.reason)
     return "ok"

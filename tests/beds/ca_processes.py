@@ -201,7 +201,7 @@ class CaSite:
             pinned.write_bytes((self.directory / authority.ROOT).read_bytes())
         return path
 
-    def member(self, service: str, body: str) -> Path:
+    def agent(self, service: str, body: str) -> Path:
         """The sidecar.yaml of a service with an enrolment secret of its own."""
         return self.wiring(service, f"log_format: json\n{body}", enrolment=self.write_pass(service))
 
@@ -319,10 +319,10 @@ async def ca_mesh(path: Path, app: Address) -> AsyncIterator[Mesh]:
     """A whole mesh of processes, as a newcomer starts it. ``job`` may call api, too."""
     site = CaSite.make(path, CALLS_API)
     async with site.serves() as ca:
-        file = site.member("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
+        file = site.agent("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
         async with member_process(file) as api:
             peers = f'peers: ["{api.at("http")}"]'
-            file = site.member("web", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
+            file = site.agent("web", f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", {peers}}}]\n')
             async with member_process(file) as web:
                 yield Mesh(site, ca, web, api)
 

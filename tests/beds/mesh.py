@@ -194,9 +194,9 @@ class MeshBed:
             log_format="json",
         )
         credential = credential or self.authority.leaf(service)
-        terms = VerifyParams(self.mesh.trust_domain, max_leaf_ttl=self.mesh.max_leaf_ttl)
-        generation = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), terms))
-        node = Node(config, generation, Log(sink, "json"), clock, Relay(tls.make_buffer, poller))
+        params = VerifyParams(self.mesh.trust_domain, max_leaf_ttl=self.mesh.max_leaf_ttl)
+        snapshot = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), params))
+        node = Node(config, snapshot, Log(sink, "json"), clock, Relay(tls.make_buffer, poller))
         running = RunningSidecar(Server(node), sink)
         await self.nursery.start(self._serve, running)
         return running

@@ -51,7 +51,7 @@ class LiveMember:
         self._log = Log(self.log, "json")
         self.config = load_config(file, {})
         assert isinstance(self.config.identity, CaIdentity)
-        self.member = Agent(self.config.service, self.config.identity, lambda: self.config.mesh, self._log, utc_now)
+        self.agent = Agent(self.config.service, self.config.identity, lambda: self.config.mesh, self._log, utc_now)
         self.adopted: list[str] = []
         self.server: Server
         self._news = trio.lowlevel.ParkingLot()
@@ -69,20 +69,20 @@ class LiveMember:
                 sep="\n",
             )
             with trio.CancelScope(shield=True):
-                await self.member.close()
+                await self.agent.close()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        await self.member.join()
-        config, loaded = self.config, self.member.credentials
+        await self.agent.join()
+        config, loaded = self.config, self.agent.credentials
         assert loaded is not None
         self._last = loaded.svid.sha256
-        current = snapshot(config.service, config.mesh, loaded.keys, self.member.revocations())
+        current = snapshot(config.service, config.mesh, loaded.keys, self.agent.revocations())
         node = Node(config, current, self._log)
         self.server = Server(node)
-        self.reloader = Reloader(node, loaded, {}, self.member.revocations())
-        self.member.follow(lambda: node.current.mesh)
+        self.reloader = Reloader(node, loaded, {}, self.agent.revocations())
+        self.agent.follow(lambda: node.current.mesh)
         async with machinery(node), trio.open_nursery() as nursery:
-            nursery.start_soon(self.member.run, self._adopt)
+            nursery.start_soon(self.agent.run, self._adopt)
             nursery.start_soon(self.server.serve, trio.Event())
             task_status.started()
 

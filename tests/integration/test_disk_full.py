@@ -116,8 +116,8 @@ async def test_the_sidecar_s_disk_is_full(tmp_path: Path, disk: Disk, monkeypatc
         async with load(web.address("api:http")) as calls:
             disk.fill()
             monkeypatch.setattr(membership, "refresh_at", at_once)
-            assert web.member.credentials is not None
-            web.member._put_in_force(web.member.credentials)  # half of its life is over
+            assert web.agent.credentials is not None
+            web.agent._put_in_force(web.agent.credentials)  # half of its life is over
             await web.until_adopted(3)
             await calls.grows(5)
             assert (state / "identity.pem").read_bytes() == kept

@@ -165,9 +165,9 @@ async def test_killed_at_every_stage_and_run_again(tmp_path: Path) -> None:
         (new_root,) = it.site.roots()
         assert certificate_digest(new_root) != certificate_digest(old_root)
         assert it.site.faults() == []
-        for member in (it.api, it.web):
-            assert [line for line in member.log.connections if line["decision"] != "allow"] == []
-            assert len(member.adopted) == 1
+        for agent in (it.api, it.web):
+            assert [line for line in agent.log.connections if line["decision"] != "allow"] == []
+            assert len(agent.adopted) == 1
 
 
 @pytest.mark.usefixtures("hasty")
@@ -215,8 +215,8 @@ async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root
 
 
 async def both_have_the_new_root(it: Stage) -> None:
-    for member in (it.api, it.web):
-        await member.until_adopted(1)
+    for agent in (it.api, it.web):
+        await agent.until_adopted(1)
 
 
 async def keeps_alone(site: CaSite, sidecar: SidecarProcess) -> None:

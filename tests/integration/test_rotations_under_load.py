@@ -47,21 +47,21 @@ async def test_hundreds_of_rotations_and_no_failed_connection(tmp_path: Path, mo
 
         async with load(webs[0].address("api:http")) as one, load(webs[1].address("api:http")) as other:
             for share in (2, 1):
-                for member in members:
-                    await member.until_adopted(ROTATIONS // len(members) // share)
+                for agent in members:
+                    await agent.until_adopted(ROTATIONS // len(members) // share)
                 opened.append(open_descriptors())
             for calls in (one, other):
                 await calls.grows(10)  # the last certificates are as good as the first
         nursery.cancel_scope.cancel()
 
-    adopted = [one for member in members for one in member.adopted]
+    adopted = [one for agent in members for one in agent.adopted]
     assert len(set(adopted)) == len(adopted) >= ROTATIONS
-    refused = [line for member in members for line in member.log.connections if line["decision"] != "allow"]
+    refused = [line for agent in members for line in agent.log.connections if line["decision"] != "allow"]
     assert refused == []
     assert one.connections + other.connections > 50
     assert opened[1] < opened[0] + ROTATIONS // 8, "no descriptor is left by a rotation"
-    for member in members:
-        assert [line for line in member.log.lines if line["event"].endswith(("_failed", "_refused"))] == []
+    for agent in members:
+        assert [line for line in agent.log.lines if line["event"].endswith(("_failed", "_refused"))] == []
     assert len(site.issued()) >= len(adopted) + len(members), "each of them is in the store"
     assert site.faults() == []
 

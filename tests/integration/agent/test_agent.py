@@ -157,13 +157,13 @@ async def test_a_ca_that_is_not_there_yet_is_waited_for(bed: CaBed, mock_clock: 
     secret = bed.secret()
     await bed.goes_down()
     api = bed.sidecar("api", secret)
-    bed.nursery.start_soon(api.member.join)
+    bed.nursery.start_soon(api.agent.join)
     await bed.time.passes(300)
     [said] = api.said("joining_failed")  # once, however often it tried
     assert said.startswith(f"cannot join the mesh yet: the CA at 127.0.0.1:{bed.port} cannot be reached: ")
     assert said.endswith("; trying again")
     bed.starts()
-    took = await bed.time.until(lambda: api.member.credentials, within=61)
+    took = await bed.time.until(lambda: api.agent.credentials, within=61)
     assert took <= 60
 
 
@@ -188,8 +188,8 @@ async def test_an_answer_that_got_lost_costs_no_token(bed: CaBed, mock_clock: Mo
 
     bed.api.bent["/v1/enrol"] = lost
     api = bed.sidecar("api", bed.token())
-    await bed.time.gives_up(api.member.join, after=3)
-    assert api.member.credentials is None
+    await bed.time.gives_up(api.agent.join, after=3)
+    assert api.agent.credentials is None
     assert (api.state / "pending.pem").exists()
     await api.ends()
     del bed.api.bent["/v1/enrol"]
@@ -289,7 +289,7 @@ async def test_a_fault_of_our_own_ends_nothing(
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(api.member, "_poll", broken)
+    monkeypatch.setattr(api.agent, "_poll", broken)
     await bed.time.passes(2 * POLL_SECONDS)
     assert "ZeroDivisionError" in api.log.events("membership_failed")[0]["exception"]
     serial = api.serial
@@ -557,7 +557,7 @@ async def test_a_pass_leaves_for_the_ca_alone(bed: CaBed, mock_clock: MockClock,
     enrolled = json.dumps({"certificate": ""}).encode()
     fake = bed.impostor(keys, {"/v1/bundle": said, "/v1/enrol": enrolled})
     api = bed.sidecar("api", secret, ca=fake.url)
-    await bed.time.gives_up(api.member.join, after=120)
+    await bed.time.gives_up(api.agent.join, after=120)
     assert fake.connections > 3  # it goes on asking
     assert b"/v1/bundle" in fake.received
     assert b"/v1/enrol" not in fake.received
@@ -638,7 +638,7 @@ async def test_a_stale_list_lets_nobody_in_and_a_fresh_one_opens_again(bed: CaBe
     await bed.time.passes(20)
     assert verdict(api, api) == "ok"
     await bed.goes_down()
-    until = api.member.revocations().fresh_until
+    until = api.agent.revocations().fresh_until
     assert until is not None
     await bed.time.passes((until - bed.time()).total_seconds())
     assert verdict(api, api) == "ok"
@@ -652,12 +652,12 @@ async def test_a_stale_list_lets_nobody_in_and_a_fresh_one_opens_again(bed: CaBe
 
 async def test_how_stale_a_list_may_be_is_followed_with_the_mesh(bed: CaBed, mock_clock: MockClock) -> None:
     api = await bed.joined()
-    listed = api.member.revocations().fresh_until
+    listed = api.agent.revocations().fresh_until
     text = bed.mesh.read_text()
     bed.mesh.write_text(f"revocation_staleness: 90s\n{text}")
     tighter = bed.files.load_mesh()
-    api.member.follow(lambda: tighter)
-    now = api.member.revocations().fresh_until
+    api.agent.follow(lambda: tighter)
+    now = api.agent.revocations().fresh_until
     assert listed is not None
     assert now is not None
     assert listed - now == HOUR - timedelta(seconds=90)
@@ -832,7 +832,7 @@ async def test_somebody_in_the_ca_s_place_at_a_late_restart_is_an_alarm(bed: CaB
     bed.time.jump(HOUR)  # its certificate has ended
     bed.impostor(key_pair(authority.issue(bed.ca, "web", bed.time())), {}, bed.port)
     again = bed.sidecar("api")
-    await bed.time.gives_up(again.member.join, after=60)
+    await bed.time.gives_up(again.agent.join, after=60)
     assert len(again.log.alarms) == len(again.said("joining_failed")) == 1
 
 
@@ -861,7 +861,7 @@ async def test_an_answer_that_got_lost_long_ago_strands_nobody_who_has_a_secret(
 
     bed.api.bent["/v1/enrol"] = lost
     api = bed.sidecar("api", bed.pass_for(kind, "api"))
-    await bed.time.gives_up(api.member.join, after=3)
+    await bed.time.gives_up(api.agent.join, after=3)
     await api.ends()
     bed.api.bent.clear()
     bed.time.jump(6 * MINUTE)

@@ -69,7 +69,7 @@ async def test_killed_at_any_write_of_an_enrolment_it_starts_again(
         api = bed.sidecar("api", token, name=f"state-{number}")
         with monkeypatch.context() as patched:
             killer = Killer(patched, number)
-            killed = await bed.time.finishes(partial(_until_killed, api.member.join))
+            killed = await bed.time.finishes(partial(_until_killed, api.agent.join))
         await api.ends()
         again = bed.sidecar("api", token, name=f"state-{number}")
         await again.joins()  # by the same token, used or not
@@ -91,7 +91,7 @@ async def test_killed_at_any_write_of_a_renewal_it_has_the_old_certificate_or_th
         before = api.serial
         with monkeypatch.context() as patched:
             Killer(patched, number)
-            killed = await bed.time.finishes(partial(_until_killed, api.member._renew))
+            killed = await bed.time.finishes(partial(_until_killed, api.agent._renew))
         await api.ends()
         again = bed.sidecar("api")
         await again.joins()
@@ -137,7 +137,7 @@ async def test_a_full_disk_spends_no_token(bed: CaBed, mock_clock: MockClock, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        await bed.time.gives_up(api.member.join, after=5)
+        await bed.time.gives_up(api.agent.join, after=5)
     assert asked(bed, "/v1/enrol") == 0
     assert "No space left on device" in api.said("joining_failed")[0]
     await api.joins()

@@ -316,8 +316,8 @@ async def test_prepare_takes_what_the_ca_gave(
 ) -> None:
     async with ca_bed(tmp_path, mock_clock, monkeypatch) as bed:
         api = await bed.joined()
-        told = api.member.revocations()
+        told = api.agent.revocations()
         server, reloader = prepare(by_ca(bed, None), {}, Log(LogSink(), "json"), api.own, told)
         assert reloader.loaded is api.own
-        assert server.node.current.context.terms.revocations == told
+        assert server.node.current.context.params.revocations == told
         server.close()

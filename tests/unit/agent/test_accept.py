@@ -142,9 +142,9 @@ def test_without_any_list_nobody_is_let_in() -> None:
     roots = bundle(1, FIRST)
     svid = taken()
     path = tuple(one.public_bytes(serialization.Encoding.DER) for one in (*svid.keys.chain, FIRST.root.certificate))
-    terms = VerifyParams(MESH, revocations=accept.revocations(roots, None, HOUR))
+    params = VerifyParams(MESH, revocations=accept.revocations(roots, None, HOUR))
     with pytest.raises(Refused) as refused:
-        judge(Presented(path[:2], path), terms, NOW)
+        judge(Presented(path[:2], path), params, NOW)
     assert refused.value.reason is Reason.REVOCATIONS_STALE
     fresh = VerifyParams(MESH, revocations=accept.revocations(roots, RevocationList(MESH, 1, NOW), HOUR))
     assert judge(Presented(path[:2], path), fresh, NOW + timedelta(minutes=30)).id == API

@@ -29,13 +29,13 @@ HONEST = MESH.leaf("api")
 CERTIFICATE, KEY, BUNDLE = "certificate.pem", "key.pem", "bundle.pem"
 
 
-def load(directory: Path, terms: VerifyParams = TERMS, now: datetime = NOW) -> Credentials:
-    return credentials.load(directory / CERTIFICATE, directory / KEY, directory / BUNDLE, terms, now)
+def load(directory: Path, params: VerifyParams = TERMS, now: datetime = NOW) -> Credentials:
+    return credentials.load(directory / CERTIFICATE, directory / KEY, directory / BUNDLE, params, now)
 
 
-def mistake(directory: Path, terms: VerifyParams = TERMS, now: datetime = NOW) -> str:
+def mistake(directory: Path, params: VerifyParams = TERMS, now: datetime = NOW) -> str:
     with pytest.raises(UsageError) as error:
-        load(directory, terms, now)
+        load(directory, params, now)
     return str(error.value)
 
 

@@ -27,9 +27,9 @@ def presented(leaf: Credential, *, fault: ChainFault | None = None) -> Presented
     return Presented(leaf.chain_der, (*leaf.chain_der, ROOT_DER), fault)
 
 
-def refusal(evidence: Presented, terms: VerifyParams = TERMS, now: datetime = NOW) -> Refused:
+def refusal(evidence: Presented, params: VerifyParams = TERMS, now: datetime = NOW) -> Refused:
     with pytest.raises(Refused) as refused:
-        judge(evidence, terms, now)
+        judge(evidence, params, now)
     return refused.value
 
 

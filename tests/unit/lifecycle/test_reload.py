@@ -572,7 +572,7 @@ def live(site: Site, peer: Credential, authority: Authority = AUTHORITY) -> Live
     svid = parse_svid(peer.der)
     path = (*peer.chain_der, authority.root.certificate.public_bytes(Encoding.DER))
     found = Live()
-    found.claim = Admission(svid.id, "api", "http", svid, path, certificate_digest(authority.root.certificate))
+    found.admission = Admission(svid.id, "api", "http", svid, path, certificate_digest(authority.root.certificate))
     site.node.registry._live.add(found)
     return found
 
@@ -610,14 +610,14 @@ async def test_a_revocation_that_the_ca_told_cuts_its_connections_and_no_others(
     assert (web.reason, db.reason) == (Reason.REVOKED, None)
     [line] = site.log.events("reloaded")
     assert (line["message"], line["connections_cut"]) == ("in force now: what the CA says of trust and revocations", 1)
-    assert site.node.current.context.terms.revocations.identities == {WEB: site.now.replace(microsecond=0)}
+    assert site.node.current.context.params.revocations.identities == {WEB: site.now.replace(microsecond=0)}
 
 
 async def test_a_list_that_grows_stale_closes_the_door_and_cuts_nobody(site: Site) -> None:
     one = live(site, AUTHORITY.leaf("web"))
     await site.reloader.adopt(site.reloader.loaded, fresh(site, minutes=-1))
     assert one.reason is None
-    assert site.node.current.context.terms.revocations.fresh_until == site.now - timedelta(minutes=1)
+    assert site.node.current.context.params.revocations.fresh_until == site.now - timedelta(minutes=1)
 
 
 async def test_a_root_that_the_ca_told_counts_and_one_that_it_took_back_does_not(site: Site) -> None:
@@ -637,7 +637,7 @@ async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_cl
     rename(followed.mesh, FORBIDDEN)
     await followed.looks()
     assert len(followed.node.current.mesh.rules) == 2
-    assert followed.node.current.context.terms.revocations == told
+    assert followed.node.current.context.params.revocations == told
 
 
 async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, autojump_clock: MockClock) -> None:

@@ -44,14 +44,14 @@ outbound:
 SVID = parse_svid(AUTHORITY.leaf("api").der)
 
 
-def standing(mesh: Mesh = MESH, **changed: object) -> CurrentState:
+def state(mesh: Mesh = MESH, **changed: object) -> CurrentState:
     live = [("inbound", "spiffe://shop.internal/web", "http")] * 2
     fields = {"live": live, "unwell": (), "trust": {}, "draining": False, **changed}
     return CurrentState(config=CONFIG, mesh=mesh, svid=SVID, **fields)  # type: ignore[arg-type]
 
 
 def test_who_it_is_and_who_may_reach_it() -> None:
-    said = describe(NOW, standing(), Metrics())
+    said = describe(NOW, state(), Metrics())
     assert (said["service"], said["identity"], said["healthy"]) == ("api", "spiffe://shop.internal/api", True)
     assert said["certificate_until"] == f"{NOW + timedelta(hours=1):%FT%TZ}"
     http, metrics = said["inbound"]
@@ -67,7 +67,7 @@ def test_who_it_is_and_who_may_reach_it() -> None:
 def may_call(policy: str) -> list[str]:
     """Who may call ``api:http``, as status lists them."""
     head, _, _ = MESH_TEXT.partition("policy:\n")
-    said = describe(NOW, standing(parse_mesh(f"{head}policy:\n{policy}", "mesh.yaml")), Metrics())
+    said = describe(NOW, state(parse_mesh(f"{head}policy:\n{policy}", "mesh.yaml")), Metrics())
     found: list[str] = said["inbound"][0]["may_call"]
     return found
 
@@ -88,7 +88,7 @@ def test_a_caller_that_a_deny_rule_refuses_is_not_listed() -> None:
 
 
 def test_for_people() -> None:
-    text = as_text(describe(NOW, standing(trust={"trust_bundle": "7 with 1 roots"}), Metrics()))
+    text = as_text(describe(NOW, state(trust={"trust_bundle": "7 with 1 roots"}), Metrics()))
     assert "api  spiffe://shop.internal/api  certificate until" in text
     assert "may call: web, spiffe://shop.internal/batch/*" in text
     assert "may call: nobody" in text
@@ -99,12 +99,12 @@ def test_for_people() -> None:
 
 
 def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() -> None:
-    tally = Metrics()
+    metrics = Metrics()
     for at, reason in (("t1", Reason.EXPIRED), ("t2", Reason.REVOKED)):
         record = ConnectionRecord("inbound", "api", "http", 0.0)
         record.refuse(Refused(reason, f"met something {reason}"))
-        tally.add(record, at)
-    said = describe(NOW, standing(unwell=("its certificate ended",), draining=True), tally)
+        metrics.add(record, at)
+    said = describe(NOW, state(unwell=("its certificate ended",), draining=True), metrics)
     assert (said["healthy"], said["draining"]) == (False, True)
     assert [one["reason"] for one in said["refused_lately"]] == ["revoked", "expired"]
     text = as_text(said)

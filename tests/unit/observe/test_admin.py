@@ -31,10 +31,10 @@ WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "conne
 
 @asynccontextmanager
 async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminServer]:
-    tally = Metrics()
-    tally.ended["inbound", "http", "allow", "ok"] = 3
+    metrics = Metrics()
+    metrics.ended["inbound", "http", "allow", "ok"] = 3
     one = AdminServer(
-        "sidecar.yaml: admin.listen", listen, Source(lambda: {**WELL, **status}, tally), Log(LogSink(), "json")
+        "sidecar.yaml: admin.listen", listen, Source(lambda: {**WELL, **status}, metrics), Log(LogSink(), "json")
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)

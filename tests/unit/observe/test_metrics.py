@@ -20,29 +20,29 @@ def ended(reason: Reason = Reason.OK, *, outbound: bool = False) -> ConnectionRe
 
 
 def test_each_end_is_counted_by_what_it_was_about() -> None:
-    tally = Metrics()
+    metrics = Metrics()
     for one in (ended(), ended(), ended(outbound=True), ended(Reason.EXPIRED)):
-        tally.add(one, "2026-01-01T00:00:00Z")
-    assert tally.ended == {
+        metrics.add(one, "2026-01-01T00:00:00Z")
+    assert metrics.ended == {
         ("inbound", "http", "allow", "ok"): 2,
         ("outbound", "db:5432", "allow", "ok"): 1,
         ("inbound", "http", "deny", "expired"): 1,
     }
-    assert (tally.to_app["inbound", "http"], tally.from_app["outbound", "db:5432"]) == (9, 5)
+    assert (metrics.to_app["inbound", "http"], metrics.from_app["outbound", "db:5432"]) == (9, 5)
 
 
 def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
-    tally = Metrics()
-    tally.add(ended(), "then")
-    tally.add(ended(Reason.REVOKED), "now")
-    (refusal,) = tally.refusals
+    metrics = Metrics()
+    metrics.add(ended(), "then")
+    metrics.add(ended(Reason.REVOKED), "now")
+    (refusal,) = metrics.refusals
     assert (refusal.at, refusal.reason, refusal.message) == ("now", Reason.REVOKED, "refused: api says no")
 
 
 def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
-    tally = Metrics()
-    tally.add(ended(Reason.REVOKED), "now")
-    assert tally.refusals[0].told() == {
+    metrics = Metrics()
+    metrics.add(ended(Reason.REVOKED), "now")
+    assert metrics.refusals[0].told() == {
         "at": "now",
         "direction": "inbound",
         "port": "http",
@@ -50,8 +50,8 @@ def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
         "reason": "revoked",
         "message": "refused: api says no",
     }
-    tally.add(ConnectionRecord("inbound", "api", "http", 0.0), "then")
-    assert tally.refusals[1].told() == {
+    metrics.add(ConnectionRecord("inbound", "api", "http", 0.0), "then")
+    assert metrics.refusals[1].told() == {
         "at": "then",
         "direction": "inbound",
         "port": "http",
@@ -61,8 +61,8 @@ def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
 
 
 def test_only_the_last_refusals_are_kept() -> None:
-    tally = Metrics()
+    metrics = Metrics()
     for number in range(LAST_REFUSALS + 7):
-        tally.add(ended(Reason.REVOKED), str(number))
-    assert len(tally.refusals) == LAST_REFUSALS
-    assert tally.refusals[0].at == "7"
+        metrics.add(ended(Reason.REVOKED), str(number))
+    assert len(metrics.refusals) == LAST_REFUSALS
+    assert metrics.refusals[0].at == "7"

@@ -16,13 +16,13 @@ CLAIM = Admission(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), 
 OTHER = Admission(SpiffeId("shop.internal", ("job",)), "api", "http", PEER, (), b"root")
 
 
-def web_may_not(claim: Admission) -> Reason | None:
-    return Reason.POLICY_CHANGED if claim.source.service == "web" else None
+def web_may_not(admission: Admission) -> Reason | None:
+    return Reason.POLICY_CHANGED if admission.source.service == "web" else None
 
 
-async def connection(registry: Registry, claim: Admission | None, lives: list[Live]) -> None:
+async def connection(registry: Registry, admission: Admission | None, lives: list[Live]) -> None:
     with registry.enter() as live:
-        live.claim = claim
+        live.admission = admission
         lives.append(live)
         await trio.sleep_forever()
 
@@ -30,8 +30,8 @@ async def connection(registry: Registry, claim: Admission | None, lives: list[Li
 async def test_the_forbidden_are_cut_with_the_reason_and_the_others_live_on() -> None:
     registry, lives = Registry(), list[Live]()
     async with trio.open_nursery() as nursery:
-        for claim in (CLAIM, OTHER, CLAIM):
-            nursery.start_soon(connection, registry, claim, lives)
+        for admission in (CLAIM, OTHER, CLAIM):
+            nursery.start_soon(connection, registry, admission, lives)
         await trio.testing.wait_all_tasks_blocked()
         assert len(registry) == 3
         assert await registry.rejudge(web_may_not) == 2

@@ -28,7 +28,7 @@ CALLER = AUTHORITY.leaf("web")
 NONE_REVOKED = Revocations()
 
 
-def generation(mesh: Mesh, revocations: Revocations = NONE_REVOKED) -> Snapshot:
+def snapshot(mesh: Mesh, revocations: Revocations = NONE_REVOKED) -> Snapshot:
     leaf = AUTHORITY.leaf("api")
     assert isinstance(leaf.key, tls.PrivateKey)
     keys = tls.KeyPair(leaf.chain, leaf.key, AUTHORITY.roots)
@@ -42,20 +42,20 @@ def node(mesh: Mesh) -> Node:
         path=NOWHERE, service="api", mesh=mesh, mesh_path=NOWHERE, identity=FileIdentity(NOWHERE, NOWHERE, NOWHERE),
         inbound=(), outbound=(), admin=None, timeouts=Timeouts(5, 5, 8), limits=Limits(1), log_format="json",
     )  # fmt: skip
-    return Node(config, generation(mesh), Log(LogSink(), "json"), lambda: AUTHORITY.now)
+    return Node(config, snapshot(mesh), Log(LogSink(), "json"), lambda: AUTHORITY.now)
 
 
 MESH_NOW = parse_mesh(MESH, "mesh.yaml")
 WITHOUT_WEB = parse_mesh(MESH.replace('  - {from: web, to: "api:http"}\n', ""), "mesh.yaml")
 
 
-def claim(anchor: bytes) -> Admission:
+def admission(anchor: bytes) -> Admission:
     path = (*CALLER.chain_der, AUTHORITY.root.der)
     return Admission(MESH_NOW.identity("web"), "api", "http", parse_svid(CALLER.der), path, anchor)
 
 
 async def test_a_generation_cannot_be_changed_only_replaced() -> None:
-    one = generation(MESH_NOW)
+    one = snapshot(MESH_NOW)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.mesh = WITHOUT_WEB  # type: ignore[misc]
 
@@ -63,11 +63,11 @@ async def test_a_generation_cannot_be_changed_only_replaced() -> None:
 async def test_what_is_in_force_decides_of_a_live_connection() -> None:
     one = node(MESH_NOW)
     (anchor,) = one.current.context.anchors
-    assert one.standing(claim(anchor)) is None
-    one.current = generation(WITHOUT_WEB)
-    assert one.standing(claim(anchor)) is Reason.POLICY_CHANGED
-    one.current = generation(MESH_NOW)
-    assert one.standing(claim(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
+    assert one.objection(admission(anchor)) is None
+    one.current = snapshot(WITHOUT_WEB)
+    assert one.objection(admission(anchor)) is Reason.POLICY_CHANGED
+    one.current = snapshot(MESH_NOW)
+    assert one.objection(admission(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ async def test_what_is_in_force_decides_of_a_live_connection() -> None:
 async def test_a_live_connection_of_a_revoked_peer_may_not_go_on(revoked: Revocations) -> None:
     one = node(MESH_NOW)
     (anchor,) = one.current.context.anchors
-    one.current = generation(MESH_NOW, revoked)
-    assert one.standing(claim(anchor)) is Reason.REVOKED
+    one.current = snapshot(MESH_NOW, revoked)
+    assert one.objection(admission(anchor)) is Reason.REVOKED
 
 
 async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list() -> None:
@@ -92,8 +92,8 @@ async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list
     others = Revocations(
         {MESH_NOW.identity("db"): AUTHORITY.now}, frozenset({(b"another", 1)}), frozenset({b"another"}), AUTHORITY.now
     )
-    one.current = generation(MESH_NOW, others)
-    assert one.standing(claim(anchor)) is None
+    one.current = snapshot(MESH_NOW, others)
+    assert one.objection(admission(anchor)) is None
 
 
 async def test_durations_are_measured_on_trio_s_clock(mock_clock: MockClock) -> None:

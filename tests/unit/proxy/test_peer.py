@@ -36,8 +36,8 @@ def keys(credential: Credential) -> tls.KeyPair:
     return tls.KeyPair(credential.chain, credential.key, MESH.roots)
 
 
-def context(shows: tls.KeyPair | tuple[Any, ...], **terms: Any) -> tls.Context:
-    return tls.Context(shows, VerifyParams("shop.internal", **terms))
+def context(shows: tls.KeyPair | tuple[Any, ...], **params: Any) -> tls.Context:
+    return tls.Context(shows, VerifyParams("shop.internal", **params))
 
 
 class End:
