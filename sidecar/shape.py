@@ -21,10 +21,12 @@ _S = TypeVar("_S", bound="Shape")
 
 
 class Shape(BaseModel):
-    """What a mapping in a file looks like: unknown keys and values of another type are refused."""
+    """What a mapping in a file looks like: unknown keys and values of another type are refused.
 
-    # A key's description, in the JSON Schema and the reference, is the text below it.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    The text below a key is its meaning in the JSON Schema and in the reference.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def fit(model: type[_S], data: Any, problems: Problems, context: object = None) -> _S:

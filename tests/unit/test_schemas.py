@@ -204,8 +204,19 @@ def test_a_duration_is_written_as_it_is_read(seconds: int, text: str) -> None:
 def test_a_reader_that_does_not_say_what_it_reads_is_found() -> None:
     class Shape(BaseModel):
         key: Annotated[int, BeforeValidator(lambda text: len(text))]
+        """A number."""
 
     with pytest.raises(TypeError, match="does not say what it reads"):
+        Shape.model_json_schema(schema_generator=schemas._AsWritten)
+
+
+def test_a_key_without_a_meaning_is_found() -> None:
+    class Shape(BaseModel):
+        one: int
+        """The first."""
+        two: int
+
+    with pytest.raises(TypeError, match=r"Shape\.two does not say what it means"):
         Shape.model_json_schema(schema_generator=schemas._AsWritten)
 
 
