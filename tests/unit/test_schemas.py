@@ -25,6 +25,7 @@ from sidecar.yamlfile import parse_yaml
 from tests.specimens import FILES, FULL, HEAD, MESH_TEXT, WHOLE_MESH, WITH_FINGERPRINT, parsed
 
 KINDS: tuple[FileKind, ...] = ("mesh", "sidecar")
+VALIDATORS = {kind: Draft202012Validator(file_schema(kind)) for kind in KINDS}
 
 MESHES = {
     "little": "trust_domain: shop.internal\nservices: {}\n",
@@ -55,7 +56,7 @@ def read(kind: FileKind, text: str) -> Mesh | Config:
 
 
 def complaints(kind: FileKind, data: Any) -> list[str]:
-    return [error.message for error in Draft202012Validator(file_schema(kind)).iter_errors(data)]
+    return [error.message for error in VALIDATORS[kind].iter_errors(data)]
 
 
 def data_of(text: str) -> Any:
@@ -156,7 +157,7 @@ def test_every_key_says_what_it_is_and_what_holds_without_it(kind: FileKind) -> 
 
 def with_defaults(kind: FileKind, data: Any) -> Any:
     """The data with every key that has a default, written out."""
-    schema = file_schema(kind)
+    schema: Any = VALIDATORS[kind].schema
     resolved = {f"#/$defs/{name}": shape for name, shape in schema["$defs"].items()}
 
     def filled(found: Any, value: Any) -> Any:
