@@ -8,7 +8,7 @@ The rooms, and the one direction in which they may depend on each other:
 
 * **pure** (no trio, no sockets, no OpenSSL; time is an argument):
   files to values: ``document``, ``problems``, ``shape``, ``yamlfile``, ``durations``, ``address``; ``names``, ``meshfile``,
-  ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``;
+  ``mesh``; ``collisions``, ``configfile``, ``environment``, ``config``, ``schemas``;
   verdicts: ``reasons``, ``identity``, ``judge``, ``diagnosis``, ``policy``, ``verdict``, ``record``, ``duplex``,
   ``schedule``, ``devplan``, ``tally``, ``status``;
   Compose files to a mesh, in ``inject``: ``inject.application``, ``inject.visibility``, ``inject.references``,

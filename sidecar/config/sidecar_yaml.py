@@ -18,12 +18,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from sidecar.config.collisions import add_listener_faults
 from sidecar.documents.address import DEVICE, Address, ca_address, parse_address
 from sidecar.documents.document import part, parts
-from sidecar.documents.durations import parse_duration
+from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
     Shape,
@@ -157,12 +157,14 @@ def _not_empty(items: list[_T]) -> list[_T]:
 
 
 _FileName = Annotated[str, AfterValidator(_file_name)]
-_Seconds = Annotated[float, read_by(_seconds)]
+_Seconds = Annotated[float, read_by(_seconds, PATTERN)]
 _Listen = Annotated[Address, read_by(_listen)]
 _Destination = Annotated[Address, read_by(parse_address)]
 _Some = Annotated[list[_T], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
 # A port named by its number may be written as a number.
-_PortName = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+_PortName = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int else value, json_schema_input_type=str | int)
+]
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
@@ -170,68 +172,107 @@ _PortName = Annotated[str, BeforeValidator(lambda value: str(value) if type(valu
 
 class FilesShape(Shape):
     certificate: _FileName
+    """PEM file: the service's certificate, then its intermediates."""
     key: _FileName
+    """PEM file: the certificate's private key. Nobody else may be able to read it."""
     bundle: _FileName
+    """PEM file: the roots that are trusted."""
 
 
 class IdentityShape(Shape):
     """Either ``files``, or the rest; which keys go together is checked in :func:`_add_identity_faults`."""
 
     files: FilesShape | None = None
+    """Certificates that somebody else makes and renews. The files are followed. Excludes the keys below."""
     ca: Annotated[str, AfterValidator(_ca_url)] | None = None
+    """The CA that issues and renews the certificate, such as `https://ca:8443`."""
     root: _FileName | None = None
+    """PEM file: the CA's root, which is trusted at first contact. Either this or `root_sha256`."""
     root_sha256: Annotated[str, read_by(_fingerprint)] | None = None
+    """The SHA-256 fingerprint of the CA's root, in hexadecimal. Either this or `root`."""
     enrolment: _FileName | None = None
+    """File with an enrolment secret or a token. It is used when `state_dir` holds no certificate that can be renewed."""
     state_dir: _FileName | None = None
+    """Directory in which the key, the certificate and what is trusted are kept. Needed with `ca`."""
 
 
 class _ListenerShape(Shape):
     require_alpn: bool = False
+    """Whether a peer that offers no ALPN protocol (one that is not a sidecar) is refused."""
     tolerate_missing_close_notify: bool = False
+    """Whether a peer may end its stream without a TLS close_notify. If not, such a stream counts as cut (`truncated`)."""
     idle_timeout: _Seconds | None = None
+    """A connection without any byte for this long is closed. Default: never."""
     max_age: _Seconds = 86400.0
+    """A connection this old is closed."""
 
 
 class InboundShape(_ListenerShape):
     port: _PortName
+    """Which port of the service this is: its name in the mesh file, or its number if it is named by that."""
     listen: _Listen
+    """Where other sidecars connect, with mutual TLS: `host:port`."""
     app: _Some[_Destination]
+    """Where the service's app listens, in plaintext: `host:port`. One, or a list: if one fails, the next is tried."""
 
 
 class OutboundShape(_ListenerShape):
     to: Annotated[str, AfterValidator(_to)]
+    """What is called: `service:port`, or a service's name if it has one port."""
     peers: _Some[_Destination]
+    """Where the sidecars of that service listen: `host:port`. One, or a list: if one fails, the next is tried."""
     allow_from: _Some[Annotated[Network, read_by(_network)]] | None = None
+    """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
     device: Annotated[str, AfterValidator(_device)] | None = None  # "auto" is the interface that has the address
-    listen: Annotated[Address, BeforeValidator(_plaintext_listen)]  # after `allow_from`, which it looks at
+    """The network interface that `listen` is bound to; `auto` is the one that has its address. Linux only. Default: any."""
+    listen: Annotated[  # after `allow_from`, which it looks at
+        Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)
+    ]
+    """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
 
 
 class AdminShape(Shape):
     listen: Annotated[Address | Path, read_by(_admin_listen)]
+    """Where `sidecar status`, `sidecar health` and `/metrics` are answered: `host:port` on loopback, or `unix:/a/path`."""
 
 
 class TimeoutsShape(Shape):
     handshake: _Seconds = 5.0
+    """For the TLS handshake with a peer."""
     connect: _Seconds = 5.0
+    """For a connection to a peer or to the app."""
     drain: _Seconds = 8.0
+    """For connections to finish after SIGTERM. What is left then is cut."""
 
 
 class LimitsShape(Shape):
-    connections: Annotated[int, AfterValidator(_connections)] = 10_000
+    connections: Annotated[
+        int, AfterValidator(_connections), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1_000_000})
+    ] = 10_000
+    """How many connections there may be at a time. One more is refused."""
 
 
 class ConfigShape(Shape):
     """The keys of a ``sidecar.yaml``."""
 
     service: Annotated[str, AfterValidator(_service)]
+    """The service beside which this sidecar runs, as the mesh file names it."""
     mesh: _FileName
+    """The mesh file. It is followed. Relative to this file, as all file names here."""
     identity: IdentityShape
+    """How the sidecar gets its certificate: from a CA, or from `files`."""
     inbound: Annotated[list[InboundShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
+    """The service's ports: mutual TLS in, plaintext to the app."""
     outbound: Annotated[list[OutboundShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
+    """What the service calls: plaintext from the app, mutual TLS out."""
     admin: AdminShape | None = None
+    """The admin port. Default: none."""
     timeouts: Annotated[TimeoutsShape, BeforeValidator(nothing_is_empty)] = TimeoutsShape()
+    """How long things may take."""
     limits: Annotated[LimitsShape, BeforeValidator(nothing_is_empty)] = LimitsShape()
+    """How much there may be."""
     log_format: LogFormat = "auto"
+    """`auto`: for people on a terminal, JSON elsewhere."""
 
 
 # --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 from sidecar.documents.document import DataPath
@@ -21,7 +21,10 @@ _S = TypeVar("_S", bound="Shape")
 
 
 class Shape(BaseModel):
-    """What a mapping in a file looks like: unknown keys and values of another type are refused."""
+    """What a mapping in a file looks like: unknown keys and values of another type are refused.
+
+    The text below a key is its meaning in the JSON Schema and in the reference.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -55,9 +58,13 @@ def as_text(value: object) -> str:
     return value
 
 
-def read_by(parse: Callable[[str], object]) -> BeforeValidator:
-    """The value is text in the file, and in the shape what ``parse`` makes of it."""
-    return BeforeValidator(lambda value: parse(as_text(value)))
+def read_by(parse: Callable[[str], object], pattern: str | None = None) -> BeforeValidator:
+    """The value is text in the file, and in the shape what ``parse`` makes of it.
+
+    ``pattern`` is for the JSON Schema alone: all that ``parse`` takes matches it.
+    """
+    written = Annotated[str, WithJsonSchema({"type": "string"} | ({"pattern": pattern} if pattern else {}))]
+    return BeforeValidator(lambda value: parse(as_text(value)), json_schema_input_type=written)
 
 
 def nothing_is_empty(value: Any) -> Any:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from sidecar.documents.document import DataPath, Document, part, parts
-from sidecar.documents.durations import parse_duration
+from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import Shape, fit, nothing_is_empty, nothing_is_none_of_them, one_is_a_list, read_by
 from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
@@ -125,16 +125,21 @@ def _day(text: str) -> date:
         raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
 
 
-_PortNumber = Annotated[int, AfterValidator(_port_number)]
+_PortNumber = Annotated[
+    int, AfterValidator(_port_number), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535})
+]
 _Ports = Annotated[
     dict[Annotated[str, AfterValidator(_port_name)], _PortNumber],
-    BeforeValidator(lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value)),
+    BeforeValidator(
+        lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value),
+        json_schema_input_type=_PortNumber | dict[str, _PortNumber] | None,
+    ),
 ]
 _Some = Annotated[list[_T], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
 _Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
 _Identity = Annotated[str, _stands_for(Names.identity)]
 _Targets = Annotated[str, _stands_for(Names.targets)]
-_Duration = Annotated[timedelta, read_by(parse_duration)]
+_Duration = Annotated[timedelta, read_by(parse_duration, PATTERN)]
 _Call = Annotated[str, _stands_for(Names.target)]
 
 
@@ -143,43 +148,67 @@ _Call = Annotated[str, _stands_for(Names.target)]
 
 class DevShape(Shape):
     app: Annotated[dict[str, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
+    """The local port on which the service's app listens, by port name. Default: the port's own number,
+    where no other service has it."""
     calls: Annotated[dict[_Call, _PortNumber], BeforeValidator(nothing_is_empty)] = Field({})
+    """The local port at which this service's app reaches another service, by `service:port`. Default: chosen, and the same
+    in every run."""
 
 
 class ServiceShape(Shape):
     ports: _Ports = Field({})
+    """The ports that other services may call: port name → port number; or a number alone, for one port named by its number.
+    Without any, the service calls and is not called."""
     dev: DevShape | None = None
+    """Local ports for `sidecar dev`. Nothing else reads them."""
 
 
 class RuleShape(Shape):
     name: Annotated[str, AfterValidator(_rule_name)] | None = None
+    """Quoted by logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as `web->api:http`."""
     from_: _Some[_Source] = Field(alias="from")
+    """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
+    in which `*` is one whole path segment and `**` any number of them. One, or a list."""
     to: _Some[_Targets]
+    """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list."""
     action: Action = "allow"
+    """Whether the rule allows or refuses. A `deny` rule wins over every `allow` rule."""
     mode: Mode = "enforce"
-    until: Annotated[date, read_by(_day)] | None = None
+    """`dry-run`: what the rule would change is logged and counted, and not applied."""
+    until: Annotated[date, read_by(_day, f"^{_DATE.pattern}$")] | None = None
+    """The last day (UTC, YYYY-MM-DD) on which the rule holds. Not for a `deny` rule. Default: no end."""
 
 
 class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
     from_: _Identity = Field(alias="from")
+    """The caller: a service's name or a whole SPIFFE ID."""
     to: _Some[_Targets]
+    """What is called, as in a rule. Each port of it is a test."""
     expect: Action
+    """What the policy must decide."""
 
 
 class MeshShape(Shape):
     """The keys of a ``mesh.yaml``."""
 
     trust_domain: Annotated[str, AfterValidator(_trust_domain)]
+    """The trust domain of every identity in the mesh, such as `shop.internal`: 1 to 255 of a-z 0-9 . _ -"""
     services: dict[
         Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
     ]
+    """Every service of the mesh, by name (A-Z a-z 0-9 . _ -). The identity of `web` is `spiffe://<trust domain>/web`."""
     policy: Annotated[list[RuleShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
+    """Who may call whom. What no rule allows is refused; the order of rules has no meaning."""
     tests: Annotated[list[TestShape], BeforeValidator(nothing_is_none_of_them)] = Field([])
-    max_leaf_ttl: _Duration | None = None
-    revocation_staleness: _Duration | None = None
-    reenrol_window: _Duration | None = None
+    """What the policy must decide; `sidecar policy test` checks it."""
+    max_leaf_ttl: _Duration | None = Field(None, json_schema_extra={"default": "1d1h"})
+    """The longest life of a certificate that is accepted."""
+    revocation_staleness: _Duration | None = Field(None, json_schema_extra={"default": "1h"})
+    """How old the list of revocations may be. With an older one a sidecar accepts no new connection."""
+    reenrol_window: _Duration | None = Field(None, json_schema_extra={"default": "1d"})
+    """How long after its end a certificate may still be renewed with its key."""
 
 
 # --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------
