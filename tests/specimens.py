@@ -47,6 +47,32 @@ log_format: json
 
 HEAD = "service: api\nmesh: mesh.yaml\nidentity: {files: {certificate: c.pem, key: k.pem, bundle: b.pem}}\n"
 
+# Every key and every shorthand that the schemas must know.
+WHOLE_MESH = """\
+trust_domain: shop.internal
+services:
+  web: {ports: {http: 8080}, dev: {app: {http: 8081}, calls: {"api:http": 18080}}}
+  api: {ports: {http: 8080, metrics: 9090}, dev: {app: , calls: }}
+  db: {ports: 5432, dev: }
+  cache: {ports: }
+  "5": {}
+  job:
+policy:
+  - {name: one, from: [web, "*"], to: ["api:http", db], action: allow, mode: dry-run, until: 2027-01-31}
+  - {from: "spiffe://shop.internal/batch/*", to: "*", action: deny, mode: enforce}
+tests:
+  - {from: "spiffe://other/web", to: [db, api], expect: deny}
+  - {from: web, to: "api:http", expect: allow}
+max_leaf_ttl: 1d2h3m4s
+revocation_staleness: 90m
+reenrol_window: 48h
+"""
+FILES = (
+    HEAD
+    + 'outbound:\n  - {to: cache, listen: "localhost:6379", peers: "a:1", allow_from: "10.0.0.0/8", device: auto}\n'
+)
+WITH_FINGERPRINT = FULL.replace("root: root.pem", f"root_sha256: {'AB:' * 31}AB")
+
 NEIGHBOUR = "a neighbour could connect and speak in the service's name"
 DURATION = "is not a duration: write it like 30s, 90m, 1h or 1h30m, and more than zero"
 

@@ -292,7 +292,7 @@ def _engine(parsed: sa.URL) -> sa.Engine:
             )
         except ImportError as error:
             raise UsageError(
-                "a PostgreSQL store needs the package psycopg: pip install 'sidecar[postgresql]'"
+                "a PostgreSQL store needs the package psycopg: pip install 'mtls-sidecar[postgresql]'"
             ) from error
     raise UsageError(f"a store is a SQLite file or a postgresql:// URL; {parsed.get_backend_name()} is not supported")
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "inject": "sidecar.cli.inject:inject",
     "policy": "sidecar.cli.policy:policy",
     "run": "sidecar.cli.run:run",
+    "schema": "sidecar.cli.schema:schema",
     "status": "sidecar.cli.status:status",
 }
 

@@ -25,9 +25,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from sidecar.config.collisions import add_listener_faults
 from sidecar.documents.address import DEVICE, Address, ca_address, parse_address
 from sidecar.documents.document import part, parts
-from sidecar.documents.durations import parse_duration
+from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
+    Between,
     Shape,
     as_text,
     fields_of,
@@ -165,12 +166,6 @@ def _file(value: object, info: ValidationInfo) -> object:
     return info.context.directory / text
 
 
-def _connections(number: int) -> int:
-    if not 1 <= number <= 1_000_000:
-        raise ValueError(f"is 1 to 1000000, not {number}")
-    return number
-
-
 def _not_empty(items: tuple[_T, ...], info: ValidationInfo) -> tuple[_T, ...]:
     if not items and info.context is not None:
         raise ValueError("is empty: name at least one")
@@ -179,13 +174,15 @@ def _not_empty(items: tuple[_T, ...], info: ValidationInfo) -> tuple[_T, ...]:
 
 _File = Annotated[Path, BeforeValidator(_file, json_schema_input_type=str)]
 _CaUrl = Annotated[str, AfterValidator(_ca_url)]
-_Seconds = Annotated[float, read_by(_seconds)]
+_Seconds = Annotated[float, read_by(_seconds, PATTERN)]
 _Listen = Annotated[Address, read_by(_listen)]
 _Some = Annotated[tuple[_T, ...], AfterValidator(_not_empty), BeforeValidator(one_is_a_list)]
 _Destinations = _Some[Annotated[Address, read_by(parse_address)]]
 _Networks = _Some[Annotated[Network, read_by(_network)]]
 # A port named by its number may be written as a number.
-_PortName = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+_PortName = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int else value, json_schema_input_type=str | int)
+]
 
 
 # --- the keys --------------------------------------------------------------------------------------------------------
@@ -196,8 +193,11 @@ class FileIdentity(Shape):
     """A certificate (leaf, then intermediates), its key and the trust bundle, made and renewed by somebody else."""
 
     certificate: _File
+    """PEM file: the service's certificate, then its intermediates."""
     key: _File
+    """PEM file: the certificate's private key. Nobody else may be able to read it."""
     bundle: _File
+    """PEM file: the roots that are trusted."""
 
 
 @frozen(kw_only=True)
@@ -205,11 +205,17 @@ class _Identity(Shape):
     """What ``identity`` may say: either ``files``, or the rest."""
 
     files: FileIdentity | None = None
+    """Certificates that somebody else makes and renews. The files are followed. Excludes the keys below."""
     ca: _CaUrl | None = None
+    """The CA that issues and renews the certificate, such as `https://ca:8443`."""
     root: _File | None = None
+    """PEM file: the CA's root, which is trusted at first contact. Either this or `root_sha256`."""
     root_sha256: Annotated[str, read_by(_fingerprint)] | None = None
+    """The SHA-256 fingerprint of the CA's root, in hexadecimal. Either this or `root`."""
     enrolment: _File | None = None
+    """File with an enrolment secret or a token. It is used when `state_dir` holds no certificate that can be renewed."""
     state_dir: _File | None = None
+    """Directory in which the key, the certificate and what is trusted are kept. Needed with `ca`."""
 
 
 @frozen(kw_only=True)
@@ -240,9 +246,13 @@ class _Listener(Shape):
     """Times in seconds; an ``idle_timeout`` of None is never."""
 
     require_alpn: bool = False
+    """Whether a peer that offers no ALPN protocol (one that is not a sidecar) is refused."""
     tolerate_missing_close_notify: bool = False
+    """Whether a peer may end its stream without a TLS close_notify. If not, such a stream counts as cut (`truncated`)."""
     idle_timeout: _Seconds | None = None
+    """A connection without any byte for this long is closed. Default: never."""
     max_age: _Seconds = 86400.0
+    """A connection this old is closed."""
 
 
 @frozen(kw_only=True)
@@ -250,8 +260,11 @@ class Inbound(_Listener):
     """An mTLS listener for one port of this service."""
 
     port: _PortName
+    """Which port of the service this is: its name in the mesh file, or its number if it is named by that."""
     listen: _Listen
+    """Where other sidecars connect, with mutual TLS: `host:port`."""
     apps: Annotated[_Destinations, Field(alias="app")]
+    """Where the service's app listens, in plaintext: `host:port`. One, or a list: if one fails, the next is tried."""
 
 
 @frozen(kw_only=True)
@@ -262,11 +275,16 @@ class Outbound(_Listener):
     """
 
     target: Annotated[Target, BeforeValidator(_to, json_schema_input_type=str), Field(alias="to")]
+    """What is called: `service:port`, or a service's name if it has one port."""
     peers: _Destinations
+    """Where the sidecars of that service listen: `host:port`. One, or a list: if one fails, the next is tried."""
     allow_from: Annotated[_Networks, BeforeValidator(nothing_is_the_default)] = ()
-    device: Annotated[str, AfterValidator(_device)] | None = None  # "auto" is the interface that has the address
+    """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
+    device: Annotated[str, AfterValidator(_device)] | None = None
+    """The network interface that `listen` is bound to; `auto` is the one that has its address. Linux only. Default: any."""
     # After `allow_from`, which it looks at
     listen: Annotated[Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)]
+    """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
 
     @property
     def service(self) -> str:
@@ -282,6 +300,7 @@ class Admin(Shape):
     """Where it answers ``sidecar status``: an address on loopback, or the path of a Unix socket."""
 
     listen: Annotated[Address | Path, read_by(_admin_listen)]
+    """Where `sidecar status`, `sidecar health` and `/metrics` are answered: `host:port` on loopback, or `unix:/a/path`."""
 
 
 @frozen()
@@ -289,13 +308,17 @@ class Timeouts(Shape):
     """In seconds."""
 
     handshake: _Seconds = 5.0
+    """For the TLS handshake with a peer."""
     connect: _Seconds = 5.0
+    """For a connection to a peer or to the app."""
     drain: _Seconds = 8.0
+    """For connections to finish after SIGTERM. What is left then is cut."""
 
 
 @frozen()
 class Limits(Shape):
-    connections: Annotated[int, AfterValidator(_connections)] = 10_000
+    connections: Annotated[int, Between(1, 1_000_000, "is")] = 10_000
+    """How many connections there may be at a time. One more is refused."""
 
 
 @frozen(kw_only=True)
@@ -303,14 +326,23 @@ class ConfigShape(Shape):
     """The keys of a ``sidecar.yaml``."""
 
     service: Annotated[str, AfterValidator(_service)]
+    """The service beside which this sidecar runs, as the mesh file names it."""
     mesh_path: Annotated[_File, Field(alias="mesh")]
+    """The mesh file. It is followed. Relative to this file, as all file names here."""
     identity: _EitherIdentity
+    """How the sidecar gets its certificate: from a CA, or from `files`."""
     inbound: Annotated[tuple[Inbound, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    """The service's ports: mutual TLS in, plaintext to the app."""
     outbound: Annotated[tuple[Outbound, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    """What the service calls: plaintext from the app, mutual TLS out."""
     admin: Admin | None = None
+    """The admin port. Default: none."""
     timeouts: Annotated[Timeouts, BeforeValidator(nothing_is_empty)] = Timeouts()
+    """How long things may take."""
     limits: Annotated[Limits, BeforeValidator(nothing_is_empty)] = Limits()
+    """How much there may be."""
     log_format: LogFormat = "auto"
+    """`auto`: for people on a terminal, JSON elsewhere."""
 
 
 @frozen(kw_only=True)

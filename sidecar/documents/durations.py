@@ -9,6 +9,10 @@ from datetime import timedelta
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 
 
+PATTERN = f"^(?=.){_DURATION.pattern}$"
+"""What every duration matches, as a regular expression of JSON Schema; zero matches too."""
+
+
 def parse_duration(text: str) -> timedelta:
     """Parses days, hours, minutes and seconds, in this order, each at most once, with nothing between or around them.
 

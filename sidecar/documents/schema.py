@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, Final, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
 
 from pydantic import (
@@ -19,13 +20,15 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
 )
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticKnownError, PydanticUseDefault
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticKnownError, PydanticUseDefault, core_schema
 
 from sidecar.documents.document import DataPath
 from sidecar.documents.problems import Problems, did_you_mean
@@ -40,7 +43,8 @@ _A_FILE: Final = object()
 class Shape:
     """What a mapping in a file looks like: unknown keys and values of another type are refused. Made by :func:`frozen`.
 
-    A field's alias is its key in the file; the program knows it by its name.
+    A field's alias is its key in the file; the program knows it by its name. The text below a field is its key's meaning in
+    the JSON Schema and in the reference.
     """
 
     __slots__ = ()
@@ -100,13 +104,36 @@ def as_text(value: object) -> str:
     return value
 
 
-def read_by(parse: Callable[[str], object]) -> BeforeValidator:
-    """The value is text in the file, and in the shape what ``parse`` makes of it."""
+def read_by(parse: Callable[[str], object], pattern: str | None = None) -> BeforeValidator:
+    """The value is text in the file, and in the shape what ``parse`` makes of it.
+
+    ``pattern`` is for the JSON Schema alone: all that ``parse`` takes matches it.
+    """
 
     def read_text(value: object, info: ValidationInfo) -> object:
         return value if info.context is None else parse(as_text(value))
 
-    return BeforeValidator(read_text, json_schema_input_type=str)
+    return BeforeValidator(read_text, json_schema_input_type=Annotated[str, Field(pattern=pattern)])
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Between:
+    """A whole number from ``first`` to ``last``. ``what`` begins the sentence that refuses another one."""
+
+    first: int
+    last: int
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"minimum": self.first, "maximum": self.last}
+
+    def _checked(self, number: int) -> int:
+        if not self.first <= number <= self.last:
+            raise ValueError(f"{self.what} {self.first} to {self.last}, not {number}")
+        return number
 
 
 def nothing_is_the_default(value: Any) -> Any:

@@ -15,10 +15,12 @@ from hashlib import sha256
 from importlib import metadata, util
 from pathlib import Path
 
+from sidecar import __version__
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.override import BASE_IMAGE
 
-DISTRIBUTION = "sidecar"
+DISTRIBUTION = "mtls-sidecar"
+"""The name on the package index, in pyproject.toml too. The import names are the packages'."""
 PACKAGES = ("sidecar", "certs")
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -52,10 +54,10 @@ def image_files() -> dict[str, bytes]:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
         raise UsageError(f"the package '{DISTRIBUTION}' is not installed, only on the path: pip install it") from error
-    name = f"{DISTRIBUTION}-{distribution.version}-py3-none-any.whl"
+    name = f"{_in_file_names(DISTRIBUTION)}-{__version__}-py3-none-any.whl"
     scripts = [it for it in distribution.entry_points if it.group == "console_scripts"]
     wheel = build_wheel(
-        distribution.version,
+        __version__,
         distribution.requires or [],
         {it.name: it.value for it in scripts},
         {path: content for package in PACKAGES for path, content in _modules(package)},
@@ -75,7 +77,7 @@ def build_wheel(
     version: str, requires: Iterable[str], scripts: Mapping[str, str], modules: Mapping[str, bytes]
 ) -> bytes:
     """A wheel of pure Python (binary distribution format, PEP 427). The same arguments give the same bytes."""
-    info = f"{DISTRIBUTION}-{version}.dist-info"
+    info = f"{_in_file_names(DISTRIBUTION)}-{version}.dist-info"
     lines = ["Metadata-Version: 2.1", f"Name: {DISTRIBUTION}", f"Version: {version}"]
     lines += [f"Requires-Dist: {requirement}" for requirement in sorted(requires)]
     points = ["[console_scripts]", *(f"{name} = {value}" for name, value in sorted(scripts.items()))]
@@ -94,6 +96,11 @@ def build_wheel(
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)  # stored: zlib's output differs between machines
     return made.getvalue()
+
+
+def _in_file_names(distribution: str) -> str:
+    """A wheel's file name separates its parts by ``-``, so a name has ``_`` there (binary distribution format)."""
+    return distribution.replace("-", "_")
 
 
 def _constraints() -> str:

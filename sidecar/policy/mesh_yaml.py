@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from sidecar.documents.document import DataPath, Document, part, parts
-from sidecar.documents.durations import parse_duration
+from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
+    Between,
     Shape,
     as_text,
     fit,
@@ -110,12 +111,6 @@ def _port_name(text: str) -> str:
     return text
 
 
-def _port_number(number: int) -> int:
-    if not 1 <= number <= 65535:
-        raise ValueError(f"a port is 1 to 65535, not {number}")
-    return number
-
-
 def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
     if not items:
         raise ValueError("is empty, so the rule is about nobody")
@@ -142,17 +137,20 @@ def _day(text: str) -> date:
 
 
 _UNCHANGING = AfterValidator(MappingProxyType)
-_PortNumber = Annotated[int, AfterValidator(_port_number)]
+_PortNumber = Annotated[int, Between(1, 65535, "a port is")]
 _Ports = Annotated[
     Mapping[Annotated[str, AfterValidator(_port_name)], _PortNumber],
-    BeforeValidator(lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value)),
+    BeforeValidator(
+        lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value),
+        json_schema_input_type=_PortNumber | dict[str, _PortNumber] | None,
+    ),
     _UNCHANGING,
 ]
 _Some = Annotated[tuple[_T, ...], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
 _Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
 _Identity = Annotated[str, _stands_for(Names.identity)]
 _Targets = Annotated[str, _stands_for(Names.targets)]
-_Duration = Annotated[timedelta, read_by(parse_duration), BeforeValidator(nothing_is_the_default)]
+_Duration = Annotated[timedelta, read_by(parse_duration, PATTERN), BeforeValidator(nothing_is_the_default)]
 _Call = Annotated[Target, BeforeValidator(_call, json_schema_input_type=str)]
 
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
@@ -168,9 +166,13 @@ class Dev(Shape):
     app: Annotated[Mapping[str, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
         default_factory=lambda: _NOTHING
     )
+    """The local port on which the service's app listens, by port name. Default: the port's own number,
+    where no other service has it."""
     calls: Annotated[Mapping[_Call, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
         default_factory=lambda: _NOTHING
     )
+    """The local port at which this service's app reaches another service, by `service:port`. Default: chosen, and the same
+    in every run."""
 
 
 @frozen()
@@ -178,17 +180,27 @@ class ServiceShape(Shape):
     """``ports`` by name; empty for a service that calls and is not called."""
 
     ports: _Ports = Field(default_factory=lambda: _NOTHING)
+    """The ports that other services may call: port name → port number; or a number alone, for one port named by its number.
+    Without any, the service calls and is not called."""
     dev: Dev | None = None
+    """Local ports for `sidecar dev`. Nothing else reads them."""
 
 
 @frozen(kw_only=True)
 class RuleShape(Shape):
     name: Annotated[str, AfterValidator(_rule_name)] | None = None
+    """Quoted by logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as `web->api:http`."""
     from_: Annotated[_Some[_Source], Field(alias="from")]
+    """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
+    in which `*` is one whole path segment and `**` any number of them. One, or a list."""
     to: _Some[_Targets]
+    """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list."""
     action: Action = "allow"
+    """Whether the rule allows or refuses. A `deny` rule wins over every `allow` rule."""
     mode: Mode = "enforce"
-    until: Annotated[date, read_by(_day)] | None = None
+    """`dry-run`: what the rule would change is logged and counted, and not applied."""
+    until: Annotated[date, read_by(_day, f"^{_DATE.pattern}$")] | None = None
+    """The last day (UTC, YYYY-MM-DD) on which the rule holds. Not for a `deny` rule. Default: no end."""
 
 
 @frozen(kw_only=True)
@@ -196,29 +208,36 @@ class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
     from_: Annotated[_Identity, Field(alias="from")]
+    """The caller: a service's name or a whole SPIFFE ID."""
     to: _Some[_Targets]
+    """What is called, as in a rule. Each port of it is a test."""
     expect: Action
+    """What the policy must decide."""
 
 
 @frozen(kw_only=True)
 class MeshShape(Shape):
-    """The keys of a ``mesh.yaml``.
-
-    ``revocation_staleness``: how old a list of revocations may be before nobody new is let in. ``reenrol_window``: how long
-    after its end a certificate may still be renewed by its key."""
+    """The keys of a ``mesh.yaml``."""
 
     trust_domain: Annotated[str, AfterValidator(_trust_domain)]
+    """The trust domain of every identity in the mesh, such as `shop.internal`: 1 to 255 of a-z 0-9 . _ -"""
     services: Annotated[
         Mapping[
             Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
         ],
         _UNCHANGING,
     ]
+    """Every service of the mesh, by name (A-Z a-z 0-9 . _ -). The identity of `web` is `spiffe://<trust domain>/web`."""
     rules: Annotated[tuple[RuleShape, ...], BeforeValidator(nothing_is_none_of_them), Field(alias="policy")] = ()
+    """Who may call whom. What no rule allows is refused; the order of rules has no meaning."""
     tests: Annotated[tuple[TestShape, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    """What the policy must decide; `sidecar policy test` checks it."""
     max_leaf_ttl: _Duration = DEFAULT_MAX_LEAF_TTL
+    """The longest life of a certificate that is accepted."""
     revocation_staleness: _Duration = timedelta(hours=1)
+    """How old the list of revocations may be. With an older one a sidecar accepts no new connection."""
     reenrol_window: _Duration = timedelta(hours=24)
+    """How long after its end a certificate may still be renewed with its key."""
 
 
 # --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------

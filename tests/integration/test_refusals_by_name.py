@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ FIELDS = {
 }  # fmt: skip
 """Of every line of the access log, always."""
 
+ROOT = Path(__file__).parents[2]
 WEB, API = "spiffe://shop.internal/web", "spiffe://shop.internal/api"
 
 
@@ -204,6 +207,16 @@ async def test_another_service_answers_in_its_place(shop: Shop) -> None:
     assert "spiffe://shop.internal/db" in alarm["presented"]["uris"]
     assert len(alarm["presented"]["sha256"]) == 64
     assert alarm["presented"] == line["unverified"]
+
+
+async def test_readme_shows_the_alarm_as_it_is(shop: Shop) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("```json\n")[2].partition("```")[0]
+    shown, (_, alarm) = json.loads(text), await met(shop, *certificate(shop.path / "reporting"))
+    assert [key for key in alarm if key != "presented"] == [*shown]
+    assert shown["connection_id"] not in ("", alarm["connection_id"])
+    for key in ("message", "reason", "expected", "next", "level", "service"):
+        ours, theirs = (re.sub(r"127\.0\.0\.1:[0-9]+", "PLACE", line[key]) for line in (alarm, shown))
+        assert ours == theirs.replace("cache", "api"), key
 
 
 async def test_another_ca_answers_in_its_place(shop: Shop) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from sidecar.documents.problems import Problems
-from sidecar.documents.schema import Shape, as_items, bare_type, fit, frozen, keys_at, read_by
+from sidecar.documents.schema import Between, Shape, as_items, bare_type, fit, frozen, keys_at, read_by
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
 
@@ -27,6 +27,7 @@ class Outer(Shape):
     free: Mapping[str, Inner] = Field(default_factory=dict)
     flag: bool = False
     word: Literal["yes", "no"] = "no"
+    few: Annotated[int, Between(1, 3, "a few are")] = 2
     parsed: Annotated[tuple[Annotated[float, read_by(float)], ...], BeforeValidator(as_items)] = ()
     odd: Annotated[float, Field(gt=1)] = 2.0
 
@@ -57,6 +58,9 @@ def test_what_fits() -> None:
         ("from: x\nfree: {a: {number: x}}", "f:2: free.a.number: must be a whole number, not 'x'"),
         ("from: x\nflag: yes", "f:2: flag: must be true or false, not 'yes'"),
         ("from: x\nword: yse", "f:2: word: must be yes or no, not 'yse' (did you mean 'yes'?)"),
+        ("from: x\nfew: 0", "f:2: few: a few are 1 to 3, not 0"),
+        ("from: x\nfew: 4", "f:2: few: a few are 1 to 3, not 4"),
+        ("from: x\nfew: '2'", "f:2: few: must be a whole number, not '2'"),
         ("from: x\nparsed: {}", "f:2: parsed: must be a list, not a mapping"),
         ("from: x\nparsed:\n- q", "f:3: parsed: could not convert string to float: 'q'"),
         ("from: x\nparsed: [[]]", "f:2: parsed[0]: must be text, not a list"),
@@ -80,10 +84,24 @@ def test_problems_that_there_were_already_are_told_too(text: str, more: list[str
 
 
 def test_keys_of_a_shape() -> None:
-    assert list(keys_at(Outer, ())) == ["from", "inner", "free", "flag", "word", "parsed", "odd"]
+    assert list(keys_at(Outer, ())) == ["from", "inner", "free", "flag", "word", "few", "parsed", "odd"]
     assert list(keys_at(Outer, ("inner",))) == list(keys_at(Outer, ("free", "any"))) == ["number", "length"]
     assert keys_at(Outer, ("free",)) == keys_at(Outer, ("from",)) == {}
 
 
 def test_bare_types() -> None:
     assert bare_type(Annotated[int | None, "x"]) is bare_type(None | int) is bare_type(int) is int
+
+
+@pytest.mark.parametrize("few", [1, 3])
+def test_both_ends_are_between(few: int) -> None:
+    assert fitted(f"{{from: x, few: {few}}}").few == few
+
+
+def test_a_schema_has_both_ends_and_the_pattern() -> None:
+    few = TypeAdapter(Annotated[int, Between(1, 3, "a few are")])
+    assert few.json_schema() == {"type": "integer", "minimum": 1, "maximum": 3}
+    assert TypeAdapter(Annotated[float, read_by(float, "^[0-9.]+$")]).json_schema() == {
+        "type": "string", "pattern": "^[0-9.]+$",
+    }  # fmt: skip
+    assert TypeAdapter(Annotated[float, read_by(float)]).json_schema() == {"type": "string"}

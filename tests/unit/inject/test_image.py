@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,8 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject import image
 from sidecar.inject.image import build_wheel, fingerprint, image_files
 
-WHEEL = f"sidecar-{__version__}-py3-none-any.whl"
+WHEEL = f"mtls_sidecar-{__version__}-py3-none-any.whl"
+PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
 
 
 def test_the_same_modules_the_same_bytes() -> None:
@@ -31,6 +33,16 @@ def test_what_is_in_it() -> None:
     names = zipfile.ZipFile(io.BytesIO(image_files()[WHEEL])).namelist()
     assert {"sidecar/lifecycle/run.py", "sidecar/py.typed", "certs/__main__.py", "sidecar/inject/image.py"} <= {*names}
     assert [name for name in names if "__pycache__" in name or "tests" in name] == []
+
+
+def test_one_name_and_one_version() -> None:
+    assert PROJECT["project"]["name"] == image.DISTRIBUTION
+    assert "version" not in PROJECT["project"]
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "sidecar.__version__"}
+    archive = zipfile.ZipFile(io.BytesIO(image_files()[WHEEL]))
+    told = archive.read(f"mtls_sidecar-{__version__}.dist-info/METADATA").decode().splitlines()
+    assert told[1:3] == ["Name: mtls-sidecar", f"Version: {__version__}"]
 
 
 def test_the_base_image_is_an_argument_and_nobody_is_root() -> None:
@@ -52,7 +64,7 @@ def test_what_it_needs_is_what_runs_here() -> None:
     lines = image_files()["constraints.txt"].decode().splitlines()
     assert f"trio=={metadata.version('trio')}" in lines
     assert f"pydantic-core=={metadata.version('pydantic-core')}" in lines, "and what that needs"
-    assert not [line for line in lines if line.startswith(("pytest", "psycopg", "sidecar"))]
+    assert not [line for line in lines if line.startswith(("pytest", "psycopg", "mtls", "sidecar"))]
     assert "-c /tmp/constraints.txt" in image_files()["Dockerfile"].decode()
 
 
@@ -72,7 +84,10 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
     wheel.write_bytes(image_files()[WHEEL])
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(wheel)], check=True, timeout=120)
-    code = "import sidecar, certs; from sidecar.cli.commands import main; print(sidecar.__file__); main(['--version'])"
+    code = (
+        "import sidecar, certs; from importlib.metadata import version; from sidecar.cli.commands import main;"
+        "print(sidecar.__file__); print(version('mtls-sidecar')); main(['--version'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": str(tmp_path / "site")},
@@ -83,6 +98,7 @@ def test_pip_installs_it_and_it_runs(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines() == [
         str(tmp_path / "site/sidecar/__init__.py"),
+        __version__,
         f"sidecar, version {__version__}",
     ]
 
