@@ -169,7 +169,7 @@ def _operators(slot: Slot) -> Iterator[Mutation]:
     node = slot.node
     assert isinstance(node, ast.BinOp)
     for side, other in ((node.left, node.right), (node.right, node.left)):
-        if isinstance(node.op, ast.BitOr):
+        if isinstance(node.op, ast.BitOr) and name_of(side):
             yield f"flag[{name_of(side)}]", f"no {ast.unparse(side)}", slot.setter(copy.deepcopy(other))
         elif isinstance(node.op, ast.Add):
             yield "addend", f"no {ast.unparse(side)} in `{ast.unparse(node)}`", slot.setter(copy.deepcopy(other))

@@ -69,11 +69,13 @@ def sites(module: str, tree: ast.Module) -> list[Site]:
 
     def visit(slot: Slot, scope: str, judged: bool, path: tuple[Slot, ...]) -> None:
         node = slot.node
-        line = getattr(node, "lineno", 0)
+        line = getattr(node.target if isinstance(node, ast.comprehension) else node, "lineno", 0)
         inner = ".".join(filter(None, (scope, node.name))) if isinstance(node, SCOPES) else scope
-        if judged:
-            for kind, what, apply in _of_a_condition(slot, path):
+        for kind, what, apply in _of_a_condition(slot, path):
+            if judged:
                 add(scope, kind, line, what, apply)
+            elif kind == "operand":
+                add(scope, "part", line, what, apply)
         if isinstance(node, ast.If):
             text = ast.unparse(node.test)
             kind = "guard" if is_refusal(node.body) else "branch"
