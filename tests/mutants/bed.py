@@ -141,9 +141,9 @@ class Bed:
     ) -> None:
         if mutant is not None:
             changes = []
-            originals = {path: _compile(ast.parse(path.read_text()), path) for path in mutant.paths}
+            originals = {path: compiled(ast.parse(path.read_text()), path) for path in mutant.paths}
             for path, tree in mutant.mutate().items():
-                found = exchange(self._functions, originals[path], _compile(tree, path))
+                found = exchange(self._functions, originals[path], compiled(tree, path))
                 if found is None:
                     tell("note", "at import")
                     return
@@ -209,5 +209,5 @@ def in_a_tree(
         tell("note", (done.stdout + done.stderr).strip().splitlines()[-1])
 
 
-def _compile(tree: ast.Module, path: Path) -> CodeType:
+def compiled(tree: ast.Module, path: Path) -> CodeType:
     return compile(tree, str(path), "exec", dont_inherit=True)

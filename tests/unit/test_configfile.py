@@ -8,6 +8,9 @@ from sidecar.config import CaIdentity
 from tests.specimens import DURATION, HEAD, NEIGHBOUR, mistakes, parsed
 
 
+EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
@@ -27,6 +30,8 @@ from tests.specimens import DURATION, HEAD, NEIGHBOUR, mistakes, parsed
         (HEAD + "inbound: [5]", ["s.yaml:4: inbound[0]: must be a mapping (key: value), not 5"]),
         (HEAD + "admin: {}", ["s.yaml:4: admin: 'listen' is missing"]),
         (HEAD + "admin: {listen: x}", ["s.yaml:4: admin.listen: 'x' is no host:port, with a port of 1 to 65535"]),
+        (HEAD + "admin: {listen: '10.0.0.1:15000'}", [f"s.yaml:4: admin.listen: '10.0.0.1:15000' {EXPOSED}"]),
+        (HEAD + "admin: {listen: '0.0.0.0:15000'}", [f"s.yaml:4: admin.listen: '0.0.0.0:15000' {EXPOSED}"]),
         (HEAD + "timeouts: {drain: 8}", ["s.yaml:4: timeouts.drain: must be text, not 8 (quote it)"]),
         (HEAD + "timeouts: {drain: 0s}", [f"s.yaml:4: timeouts.drain: '0s' {DURATION}"]),
         (HEAD + "timeouts: {darin: 8s}", ["s.yaml:4: timeouts: unknown key 'darin' (did you mean 'drain'?)"]),

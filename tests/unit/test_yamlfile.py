@@ -135,8 +135,15 @@ def test_all_problems_are_told_at_once_in_the_files_order() -> None:
 
 def test_aliases_that_multiply_are_bounded() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    # Half a million values: enough to be refused, and few enough for the memory of a machine that does not refuse them.
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6)]
     assert mistake("\n".join(levels)).endswith(f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
+
+
+def test_as_many_values_as_are_allowed_are_read() -> None:
+    values = ["x"] * (MAX_NODES - 1)  # and the list
+    assert parse_yaml(f"[{', '.join(values)}]", "f.yaml").data == values
+    assert mistake(f"[{', '.join([*values, 'x'])}]").endswith(f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
 
 
 def test_aliases_that_nest_are_bounded() -> None:
