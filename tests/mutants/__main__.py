@@ -1,4 +1,5 @@
-"""``make mutants``: removes each security check in turn and shows that tests turn red. See ``python -m tests.mutants --help``."""
+"""``make mutants``: removes each security check in turn and shows that tests turn red. See ``python -m tests.mutants
+--help``."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("words", nargs="*", help="only mutants whose id or name contains one of these")
     parser.add_argument("--ci", action="store_true", help="all guards, a sample of the rest, all in changed functions")
-    parser.add_argument("--list", action="store_true", help="print the mutants and run none; with words: all places too")
+    parser.add_argument(
+        "--list", action="store_true", help="print the mutants and run none; with words: all places too"
+    )
     parser.add_argument("--record", action="store_true", help="write what killed each into kills.txt")
-    parser.add_argument("--rekey", action="store_true", help="write the ids in the tables as RENAMED says, and run none")
+    parser.add_argument(
+        "--rekey", action="store_true", help="write the ids in the tables as RENAMED says, and run none"
+    )
     options = parser.parse_args()
     if options.rekey:
         tables.rekey()
@@ -64,7 +69,10 @@ def show(outcomes: Sequence[Outcome], total: int) -> int:
         mutant = outcome.mutant
         how = f"by {outcome.why}" + (" (hangs)" if outcome.hangs else "") if outcome.word == "killed" else outcome.why
         print(f"{outcome.word:<10}  {mutant.id:<{width}}  {mutant.what}  {how}")
-    counts = {word: sum(outcome.word == word for outcome in outcomes) for word in ("killed", "survived", "equivalent", "broken")}
+    counts = {
+        word: sum(outcome.word == word for outcome in outcomes)
+        for word in ("killed", "survived", "equivalent", "broken")
+    }
     print(f"{len(outcomes)} of {total} mutants: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     too_many = counts["equivalent"] > MAX_EQUIVALENT * total
     if too_many:

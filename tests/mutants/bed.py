@@ -1,13 +1,15 @@
-"""Where a mutant meets its tests: a process of its own, forked from one that has imported everything and collected all tests.
+"""Where a mutant meets its tests: a process of its own, forked from one that has imported everything and collected all
+tests.
 
-How it works. Starting pytest costs seconds, a test of this project mostly milliseconds. So pytest collects once, and for each
-mutant this process forks; the child exchanges the code of the changed functions (``patch.py``) and runs the tests that it was
-given until one fails. What it does, it writes to a pipe, a line each: ``began``, ``passed``, ``failed`` with the test, at the
-end ``done``. For what cannot be exchanged so, and for tests that start processes of the project, :func:`in_a_tree` starts a
-new pytest in a copy of the project (hard links, so a copy costs milliseconds) in which one file is the mutant's.
+How it works. Starting pytest costs seconds, a test of this project mostly milliseconds. So pytest collects once, and
+for each mutant this process forks; the child exchanges the code of the changed functions (``patch.py``) and runs the
+tests that it was given until one fails. What it does, it writes to a pipe, a line each: ``began``, ``passed``,
+``failed`` with the test, at the end ``done``. For what cannot be exchanged so, and for tests that start processes of
+the project, :func:`in_a_tree` starts a new pytest in a copy of the project (hard links, so a copy costs milliseconds)
+in which one file is the mutant's.
 
-Each child leads its own process group, so that it is ended with all that it started, has a directory of its own for temporary
-files, and may take MAX_DATA_BYTES of memory.
+Each child leads its own process group, so that it is ended with all that it started, has a directory of its own for
+temporary files, and may take MAX_DATA_BYTES of memory.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from types import CodeType
+from types import CodeType, FrameType
 
 import pytest
 
+from tests.mutants import modules
 from tests.mutants.modules import ROOT
 from tests.mutants.mutant import Mutant
 from tests.mutants.patch import Functions, exchange, living_functions
@@ -52,6 +56,7 @@ class Child:
     all_failed: list[str] = field(default_factory=list)
     note: str = ""
     passed: dict[str, float] = field(default_factory=dict)
+    entered: dict[str, set[str]] = field(default_factory=dict)
     is_done: bool = False
     _rest: bytes = b""
 
@@ -66,6 +71,9 @@ class Child:
             elif word == "passed":
                 seconds, _, test = rest.partition("\t")
                 self.passed[test] = float(seconds)
+            elif word == "entered":
+                test, *functions = rest.split("\t")
+                self.entered[test] = set(functions)
             elif word == "failed":
                 self.failed = rest
                 self.all_failed.append(rest)
@@ -154,11 +162,15 @@ class Bed:
         (place / "basetemp").mkdir()
         reports = Reports()
         self._config.pluginmanager.register(reports)
+        watch = Watch() if mutant is None else None
         for item, following in zip(items, (*items[1:], None), strict=True):
             test = item.nodeid.removeprefix("tests/")
             tell("began", test)
             began = monotonic()
-            self._config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            with watch or nullcontext():
+                self._config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if watch:
+                tell("entered", test, *watch.functions())
             if reports.failed:
                 tell("failed", test)
                 if mutant is not None:
@@ -167,6 +179,35 @@ class Bed:
             else:
                 tell("passed", monotonic() - began, test)
         tell("done")
+
+
+class Watch:
+    """Notes which functions of the security modules run: only tests that enter a function can notice its mutants."""
+
+    def __init__(self) -> None:
+        self._names = {str(modules.find(name)): name for name, _ in modules.security()}
+        self._seen: dict[int, CodeType] = {}
+
+    def __enter__(self) -> None:
+        self._seen.clear()
+        threading.setprofile(self._note)
+        sys.setprofile(self._note)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename in self._names:
+            self._seen[id(frame.f_code)] = frame.f_code
+
+    def functions(self) -> set[str]:
+        """As ids have them: without comprehensions and lambdas, which are part of their function."""
+        return {f"{self._names[code.co_filename]}:{plain_name(code.co_qualname)}" for code in self._seen.values()}
+
+
+def plain_name(qualified: str) -> str:
+    return ".".join(part for part in qualified.replace(".<locals>", "").split(".") if not part.startswith("<"))
 
 
 class Reports:

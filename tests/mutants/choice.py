@@ -1,4 +1,5 @@
-"""What CI runs: every guard, every named mutant, all in functions that changed, and a sample of the rest by the commit's hash."""
+"""What CI runs: every guard, every named mutant, all in functions that changed, and a sample of the rest by the
+commit's hash."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def sample(mutants: Sequence[Mutant], seed: str) -> list[Mutant]:
 
 
 def changed_functions(names: set[str]) -> set[str]:
-    """``module:function`` of all that is not as it was before the last commit; of all modules nothing if there is no git."""
+    """``module:function`` of all that is not as it was before the last commit; of all modules nothing if there is no
+    git."""
     before = base()
     return {f"{name}:{function}" for name in names for function in _changed_in(name, before)} if before else set()
 
@@ -76,7 +78,10 @@ def functions(tree: ast.Module) -> dict[str, str]:
             return ""
         if not list(ast.iter_child_nodes(node)):
             return ast.dump(node)
-        return f"{type(node).__name__}({''.join(visit(child, scope) for child in ast.iter_child_nodes(node))})" + _plain(node)
+        return (
+            f"{type(node).__name__}({''.join(visit(child, scope) for child in ast.iter_child_nodes(node))})"
+            + _plain(node)
+        )
 
     found["<module>"] = visit(tree, "")
     return found

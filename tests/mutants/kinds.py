@@ -67,11 +67,10 @@ def chosen(slot: Slot, path: tuple[Slot, ...]) -> Iterator[Mutation]:
     elif isinstance(node, ast.Attribute) and node.attr in WEAKER:
         weaker = ast.Attribute(copy.deepcopy(node.value), WEAKER[node.attr], node.ctx)
         yield f"weaker[{node.attr}]", f"{node.attr} becomes {WEAKER[node.attr]}", slot.setter(weaker)
-    elif isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant):
-        if isinstance(node.comparators[0].value, bytes):
-            lenient = copy.deepcopy(node)
-            lenient.left = ast.parse(f"({ast.unparse(node.left)}).strip().lower()", mode="eval").body
-            yield "lenient", f"`{ast.unparse(node)}` in any case and with blanks", slot.setter(lenient)
+    elif isinstance(node, ast.Compare) and isinstance(getattr(node.comparators[0], "value", None), bytes):
+        lenient = copy.deepcopy(node)
+        lenient.left = ast.parse(f"({ast.unparse(node.left)}).strip().lower()", mode="eval").body
+        yield "lenient", f"`{ast.unparse(node)}` in any case and with blanks", slot.setter(lenient)
 
 
 def _statements(slot: Slot, path: tuple[Slot, ...]) -> Iterator[Mutation]:
@@ -87,7 +86,9 @@ def _statements(slot: Slot, path: tuple[Slot, ...]) -> Iterator[Mutation]:
         yield "true", f"`{text}`: True instead", Slot(node, "value").setter(ast.Constant(True))
     elif isinstance(node, ast.While):
         yield "while", f"`{text}` never", Slot(node, "test").setter(ast.Constant(False))
-    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and type(node.value.value) in {int, bool}:
+    elif (
+        isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and type(node.value.value) in {int, bool}
+    ):
         opposite = type(node.value.value)(not node.value.value)
         yield "return", f"`{text}` becomes `return {opposite}`", Slot(node, "value").setter(ast.Constant(opposite))
     elif isinstance(node, ast.Raise):

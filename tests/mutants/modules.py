@@ -1,8 +1,8 @@
 """Which modules are mutated whole, where they and their tests are, and what was renamed since an id was written down.
 
-A module is named by its basename, ``certs/`` before it for the CA's package, and is searched in all rooms of its package:
-moving it changes nothing here. One that gets another name has a line in :data:`RENAMED`, and a function or class in
-:data:`RENAMED_NAMES`; ``python -m tests.mutants --rekey`` then writes the new ids into the tables.
+A module is named by its basename, ``certs/`` before it for the CA's package, and is searched in all rooms of its
+package: moving it changes nothing here. One that gets another name has a line in :data:`RENAMED`, and a function or
+class in :data:`RENAMED_NAMES`; ``python -m tests.mutants --rekey`` then writes the new ids into the tables.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ATTACKS_ON_THE_CA = (
 SECURITY: dict[str, tuple[str, ...]] = {
     "judge": ("attacks/test_certificates.py", "attacks/test_revoked_peers.py"),
     "identity": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
-    "tls": ATTACKS_ON_PEERS + ("attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
+    "tls": (*ATTACKS_ON_PEERS, "attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
     "inbound": ATTACKS_ON_PEERS,
     "outbound": ATTACKS_ON_PEERS,
     "duplex": ("properties/test_duplex_properties.py", "attacks/test_tampering.py", "attacks/test_floods.py"),
@@ -93,7 +93,8 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "certs/profile": ("unit/test_certs_authority.py", "unit/test_certs_issuance.py"),
     "certs/authority": ("unit/test_certs_cli_ca.py", "unit/test_certs_rotation.py", "unit/test_certs_serve.py"),
 }
-"""Modules whose checks all become mutants, each with the test files that ought to notice, besides its own unit tests."""
+"""Modules whose checks all become mutants, each with the test files that ought to notice, besides its own unit
+tests."""
 
 RENAMED: dict[str, tuple[str, ...]] = {}
 """A module's name in the tables -> its name today, or several if it was divided: an id is where its function is."""
@@ -111,7 +112,9 @@ def find(module: str) -> Path:
     package, name = ("certs", module.removeprefix("certs/")) if module.startswith("certs/") else ("sidecar", module)
     found = [path for path in files(package) if path.stem == name]
     if not found:
-        raise MissingError(f"no module {name!r} in {package}/: if it was renamed, tests/mutants/modules.py says so (RENAMED)")
+        raise MissingError(
+            f"no module {name!r} in {package}/: if it was renamed, tests/mutants/modules.py says so (RENAMED)"
+        )
     if len(found) > 1:
         places = ", ".join(str(path.relative_to(ROOT)) for path in found)
         raise MissingError(f"the module {name!r} of {package}/ is ambiguous: {places}")

@@ -1,4 +1,5 @@
-"""The mutants there are: those that the code itself yields, and the named ones of ``named.txt``, which combine sites."""
+"""The mutants there are: those that the code itself yields, and the named ones of ``named.txt``, which combine
+sites."""
 
 from __future__ import annotations
 
@@ -48,11 +49,13 @@ class Mutant:
         return [part.rsplit(":", 2)[0] for part in self.parts]
 
     def mutate(self) -> dict[Path, ast.Module]:
-        """The changed modules. The change is made in the trees that :func:`all_sites` keeps: to be called in a process of its
-        own, and once. Raises :class:`MissingError` for an id that there is not."""
+        """The changed modules. The change is made in the trees that :func:`all_sites` keeps: to be called in a process
+        of its own, and once. Raises :class:`MissingError` for an id that there is not."""
         for part in self.parts:
             site(part).apply()
-        return {path: ast.fix_missing_locations(tree_of(name)) for path, name in zip(self.paths, self.modules, strict=True)}
+        return {
+            path: ast.fix_missing_locations(tree_of(name)) for path, name in zip(self.paths, self.modules, strict=True)
+        }
 
 
 def all_mutants() -> list[Mutant]:
@@ -60,9 +63,9 @@ def all_mutants() -> list[Mutant]:
     names = named()
     found = {}
     for module, _ in modules.security():
-        for site in all_sites(module).values():
-            if site.is_automatic:
-                found[site.id] = Mutant(site.id, site.what, True, names.get(site.id, ""))
+        for place in all_sites(module).values():
+            if place.is_automatic:
+                found[place.id] = Mutant(place.id, place.what, True, names.get(place.id, ""))
     for id_, name in names.items():
         if id_ not in found:
             found[id_] = Mutant(id_, "; ".join(site(part).what for part in id_.split(AND)), False, name)
@@ -103,7 +106,8 @@ def known_ids(ids: Iterable[str]) -> set[str]:
 
 
 def read_rows(name: str) -> list[tuple[str, list[str]]]:
-    """A table of this directory: lines of columns between tabs, of which the first is an id (or a combination), as it is today."""
+    """A table of this directory: lines of columns between tabs, of which the first is an id (or a combination), as it
+    is today."""
     text = (HERE / name).read_text() if (HERE / name).exists() else ""
     rows = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")]
     known = known_ids(part for row in rows for part in row[0].split(AND))

@@ -1,8 +1,8 @@
 """A mutation put into modules that are imported already: the code of the changed functions is exchanged.
 
-Every object that refers to such a function (a decorator's wrapper, a bound method, a validator of pydantic) refers to the same
-function object, so that all of them run the changed code. What is not in a function (a constant, a default, a class's body)
-ran when it was imported, and cannot be changed so.
+Every object that refers to such a function (a decorator's wrapper, a bound method, a validator of pydantic) refers to
+the same function object, so that all of them run the changed code. What is not in a function (a constant, a default, a
+class's body) ran when it was imported, and cannot be changed so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def living_functions(root: Path) -> Functions:
 
 
 def exchange(functions: Functions, original: CodeType, mutated: CodeType) -> list[tuple[FunctionType, CodeType]] | None:
-    """Which functions get which code, if ``mutated`` takes the place of the module ``original``. None: it cannot be done so."""
+    """Which functions get which code, if ``mutated`` takes the place of the module ``original``. None: it cannot be
+    done so."""
     try:
         pairs = list(_changed(original, mutated))
     except ValueError:

@@ -1,9 +1,11 @@
-"""Runs mutants: the recorded killer first, then everything that ought to notice. A pytest plugin, since it needs collected tests.
+"""Runs mutants: the recorded killer first, then everything that ought to notice. A pytest plugin, since it needs
+collected tests.
 
-How it works. First the tests run with nothing changed: one that is red is used by nobody, and how long each takes gives the
-limits of time. Then each mutant meets the one test that killed it last time. What is left meets all tests of its modules
-(``modules.py``), those first that kill others in the same function, and at last, in a copy of the project, those files that start
-processes. A mutant whose test does not end in time is killed, by the test that hung.
+How it works. First the tests run with nothing changed: one that is red is used by nobody, and how long each takes gives
+the limits of time, and which functions it enters. Then each mutant meets the one test that killed it last time. What is
+left meets all tests of its modules (``modules.py``) that enter its function, those first that kill others there, and at
+last, in a copy of the project, those files that start processes. A mutant whose test does not end in time is killed, by
+the test that hung.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ PATIENCE_SECONDS = 20.0
 PATIENCE_IN_A_TREE_SECONDS = 90.0
 SLOWER = 8.0
 """A test with a mutant may take so many times as long as without, before it counts as hanging."""
+KEEP_EVERY = 50
 STARTS_PROCESSES = re.compile(r"\b(subprocess|run_process|open_process|sys\.executable)\b")
 
 
@@ -67,6 +70,7 @@ class Runner:
         self.outcomes: list[Outcome] = []
         self._killers, self._reasons, self._keep = killers, reasons, keep
         self._seconds: dict[str, float] = {}
+        self._entered: dict[str, set[str]] = {}
         self._red: set[str] = set()
         self._at_import: set[Mutant] = set()
         self._kills: Counter[tuple[str, str]] = Counter()
@@ -94,9 +98,14 @@ class Runner:
         self._run_unchanged(set(recorded.values()))
         recorded = {mutant: test for mutant, test in recorded.items() if test not in self._red}
         self._batch("the tests that killed them before", [Job(m, lambda test=t: [test]) for m, t in recorded.items()])
-        cold = [m for m in self._left() if m in recorded and (starts_processes(_file(recorded[m])) or m in self._at_import)]
+        cold = [
+            m for m in self._left() if m in recorded and (starts_processes(_file(recorded[m])) or m in self._at_import)
+        ]
         self._batch("… in a copy", [Job(m, lambda test=recorded[m]: [test], in_tree=True) for m in cold])
-        for what, files in (("all their unit tests", _own_tests), ("all other tests that ought to notice", _other_tests)):
+        for what, files in (
+            ("all their unit tests", _own_tests),
+            ("all other tests that ought to notice", _other_tests),
+        ):
             left = self._left()
             self._run_unchanged({test for m in left for file in files(m) for test in self._bed.files.get(file, [])})
             self._batch(what, [Job(m, lambda m=m, files=files: self._tests(m, files(m))) for m in left])
@@ -117,8 +126,11 @@ class Runner:
         return [mutant for mutant in self.mutants if mutant not in done]
 
     def _tests(self, mutant: Mutant, files: Sequence[str]) -> list[str]:
-        """Of these files, those first that kill other mutants of the same function, or module."""
+        """Of these files the tests that enter the changed functions, those first that kill other mutants there. All of
+        them, if what changed is outside of functions, or in one that runs at import only."""
         found = [test for file in files for test in self._bed.files.get(file, []) if test not in self._red]
+        changed = set(mutant.functions)
+        found = [test for test in found if changed & self._entered.get(test, set())] or found
         function, module = mutant.functions[0], mutant.modules[0]
         return sorted(found, key=lambda test: (-self._kills[function, test], -self._kills[module, test]))
 
@@ -151,7 +163,9 @@ class Runner:
                 soonest = min(child.deadline for child, _ in running.values())
                 ready = {key.fd for key, _ in selector.select(max(0.0, soonest - monotonic()))}
                 for pipe, (child, job) in list(running.items()):
-                    has_ended = pipe in ready and (not child.read() or bool(child.failed and job.mutant) or child.is_done)
+                    has_ended = pipe in ready and (
+                        not child.read() or bool(child.failed and job.mutant) or child.is_done
+                    )
                     if has_ended or monotonic() > child.deadline:
                         selector.unregister(pipe)
                         del running[pipe]
@@ -170,6 +184,7 @@ class Runner:
     def _take(self, child: Child, job: Job, *, hangs: bool) -> None:
         if job.mutant is None:
             self._seconds |= child.passed
+            self._entered |= child.entered
             self._red |= {test for test in child.all_failed if test not in child.passed}
             if not child.is_done:
                 self._red.add(child.began)
@@ -188,6 +203,8 @@ class Runner:
 
     def _settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
+        if len(self.outcomes) % KEEP_EVERY == 0:
+            self._keep(self.outcomes)
 
 
 def say(text: str) -> None:
@@ -222,6 +239,10 @@ def starts_processes(file: str) -> bool:
     if STARTS_PROCESSES.search(text):
         return True
     imported = re.findall(r"^from (tests[\w.]*) import ([\w, ]+)", text, re.MULTILINE)
-    names = [name for module, what in imported for name in (module, *(f"{module}.{part.strip()}" for part in what.split(",")))]
+    names = [
+        name
+        for module, what in imported
+        for name in (module, *(f"{module}.{part.strip()}" for part in what.split(",")))
+    ]
     paths = [Path(*name.split(".")[1:]).with_suffix(".py") for name in names if "." in name]
     return any(starts_processes(path.as_posix()) for path in paths if (modules.TESTS / path).is_file())

@@ -1,12 +1,13 @@
 """Where a module can be mutated, found in its syntax tree, and what a mutation does to the tree.
 
-How it works. :func:`sites` walks one module and yields a :class:`Site` for every place that a *kind* of mutation fits. A site
-has an id, ``module:function:kind:ordinal``: the module's basename (``certs/`` before it for the CA's package), the qualified
-name of the function (``<module>`` outside any), the kind, and the position among the sites of that kind in that function,
-from 1. A kind that aims at something with a name carries it, ``call[check_csr]``, so that other calls in the same function do
-not shift it. There is no hash of the condition in the id: it would change with every renamed variable, and what an insertion
-shifts stays within one function, where the next run finds the new killer by itself. :meth:`Site.apply` changes the tree in
-place; the ids of several sites are taken from one walk and applied one after the other (a combination).
+How it works. :func:`sites` walks one module and yields a :class:`Site` for every place that a *kind* of mutation fits.
+A site has an id, ``module:function:kind:ordinal``: the module's basename (``certs/`` before it for the CA's package),
+the qualified name of the function (``<module>`` outside any), the kind, and the position among the sites of that kind
+in that function, from 1. A kind that aims at something with a name carries it, ``call[check_csr]``, so that other calls
+in the same function do not shift it. There is no hash of the condition in the id: it would change with every renamed
+variable, and what an insertion shifts stays within one function, where the next run finds the new killer by itself.
+:meth:`Site.apply` changes the tree in place; the ids of several sites are taken from one walk and applied one after the
+other (a combination).
 
 The kinds of :data:`AUTOMATIC` make a mutant wherever they fit. The others have far too many places (every call, every
 keyword), so that only the chosen ones run (``chosen.txt``).
@@ -92,8 +93,8 @@ def sites(module: str, tree: ast.Module) -> list[Site]:
 
 
 def is_refusal(body: list[ast.stmt]) -> bool:
-    """Whether the body of an ``if`` refuses something: raises, returns nothing or a fault, collects one, or passes over what
-    it was about after doing something to it."""
+    """Whether the body of an ``if`` refuses something: raises, returns nothing or a fault, collects one, or passes over
+    what it was about after doing something to it."""
     match body[-1]:
         case ast.Raise():
             return True
@@ -115,7 +116,8 @@ def is_refusal(body: list[ast.stmt]) -> bool:
 
 
 def _is_judged(node: ast.AST, child: Slot, judged: bool) -> bool:
-    """Whether ``child`` is (part of) a condition that decides: the test of a guard, or a truth value returned or assigned."""
+    """Whether ``child`` is (part of) a condition that decides: the test of a guard, or a truth value returned or
+    assigned."""
     if isinstance(child.node, (ast.stmt, ast.Lambda)):
         return False
     if isinstance(node, ast.If):
@@ -169,8 +171,8 @@ _OPPOSITE: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 def _other_comparison(node: ast.Compare, parent: ast.AST) -> Iterator[tuple[str, ast.cmpop | None]]:
-    """For each operator of a comparison what it becomes. One that ``guard`` or ``operand`` removes whole is not negated too:
-    that would refuse what is right, which any test of an acceptance notices."""
+    """For each operator of a comparison what it becomes. One that ``guard`` or ``operand`` removes whole is not negated
+    too: that would refuse what is right, which any test of an acceptance notices."""
     is_removed = isinstance(parent, (ast.If, ast.BoolOp)) and len(node.ops) == 1
     for op, right in zip(node.ops, node.comparators, strict=True):
         if type(op) in _MOVED:

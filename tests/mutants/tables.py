@@ -10,7 +10,7 @@ from tests.mutants.run import Outcome
 
 TABLES = ("kills.txt", "named.txt", "equivalent.txt")
 HEADINGS = {
-    "kills.txt": "# What became of each mutant, and the test that kills it. Written by `python -m tests.mutants --record`.\n",
+    "kills.txt": "# What became of each mutant, and what kills it. Written by `python -m tests.mutants --record`.\n",
 }
 
 

@@ -1,4 +1,5 @@
-"""The engine finds what it says: ids that survive reformatting, and mutations that change what is meant and nothing else."""
+"""The engine finds what it says: ids that survive reformatting, and mutations that change what is meant and nothing
+else."""
 
 from __future__ import annotations
 
@@ -122,7 +123,9 @@ def test_a_mutation_changes_what_it_says_and_nothing_else(id_: str, old: str, ne
 def test_a_combination_is_all_of_them() -> None:
     plain = ast.unparse(ast.parse(TEXT))
     both = mutated(TEXT, "Desk.check:guard:1", "Desk.ask:call[hear]:1")
-    assert both == plain.replace("if one is None or more > 3:", "if False:").replace("await hear(key, secret=True)", "pass")
+    assert both == plain.replace("if one is None or more > 3:", "if False:").replace(
+        "await hear(key, secret=True)", "pass"
+    )
 
 
 def test_an_id_that_there_is_not_is_named_with_those_that_there_are() -> None:

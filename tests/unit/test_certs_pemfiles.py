@@ -84,7 +84,9 @@ def test_the_trust_domain_is_the_name_constraint_s() -> None:
 def constrained(*permitted: x509.GeneralName, critical: bool = True) -> x509.Certificate:
     extension = x509.NameConstraints(permitted, None)
     builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([])).serial_number(1)
-    builder = builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1)).public_key(MADE.issuing.key.public_key())
+    builder = (
+        builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1)).public_key(MADE.issuing.key.public_key())
+    )
     return builder.add_extension(extension, critical).sign(MADE.issuing.key, SHA256())
 
 

@@ -7,7 +7,6 @@ import pytest
 from sidecar.config import CaIdentity
 from tests.specimens import DURATION, HEAD, NEIGHBOUR, mistakes, parsed
 
-
 EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
 
 
