@@ -32,7 +32,7 @@ UNJUDGED = {
 READER = ("identity", "parse_svid")
 """The module and the function that read a certificate and judge nothing."""
 
-EMPTY = {"bytes": b"", "str": "", "bool": False, "int": 0}
+EMPTY: dict[str, bytes | str | int] = {"bytes": b"", "str": "", "bool": False, "int": 0}
 FACTOR = 1000
 
 
@@ -86,10 +86,8 @@ def _statements(slot: Slot, path: tuple[Slot, ...]) -> Iterator[Mutation]:
         yield "true", f"`{text}`: True instead", Slot(node, "value").setter(ast.Constant(True))
     elif isinstance(node, ast.While):
         yield "while", f"`{text}` never", Slot(node, "test").setter(ast.Constant(False))
-    elif (
-        isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and type(node.value.value) in {int, bool}
-    ):
-        opposite = type(node.value.value)(not node.value.value)
+    elif isinstance(node, ast.Return) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
+        opposite = not node.value.value if isinstance(node.value.value, bool) else int(not node.value.value)
         yield "return", f"`{text}` becomes `return {opposite}`", Slot(node, "value").setter(ast.Constant(opposite))
     elif isinstance(node, ast.Raise):
         empty = _empty(path)
@@ -108,7 +106,7 @@ def _early(slot: Slot, path: tuple[Slot, ...]) -> Callable[[], None] | None:
     return None
 
 
-def _empty(path: tuple[Slot, ...]) -> object:
+def _empty(path: tuple[Slot, ...]) -> bytes | str | int | None:
     for outer in reversed(path):
         if isinstance(outer.node, ast.FunctionDef | ast.AsyncFunctionDef):
             return EMPTY.get(ast.unparse(outer.node.returns) if outer.node.returns else "")

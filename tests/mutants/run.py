@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import monotonic
@@ -51,7 +51,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Job:
     mutant: Mutant | None
-    tests: Callable[[], Sequence[str]]
+    tests: Sequence[str]
     in_tree: bool = False
 
 
@@ -89,31 +89,22 @@ class Runner:
         return True
 
     def _run(self) -> None:
-        recorded = {}
+        recorded: dict[Mutant, str] = {}
         for mutant in self.mutants:
             test = self._killers.get(mutant.id, "")
             where = (_file_of(test) or "") + test[test.find("::") :] if test else ""
             if where in self._bed.items:
                 recorded[mutant] = where
         self._run_unchanged(set(recorded.values()))
-        recorded = {mutant: test for mutant, test in recorded.items() if test not in self._red}
-        self._batch("the tests that killed them before", [Job(m, lambda test=t: [test]) for m, t in recorded.items()])
-        cold = [
-            m for m in self._left() if m in recorded and (starts_processes(_file(recorded[m])) or m in self._at_import)
-        ]
-        self._batch("… in a copy", [Job(m, lambda test=recorded[m]: [test], in_tree=True) for m in cold])
-        for what, files in (
-            ("all their unit tests", _own_tests),
-            ("all other tests that ought to notice", _other_tests),
-        ):
-            left = self._left()
-            self._run_unchanged({test for m in left for file in files(m) for test in self._bed.files.get(file, [])})
-            self._batch(what, [Job(m, lambda m=m, files=files: self._tests(m, files(m))) for m in left])
-        jobs = []
-        for m in self._left():
-            if m.id not in self._reasons and (files := self._cold_files(m)):
-                jobs.append(Job(m, lambda files=files: files, in_tree=True))
-        self._batch("… in a copy", jobs)
+        known = [Job(mutant, [test]) for mutant, test in recorded.items() if test not in self._red]
+        self._batch("the tests that killed them before", known)
+        left = set(self._left())
+        cold = [replace(job, in_tree=True) for job in known if job.mutant in left and self._needs_a_tree(job)]
+        self._batch("… in a copy", cold)
+        self._meet("all their unit tests", _own_tests)
+        self._meet("all other tests that ought to notice", _other_tests)
+        cold = [Job(one, self._cold_files(one), True) for one in self._left() if one.id not in self._reasons]
+        self._batch("… in a copy", cold)
         for mutant in self._left():
             if mutant.id in self._reasons:
                 self._settle(Outcome(mutant, "equivalent", self._reasons[mutant.id]))
@@ -125,38 +116,54 @@ class Runner:
         done = {outcome.mutant for outcome in self.outcomes}
         return [mutant for mutant in self.mutants if mutant not in done]
 
-    def _tests(self, mutant: Mutant, files: Sequence[str]) -> list[str]:
-        """Of these files the tests that enter the changed functions, those first that kill other mutants there. All of
-        them, if what changed is outside of functions, or in one that runs at import only."""
-        found = [test for file in files for test in self._bed.files.get(file, []) if test not in self._red]
-        changed = set(mutant.functions)
-        found = [test for test in found if changed & self._entered.get(test, set())] or found
-        function, module = mutant.functions[0], mutant.modules[0]
-        return sorted(found, key=lambda test: (-self._kills[function, test], -self._kills[module, test]))
+    def _meet(self, what: str, files: Callable[[Mutant], Sequence[str]]) -> None:
+        """Each mutant that is left, and the tests of these files that enter the functions that it changes."""
+        left = self._left()
+        self._run_unchanged({test for one in left for file in files(one) for test in self._bed.files.get(file, [])})
+        jobs = []
+        for one in left:
+            changed = set(one.functions)
+            tests = [test for file in files(one) for test in self._bed.files.get(file, []) if test not in self._red]
+            jobs.append(Job(one, [test for test in tests if changed & self._entered.get(test, set())]))
+        self._batch(what, jobs)
+
+    def _in_order(self, job: Job) -> Sequence[str]:
+        """A job's tests, those first that killed other mutants of the same function, or module."""
+        if job.mutant is None or job.in_tree:
+            return job.tests
+        function, module = job.mutant.functions[0], job.mutant.modules[0]
+        return sorted(job.tests, key=lambda test: (-self._kills[function, test], -self._kills[module, test]))
+
+    def _needs_a_tree(self, job: Job) -> bool:
+        return job.mutant in self._at_import or any(starts_processes(_file(test)) for test in job.tests)
 
     def _cold_files(self, mutant: Mutant) -> list[str]:
-        files = tests_of(mutant)
-        return files if mutant in self._at_import else [*files[:1], *filter(starts_processes, files[1:])]
+        files, changed = tests_of(mutant), set(mutant.functions)
+        runs_at_import = not any(changed & functions for functions in self._entered.values())
+        return (
+            files if mutant in self._at_import or runs_at_import else [*files[:1], *filter(starts_processes, files[1:])]
+        )
 
     def _run_unchanged(self, tests: Iterable[str]) -> None:
         by_file: dict[str, list[str]] = {}
         for test in sorted(set(tests) - self._seconds.keys() - self._red):
             by_file.setdefault(test.partition("::")[0], []).append(test)
-        self._batch("nothing changed", [Job(None, lambda tests=tests: tests) for tests in by_file.values()])
+        self._batch("nothing changed", [Job(None, tests) for tests in by_file.values()])
 
     def _batch(self, what: str, jobs: Sequence[Job]) -> None:
-        jobs = [job for job in jobs if job.tests()]
+        jobs = [job for job in jobs if job.tests]
         if not jobs:
             return
         began = monotonic()
         if any(job.in_tree for job in jobs):
             self._bed.make_base()
-        waiting, running = list(reversed(jobs)), {}
+        waiting = list(reversed(jobs))
+        running: dict[int, tuple[Child, Job]] = {}
         with selectors.DefaultSelector() as selector:
             while waiting or running:
                 while waiting and len(running) < WIDTH:
                     job = waiting.pop()
-                    tests = job.tests()
+                    tests = self._in_order(job)
                     child = self._bed.start(self._patience(job, tests), job.mutant, tests, in_tree=job.in_tree)
                     running[child.pipe] = child, job
                     selector.register(child.pipe, selectors.EVENT_READ)
