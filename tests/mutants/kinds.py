@@ -144,7 +144,7 @@ def _calls(slot: Slot) -> Iterator[Mutation]:
         yield f"added[{name}]", f"`{text}` with {ADDED[name][0]}={ADDED[name][1]}", slot.setter(added)
     if name in UNJUDGED and node.args:
         leaf = UNJUDGED[name].format(f"({ast.unparse(node.args[0])})")
-        module = modules.dotted(modules.find(READER[0]))
+        module = modules.dotted(modules.find(modules.names(READER[0])[0]))
         read = ast.parse(f"__import__({module!r}, fromlist=['']).{READER[1]}({leaf})", mode="eval").body
         yield f"unjudged[{name}]", f"`{text}`: the certificate is read and not judged", slot.setter(read)
 

@@ -96,8 +96,25 @@ SECURITY: dict[str, tuple[str, ...]] = {
 """Modules whose checks all become mutants, each with the test files that ought to notice, besides its own unit
 tests."""
 
-RENAMED: dict[str, tuple[str, ...]] = {}
-"""A module's name in the tables -> its name today, or several if it was divided: an id is where its function is."""
+RENAMED: dict[str, tuple[str, ...]] = {
+    "identity": ("spiffe",),
+    "configfile": ("sidecar_yaml",),
+    "meshfile": ("mesh_yaml",),
+    "answers": ("accept",),
+    "member": ("agent",),
+    "memory": ("saved_state",),
+    "registry": ("live",),
+    "node": ("snapshot",),
+    "policy": ("decide", "explain"),
+    "certs/issuance": ("certs/csr",),
+    "certs/standing": ("certs/bundles", "certs/revocations", "certs/followers"),
+    "certs/trust": ("certs/documents",),
+    "certs/passes": ("certs/enrolment",),
+    "certs/service": ("certs/api",),
+    "certs/connections": ("certs/listener",),
+}
+"""A module's name in the tables -> the name that it may have by now, or several if it was divided. An id belongs to the one
+that has its function."""
 
 RENAMED_NAMES: dict[str, str] = {}
 """A function's, class's or parameter's name in the tables -> its name today."""
@@ -109,8 +126,8 @@ class MissingError(LookupError):
 
 def find(module: str) -> Path:
     """The file of a module. Raises :class:`MissingError`."""
+    found = _paths(module)
     package, name = ("certs", module.removeprefix("certs/")) if module.startswith("certs/") else ("sidecar", module)
-    found = [path for path in files(package) if path.stem == name]
     if not found:
         raise MissingError(
             f"no module {name!r} in {package}/: if it was renamed, tests/mutants/modules.py says so (RENAMED)"
@@ -119,6 +136,17 @@ def find(module: str) -> Path:
         places = ", ".join(str(path.relative_to(ROOT)) for path in found)
         raise MissingError(f"the module {name!r} of {package}/ is ambiguous: {places}")
     return found[0]
+
+
+def names(module: str) -> list[str]:
+    """What a module of the tables is called today: those of its names that there are. Raises :class:`MissingError`."""
+    found = [name for name in (module, *RENAMED.get(module, ())) if _paths(name)]
+    return found or [dotted(find(module))]
+
+
+def _paths(module: str) -> list[Path]:
+    package, name = ("certs", module.removeprefix("certs/")) if module.startswith("certs/") else ("sidecar", module)
+    return [path for path in files(package) if path.stem == name]
 
 
 @cache
@@ -136,14 +164,14 @@ def today(id: str, known: set[str]) -> str:  # noqa: A002  # it is the id
     """An id as it is today: parts that were renamed replaced. ``known``: the ids that there are."""
     module, rest = id.split(":", 1)
     rest = re.sub(r"\w+", lambda word: RENAMED_NAMES.get(word[0], word[0]), rest)
-    candidates = [f"{name}:{rest}" for name in RENAMED.get(module, (module,))]
+    candidates = [f"{name}:{rest}" for name in names(module)]
     return next((candidate for candidate in candidates if candidate in known), candidates[0])
 
 
 def security() -> Iterator[tuple[str, tuple[str, ...]]]:
     """The modules of today with their test files."""
     for module, extra in SECURITY.items():
-        for name in RENAMED.get(module, (module,)):
+        for name in names(module):
             yield name, extra
 
 

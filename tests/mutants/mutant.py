@@ -100,7 +100,7 @@ def known_ids(ids: Iterable[str]) -> set[str]:
     """All ids of the modules that ``ids`` may be in."""
     found: set[str] = set()
     for module in {id_.split(":", 1)[0] for id_ in ids}:
-        for name in modules.RENAMED.get(module, (module,)):
+        for name in modules.names(module):
             found |= all_sites(name).keys()
     return found
 

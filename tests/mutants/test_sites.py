@@ -166,12 +166,16 @@ def test_a_module_is_found_in_any_room_and_a_missing_or_ambiguous_one_is_an_erro
         modules.find("judge")
 
 
-def test_what_was_renamed_has_its_new_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "RENAMED", {"standing": ("bundles", "revocations")})
+def test_what_was_renamed_has_its_new_id(house: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "RENAMED", {"standing": ("bundles", "revocations"), "judge": ("never_made",)})
     monkeypatch.setattr(modules, "RENAMED_NAMES", {"Terms": "VerifyParams"})
+    for name in ("judge", "room/bundles", "room/revocations"):
+        house(f"sidecar/{name}.py")
     known = {"revocations:revoke:drop[VerifyParams.3]:1"}
     assert modules.today("standing:revoke:drop[Terms.3]:1", known) in known
     assert modules.today("judge:judge:guard:1", known) == "judge:judge:guard:1"
+    with pytest.raises(MissingError, match="no module 'other'"):
+        modules.names("other")
 
 
 def test_a_sample_is_of_its_seed_alone() -> None:
