@@ -29,6 +29,9 @@ EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.
         (HEAD + "inbound: [5]", ["s.yaml:4: inbound[0]: must be a mapping (key: value), not 5"]),
         (HEAD + "admin: {}", ["s.yaml:4: admin: 'listen' is missing"]),
         (HEAD + "admin: {listen: x}", ["s.yaml:4: admin.listen: 'x' is no host:port, with a port of 1 to 65535"]),
+        (HEAD + "admin: {listen: 'unix:run/admin.sock'}", [
+            "s.yaml:4: admin.listen: 'unix:run/admin.sock' is no whole path: write it as unix:/run/sidecar/admin.sock",
+        ]),
         (HEAD + "admin: {listen: '10.0.0.1:15000'}", [f"s.yaml:4: admin.listen: '10.0.0.1:15000' {EXPOSED}"]),
         (HEAD + "admin: {listen: '0.0.0.0:15000'}", [f"s.yaml:4: admin.listen: '0.0.0.0:15000' {EXPOSED}"]),
         (HEAD + "timeouts: {drain: 8}", ["s.yaml:4: timeouts.drain: must be text, not 8 (quote it)"]),
@@ -43,6 +46,11 @@ EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.
 )  # fmt: skip
 def test_a_mistake(text: str, lines: list[str]) -> None:
     assert mistakes(text) == lines
+
+
+@pytest.mark.parametrize("number", [1, 1_000_000])
+def test_the_least_and_the_most_of_connections(number: int) -> None:
+    assert parsed(HEAD + f"limits: {{connections: {number}}}").limits.connections == number
 
 
 def test_a_port_named_by_its_number_may_be_a_number() -> None:

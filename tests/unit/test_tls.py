@@ -256,11 +256,12 @@ def test_a_handshake_is_bounded_in_bytes() -> None:
         for _ in range(2 * tls.MAX_HANDSHAKE_BYTES // len(record)):
             callee.step(record)
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
-    callee, _ = pair()
-    assert callee.step(b"\x16") is False
-    with pytest.raises(Refused) as refused:
-        callee.step(bytes(tls.MAX_HANDSHAKE_BYTES))
-    assert str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail
+    for rest, is_too_much in ((tls.MAX_HANDSHAKE_BYTES, True), (tls.MAX_HANDSHAKE_BYTES - 1, False)):
+        callee, _ = pair()
+        assert callee.step(b"\x16") is False
+        with pytest.raises(Refused) as refused:  # what is no more than the most is no hello either
+            callee.step(bytes(rest))
+        assert (str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail) is is_too_much
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
