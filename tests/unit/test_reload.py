@@ -506,7 +506,7 @@ async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
 
 
 async def test_files_are_not_asked_for_what_the_ca_gives(site: Site) -> None:
-    ca = CaIdentity("https://ca.example", None, bytes(32), None, Path("state"))
+    ca = CaIdentity("https://ca.example", None, "0" * 64, None, Path("state"))
     config = replace(site.node.config, identity=ca)
     with pytest.raises(TypeError, match="that a CA gives are not in files"):
         load_credentials(config, site.node.current.mesh, site.now)
