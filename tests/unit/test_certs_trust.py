@@ -259,7 +259,8 @@ def test_a_root_of_another_kind_of_key_signs_nothing() -> None:
 
 def test_a_root_signs_while_it_is_good() -> None:
     end = ROOT.not_valid_after_utc
-    assert read_bundle(SIGNED, DOMAIN, ANCHORS, end) == PLAIN
+    for now in (ROOT.not_valid_before_utc, end):
+        assert read_bundle(SIGNED, DOMAIN, ANCHORS, now) == PLAIN
     for now in (end + timedelta(seconds=1), ROOT.not_valid_before_utc - timedelta(seconds=1)):
         assert "by a certificate that is good from" in why(SIGNED, now=now)
 

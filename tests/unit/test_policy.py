@@ -236,7 +236,9 @@ def test_has_callers(rule: str, *, callers: bool) -> None:
 def test_whoever_is_allowed_and_denied_is_no_caller() -> None:
     allowed = "{from: web, to: 'api:http'}"
     assert has_callers(mesh(allowed), "api", "http", NOW)
-    assert not has_callers(mesh(allowed, "{from: web, to: 'api:http', action: deny, name: not web}"), "api", "http", NOW)
+    assert not has_callers(
+        mesh(allowed, "{from: web, to: 'api:http', action: deny, name: not web}"), "api", "http", NOW
+    )
 
 
 @pytest.mark.parametrize(
