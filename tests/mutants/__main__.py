@@ -77,7 +77,10 @@ def show(outcomes: Sequence[Outcome], total: int) -> int:
     too_many = counts["equivalent"] > MAX_EQUIVALENT * total
     if too_many:
         print(f"more than {MAX_EQUIVALENT:.0%} are said to be equivalent")
-    return 1 if counts["survived"] or counts["broken"] or too_many else 0
+    new = {one.mutant.id for one in outcomes if one.word == "survived"} - mutants.awaited()
+    if counts["survived"]:
+        print(f"{len(new)} of the survivors are new" if new else "the survivors are known: awaited.txt")
+    return 1 if new or counts["broken"] or too_many else 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import AND, all_mutants, equivalent, kills, named, read_rows, site
+from tests.mutants.mutant import AND, all_mutants, awaited, equivalent, kills, named, read_rows, site
 
 KEPT_BY_HAND = 176
 MAX_EQUIVALENT = 0.05
+MOST_AWAITED = 0
+"""Survivors without a test. This number may only become smaller."""
 
 
 def test_every_named_mutant_is_in_the_code_and_killed() -> None:
@@ -20,7 +22,9 @@ def test_every_named_mutant_is_in_the_code_and_killed() -> None:
 def test_every_mutant_is_killed_or_has_its_reason() -> None:
     ids = {mutant.id for mutant in all_mutants()}
     reasons = equivalent()
-    assert ids - kills().keys() - reasons.keys() == set()
+    assert ids - kills().keys() - reasons.keys() - awaited() == set()
+    assert len(awaited()) <= MOST_AWAITED
+    assert awaited() <= ids - kills().keys() - reasons.keys()
     assert all(reasons.values())
     assert reasons.keys() <= ids
     assert reasons.keys() & kills().keys() == set()

@@ -48,6 +48,19 @@ def test_a_mistake(text: str, lines: list[str]) -> None:
     assert mistakes(text) == lines
 
 
+@pytest.mark.parametrize(
+    ("service", "line"),
+    [
+        ("apj", "s.yaml:1: service: unknown service 'apj' (did you mean 'api'?)"),
+        ("[api]", "s.yaml:1: service: must be text, not a list"),
+    ],
+)
+def test_the_ports_of_no_service_are_not_asked_for(service: str, line: str) -> None:
+    text = HEAD.replace("api", service) + 'inbound: [{port: nonsense, listen: "0.0.0.0:1", app: "a:2"}]'
+    assert mistakes(text) == [line]
+    assert "has no port 'nonsense'" in mistakes(text.replace(service, "api"))[0]
+
+
 @pytest.mark.parametrize("number", [1, 1_000_000])
 def test_the_least_and_the_most_of_connections(number: int) -> None:
     assert parsed(HEAD + f"limits: {{connections: {number}}}").limits.connections == number

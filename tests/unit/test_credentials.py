@@ -205,6 +205,12 @@ def test_an_ed25519_key_is_fine(tmp_path: Path) -> None:
     check_strength(tmp_path, ed25519.Ed25519PrivateKey.generate(), strong=True)
 
 
+def test_a_dsa_key_is_weak_however_long() -> None:
+    key: Any = dsa.generate_private_key(2048)
+    with pytest.raises(UsageError, match=r"TLS 1\.3 peers refuse"):
+        credentials._check_strength(MESH.leaf("api", key=key).certificate, Path("bundle.pem"))
+
+
 def check_strength(directory: Path, key: Key, *, strong: bool) -> None:
     MESH.leaf("api", key=key).write(directory)
     if strong:

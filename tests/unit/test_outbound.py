@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
+import pytest
+import trio
 from OpenSSL import SSL
 
-from sidecar import sockets
+from sidecar import dial, sockets
+from sidecar import outbound as outbound_module
 from sidecar.address import Address
+from sidecar.config import Timeouts
+from sidecar.handshake import hear
 from tests.attacks.stage import HONEST, STOLEN, Impostor, assert_refused, attacked_call
+from tests.certificates import Authority
 from tests.harness import Foreigner, connect, mesh_bed, outbound
-from tests.unit.test_inbound import nobody
+from tests.unit.test_inbound import generation_under, nobody
 
 
 async def test_nobody_there_is_no_denial_and_no_alarm() -> None:
@@ -47,6 +54,39 @@ async def test_a_peer_that_is_away_is_passed_over() -> None:
             assert await sockets.receive(client, 100) == b""
         line = await web.log.connection()
         assert (line["reason"], line["peer_address"]) == ("ok", str(here.address))
+
+
+async def test_a_reload_during_the_handshake_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh_bed() as bed:
+        impostor = Impostor()
+        there = await bed.app(impostor.serve)
+        impostor.answer = impostor.shows(bed.authority.leaf("api"))
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", there.address)])
+        strange = generation_under(web.node, Authority())
+
+        async def hear_meanwhile(*words: Any) -> None:
+            await hear(*words)
+            web.node.current = strange
+
+        monkeypatch.setattr(outbound_module, "hear", hear_meanwhile)
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["bytes_to_app"]) == ("trust_changed", 0)
+        assert STOLEN not in bytes(impostor.received)
+
+
+async def test_no_address_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object) -> list[dial.Place]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(dial.Upstream, "places", nothing)
+    async with mesh_bed() as bed:
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", nobody())], timeouts=Timeouts(handshake=5, connect=0.05, drain=5))
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["peer_address"]) == ("connect_failed", None)
+        assert "no answer within 0.05 s" in line["message"]
 
 
 async def test_an_alert_behind_the_handshake_is_the_callees_refusal() -> None:

@@ -316,9 +316,12 @@ def test_an_altered_record_is_an_error_for_ever() -> None:
     callee.feed_bytes(bytes(data))
     assert callee.read_some(100) == b"good"
     assert callee.ended
+    said = []
     for _ in range(2):
-        with pytest.raises(ChannelError):
+        with pytest.raises(ChannelError) as error:
             callee.read_some(100)
+        said.append(str(error.value))
+    assert said[0] == said[1], "what was found, and not what OpenSSL says of being asked again"
     assert callee.pending()  # the alert that says so
     carry(callee, caller)
     with pytest.raises(ChannelError) as error:
