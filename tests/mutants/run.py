@@ -101,8 +101,9 @@ class Runner:
         left = set(self._left())
         cold = [replace(job, in_tree=True) for job in known if job.mutant in left and self._needs_a_tree(job)]
         self._batch("… in a copy", cold)
-        self._meet("all their unit tests", _own_tests)
-        self._meet("all other tests that ought to notice", _other_tests)
+        self._meet("all their unit tests", _own_tests, self._left())
+        without_reason = [one for one in self._left() if one.id not in self._reasons]
+        self._meet("all other tests that ought to notice", _other_tests, without_reason)
         cold = [Job(one, self._cold_files(one), True) for one in self._left() if one.id not in self._reasons]
         self._batch("… in a copy", cold)
         for mutant in self._left():
@@ -116,9 +117,8 @@ class Runner:
         done = {outcome.mutant for outcome in self.outcomes}
         return [mutant for mutant in self.mutants if mutant not in done]
 
-    def _meet(self, what: str, files: Callable[[Mutant], Sequence[str]]) -> None:
+    def _meet(self, what: str, files: Callable[[Mutant], Sequence[str]], left: Sequence[Mutant]) -> None:
         """Each mutant that is left, and the tests of these files that enter the functions that it changes."""
-        left = self._left()
         self._run_unchanged({test for one in left for file in files(one) for test in self._bed.files.get(file, [])})
         jobs = []
         for one in left:

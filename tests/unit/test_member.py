@@ -194,6 +194,20 @@ async def test_an_answer_that_got_lost_costs_no_token(bed: CaBed, mock_clock: Mo
     assert not (again.state / "pending.pem").exists()
 
 
+async def test_a_certificate_without_its_bundle_is_not_used(bed: CaBed, mock_clock: MockClock) -> None:
+    """Nothing that is kept counts without the roots that it is judged by."""
+    api = await bed.joined("api", bed.token())
+    serial = api.serial
+    await api.ends()
+    (api.state / "bundle.json").unlink()
+    again = bed.sidecar("api", bed.token())
+    with pytest.raises(RuntimeError, match="not a member yet"):
+        again.member.revocations()
+    await again.joins()
+    assert again.serial != serial
+    again.member.revocations()
+
+
 async def test_a_damaged_pending_key_is_made_anew(bed: CaBed, mock_clock: MockClock) -> None:
     secret = bed.secret()
     api = bed.sidecar("api", secret)
