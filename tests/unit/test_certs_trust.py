@@ -479,3 +479,12 @@ def test_a_document_says_its_type_and_whose_signatures_it_has() -> None:
     assert len(envelope["signatures"]) == 2
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", envelope["payload"])
     assert digest(ROOT) == ROOT.fingerprint(hashes.SHA256())
+
+
+@pytest.mark.parametrize("number", [trust.MAX_SIGNATURES, trust.MAX_SIGNATURES + 1])
+def test_as_many_signatures_as_are_read(number: int) -> None:
+    document = sign_bundle(PLAIN, [MADE.root] * number)
+    if number == trust.MAX_SIGNATURES:
+        assert read_bundle(document, DOMAIN, ANCHORS, NOW) == PLAIN
+    else:
+        assert why(document)

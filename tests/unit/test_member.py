@@ -899,3 +899,9 @@ async def test_who_it_was_among_its_replicas_is_made_anew_if_it_cannot_be_read(
     assert re.fullmatch(r"[0-9a-f]{32}", after["instance"])
     assert after["instance"] != before["instance"]
     assert after["pin"] == before["pin"]
+
+
+async def test_whom_to_trust_at_first_contact_must_be_said(bed: CaBed, mock_clock: MockClock) -> None:
+    pinned = bed.sidecar("api").identity
+    with pytest.raises(UsageError, match="needs root or root_sha256"):
+        Sidecar(bed, "api", replace(pinned, root_sha256=None))

@@ -82,7 +82,8 @@ async def test_no_address_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dial.Upstream, "places", nothing)
     async with mesh_bed() as bed:
-        web = await bed.sidecar("web", outbound=[outbound("api", "http", nobody())], timeouts=Timeouts(handshake=5, connect=0.05, drain=5))
+        soon = Timeouts(handshake=5, connect=0.05, drain=5)
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", nobody())], timeouts=soon)
         await assert_refused(web.address("api:http", "outbound"))
         line = await web.log.connection()
         assert (line["reason"], line["peer_address"]) == ("connect_failed", None)
