@@ -7,7 +7,17 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
-from sidecar.policy.decide import Decision, NearMiss, decide, explain, has_callers, ran_out, run_tests, warnings
+from sidecar.policy.decide import (
+    Decision,
+    NearMiss,
+    caller_name,
+    decide,
+    explain,
+    has_callers,
+    ran_out,
+    run_tests,
+    warnings,
+)
 from sidecar.policy.mesh import Mesh, parse_mesh
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -231,6 +241,26 @@ def test_why_not(source: str, target: str, why: str) -> None:
 )
 def test_has_callers(rule: str, *, callers: bool) -> None:
     assert has_callers(mesh(rule), "api", "http", NOW) is callers
+
+
+def test_whoever_is_allowed_and_denied_is_no_caller() -> None:
+    allowed = "{from: web, to: 'api:http'}"
+    assert has_callers(mesh(allowed), "api", "http", NOW)
+    assert not has_callers(
+        mesh(allowed, "{from: web, to: 'api:http', action: deny, name: not web}"), "api", "http", NOW
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("spiffe://shop.internal/web", "web"),
+        ("spiffe://evil.internal/web", "spiffe://evil.internal/web"),
+        ("spiffe://shop.internal/nobody", "spiffe://shop.internal/nobody"),
+    ],
+)
+def test_only_a_service_of_this_mesh_is_called_by_its_name(source: str, name: str) -> None:
+    assert caller_name(mesh(), parse_spiffe_id(source)) == name
 
 
 def test_run_tests() -> None:

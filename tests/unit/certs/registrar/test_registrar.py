@@ -490,3 +490,8 @@ def test_an_issuing_ca_that_ended_issues_nothing(ca: MiniCa) -> None:
     assert refused(lambda: ca.enrol(token, csr())) is Denial.UNAVAILABLE
     ca.clock.pass_by(seconds=-1)
     assert ca.enrol(token, csr())
+
+
+@pytest.mark.parametrize(("kind", "command"), [("token", "token"), ("secret", "enrolment")])
+def test_which_command_makes_a_new_one(kind: str, command: str) -> None:
+    assert registrar._command(kind) == command

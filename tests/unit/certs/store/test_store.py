@@ -329,6 +329,10 @@ def test_a_symlink_in_its_place_is_refused(path: Path, tmp_path: Path) -> None:
     path.symlink_to(target)
     assert refusal(file_url(path)).startswith(f"cannot open the store {path}: ")
     assert not target.exists()
+    # Nor to a store that is there, which could be opened: whoever may write the link would choose the store.
+    with opened(file_url(target), clock=Clock()):
+        pass
+    assert "a symlink is not followed" in refusal(file_url(path))
 
 
 def test_what_is_no_store(path: Path, tmp_path: Path) -> None:
