@@ -50,8 +50,8 @@ types: $(READY)
 format: $(READY) ## lets ruff rewrite the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-mutants: $(READY) ## removes each security check in turn; the attack tests must turn red
-	@$(BIN)/python tests/mutants.py
+mutants: $(READY) ## removes each security check in turn; tests must turn red; MUTANTS=--ci runs what CI runs
+	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 ROUNDS ?= 5
 SECONDS ?= 2

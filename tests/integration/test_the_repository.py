@@ -16,7 +16,7 @@ from sidecar.config.reference import file_schema, reference
 from sidecar.config.wiring import parse_config
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.policy.mesh import parse_mesh
-from tests.integration.processes import needs
+from tests.beds.processes import needs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -199,6 +199,20 @@ async def test_an_answer_that_got_lost_costs_no_token(bed: CaBed, mock_clock: Mo
     assert not (again.state / "pending.pem").exists()
 
 
+async def test_a_certificate_without_its_bundle_is_not_used(bed: CaBed, mock_clock: MockClock) -> None:
+    """Nothing that is kept counts without the roots that it is judged by."""
+    api = await bed.joined("api", bed.token())
+    serial = api.serial
+    await api.ends()
+    (api.state / "bundle.json").unlink()
+    again = bed.sidecar("api", bed.token())
+    with pytest.raises(RuntimeError, match="not a member yet"):
+        again.agent.revocations()
+    await again.joins()
+    assert again.serial != serial
+    again.agent.revocations()
+
+
 async def test_a_damaged_pending_key_is_made_anew(bed: CaBed, mock_clock: MockClock) -> None:
     secret = bed.secret()
     api = bed.sidecar("api", secret)
@@ -889,3 +903,33 @@ async def test_who_it_was_among_its_replicas_is_made_anew_if_it_cannot_be_read(
     assert re.fullmatch(r"[0-9a-f]{32}", after["instance"])
     assert after["instance"] != before["instance"]
     assert after["pin"] == before["pin"]
+
+
+async def test_whom_to_trust_at_first_contact_must_be_said(bed: CaBed, mock_clock: MockClock) -> None:
+    pinned = bed.sidecar("api").identity
+    with pytest.raises(UsageError, match="needs root or root_sha256"):
+        Sidecar(bed, "api", replace(pinned, root_sha256=None))
+
+
+async def test_a_start_with_a_bundle_and_no_certificate_has_nothing_to_ignore(
+    bed: CaBed, mock_clock: MockClock
+) -> None:
+    api = await bed.joined("api", bed.token())
+    await api.ends()
+    (api.state / "identity.pem").unlink()
+    again = bed.sidecar("api", bed.token())
+    await again.joins()
+    assert again.events == ["enrolled"]
+
+
+async def test_a_pass_is_under_the_pinned_root_or_one_that_is_trusted_by_now(bed: CaBed, mock_clock: MockClock) -> None:
+    api = await bed.joined("api", bed.token())
+    shown, pinned, nobody_s = api.agent._pass(), api.agent._pin, bytes(32)
+    api.agent._pin = nobody_s
+    assert api.agent._pass() == shown, "the bundle has its root"
+    assert api.agent._bundle is not None
+    api.agent._bundle = replace(api.agent._bundle, roots=())
+    with pytest.raises(UsageError, match="of a mesh under another root"):
+        api.agent._pass()
+    api.agent._pin = pinned
+    assert api.agent._pass() == shown, "it is the pinned root"

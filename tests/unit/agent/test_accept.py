@@ -123,6 +123,7 @@ def take(document: bytes, have: RevocationList | None = None) -> RevocationList:
 def test_a_list_is_taken_if_it_is_no_older_than_the_one_in_force() -> None:
     have = RevocationList(MESH, 5, NOW - HOUR)
     assert take(listed(5), have).version == 5  # the same, signed anew
+    assert take(listed(5, NOW - HOUR), have).issued_at == have.issued_at  # the very same
     assert take(listed(6, NOW - 2 * HOUR), have).version == 6
     assert take(listed(1)).identities == {WEB: NOW}
     for version, at in ((4, NOW), (5, NOW - 2 * HOUR)):
@@ -213,8 +214,9 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     pem = pemfiles.pem(leaf, older.issuing.certificate)
     with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
         taken(pem, trusted=roots, now=now)
-    leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=61), HOUR)
-    assert taken(pemfiles.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
+    for seconds in (60, 61):
+        leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=seconds), HOUR)
+        assert taken(pemfiles.pem(leaf, older.issuing.certificate), trusted=roots, now=now)
 
 
 def test_an_issuer_that_counts_no_longer_is_refused() -> None:

@@ -111,6 +111,17 @@ def test_a_file_that_may_not_be_read_is_named(honest: Path, name: str, monkeypat
     assert said.endswith("Permission denied")
 
 
+@pytest.mark.parametrize("size", [MAX_FILE_BYTES, MAX_FILE_BYTES + 1])
+def test_a_file_as_large_as_may_be(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"#" * size)
+    if size == MAX_FILE_BYTES:
+        assert len(credentials.read_file(path, "key")) == size
+    else:
+        with pytest.raises(UsageError, match="more than"):
+            credentials.read_file(path, "key")
+
+
 def test_a_name_that_no_file_can_have(honest: Path) -> None:
     with pytest.raises(UsageError, match="not a file name"):
         credentials.load(honest / "a\0b", honest / KEY, honest / BUNDLE, TERMS, NOW)
@@ -183,6 +194,12 @@ def test_an_ed25519_key_is_fine(tmp_path: Path) -> None:
     check_strength(tmp_path, ed25519.Ed25519PrivateKey.generate(), strong=True)
 
 
+def test_a_dsa_key_is_weak_however_long() -> None:
+    key: Any = dsa.generate_private_key(2048)
+    with pytest.raises(UsageError, match=r"TLS 1\.3 peers refuse"):
+        credentials._check_strength(MESH.leaf("api", key=key).certificate, Path("bundle.pem"))
+
+
 def check_strength(directory: Path, key: Key, *, strong: bool) -> None:
     MESH.leaf("api", key=key).write(directory)
     if strong:
@@ -219,6 +236,12 @@ def test_it_is_good_to_its_last_second(honest: Path) -> None:
     until = HONEST.certificate.not_valid_after_utc
     assert load(honest, now=until).svid.id == API
     assert "expired" in mistake(honest, now=until + timedelta(seconds=1))
+
+
+def test_and_from_its_first_second(honest: Path) -> None:
+    since = HONEST.certificate.not_valid_before_utc
+    assert load(honest, now=since).svid.id == API
+    assert "good only from" in mistake(honest, now=since - timedelta(seconds=1))
 
 
 def test_a_certificate_of_tomorrow_asks_for_the_clock(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from sidecar.policy.mesh_yaml import MeshShape
 from sidecar.policy.names import Target
 from tests.specimens import DURATION, HEAD, MESH, NEIGHBOUR, mistakes, parsed
 
+EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
+
 
 @pytest.mark.parametrize(
     ("text", "lines"),
@@ -37,6 +39,11 @@ from tests.specimens import DURATION, HEAD, MESH, NEIGHBOUR, mistakes, parsed
         (HEAD + "inbound: [5]", ["s.yaml:4: inbound[0]: must be a mapping (key: value), not 5"]),
         (HEAD + "admin: {}", ["s.yaml:4: admin: 'listen' is missing"]),
         (HEAD + "admin: {listen: x}", ["s.yaml:4: admin.listen: 'x' is no host:port, with a port of 1 to 65535"]),
+        (HEAD + "admin: {listen: 'unix:run/admin.sock'}", [
+            "s.yaml:4: admin.listen: 'unix:run/admin.sock' is no whole path: write it as unix:/run/sidecar/admin.sock",
+        ]),
+        (HEAD + "admin: {listen: '10.0.0.1:15000'}", [f"s.yaml:4: admin.listen: '10.0.0.1:15000' {EXPOSED}"]),
+        (HEAD + "admin: {listen: '0.0.0.0:15000'}", [f"s.yaml:4: admin.listen: '0.0.0.0:15000' {EXPOSED}"]),
         (HEAD + "timeouts: {drain: 8}", ["s.yaml:4: timeouts.drain: must be text, not 8 (quote it)"]),
         (HEAD + "timeouts: {drain: 0s}", [f"s.yaml:4: timeouts.drain: '0s' {DURATION}"]),
         (HEAD + "timeouts: {darin: 8s}", ["s.yaml:4: timeouts: unknown key 'darin' (did you mean 'drain'?)"]),
@@ -49,6 +56,24 @@ from tests.specimens import DURATION, HEAD, MESH, NEIGHBOUR, mistakes, parsed
 )  # fmt: skip
 def test_a_mistake(text: str, lines: list[str]) -> None:
     assert mistakes(text) == lines
+
+
+@pytest.mark.parametrize(
+    ("service", "line"),
+    [
+        ("apj", "s.yaml:1: service: unknown service 'apj' (did you mean 'api'?)"),
+        ("[api]", "s.yaml:1: service: must be text, not a list"),
+    ],
+)
+def test_the_ports_of_no_service_are_not_asked_for(service: str, line: str) -> None:
+    text = HEAD.replace("api", service) + 'inbound: [{port: nonsense, listen: "0.0.0.0:1", app: "a:2"}]'
+    assert mistakes(text) == [line]
+    assert "has no port 'nonsense'" in mistakes(text.replace(service, "api"))[0]
+
+
+@pytest.mark.parametrize("number", [1, 1_000_000])
+def test_the_least_and_the_most_of_connections(number: int) -> None:
+    assert parsed(HEAD + f"limits: {{connections: {number}}}").limits.connections == number
 
 
 def test_a_port_named_by_its_number_may_be_a_number() -> None:

@@ -17,6 +17,7 @@ from sidecar.documents.address import Address, ca_address, parse_address
         ("[::1]:1", "::1", 1),
         ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
         ("db.mesh:5432", "db.mesh", 5432),
+        (f"{'a.' * 126}a:80", "a." * 126 + "a", 80),  # 253 characters
         ("my_app-1:80", "my_app-1", 80),
         ("1password:80", "1password", 80),
         ("a.0x1g:80", "a.0x1g", 80),
@@ -81,6 +82,19 @@ def test_only_to_listen_on(text: str) -> None:
 def test_no_address(text: str, *, listening: bool) -> None:
     with pytest.raises(ValueError, match=re.escape(ascii(text))[:40]):
         parse_address(text, listening=listening)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("80", "is no host:port, with a port"),
+        (":80", "has no host: say which address"),
+        ("::1:80", "an IPv6 address is written in brackets"),
+    ],
+)
+def test_what_is_missing_is_named(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_address(text)
 
 
 @pytest.mark.parametrize(

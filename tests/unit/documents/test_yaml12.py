@@ -106,6 +106,7 @@ def test_not_a_number_is_one() -> None:
         ("a: !foo {x: y}", "f.yaml:1: a: the tag '!foo' is not understood here"),
         ("a: !!int x", "f.yaml:1: a: the tag 'tag:yaml.org,2002:int' is not understood here"),
         ("a: !!bool yes", "f.yaml:1: a: the tag 'tag:yaml.org,2002:bool' is not understood here"),
+        ("a: !foo null", "f.yaml:1: a: the tag '!foo' is not understood here"),
         ("a: !!null no", "f.yaml:1: a: the tag 'tag:yaml.org,2002:null' is not understood here"),
         ("a: !!float no", "f.yaml:1: a: the tag 'tag:yaml.org,2002:float' is not understood here"),
         ("a: !!set {x: }", "f.yaml:1: a: the tag 'tag:yaml.org,2002:set' is not understood here"),
@@ -135,8 +136,41 @@ def test_all_problems_are_told_at_once_in_the_files_order() -> None:
 
 def test_aliases_that_multiply_are_bounded() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    # Half a million values: enough to be refused, and few enough for the memory of a machine that does not refuse them.
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6)]
     assert mistake("\n".join(levels)).endswith(f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
+
+
+def test_as_many_values_as_are_allowed_are_read() -> None:
+    values = ["x"] * (MAX_NODES - 1)  # and the list
+    assert parse_yaml(f"[{', '.join(values)}]", "f.yaml").data == values
+    assert mistake(f"[{', '.join([*values, 'x'])}]").endswith(f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
+
+
+def test_a_text_as_long_as_may_be() -> None:
+    assert parse_yaml("x" * MAX_BYTES, "f.yaml").data == "x" * MAX_BYTES
+
+
+def test_a_number_as_long_as_may_be() -> None:
+    assert parse_yaml("9" * 40, "f.yaml").data == int("9" * 40)
+    assert mistake("9" * 41) == "f.yaml:1: a number that large"
+
+
+def test_an_empty_text_is_no_empty_file() -> None:
+    assert parse_yaml('""', "f.yaml").data == ""
+    assert mistake("") == "f.yaml:1: the file is empty"
+
+
+def test_nested_as_deeply_as_may_be() -> None:
+    assert parse_yaml("[" * MAX_DEPTH + "]" * MAX_DEPTH, "f.yaml").data
+    assert mistake("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)).endswith("nested too deeply")
+    for levels in (MAX_DEPTH, MAX_DEPTH + 1):
+        inner = levels - 11  # of what "b" holds, besides its own key and ten lists
+        text = f"a: &a {'[' * inner}x{']' * inner}\nb: {'[' * 10}*a{']' * 10}"
+        if levels == MAX_DEPTH:
+            assert parse_yaml(text, "f.yaml").data
+        else:
+            assert mistake(text).endswith(f"{MAX_DEPTH} levels")
 
 
 def test_aliases_that_nest_are_bounded() -> None:

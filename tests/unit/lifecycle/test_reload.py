@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
 from sidecar.agent.credentials import Credentials
-from sidecar.config.wiring import load_config
+from sidecar.config.wiring import CaIdentity, load_config
 from sidecar.host.follow import LOOK_SECONDS, mounted
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest
@@ -535,6 +536,13 @@ async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
     assert len(reloader.node.current.mesh.rules) == 2
 
 
+async def test_files_are_not_asked_for_what_the_ca_gives(site: Site) -> None:
+    ca = CaIdentity(ca="https://ca.example", root_sha256="0" * 64, state_dir=Path("state"))
+    config = replace(site.node.config, identity=ca)
+    with pytest.raises(TypeError, match="that a CA gives are not in files"):
+        load_credentials(config, site.node.current.mesh, site.now)
+
+
 # -- the clock ---------------------------------------------------------------------------------------------------------
 
 
@@ -545,10 +553,13 @@ async def test_our_own_certificate_s_end_is_told_before_and_when_it_comes(
     followed.now = end - timedelta(minutes=11)
     await followed.looks()
     assert followed.events == []
-    followed.now = end - timedelta(minutes=9)
+    followed.now = end - timedelta(minutes=10)
     await followed.looks()
     assert followed.events == ["certificate_expiring"]
-    followed.now = end + timedelta(seconds=1)
+    followed.now = end - timedelta(seconds=1)
+    await followed.looks()
+    assert followed.events == ["certificate_expiring"]
+    followed.now = end
     await followed.looks()
     assert followed.events == ["certificate_expiring", "certificate_expired"]
     assert f"{end:%F %T} UTC" in followed.said("certificate_expired")[0]

@@ -120,6 +120,18 @@ async def test_a_unix_socket_is_its_owner_s_alone(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+ASK = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+try:
+    s.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    print(s.recv(1) or "closed")
+except ConnectionError:
+    print("closed")
+"""
+
+
 def open_to_all(*paths: Path) -> None:
     for path in paths:
         path.chmod(0o777)
@@ -130,10 +142,42 @@ async def test_another_user_is_not_answered_though_the_file_was_opened_to_all(tm
     path = tmp_path / "admin.sock"
     async with admin(path):
         open_to_all(path, tmp_path, *tmp_path.parents[:-2])
-        command = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); print(s.recv(1) == b'')"
-        done = await trio.run_process(["python3", "-c", command], capture_stdout=True, user=65534, group=65534)
-        assert done.stdout == b"True\n"
-        assert (await asked(str(path), "/healthz"))[0] == 200
+        # It asks, because a connection that asks nothing is closed in the end whoever opened it.
+        for user, answer in ((65534, b"closed\n"), (0, b"b'H'\n")):
+            done = await trio.run_process(
+                ["python3", "-c", ASK, str(path)], capture_stdout=True, user=user, group=user, extra_groups=[]
+            )
+            assert done.stdout == answer
+
+
+async def test_there_is_a_most_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is closed unanswered; once another has ended, there is room."""
+    monkeypatch.setattr(admin_module, "MAX_CONNECTIONS", 2)
+    async with admin(LOOPBACK) as one:
+        port = one.socket.getsockname()[1]
+        with trio.fail_after(PATIENCE):
+            first = await trio.open_tcp_stream("127.0.0.1", port)
+            async with await trio.open_tcp_stream("127.0.0.1", port) as second:
+                assert await answered(first)
+                assert await answered(second)
+                assert not await is_answered(port)
+                await first.aclose()
+                while not await is_answered(port):
+                    pass  # that the first has ended is not noticed at once
+                assert await answered(second)
+
+
+async def is_answered(port: int) -> bool:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        return await answered(stream)
+
+
+async def answered(stream: trio.SocketStream) -> bool:
+    try:
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return bool(await stream.receive_some())
+    except trio.BrokenResourceError:
+        return False
 
 
 def test_a_socket_that_nobody_listens_on_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
-from sidecar.policy.decide import Decision, Kind, NearMiss, callers, decide, explain, run_tests, warnings
+from sidecar.policy.decide import Decision, Kind, NearMiss, caller_name, callers, decide, explain, run_tests, warnings
 from sidecar.policy.mesh import Mesh, parse_mesh
 from sidecar.policy.names import Target
 
@@ -293,6 +293,24 @@ DEEPER = "spiffe://shop.internal/batch/x/**"
 def test_callers(rules: list[str], expected: list[str]) -> None:
     named = [f"{{name: r{number}, {rule[1:]}" for number, rule in enumerate(rules)]
     assert callers(mesh(*named), "api", "http", NOW) == expected
+
+
+def test_a_peer_that_is_allowed_and_denied_is_no_caller() -> None:
+    allowed = "{from: web, to: 'api:http'}"
+    assert callers(mesh(allowed), "api", "http", NOW) == ["web"]
+    assert callers(mesh(allowed, "{from: web, to: 'api:http', action: deny, name: not web}"), "api", "http", NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("spiffe://shop.internal/web", "web"),
+        ("spiffe://evil.internal/web", "spiffe://evil.internal/web"),
+        ("spiffe://shop.internal/nobody", "spiffe://shop.internal/nobody"),
+    ],
+)
+def test_only_a_service_of_this_mesh_is_called_by_its_name(source: str, name: str) -> None:
+    assert caller_name(mesh(), parse_spiffe_id(source)) == name
 
 
 def test_run_tests() -> None:

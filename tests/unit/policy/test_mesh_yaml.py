@@ -270,6 +270,10 @@ def test_a_mistake_beside_the_services(rest: str, line: str) -> None:
         ),
         ("{a: {dev: {calls: {b: 5}}}}", "mesh.yaml:2: services.a.dev.calls.b: unknown service 'b'"),
         (
+            "{a: {ports: {x: 1}, dev: {app: {x: [5]}}}}",
+            "mesh.yaml:2: services.a.dev.app.x: must be a whole number, not a list",
+        ),
+        (
             "{a: {dev: {calls: {'b:y': 5}}}, b: {ports: 1}}",
             "mesh.yaml:2: services.a.dev.calls.b:y: service 'b' has no port 'y' (it has '1')",
         ),
@@ -378,6 +382,22 @@ def test_broken_services_do_not_hide_a_broken_policy() -> None:
         "mesh.yaml:3: policy[0].to: unknown service 'wbe' (did you mean 'web'?)",
         "mesh.yaml:3: policy[1].from[0]: must be text, not 5 (quote it)",
         "mesh.yaml:3: policy[1].to: must be a list, not a mapping",
+    ]
+
+
+def test_what_is_as_large_as_may_be() -> None:
+    name = "n" * 200
+    mesh = parse_mesh(
+        mesh_with(services="{a: {ports: {x: 65535}}}", rest=f"policy: [{{from: a, to: a, name: {name}}}]"), "m"
+    )
+    assert [rule.name for rule in mesh.rules] == [name]
+    assert mesh.services["a"].ports["x"] == 65535
+
+
+def test_ports_that_are_broken_do_not_hide_the_rest() -> None:
+    assert mistakes("trust_domain: a\nservices: {b: {ports: 'x', dev: {app: {y: 5}, calls: {c: 6}}}}") == [
+        "mesh.yaml:2: services.b.ports: must be a mapping (key: value), not 'x'",
+        "mesh.yaml:2: services.b.dev.calls.c: unknown service 'c'",
     ]
 
 

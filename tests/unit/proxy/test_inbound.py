@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sidecar.documents.address import Address
+from sidecar.proxy import peer as peer_module
+from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport import sockets
+from sidecar.transport.handshake import shake_hands
+from sidecar.transport.tls import Context, KeyPair
+from tests.beds.certificates import Authority
 from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed
 
 
@@ -67,6 +75,31 @@ async def test_data_that_came_with_the_handshake_reaches_the_app() -> None:
             assert await caller.verdict() == "ok"
             assert await caller.receive() == b"early"
             await caller.close()
+
+
+async def test_a_reload_during_the_handshake_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handshake was judged by what was in force when it began; what is in force at its end counts."""
+    async with mesh_bed() as bed:
+        api = await bed.sidecar("api", inbound=[inbound("http", (await bed.app()).address)])
+        strange = generation_under(api.node, Authority())
+        for reload, told in ((lambda: None, "ok"), (lambda: setattr(api.node, "current", strange), "trust_changed")):
+
+            async def shake_hands_meanwhile(*words: Any, reload: Callable[[], None] = reload) -> None:
+                await shake_hands(*words)
+                reload()
+
+            monkeypatch.setattr(peer_module, "shake_hands", shake_hands_meanwhile)
+            caller = Foreigner(await connect(api.address("http")), bed.authority.leaf("web"))
+            with caller.sock:
+                await caller.handshake()
+                assert await caller.verdict() == told
+
+
+def generation_under(node: Node, authority: Authority) -> Snapshot:
+    """What is in force, but for the roots: those of another authority."""
+    own = authority.leaf(node.config.service)
+    context = Context(KeyPair(own.chain, own.key, authority.roots), node.current.context.params)
+    return replace(node.current, context=context)
 
 
 @pytest.mark.parametrize("how", ["app_reset", "client_reset"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -12,11 +13,14 @@ from trio.testing import MockClock
 
 from sidecar.config.wiring import Timeouts
 from sidecar.documents.address import Address
-from sidecar.transport import sockets
+from sidecar.proxy import outbound as outbound_module
+from sidecar.transport import dial, sockets
+from sidecar.transport.handshake import hear
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
+from tests.beds.certificates import Authority
 from tests.beds.impostor import Impostor
 from tests.beds.mesh import Foreigner, connect, mesh_bed, outbound
-from tests.unit.proxy.test_inbound import nobody
+from tests.unit.proxy.test_inbound import generation_under, nobody
 
 
 @pytest.fixture
@@ -27,12 +31,12 @@ def virtual_time() -> MockClock:
 
 async def test_nobody_there_is_no_denial_and_no_alarm() -> None:
     async with mesh_bed() as bed:
-        place = nobody()
-        web = await bed.sidecar("web", outbound=[outbound("api", "http", place)])
+        endpoint = nobody()
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", endpoint)])
         await assert_refused(web.address("api:http", "outbound"))
         line = await web.log.connection()
         assert (line["reason"], line["decision"], line["rule"]) == ("connect_failed", "allow", "web->api:http")
-        assert (line["peer_address"], line["peer_id"], line["upstream"]) == (str(place), None, "api:http")
+        assert (line["peer_address"], line["peer_id"], line["upstream"]) == (str(endpoint), None, "api:http")
         assert not web.log.alarms
 
 
@@ -58,6 +62,40 @@ async def test_a_peer_that_is_away_is_passed_over() -> None:
             assert await sockets.receive(client, 100) == b""
         line = await web.log.connection()
         assert (line["reason"], line["peer_address"]) == ("ok", str(here.address))
+
+
+async def test_a_reload_during_the_handshake_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh_bed() as bed:
+        impostor = Impostor()
+        there = await bed.app(impostor.serve)
+        impostor.answer = impostor.shows(bed.authority.leaf("api"))
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", there.address)])
+        strange = generation_under(web.node, Authority())
+
+        async def hear_meanwhile(*words: Any) -> None:
+            await hear(*words)
+            web.node.current = strange
+
+        monkeypatch.setattr(outbound_module, "hear", hear_meanwhile)
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["bytes_to_app"]) == ("trust_changed", 0)
+        assert STOLEN not in bytes(impostor.received)
+
+
+async def test_no_address_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: object) -> list[dial.Endpoint]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(dial.Upstream, "endpoints", nothing)
+    async with mesh_bed() as bed:
+        soon = Timeouts(handshake=5, connect=0.05, drain=5)
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", nobody())], timeouts=soon)
+        await assert_refused(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert (line["reason"], line["peer_address"]) == ("connect_failed", None)
+        assert "no answer within 0.05 s" in line["message"]
 
 
 async def test_an_alert_behind_the_handshake_is_the_callees_refusal() -> None:

@@ -14,7 +14,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.transport import handshake, sockets, tls
+from sidecar.transport import handshake, sockets, stream, tls
 from sidecar.transport.gate import Gate
 from tests.beds.certificates import Authority, Credential
 
@@ -229,3 +229,19 @@ async def test_no_verdict_comes(how: str) -> None:
             await handshake.hear(right, there)
     altered = how in ("garbage", "too much", "a flipped bit")
     assert refused.value.reason is (Reason.TRUNCATED if altered else Reason.PEER_REFUSED)
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+async def test_as_many_silent_bytes_before_the_verdict_as_are_allowed(
+    spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected() as (left, here, right, there):
+        here.write_bytes(b"\x02ok")
+        frame = here.take_all()
+        monkeypatch.setattr(stream, "MAX_SILENT_CIPHERTEXT", len(frame) + spare)
+        left.send(frame)
+        if not spare:
+            await handshake.hear(right, there)
+        else:
+            with pytest.raises(Refused, match="no verdict"):
+                await handshake.hear(right, there)

@@ -194,6 +194,17 @@ async def test_a_body_in_chunks() -> None:
         await caller.hear_the_end()
 
 
+@pytest.mark.parametrize("first", [b"HTTP/1.1\r\nHost: ca", b"HTTP/1.0"])
+async def test_a_body_with_a_length_and_in_chunks_may_be_two_requests(first: bytes) -> None:
+    async with calling() as caller:
+        both = b"\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        await caller.say(b"POST /post " + first + both)
+        answer = await caller.hear()
+        assert (answer.status, answer.said["message"]) == (400, "a body has a length or chunks, not both")
+        assert answer.is_last
+    assert caller.asked == []
+
+
 async def test_who_waits_for_leave_to_send_a_body_gets_it() -> None:
     async with calling() as caller:
         head, _, body = post(b"words", "/post", "Expect: 100-continue").partition(b"\r\n\r\n")

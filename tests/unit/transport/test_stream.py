@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
-from sidecar.transport import sockets
+from sidecar.transport import sockets, stream
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from tests.attacks.records import DATA, KeyLog, Writer
 from tests.beds.mesh import PATIENCE, secure_pair
@@ -131,3 +131,18 @@ async def test_records_without_data_are_cut_and_a_few_of_them_are_not() -> None:
             with pytest.raises(BrokenStreamError, match="bytes of TLS records came without any data"):
                 await ca.receive_some()
             nursery.cancel_scope.cancel()
+
+
+async def test_as_many_bytes_without_data_as_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = KeyLog()
+    async with secure_pair(log.configure) as (ca, caller):
+        writer = Writer(log.secrets["CLIENT_TRAFFIC_SECRET_0"])
+        for allowed in (True, False):
+            sent = writer.key_update() + writer.record(DATA, b"question")
+            monkeypatch.setattr(stream, "MAX_SILENT_CIPHERTEXT", len(sent) - (not allowed))
+            await sockets.send_all(caller._sock, sent)
+            if allowed:
+                assert await ca.receive_some() == b"question"
+            else:
+                with pytest.raises(BrokenStreamError, match="without any data"):
+                    await ca.receive_some()

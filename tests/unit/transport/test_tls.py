@@ -259,11 +259,12 @@ def test_a_handshake_is_bounded_in_bytes() -> None:
         for _ in range(2 * tls.MAX_HANDSHAKE_BYTES // len(record)):
             callee.step(record)
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
-    callee, _ = pair()
-    assert callee.step(b"\x16") is False
-    with pytest.raises(Refused) as refused:
-        callee.step(bytes(tls.MAX_HANDSHAKE_BYTES))
-    assert str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail
+    for rest, is_too_much in ((tls.MAX_HANDSHAKE_BYTES, True), (tls.MAX_HANDSHAKE_BYTES - 1, False)):
+        callee, _ = pair()
+        assert callee.step(b"\x16") is False
+        with pytest.raises(Refused) as refused:  # what is no more than the most is no hello either
+            callee.step(bytes(rest))
+        assert (str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail) is is_too_much
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -318,9 +319,12 @@ def test_an_altered_record_is_an_error_for_ever() -> None:
     callee.feed_bytes(bytes(data))
     assert callee.read_some(100) == b"good"
     assert callee.ended
+    said = []
     for _ in range(2):
-        with pytest.raises(ChannelError):
+        with pytest.raises(ChannelError) as error:
             callee.read_some(100)
+        said.append(str(error.value))
+    assert said[0] == said[1], "what was found, and not what OpenSSL says of being asked again"
     assert callee.pending()  # the alert that says so
     carry(callee, caller)
     with pytest.raises(ChannelError) as error:

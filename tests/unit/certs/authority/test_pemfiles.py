@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from certs.authority import authority, pemfiles
@@ -77,3 +79,31 @@ def test_the_trust_domain_is_the_name_constraint_s() -> None:
     assert pemfiles.trust_domain_of(FILE, MADE.issuing.certificate) == "shop.internal"
     with pytest.raises(UsageError, match="has no name constraint"):
         pemfiles.trust_domain_of(FILE, MADE.root.certificate)
+
+
+def constrained(*permitted: x509.GeneralName, critical: bool = True) -> x509.Certificate:
+    extension = x509.NameConstraints(permitted, None)
+    builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([])).serial_number(1)
+    builder = (
+        builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1)).public_key(MADE.issuing.key.public_key())
+    )
+    return builder.add_extension(extension, critical).sign(MADE.issuing.key, SHA256())
+
+
+SHOP, BANK = (x509.UniformResourceIdentifier(name) for name in ("shop.internal", "bank.internal"))
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        constrained(SHOP, critical=False),
+        constrained(SHOP, BANK),
+        constrained(x509.UniformResourceIdentifier("Shop.internal")),
+        constrained(x509.DNSName("shop.internal")),
+    ],
+    ids=["not critical", "two", "no trust domain", "no URI"],
+)
+def test_what_binds_to_no_one_trust_domain(bound: x509.Certificate) -> None:
+    assert pemfiles.trust_domain_of(FILE, constrained(SHOP)) == "shop.internal"
+    with pytest.raises(UsageError, match="is not bound to one trust domain"):
+        pemfiles.trust_domain_of(FILE, bound)

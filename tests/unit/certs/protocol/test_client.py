@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import trio
 from trio.testing import MockClock
 
 from certs.authority import authority
+from certs.protocol import client as asking
 from certs.protocol.client import SECONDS, CaClient, CaDeniedError, CaError, CaUnverifiedError
+from certs.protocol.wire import MAX_ANSWER_BYTES
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
@@ -371,3 +374,24 @@ async def test_answers_in_other_words_of_http(bed: CaBed, mock_clock: MockClock,
     ca = await client(bed, port=stranger.port)
     assert await bed.time.finishes(partial(ca.enrol, "api", "x", b"csr")) == b""
     await bed.time.finishes(ca.close)
+
+
+@pytest.mark.parametrize("said", [None, [], "certificate", {}, {"certificate": None}, {"certificate": ["PEM"]}])
+def test_an_answer_without_a_certificate(said: object) -> None:
+    assert asking._certificate({"certificate": "PEM"}) == b"PEM"
+    with pytest.raises(CaError, match="something that is no certificate"):
+        asking._certificate(said)
+
+
+@pytest.mark.parametrize("size", [MAX_ANSWER_BYTES, MAX_ANSWER_BYTES + 1])
+async def test_an_answer_as_large_as_may_be(size: int) -> None:
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "ca")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (size, b"x" * size))
+    stream = None  # all of it is here already
+    if size == MAX_ANSWER_BYTES:
+        assert len((await asking._answer(stream, connection)).body) == size  # type: ignore[arg-type]
+    else:
+        with pytest.raises(CaError, match="is larger than"):
+            await asking._answer(stream, connection)  # type: ignore[arg-type]

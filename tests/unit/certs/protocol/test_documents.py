@@ -264,7 +264,8 @@ def test_a_root_of_another_kind_of_key_signs_nothing() -> None:
 
 def test_a_root_signs_while_it_is_good() -> None:
     end = ROOT.not_valid_after_utc
-    assert read_bundle(SIGNED, DOMAIN, ANCHORS, end) == PLAIN
+    for now in (ROOT.not_valid_before_utc, end):
+        assert read_bundle(SIGNED, DOMAIN, ANCHORS, now) == PLAIN
     for now in (end + timedelta(seconds=1), ROOT.not_valid_before_utc - timedelta(seconds=1)):
         assert "by a certificate that is good from" in why(SIGNED, now=now)
 
@@ -483,3 +484,12 @@ def test_a_document_says_its_type_and_whose_signatures_it_has() -> None:
     assert len(envelope["signatures"]) == 2
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", envelope["payload"])
     assert certificate_digest(ROOT) == ROOT.fingerprint(hashes.SHA256())
+
+
+@pytest.mark.parametrize("number", [documents.MAX_SIGNATURES, documents.MAX_SIGNATURES + 1])
+def test_as_many_signatures_as_are_read(number: int) -> None:
+    document = sign_bundle(PLAIN, [MADE.root] * number)
+    if number == documents.MAX_SIGNATURES:
+        assert read_bundle(document, DOMAIN, ANCHORS, NOW) == PLAIN
+    else:
+        assert why(document)

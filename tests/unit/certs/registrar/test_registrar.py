@@ -525,3 +525,8 @@ def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_no
     assert counted(ca) == {"issued": 0, "followers": 0, "passes": 1, "revoked_serials": 0}
     assert ca.events() == told
     assert ca.enrol(lasting, csr()), "a secret that nobody ended is as good as ever"
+
+
+@pytest.mark.parametrize(("kind", "command"), [("token", "token"), ("secret", "enrolment")])
+def test_which_command_makes_a_new_one(kind: str, command: str) -> None:
+    assert registrar._command(kind) == command

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
 
 from certs.protocol.client import CaError
 from certs.service import listener
@@ -90,6 +91,27 @@ async def test_what_is_no_tls_is_refused_and_the_next_is_served(
         await stream.aclose()
         async with ca.client() as client:
             assert await client.bundles(0)
+
+
+async def test_who_looks_whether_the_port_is_open_is_no_news_and_who_leaves_a_handshake_is(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    refused = 'mesh_ca_handshakes_refused_total{reason="handshake_failed"}'
+    hello = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+    hello.set_connect_state()
+    with pytest.raises(SSL.WantReadError):
+        hello.do_handshake()
+    async with serving(site, mock_clock) as ca:
+        for number, sent in enumerate((b"", hello.bio_read(16384)), start=1):
+            stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+            await stream.send_all(sent)
+            await stream.send_eof()
+            with trio.fail_after(PATIENCE):
+                while f"{refused} {number}.0" not in await ca.metrics():
+                    await ca.look()
+            await stream.aclose()
+            await ca.look()
+            assert len(ca.log.events("refused")) == number - 1
 
 
 async def test_silence_is_not_waited_for(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:

@@ -317,7 +317,7 @@ def test_opened_twice_in_one_process_it_stays_whole_beside_other_processes(kept:
         "from certs.store.store import opened\n"
         f"with opened({file_url(path)!r}, lambda: 0) as other: other.write(lambda transaction: transaction.put('k', ''))"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2], timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[4], timeout=30)
     assert path.with_name("store.db-wal").exists(), "it is this process's still"
     kept.write(put("after"))
     assert keys(kept) == {"before", "k", "after"}
@@ -330,6 +330,10 @@ def test_a_symlink_in_its_place_is_refused(path: Path, tmp_path: Path) -> None:
     path.symlink_to(target)
     assert refusal(file_url(path)).startswith(f"cannot open the store {path}: ")
     assert not target.exists()
+    # Nor to a store that is there, which could be opened: whoever may write the link would choose the store.
+    with opened(file_url(target), clock=Clock().seconds):
+        pass
+    assert "a symlink is not followed" in refusal(file_url(path))
 
 
 def test_what_is_no_store(path: Path, tmp_path: Path) -> None:
