@@ -85,7 +85,7 @@ async def _join(agent: Agent) -> Credentials | None:
 
             nursery.start_soon(give_up)
             try:
-                await agent.join()
+                await agent.enrol()
                 joined = agent.credentials
             except UsageError as error:
                 refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is

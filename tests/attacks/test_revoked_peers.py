@@ -105,7 +105,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
     async with ca_desk(tmp_path, ttl=timedelta(hours=12)) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.own.keys
         peer = desk.keys("api", ttl=timedelta(hours=12))
         async with mesh_bed(MESH) as bed:
@@ -150,7 +150,7 @@ async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         assert (sidecar.agent.revocations().fresh_until or desk.clock()) > desk.clock()
         sidecar.agent._listed = None
         until = sidecar.agent.revocations().fresh_until

@@ -294,7 +294,7 @@ class Sidecar:
         return [line["event"] for line in self.log.lines]
 
     async def joins(self, within: float = 120.0) -> None:
-        await self.bed.time.finishes(self.agent.join, within)
+        await self.bed.time.finishes(self.agent.enrol, within)
 
     async def adopt(self, credentials: Credentials, revocations: Revocations) -> None:
         self.adopted.append((credentials, revocations))
