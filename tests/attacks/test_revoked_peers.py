@@ -135,7 +135,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
                 for number, (web, api, at) in enumerate([(fresh, newer, here), (newer, fresh, there)], start=1):
                     polled(web, api)
                     for one in (here, there):
-                        assert await one.node.registry.rejudge(one.node.objection) == 0
+                        assert await one.node.registry.rejudge(one.node.recheck) == 0
                     await assert_refused(entry)
                     await until(functools.partial(is_stale, at))
                     await exchange(live)
