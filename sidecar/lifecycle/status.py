@@ -134,4 +134,4 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nobody"
+    return ", ".join(names) or "none"

@@ -322,7 +322,7 @@ class Sidecar:
         if self.agent._client._open is not None:
             sockets.hard_close(self.agent._client._open[0]._sock)
         with contextlib.suppress(OSError):
-            self.agent._memory.close()
+            self.agent._saved.close()
         self.bed.sidecars.remove(self)
 
 
