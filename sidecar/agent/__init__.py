@@ -1,5 +1,5 @@
-"""A sidecar's own identity, all its life.
+"""The identity of this sidecar: its certificate, key, trust bundle and revocations.
 
-``agent`` (enrolment, renewal, following the CA), ``accept`` (what is accepted of the CA's answers), ``saved_state`` and
-``statedir`` (what is kept on disk), ``credentials`` (certificate, key and bundle, checked), ``schedule`` (when to renew).
+``agent`` (enrolment, renewal, following the CA), ``accept`` (checks of the CA's answers), ``saved_state`` (the kept state,
+checked), ``statedir`` (its files), ``credentials`` (certificate, key and bundle from files), ``schedule`` (when to renew).
 """

@@ -1,15 +1,39 @@
-"""A sidecar's membership in its mesh: enrol once, then keep certificate, trust and revocations fresh, by itself.
+"""The identity of one sidecar that a CA issues: enrolment, renewal, and following the CA's trust bundle and revocations.
 
-How it works. :meth:`Member.join` makes this sidecar somebody: from ``state_dir``, or with the pinned root, the CA's bundles
-and a token or secret, in this order, so that nothing secret leaves before the CA has proved who it is. Then
-:meth:`Member.run` is one loop. Every five seconds it asks the CA for the list of revocations (which also tells whether there
-is a newer trust bundle, and tells the CA which one we have), and it renews the certificate when that is due: at half of its
-life by the wall clock, so that a laptop renews on waking, or by the monotonic one, so that a clock that was set back delays
-nothing; at once if the bundle says that our issuer counts no longer.
+How it works. A sidecar starts with two things: the pinned root, and a token or secret for enrolment. Its identity is in one
+of four states, and each state decides what is sent to whom:
 
-Whatever goes wrong, the last good stays in force, is said with its end, and is tried again. What is in force is kept on disk
-before it is used, so a restart needs no CA. Fails closed: without a fresh list nobody new is let in (``judge.py``), and
-after the certificate's end nothing is, since every peer refuses us.
+========================= ==========================================================================================
+state                     what the CA gets
+========================= ==========================================================================================
+no trust bundle           a request for bundles, over TLS that verifies nothing. Each bundle is signed by a root, and is
+                          checked against the pinned root. Nothing secret is sent.
+bundle, no certificate    enrolment: the token or secret, and a CSR, after the CA has proved its identity under the
+                          bundle's roots. The key of the CSR is on the disk before the request leaves, so the CA can
+                          repeat an answer that was lost.
+certificate in force      renewal: a CSR with a fresh key, over mutual TLS with the present certificate
+certificate ended, or     re-enrolment: the old certificate, a CSR, and the old key's signature over the CA's nonce; if
+renewal failed            the CA refuses that for good, enrolment with the token or secret, if there is one
+========================= ==========================================================================================
+
+:meth:`Agent.enrol` ends with a certificate in force. :meth:`Agent.run` is one loop after that:
+
+* Every five seconds it polls the list of revocations. The answer names the newest bundle's version, and the request names
+  the version in force here, which a root rotation waits for. A newer bundle is fetched and taken if a root that is trusted
+  already signed it. If the CA cannot be verified, its root may have changed: bundles are then fetched over unverified TLS.
+* It renews at half of the certificate's life: by the wall clock, so that a laptop renews after a suspend, or by the
+  monotonic clock, so that a clock that was set back delays nothing; at once if the bundle or the list rejects the
+  certificate (:func:`sidecar.agent.accept.must_renew`).
+
+Failures. A poll is tried again at the next turn. Enrolment and renewal are tried again after a backoff of half a second to a
+minute. :meth:`Agent.enrol` alone gives up, when the CA refuses for good. Each failure is logged once, with the time until
+which the values in force are good.
+
+Invariants. A failure leaves the values in force unchanged. Every answer is checked (:mod:`sidecar.agent.accept`), then
+written to ``state_dir``, then put in force, so a restart needs no CA. If the write fails, that is logged, and the answer is
+put in force all the same. A token or secret is sent to a verified CA only, and not if it is for a root that is not trusted.
+It fails closed: without a fresh list no new connection is accepted (:mod:`sidecar.identity.judge`), and every peer refuses
+a certificate that has ended.
 """
 
 from __future__ import annotations
@@ -55,19 +79,19 @@ class Means(StrEnum):
 
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
-"""Is told what is in force from now on."""
+"""Called with the credentials and revocations in force, after each change of either or of the bundle."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Renewal:
-    """When the certificate in force is renewed: by either clock, whichever comes first."""
+    """When to renew the certificate in force: the clock that gets there first decides."""
 
     wall: datetime
     monotonic: float
 
 
 class Agent:
-    """One sidecar's membership. Its constructor reads ``state_dir`` and raises :class:`UsageError`."""
+    """Obtains one sidecar's certificate and keeps it fresh. Reads ``state_dir`` at once; raises :class:`UsageError`."""
 
     def __init__(
         self, service: str, identity: CaIdentity, mesh: Callable[[], Mesh], log: Log, clock: Callable[[], datetime]
@@ -89,99 +113,99 @@ class Agent:
         self._failures = 0
         self._retry_at = 0.0
         self._faults = ReportOnce[str](
-            lambda what, message: self._say(f"{what}_failed", message),
+            lambda what, message: self._warn(f"{what}_failed", message),
             lambda what: log.info(f"{what}_mended", service=service, message="good again"),
         )
-        self._memory = SavedState(identity.state_dir, self._own, self._say)
+        self._saved = SavedState(identity.state_dir, self._own, self._warn)
         try:
-            self._instance = self._memory.introduce(self._pin, clock())
-            self._remember()
+            self._instance = self._saved.load_instance(self._pin, clock())
+            self._load_saved_state()
         except BaseException:
-            self._memory.close()
+            self._saved.close()
             raise
 
-    def _remember(self) -> None:
-        """Takes what ``state_dir`` has, as far as it is still good."""
+    def _load_saved_state(self) -> None:
+        """Puts in force the content of ``state_dir``, as far as it is still good."""
         now = self._clock()
-        self._bundle = self._memory.bundle(now)
+        self._bundle = self._saved.bundle(now)
         if self._bundle is None:
             return
-        self._listed = self._memory.revocations(self._bundle, now)
-        if (found := self._memory.credentials(self._bundle)) is not None:
+        self._listed = self._saved.revocations(self._bundle, now)
+        if (found := self._saved.credentials(self._bundle)) is not None:
             self._put_in_force(found)
 
     def follow(self, mesh: Callable[[], Mesh]) -> None:
-        """From now on take what the policy file says (how long leaves live, how stale a list may be) from there."""
+        """From now on reads ``max_leaf_ttl`` and ``revocation_staleness`` from this mesh."""
         self._mesh = mesh
 
     async def close(self) -> None:
         await self._client.close()
-        self._memory.close()
+        self._saved.close()
 
     def revocations(self) -> Revocations:
-        """What peers are judged by now. Without a bundle, nobody."""
+        """The revocations that peers are judged by now. Raises :class:`RuntimeError` while there is no trust bundle."""
         if self._bundle is None:
-            raise RuntimeError("not a member yet")
+            raise RuntimeError("not enrolled yet")
         return accept.revocations(self._bundle, self._listed, self._mesh().revocation_staleness)
 
     def trust(self) -> dict[str, str]:
-        """What is known from the CA, for ``sidecar status``."""
-        known = {"ca": self._identity.ca}
+        """The CA, and the state of bundle, list and renewal, for ``sidecar status``."""
+        fields = {"ca": self._identity.ca}
         if self._bundle is not None:
-            known |= {"trust_bundle": str(self._bundle.version), "roots": str(len(self._bundle.roots))}
+            fields |= {"trust_bundle": str(self._bundle.version), "roots": str(len(self._bundle.roots))}
         if self._listed is not None:
-            known["revocations_as_of"] = f"{self._listed.issued_at:%FT%TZ}"
-        return {**known, "renews_at": f"{self._renewal.wall:%FT%TZ}"}
+            fields["revocations_as_of"] = f"{self._listed.issued_at:%FT%TZ}"
+        return {**fields, "renews_at": f"{self._renewal.wall:%FT%TZ}"}
 
-    # -- becoming somebody ---------------------------------------------------------------------------------------------
+    # -- enrolment -----------------------------------------------------------------------------------------------------
 
-    async def join(self) -> None:
-        """Returns once there is a usable certificate: at once, if ``state_dir`` has one. A CA that is not there yet is
-        waited for. Raises :class:`UsageError` where the CA says no, which waiting would not change."""
+    async def enrol(self) -> None:
+        """Returns once a usable certificate is in force: at once, if ``state_dir`` has one. While the CA cannot be reached,
+        it is tried again. Raises :class:`UsageError` if the CA refuses for good."""
         if self._bundle is not None:
-            await self._show()
+            await self._configure_client()
         while self.credentials is None or self._clock() > self.credentials.svid.not_after:
             try:
-                await self._join()
+                await self._try_to_enrol()
             except UsageError:
                 raise
             except CaDeniedError as error:
                 if not error.passing:
                     raise UsageError(f"{self._identity.ca}: {self._service} cannot enrol: {error}") from error
-                await self._wait(error)
+                await self._wait_to_retry(error)
             except (CaError, AnswerRefusedError, OSError) as error:
-                await self._wait(error)
+                await self._wait_to_retry(error)
 
-    async def _join(self) -> None:
+    async def _try_to_enrol(self) -> None:
         if self._bundle is None:
             self._take_bundles(await self._client.bundles(0, unverified=True))
         if self._bundle is None:
-            found = "what answers there has no trust bundle that the pinned root signed"
-            message = f"expected a CA under the pinned root at {self._identity.ca}, and {found}"
+            found = "the server there has no trust bundle that the pinned root signed"
+            message = f"expected a CA under the pinned root at {self._identity.ca}, but {found}"
             raise CaUnverifiedError(message, Refused(Reason.UNKNOWN_CA, found))
-        await self._show()
+        await self._configure_client()
         try:
-            await self._become()
+            await self._get_certificate()
         except CaUnverifiedError:
-            await self._poll()  # finds the way to a CA that is under a new root by now, or raises the same
-            await self._become()
+            await self._poll()  # takes a newer bundle, if the CA's root has changed; else raises the same error
+            await self._get_certificate()
         await self._poll()
 
-    async def _become(self) -> None:
+    async def _get_certificate(self) -> None:
         await (self._obtain(Means.ENROLLED) if self.credentials is None else self._renew())
 
-    async def _wait(self, error: Exception) -> None:
+    async def _wait_to_retry(self, error: Exception) -> None:
         self._failures += 1
-        delay = backoff(self._failures, random.random())  # noqa: S311 (spreads load; nothing secret hangs on it)
+        delay = backoff(self._failures, random.random())  # noqa: S311 (spreads load; not a secret)
         message = f"cannot join the mesh yet: {accept.describe(error)}; trying again"
         if self._faults.report("joining", message) and isinstance(error, CaUnverifiedError):
             self._alarm(error)
         await trio.sleep(delay)
 
-    # -- staying so ----------------------------------------------------------------------------------------------------
+    # -- renewal -------------------------------------------------------------------------------------------------------
 
     async def run(self, adopt: Adopt) -> None:
-        """Keeps everything fresh, until cancelled."""
+        """Keeps certificate, bundle and revocations fresh, until cancelled."""
         while True:
             bundle = self._bundle
             await self._attempt("revocations", self._poll, adopt)
@@ -191,7 +215,7 @@ class Agent:
             if self._is_due():
                 wait = min(wait, max(0.05, self._retry_at - trio.current_time()))
             if self._bundle is not bundle:
-                wait = 0.05  # the CA hears at once that we have it: somebody may be waiting for that
+                wait = 0.05  # reports the new bundle's version to the CA at once: a root rotation may be waiting for it
             await trio.sleep(wait * random.uniform(0.9, 1.0))  # noqa: S311
 
     def _is_due(self) -> bool:
@@ -202,7 +226,7 @@ class Agent:
         return by_clock or accept.must_renew(own, bundle, self._listed)
 
     async def _attempt(self, what: str, step: Callable[[], Awaitable[None]], adopt: Adopt) -> None:
-        """One step; its failure is said, and what is in force stays."""
+        """Runs one step and calls ``adopt`` after a change. A failure is logged, and the values in force stay."""
         before = self.credentials, self._bundle, self._listed
         try:
             await step()
@@ -210,9 +234,9 @@ class Agent:
             if what == "certificate":
                 self._failures += 1
                 self._retry_at = trio.current_time() + backoff(self._failures, random.random())  # noqa: S311
-            self._complain(what, error)
-        except Exception as error:  # a fault of ours, and no reason to end the connections that live
-            if what == "certificate":  # or a poll that always fails would put the renewal off for ever
+            self._report_failure(what, error)
+        except Exception as error:  # a bug of this program must not end live connections
+            if what == "certificate":  # a failed poll must not postpone the renewal
                 self._retry_at = trio.current_time() + POLL_SECONDS
             self._log.bug("membership_failed", error, service=self._service)
         else:
@@ -222,8 +246,8 @@ class Agent:
         if (self.credentials, self._bundle, self._listed) != before and self.credentials is not None:
             await adopt(self.credentials, self.revocations())
 
-    def _complain(self, what: str, error: Exception) -> None:
-        """Says what failed and until when what is in force is good."""
+    def _report_failure(self, what: str, error: Exception) -> None:
+        """Logs what failed, and until when the values in force are good."""
         if what == "certificate" and self.credentials is not None:
             good = f"the certificate in force is good until {self.credentials.svid.not_after:%F %T} UTC"
         elif self._listed is not None:
@@ -237,34 +261,34 @@ class Agent:
             self._alarm(error)
 
     async def _poll(self) -> None:
-        """Asks for revocations, and for a newer bundle if there is one."""
-        bundle, own = self._known(), self.credentials
+        """Gets the list of revocations, and a newer bundle if there is one."""
+        bundle, own = self._current_bundle(), self.credentials
         if own is not None and self._clock() > own.svid.not_after:
-            await self._show()
+            await self._configure_client()
         try:
             polled = await self._client.revocations(self._etag, self._instance, bundle.version)
         except CaUnverifiedError:
-            # The CA may be under a new root by now, of which a root that we trust can tell us.
+            # The CA's root may have changed; a root that is trusted here signs the bundle that has the new one.
             try:
-                is_news = self._take_bundles(await self._client.bundles(bundle.version, unverified=True))
+                learnt = self._take_bundles(await self._client.bundles(bundle.version, unverified=True))
             except CaError:
-                is_news = False
-            if not is_news:
+                learnt = False
+            if not learnt:
                 raise
-            await self._show()
-            polled = await self._client.revocations(self._etag, self._instance, self._known().version)
+            await self._configure_client()
+            polled = await self._client.revocations(self._etag, self._instance, self._current_bundle().version)
         if polled.bundle > bundle.version and self._take_bundles(await self._client.bundles(bundle.version)):
-            await self._show()
+            await self._configure_client()
         if polled.document is not None:
-            listed = accept.take_revocations(polled.document, self._listed, self._known(), self._clock())
+            listed = accept.take_revocations(polled.document, self._listed, self._current_bundle(), self._clock())
             self._keep(statedir.REVOCATIONS, polled.document)
             self._listed, self._etag = listed, polled.etag
 
     def _take_bundles(self, documents: list[bytes]) -> bool:
-        """Puts the newest bundle that counts in force; returns whether there was one."""
+        """Puts the newest valid bundle in force; returns whether there was one."""
         learnt = accept.learn(documents, self._bundle, self._pin, self._trust_domain, self._clock())
         for fault in learnt.faults:
-            self._faults.report("bundle", f"a trust bundle of the CA's is not taken: {fault}")
+            self._faults.report("bundle", f"a trust bundle from the CA is refused: {fault}")
         if learnt.bundle is None:
             return False
         self._keep(statedir.BUNDLE, learnt.document)
@@ -275,9 +299,10 @@ class Agent:
         return True
 
     async def _renew(self) -> None:
+        """Renews; re-enrols if the certificate has ended, or if renewal fails and the CA is verified."""
         own, now = self.credentials, self._clock()
         if own is None:
-            raise RuntimeError("not a member yet")
+            raise RuntimeError("not enrolled yet")
         if now <= own.svid.not_after:
             try:
                 await self._obtain(Means.RENEWED)
@@ -292,11 +317,12 @@ class Agent:
                 reason = error
         else:
             reason = CaError(f"our certificate ended at {own.svid.not_after:%F %T} UTC")
-        await self._renew_otherwise(own, reason)
+        await self._reenrol(own, reason)
 
-    async def _renew_otherwise(self, own: Credentials, reason: CaError) -> None:
-        """What shows us does not count with the CA: by its key, then with a token or secret, if there is one."""
-        bundle = self._known()
+    async def _reenrol(self, own: Credentials, reason: CaError) -> None:
+        """Gets a certificate by the old one's key; if the CA refuses that for good, by the token or secret. ``reason``: why
+        renewal failed, for the message."""
+        bundle = self._current_bundle()
         await self._client.use(bundle.roots, Revocations(keys=bundle.distrusted))
         try:
             try:
@@ -313,40 +339,40 @@ class Agent:
         except CaDeniedError as error:
             raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
         except CaUnverifiedError:
-            raise  # no matter of ours: somebody may be in the CA's place
+            raise  # as it is: an attacker may be in the CA's place
         except CaError as error:
             raise CaError(f"{reason}; {error}") from error
         finally:
-            await self._show()
+            await self._configure_client()
 
     async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
-        """One certificate with a fresh key: checked, kept, then in force."""
+        """Gets one certificate for a fresh key, checks it, keeps it, and puts it in force. ``own``: re-enrol by its key."""
         first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
-        key = self._memory.pending_key() if first else new_key()
+        key = self._saved.pending_key() if first else new_key()
         csr = accept.csr_for(key)
         if first:
-            shown = self._pass()
-            self._memory.keep_pending_key(key)
+            text = self._read_enrolment()
+            self._saved.keep_pending_key(key)
             try:
-                chain = await self._client.enrol(self._service, shown, csr)
+                chain = await self._client.enrol(self._service, text, csr)
             except CaDeniedError as error:
                 if error.denial != Denial.KEY_REUSED:
                     raise
-                self._memory.forget_pending_key()
-                raise CaError(f"an answer got lost too long ago to be told again; {error}") from error
+                self._saved.forget_pending_key()
+                raise CaError(f"an earlier answer was lost, and the CA does not repeat it any more; {error}") from error
         elif own is not None:
             old = own.keys.key
             if not isinstance(old, ec.EllipticCurvePrivateKey):
-                raise TypeError("a key of ours is an elliptic-curve key")
+                raise TypeError("our own key must be an elliptic-curve key")
             chain = await self._client.reenrol(own.keys.chain[0], old, csr, key.public_key())
         else:
             chain = await self._client.renew(csr)
         mesh = self._mesh()
-        taken = accept.take_certificate(chain, key, self._own, self._known(), mesh.max_leaf_ttl, self._clock())
+        taken = accept.take_certificate(chain, key, self._own, self._current_bundle(), mesh.max_leaf_ttl, self._clock())
         self._keep(statedir.IDENTITY, accept.identity_pem(taken))
-        self._memory.forget_pending_key()
+        self._saved.forget_pending_key()
         self._put_in_force(taken)
-        await self._show()
+        await self._configure_client()
         self._log.info(how, service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
 
     def _put_in_force(self, taken: Credentials) -> None:
@@ -358,9 +384,9 @@ class Agent:
             trio.current_time() + refresh_after(life, chance).total_seconds(),
         )
 
-    async def _show(self) -> None:
-        """From now on the client shows and trusts what is in force."""
-        bundle = self._known()
+    async def _configure_client(self) -> None:
+        """Makes the CA client use the bundle and the certificate in force; the certificate only until it ends."""
+        bundle = self._current_bundle()
         revoked = Revocations(keys=bundle.distrusted)
         own = self.credentials
         if own is None:
@@ -371,64 +397,64 @@ class Agent:
         usable = self._clock() <= own.svid.not_after
         await self._client.use(own.keys if usable else bundle.roots, revoked)
 
-    def _known(self) -> Bundle:
+    def _current_bundle(self) -> Bundle:
         if self._bundle is None:
-            raise RuntimeError("not a member yet")
+            raise RuntimeError("not enrolled yet")
         return self._bundle
 
-    # -- what is kept and shown ------------------------------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------------------------------
 
     def _keep(self, name: str, data: bytes) -> None:
-        """Writes; a disk that is full keeps nothing from being in force, but a restart would not know of it."""
+        """Writes a file of ``state_dir``. A failure, such as a full disk, is logged and does not keep ``data`` from use."""
         try:
-            self._memory.keep(name, data)
+            self._saved.keep(name, data)
         except UsageError as error:
-            self._faults.report("state_dir", f"{error}; it is in force all the same, and a restart would not know it")
+            self._faults.report("state_dir", f"{error}; the new value is in force, but a restart would lose it")
         else:
             self._faults.report("state_dir", None)
 
-    def _pass(self) -> str:
-        """The token or secret, read anew each time: it may have been replaced. Raises :class:`UsageError`."""
+    def _read_enrolment(self) -> str:
+        """The text of the token or secret. Read each time: the file may have been replaced. Raises :class:`UsageError`."""
         path = self._identity.enrolment
         if path is None:
             raise UsageError(
-                f"{self._memory.path}: has no usable certificate, and identity.enrolment names no token or secret: "
+                f"{self._saved.path}: has no usable certificate, and identity.enrolment names no token or secret: "
                 f"certs token {self._service}"
             )
         text = credentials.read_file(path, "enrolment token or secret", secret=True).decode("ascii", "replace").strip()
         try:
-            shown = enrolment.parse(text)
+            parsed = enrolment.parse(text)
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from error
-        if shown.root != self._pin and shown.root not in self._known().anchors:
+        if parsed.root != self._pin and parsed.root not in self._current_bundle().anchors:
             raise UsageError(
-                f"{path}: this {shown.kind} is of a mesh under another root ({shown.root.hex()[:16]}…); it is not sent"
+                f"{path}: this {parsed.kind} is of a mesh under another root ({parsed.root.hex()[:16]}…); it is not sent"
             )
         return text
 
-    # -- saying --------------------------------------------------------------------------------------------------------
+    # -- logging -------------------------------------------------------------------------------------------------------
 
     def _alarm(self, error: CaUnverifiedError) -> None:
         if error.refusal.reason not in MITM_SUSPECTS:
-            return  # a clock that is wrong, say
+            return  # a wrong clock, for one
         self._log.alarm(
             f"refused: {self._service} {accept.describe(error)}: something answers in the CA's place",
             service=self._service,
             upstream=self._identity.ca,
             reason=str(error.refusal.reason),
-            next="find out who answers there; nothing secret was sent to it",
+            next="find out what answers there; nothing secret was sent to it",
         )
 
-    def _say(self, event: str, message: str) -> None:
+    def _warn(self, event: str, message: str) -> None:
         self._log.warning(event, service=self._service, message=message)
 
 
 def _pin(identity: CaIdentity) -> bytes:
-    """The digest of the root that this sidecar was told to trust. Raises :class:`UsageError`."""
+    """The digest of the pinned root. Raises :class:`UsageError`."""
     if identity.root_sha256 is not None:
         return bytes.fromhex(identity.root_sha256)
     path = identity.root
     if path is None:
-        raise UsageError("identity: needs root or root_sha256: whom to trust at first contact")
+        raise UsageError("identity: needs root or root_sha256, to verify the CA at first contact")
     roots = credentials.read_certificates(path, "pinned root")
     return certificate_digest(roots[0])

@@ -1,6 +1,6 @@
-"""Our own certificate, key and trust bundle: read from files and checked before anything is served with them.
+"""Our own certificate, key and trust bundle: read from files and checked before the sidecar serves with them.
 
-Fails closed, and early: a sidecar that would be refused by every peer, or could not refuse anybody, does not start.
+Fails closed, at the start: a sidecar that every peer would refuse, or that could verify no peer, does not start.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _RSA_BITS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A checked key pair, and whose it is until when."""
+    """A checked key pair, and the SVID of its certificate: identity, serial number, validity."""
 
     keys: tls.KeyPair
     svid: Svid
 
 
 def load(certificate: Path, key: Path, bundle: Path, params: VerifyParams, now: datetime) -> Credentials:
-    """Reads and checks the three files; ``terms.expected`` is our own identity. Raises :class:`UsageError`."""
+    """Reads and checks the three files; ``params.expected`` is our own identity. Raises :class:`UsageError`."""
     if params.expected is None:
-        raise ValueError("terms.expected must be our own identity")
+        raise ValueError("params.expected must be our own identity")
     chain = read_certificates(certificate, "certificate")
     roots = read_certificates(bundle, "trust bundle")
     private = _key(key)
@@ -56,20 +56,20 @@ def load(certificate: Path, key: Path, bundle: Path, params: VerifyParams, now: 
 
 
 def judge_own(keys: tls.KeyPair, params: VerifyParams, now: datetime) -> Svid:
-    """Judges our own certificate as every peer will; ``terms.expected`` is who we are. Raises :class:`Refused`."""
+    """Judges our own certificate as every peer will; ``params.expected`` is our own identity. Raises :class:`Refused`."""
     ders = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in keys.chain)
     return judge(Presented(ders, ders, tls.verify_own_chain(keys)), params, now)
 
 
 def _check(keys: tls.KeyPair, path: Path, bundle: Path, params: VerifyParams, now: datetime) -> Svid:
-    """Judges our own certificate as every peer will."""
+    """The SVID of our own certificate, if peers will accept it. Raises :class:`UsageError`."""
     expected: SpiffeId = params.expected or SpiffeId("", ())
     renew = f"get a new one: certs issue CA_DIR {expected.service} --out {path.parent} --force"
     try:
         svid = parse_svid(keys.chain[0].public_bytes(serialization.Encoding.DER))
     except InvalidIdentityError as error:
         raise UsageError(f"{path}: not usable as this service's identity: {error}; {renew}") from error
-    # Said before the chain is judged, which would report the same less helpfully.
+    # Checked before the chain is judged: the message is more helpful than the judgement's.
     if now > svid.not_after:
         raise UsageError(
             f"{path}: the certificate of {svid.id} was good until {svid.not_after:%F %T} UTC and is expired; {renew}"
@@ -87,7 +87,7 @@ def _check(keys: tls.KeyPair, path: Path, bundle: Path, params: VerifyParams, no
                 f"{path}: the certificate is for {svid.id}, but this sidecar is {expected}; {renew}"
             ) from refusal
         raise UsageError(
-            f"{path}: every peer that trusts {bundle} would refuse this certificate, saying that it {refusal.detail}; "
+            f"{path}: every peer that trusts {bundle} would refuse this certificate, because it {refusal.detail}; "
             f"{renew}"
         ) from refusal
     return svid
@@ -106,7 +106,8 @@ def _check_root(root: x509.Certificate, path: Path) -> None:
 
 
 def _check_strength(certificate: x509.Certificate, path: Path) -> None:
-    """Whether TLS 1.3 can use its key (RFC 8446 4.2.3) and OpenSSL will (security level 2): else no handshake succeeds."""
+    """Refuses a key that TLS 1.3 (RFC 8446 4.2.3) or OpenSSL (security level 2) does not accept: no handshake would succeed.
+    Raises :class:`UsageError`."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
@@ -123,7 +124,7 @@ def _check_strength(certificate: x509.Certificate, path: Path) -> None:
 
 
 def read_certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
-    """The certificates of a PEM file; ``what`` it is, for messages. Raises :class:`UsageError`."""
+    """The certificates of a PEM file. ``what`` names it in messages. Raises :class:`UsageError`."""
     data = read_file(path, what)
     try:
         certificates = x509.load_pem_x509_certificates(data)
@@ -140,7 +141,7 @@ def _key(path: Path) -> tls.PrivateKey:
         raise UsageError(
             f"{path}: the key is encrypted; a sidecar starts by itself and needs it without passphrase"
         ) from error
-    except Exception as error:  # whatever the parser raises: never with its text, which may quote the file
+    except Exception as error:  # any error of the parser; its text may quote the file, so the message has none of it
         raise UsageError(f"{path}: no PEM private key can be read from it") from error
     if not isinstance(key, tls.PrivateKey):
         raise UsageError(f"{path}: a key of this kind cannot be used; make one with P-256")
@@ -148,7 +149,7 @@ def _key(path: Path) -> tls.PrivateKey:
 
 
 def read_file(path: Path, what: str, *, secret: bool = False) -> bytes:
-    """A file's content; a ``secret`` one must be its owner's alone. Raises :class:`UsageError`."""
+    """A file's content. A ``secret`` file must not be readable by others. Raises :class:`UsageError`."""
     try:
         data = read_bounded(path, MAX_FILE_BYTES, Alone.OURS_OR_GROUPS if secret else None)
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""What a sidecar remembers of its membership between two starts, and what of that still counts. I/O: ``state_dir``.
+"""The state that a sidecar keeps between two starts, parsed and checked. I/O: ``state_dir``.
 
-:mod:`sidecar.agent.statedir` keeps bytes; this says what they mean. Nothing is taken from the disk that would not be taken from
-the CA (:mod:`sidecar.agent.accept`): whatever is damaged, foreign or no longer trusted is said, left, and asked for anew.
+:mod:`sidecar.agent.statedir` keeps bytes; this module parses them. The disk gets the same checks as the CA
+(:mod:`sidecar.agent.accept`): what is damaged, foreign or no longer trusted is logged, ignored, and requested again.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 
-Say = Callable[[str, str], None]
-"""Is told an event's name and a sentence."""
+Warn = Callable[[str, str], None]
+"""Logs a warning: the event's name, and a sentence."""
 
 
 class SavedState:
-    """An open ``state_dir``, of the sidecar ``own``. The constructor raises :class:`UsageError`, as does every reading where
-    going on would be wrong; a sentence goes to ``say`` where it is merely less comfortable."""
+    """An open ``state_dir``, of the sidecar ``own``. The constructor and the readers raise :class:`UsageError` where the
+    sidecar must not start; a file that it can do without is ignored, with a warning."""
 
-    def __init__(self, path: Path, own: SpiffeId, say: Say) -> None:
+    def __init__(self, path: Path, own: SpiffeId, warn: Warn) -> None:
         self.path = path
         self._own = own
-        self._say = say
+        self._warn = warn
         self._state = StateDir(path)
 
     def close(self) -> None:
         self._state.close()
 
-    def introduce(self, pin: bytes, now: datetime) -> str:
-        """Who we are among the replicas of our service. If this is of a mesh under another root than the one that is pinned
-        now, all of it is forgotten first."""
+    def load_instance(self, pin: bytes, now: datetime) -> str:
+        """The random name of this replica of the service, made at the first start. State of a mesh under another root than
+        the pinned one (``pin``: its digest) is removed first."""
         kept = self._state.read(MEMBER)
         try:
-            said = {} if kept is None else json.loads(kept)
-            instance, known_pin = str(said.get("instance", "")), str(said.get("pin", ""))
+            fields = {} if kept is None else json.loads(kept)
+            instance, kept_pin = str(fields.get("instance", "")), str(fields.get("pin", ""))
         except (ValueError, AttributeError):
-            instance, known_pin = "", ""
+            instance, kept_pin = "", ""
         bundle = self.bundle(now)
-        if bundle is not None and known_pin != pin.hex() and pin not in bundle.anchors:
-            self._say(
+        if bundle is not None and kept_pin != pin.hex() and pin not in bundle.anchors:
+            self._warn(
                 "state_forgotten",
-                f"{self.path}: was of a mesh under another root than the one that is pinned now; starting anew",
+                f"{self.path}: was of a mesh under another root than the one that is pinned now; its files were removed",
             )
             self._state.remove(BUNDLE, REVOCATIONS, IDENTITY, PENDING)
         if not wire.INSTANCE.fullmatch(instance):
@@ -63,7 +63,7 @@ class SavedState:
         return instance
 
     def bundle(self, now: datetime) -> Bundle | None:
-        """The newest that was taken; None before the first."""
+        """The newest bundle that was put in force; None before the first."""
         kept = self._state.read(BUNDLE)
         if kept is None:
             return None
@@ -71,19 +71,19 @@ class SavedState:
             return read_kept_bundle(kept, self._own.trust_domain, now)
         except UntrustedError as error:
             raise UsageError(
-                f"{self.path / BUNDLE}: {error}; so it is not known whom to trust. To start anew from the "
+                f"{self.path / BUNDLE}: {error}; so no CA can be verified. To start again from the "
                 f"pinned root, remove {self.path}"
             ) from error
 
     def revocations(self, bundle: Bundle, now: datetime) -> RevocationList | None:
-        """The newest list that counts under this bundle."""
+        """The newest list, if it is valid under this bundle."""
         kept = self._state.read(REVOCATIONS)
         if kept is None:
             return None
         try:
             return accept.take_revocations(kept, None, bundle, now)
         except AnswerRefusedError as error:
-            self._say("state_ignored", f"{self.path / REVOCATIONS}: {error}")
+            self._warn("state_ignored", f"{self.path / REVOCATIONS}: {error}")
             return None
 
     def credentials(self, bundle: Bundle) -> Credentials | None:
@@ -94,12 +94,12 @@ class SavedState:
         try:
             return accept.kept_certificate(kept, self._own, bundle)
         except AnswerRefusedError as error:
-            self._say("state_ignored", f"{self.path / IDENTITY}: {error}; enrolling anew")
+            self._warn("state_ignored", f"{self.path / IDENTITY}: {error}; enrolling again")
             return None
 
     def pending_key(self) -> ec.EllipticCurvePrivateKey:
-        """The key that was last asked to be certified and is not yet; a new one, if there is none. It is on the disk before
-        it is asked for: with the same key again, an answer that got lost is told again."""
+        """The key of an enrolment without an answer; a new one, if there is none. The CA repeats a lost answer to a request
+        with the same key, so the key is written (:meth:`keep_pending_key`) before the request."""
         kept = self._state.read(PENDING)
         if kept is not None:
             try:
@@ -109,14 +109,14 @@ class SavedState:
         return new_key()
 
     def keep_pending_key(self, key: ec.EllipticCurvePrivateKey) -> None:
-        """Raises :class:`OSError`: then it must not be asked for."""
+        """Raises :class:`OSError`: then the key must not be sent to the CA."""
         self._state.write(PENDING, accept.key_pem(key))
 
     def forget_pending_key(self) -> None:
         self._state.remove(PENDING)
 
     def keep(self, name: str, data: bytes) -> None:
-        """Replaces one of :mod:`sidecar.agent.statedir`'s files. Raises :class:`UsageError`; the old one is there then."""
+        """Replaces one of :mod:`sidecar.agent.statedir`'s files. Raises :class:`UsageError`; then the old file stays."""
         try:
             self._state.write(name, data)
         except OSError as error:

@@ -1,16 +1,15 @@
-"""``state_dir``: what a sidecar keeps between two starts: its certificate with the key, and what it trusts. Fails closed.
+"""``state_dir``: the files that a sidecar keeps between two starts. Fails closed: files that others can read are refused.
 
 ====================== =========================================================================================
 ``identity.pem``       the key, then the chain; one file, so that the two are never of different certificates
-``pending.pem``        the key of an enrolment that was asked for and is not answered yet
+``pending.pem``        the key of an enrolment that has no answer yet
 ``bundle.json``        the newest trust bundle
 ``revocations.json``   the newest list of revocations
-``member.json``        ``{"instance", "pin"}``: which sidecar this is, and the root that it was told to trust
+``member.json``        ``{"instance", "pin"}``: the random name of this replica, and the pinned root's digest
 ====================== =========================================================================================
 
-The directory is its owner's alone (0700), as is each file (0600), and neither may be a symlink. A file is written beside its
-place, brought to the disk and renamed, so it is there whole, old or new, whenever the process is killed. One process at a
-time has the directory.
+The directory has mode 0700, each file 0600, and none is a symlink. A file is written under a temporary name, synced and
+renamed: whenever the process is killed, the old or the new content is complete. A lock keeps a second process out.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MAX_BYTES = 4 << 20
 
 
 class StateDir:
-    """An open state directory, ours alone until :meth:`close`. Its constructor raises :class:`UsageError`."""
+    """An open state directory, locked until :meth:`close`. The constructor raises :class:`UsageError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,18 +39,18 @@ class StateDir:
                 path.mkdir(mode=0o700)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise UsageError(f"{path.parent}: is not there, so state_dir cannot be made in it") from error
+            raise UsageError(f"{path.parent}: does not exist, so state_dir cannot be created in it") from error
         except OSError as error:
             what = "is a symlink" if path.is_symlink() else error.strerror
             raise UsageError(f"{path}: cannot be state_dir: {what}; it must be a directory of its own") from error
         try:
-            self._claim()
+            self._check_and_lock()
             remove_unfinished(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _claim(self) -> None:
+    def _check_and_lock(self) -> None:
         status = os.fstat(self._fd)
         exposed = exposure(status, Alone.OURS)
         if exposed is Unfit.FOREIGN:
@@ -72,8 +71,7 @@ class StateDir:
         os.close(self._fd)
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None if there is none. Raises :class:`UsageError` for one that others could have read or
-        swapped."""
+        """A file's content; None if there is none. Raises :class:`UsageError` if others could have read or replaced it."""
         path = self.path / name
         try:
             return read_file(name, MAX_BYTES, Alone.OURS, follow=False, dir_fd=self._fd)
@@ -86,12 +84,12 @@ class StateDir:
                 Unfit.IRREGULAR: "is not a regular file",
                 Unfit.SHARED: f"can be read by others; do: chmod 600 {path}",
                 Unfit.FOREIGN: f"can be read by others; do: chmod 600 {path}",
-                Unfit.TOO_LARGE: f"is larger than {MAX_BYTES >> 20} MiB, so it is none of ours",
+                Unfit.TOO_LARGE: f"is larger than {MAX_BYTES >> 20} MiB, so this program did not write it",
             }[error.unfit]
             raise UsageError(f"{path}: {why}") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces a file. Raises :class:`OSError`; the old one is there then."""
+        """Replaces a file. Raises :class:`OSError`; then the old file stays."""
         write_files([NewFile(name, data, SECRET)], dir_fd=self._fd)
 
     def remove(self, *names: str) -> None:

@@ -223,7 +223,7 @@ class DevMesh:
 
     async def _rejudge(self) -> int:
         nodes = [sidecar.node for sidecar in self._sidecars.values()]
-        return sum([await node.registry.rejudge(node.objection) for node in nodes])
+        return sum([await node.registry.rejudge(node.recheck) for node in nodes])
 
     async def _close_doors(self) -> None:
         """Drains the listeners that are not in the plan any more, all at once."""

@@ -1,4 +1,4 @@
-"""One sidecar from start to drain.
+"""One sidecar process, from start to drain.
 
-``run`` (``sidecar run``: the wiring), ``reload`` (what changes while it runs), ``status`` (what it says of itself).
+``run`` (``sidecar run``: puts the parts together), ``reload`` (changes while it runs), ``status`` (its state, for people).
 """

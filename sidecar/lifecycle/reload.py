@@ -1,10 +1,16 @@
-"""What may change while a sidecar runs: its mesh file, and its certificate, key and trust bundle.
+"""Changes while a sidecar runs: of the mesh file, and of certificate, key and trust bundle.
 
-:func:`load_credentials` and :func:`snapshot` make what connections are judged by; the start and every reload go through
-them. A reload swaps one reference: connections that begin after it see all of the new, and those that live are judged again
-by it. What is wrong is refused as at the start, but then the last good stays in force, said loudly and with until when. A
-broken mesh file does not keep a new certificate out, nor the other way round; and the wiring, which only a restart changes,
-keeps neither out.
+How it works. A :class:`~sidecar.proxy.node.Snapshot` holds everything that connections are judged by. The start and every
+reload make it with :func:`load_credentials` and :func:`snapshot`, so both apply the same checks. There are three sources:
+
+* files (:class:`~sidecar.host.follow.Follower`): the mesh file and, if the identity is in files, certificate, key, bundle;
+* the CA, if it issues the identity: the agent calls :meth:`Reloader.adopt`;
+* the date: rules end with a day, so live connections are judged again when the day changes.
+
+Invariants. A reload replaces one reference, ``node.current``: a connection that begins later sees all of the new snapshot,
+and live connections are judged again by it. A source that is refused leaves its last good value in force, which is logged
+with the time until which that is good, and does not keep a good change of another source out. The wiring (``sidecar.yaml``)
+never changes here: a restart applies it.
 """
 
 from __future__ import annotations
@@ -33,20 +39,21 @@ NOTHING_REVOKED = Revocations()
 def load_credentials(config: Config, mesh: Mesh, now: datetime) -> Credentials:
     """Our own certificate, key and bundle from files, checked. Raises :class:`UsageError`."""
     if not isinstance(config.identity, FileIdentity):
-        raise TypeError("credentials that a CA gives are not in files of the configuration")
+        raise TypeError("an identity that a CA issues has no credential files")
     files, own = config.identity, mesh.identity(config.service)
     params = VerifyParams(mesh.trust_domain, own, mesh.max_leaf_ttl)
     return credentials.load(files.certificate, files.key, files.bundle, params, now)
 
 
 def snapshot(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations = NOTHING_REVOKED) -> Snapshot:
-    """Everything that a connection of ``service`` is judged by."""
+    """The snapshot that connections of ``service`` are judged by."""
     params = VerifyParams(mesh.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, revocations=revocations)
     return Snapshot(mesh.identity(service), mesh, Context(keys, params))
 
 
 class Reloader:
-    """Follows one sidecar's files, and takes what its CA gives. ``environ`` is what its configuration was read with."""
+    """Applies changes of one sidecar's files and of what its CA issues. ``environ``: the environment that its configuration
+    was read with."""
 
     def __init__(
         self,
@@ -64,17 +71,17 @@ class Reloader:
         if isinstance(config.identity, FileIdentity):
             files = config.identity
             sources["credentials"] = [files.certificate, files.key, files.bundle]
-        self._faults = ReportOnce[str](lambda _, message: self._say("reload_refused", message))
-        self._wiring = ReportOnce[str](self._say, exact=True)
-        self._expiry = ReportOnce[str](self._say)
+        self._faults = ReportOnce[str](lambda _, message: self._warn("reload_refused", message))
+        self._wiring = ReportOnce[str](self._warn, exact=True)
+        self._expiry = ReportOnce[str](self._warn)
         self._files = Follower(sources, self._take, self._faults, self._log_bug)
 
     async def run(self) -> None:
         """Looks at the files and at the clock, until cancelled."""
         for path in mounted(self._files.paths):
-            self._say(
+            self._warn(
                 "single_file_mount",
-                f"{path} is mounted as a single file: it will not change here when an editor replaces it there; "
+                f"{path} is mounted as a single file: when an editor replaces the file, the change does not arrive here; "
                 "mount its directory instead",
             )
         day = self.node.clock().date()
@@ -87,25 +94,26 @@ class Reloader:
             await trio.sleep(LOOK_SECONDS)
 
     async def reload(self) -> None:
-        """Takes what the files hold now, as far as it is good, and judges the live connections by it."""
+        """Reads the files now, applies what is good, and judges the live connections by it."""
         await self._files.reload()
 
     async def adopt(self, loaded: Credentials, revocations: Revocations) -> None:
-        """Puts in force what the CA gave; lives on what was let in before, unless that is not believed any more."""
+        """Puts the CA's credentials and revocations in force. Live connections are judged again if roots or revocations
+        changed."""
         before = self.loaded.keys.roots, replace(self.revocations, fresh_until=None)
         self.loaded, self.revocations = loaded, revocations
         node = self.node
         node.current = snapshot(node.config.service, node.current.mesh, loaded.keys, revocations)
         if (loaded.keys.roots, replace(revocations, fresh_until=None)) != before:
             cut = await self._rejudge()
-            message = "in force now: what the CA says of trust and revocations"
+            message = "in force now: the CA's trust bundle and revocations"
             node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
     async def _take(self) -> None:
-        """Puts in force what is new and good, all of it at once."""
+        """Puts what is new and good in force, in one step."""
         node, in_force, before, were_faults = self.node, self.node.current, self.loaded, bool(self._faults)
         kept = f"still in force: the policy of {in_force.mesh.filename} as it was read before"
-        mesh = await self._files.attempt("mesh", self._mesh, in_force.mesh, kept)
+        mesh = await self._files.attempt("mesh", self._load_mesh, in_force.mesh, kept)
         loaded = before
         if isinstance(node.config.identity, FileIdentity):
             kept = f"still in force: the certificate that is good until {before.svid.not_after:%F %T} UTC"
@@ -124,24 +132,26 @@ class Reloader:
             self.loaded = loaded
         self._compare_wiring(mesh)
         if not changed and were_faults and not self._faults:
-            changed = ["what was before, its files are good again"]
+            changed = ["the values from before; their files are good again"]
         if changed:
             cut = await self._rejudge()
             message = f"in force now: {'; '.join(changed)}"
             node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
     async def _rejudge(self) -> int:
-        return await self.node.registry.rejudge(self.node.objection)
+        return await self.node.registry.rejudge(self.node.recheck)
 
-    def _mesh(self) -> Mesh:
-        """The mesh file as it is now, if what this sidecar is wired to is still in it."""
+    def _load_mesh(self) -> Mesh:
+        """The mesh file as it is now. Raises :class:`UsageError`, also if a service or port of the wiring is not in it."""
         config = self.node.config
         mesh = load_mesh(config.mesh_path)
         if mesh.trust_domain != config.mesh.trust_domain:
-            raise UsageError(f"{config.mesh_path}: another trust_domain is another mesh: restart to join it")
+            raise UsageError(
+                f"{config.mesh_path}: its trust_domain has changed, which takes effect with a restart only"
+            )
         if config.service not in mesh.services:
             raise UsageError(
-                f"{config.mesh_path}: it has no service {config.service!r} any more, and this is its sidecar"
+                f"{config.mesh_path}: service {config.service!r}, which this sidecar serves, is not in it any more"
             )
         own = [f"{config.service}:{one.port}" for one in config.inbound]
         for target in [*own, *(str(one.target) for one in config.outbound)]:
@@ -152,29 +162,29 @@ class Reloader:
         return mesh
 
     def _compare_wiring(self, mesh: Mesh) -> None:
-        """The wiring stays as it was at the start; that its file says something else by now is told, once."""
-        config, said = self.node.config, None
+        """Warns once if ``sidecar.yaml`` has changed since the start: the wiring stays until a restart."""
+        config, warning = self.node.config, None
         try:
             fresh = parse_config(load_text(config.path), str(config.path), self._environ, mesh)
             if replace(fresh, mesh=config.mesh) != config:
-                said = f"{config.path} has changed; what it says takes effect with a restart"
+                warning = f"{config.path} has changed; the change takes effect with a restart"
         except UsageError as error:
-            said = f"{error}; the wiring stays as it is, and a restart would not succeed"
-        self._wiring.report("restart_needed", said)
+            warning = f"{error}; the wiring stays as it is, and a restart would not succeed"
+        self._wiring.report("restart_needed", warning)
 
     def _watch_expiry(self) -> None:
-        """Says before and when our own certificate runs out: from then on every peer refuses us."""
+        """Warns before our own certificate ends and when it has: from then on every peer refuses it."""
         until = self.loaded.svid.not_after
         left = until - self.node.clock()
         stage = "certificate_expired" if left <= timedelta() else "certificate_expiring"
-        mend = "put a new one in its place"
+        advice = "replace it with a new one"
         if not isinstance(self.node.config.identity, FileIdentity):
-            mend = "the CA has not given a new one"
-        message = f"our certificate is good until {until:%F %T} UTC and no longer; {mend}"
+            advice = "the CA has not issued a new one"
+        message = f"our certificate is good until {until:%F %T} UTC only; {advice}"
         for event in ("certificate_expiring", "certificate_expired"):
             self._expiry.report(event, message if event == stage and left <= EXPIRY_WARNING else None)
 
-    def _say(self, event: str, message: str) -> None:
+    def _warn(self, event: str, message: str) -> None:
         self.node.log.warning(event, service=self.node.config.service, message=message)
 
     def _log_bug(self, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""``sidecar run``: one sidecar in one process. Wiring only."""
+"""``sidecar run``: one sidecar in one process. Puts the parts together and obeys signals; no logic of its own."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def prepare(
     loaded: Credentials | None = None,
     revocations: Revocations = NOTHING_REVOKED,
 ) -> tuple[Server, Reloader]:
-    """Everything that can be wrong at start: credentials (those of the files, unless a CA gave some), then listeners.
-    Raises :class:`UsageError`."""
+    """Everything that can fail at the start: reads the credential files, unless ``loaded`` are from a CA, then opens the
+    listeners. Raises :class:`UsageError`."""
     if loaded is None:
         loaded = load_credentials(config, config.mesh, utc_now())
     node = Node(config, snapshot(config.service, config.mesh, loaded.keys, revocations), log)
@@ -43,7 +43,7 @@ def prepare(
 
 @asynccontextmanager
 async def machinery(node: Node) -> AsyncIterator[None]:
-    """The tasks that a node's connections rely on, for as long as the block lasts."""
+    """Runs the background tasks that a node's connections need, for the time of the block."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(node.relay.run)
         nursery.start_soon(node.gate.run)
@@ -53,18 +53,18 @@ async def machinery(node: Node) -> AsyncIterator[None]:
 
 
 async def run(config: Config, environ: Mapping[str, str]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal cuts at once; SIGHUP reloads the files at once.
-    ``environ`` is what ``config`` was read with. Raises :class:`UsageError` at start."""
+    """Serves until SIGTERM or SIGINT, then drains. A second of these cuts all connections; SIGHUP reloads the files.
+    ``environ``: the environment that ``config`` was read with. Raises :class:`UsageError` at the start."""
     log = Log(style=config.log_format)
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return
     agent = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now)
     try:
-        joined = await _join(agent)
-        if joined is None:
+        enrolled = await _enrol(agent)
+        if enrolled is None:
             return
-        server, reloader = prepare(config, environ, log, joined, agent.revocations())
+        server, reloader = prepare(config, environ, log, enrolled, agent.revocations())
         agent.follow(lambda: server.node.current.mesh)
         await _serve(config, log, server, reloader, agent)
     finally:
@@ -72,10 +72,10 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
             await agent.close()
 
 
-async def _join(agent: Agent) -> Credentials | None:
-    """Waits until we are somebody; None if a signal came first. Raises :class:`UsageError` where there is no use in that."""
-    joined, refused = None, None
-    # The signals around the nursery: a task that begins to wait for one after their block is over is an error.
+async def _enrol(agent: Agent) -> Credentials | None:
+    """Waits for a usable certificate; None if a signal came first. Raises :class:`UsageError` if waiting cannot help."""
+    enrolled, refused = None, None
+    # The signal block is outside of the nursery: waiting for a signal after its block has ended is an error.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -85,14 +85,14 @@ async def _join(agent: Agent) -> Credentials | None:
 
             nursery.start_soon(give_up)
             try:
-                await agent.join()
-                joined = agent.credentials
+                await agent.enrol()
+                enrolled = agent.credentials
             except UsageError as error:
-                refused = error  # raised below: the nursery would make a group of it, which nobody prints as it is
+                refused = error  # raised below: the nursery would wrap it in an exception group
             nursery.cancel_scope.cancel()
     if refused is not None:
         raise refused
-    return joined
+    return enrolled
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
@@ -112,7 +112,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
         log.warning("warning", service=config.service, message=warning)
     async with machinery(server.node), trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            nursery.start_soon(_obey, signals, stop, server.node, reloader, nursery.cancel_scope)
+            nursery.start_soon(_handle_signals, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
             if admin is not None:
                 nursery.start_soon(admin.run)
@@ -136,13 +136,13 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
 
 
 def _status(config: Config, node: Node, reloader: Reloader, agent: Agent | None, stop: trio.Event) -> dict[str, Any]:
-    """What is so now."""
+    """Current state, as the admin listener serves it."""
     now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
     unwell = []
     if now > svid.not_after:
         unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
     if fresh_until is not None and now > fresh_until:
-        unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it lets nobody new in")
+        unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it accepts no new connection")
     live = [
         ("inbound", str(admission.source), admission.port)
         if admission.peer.id == admission.source
@@ -155,7 +155,7 @@ def _status(config: Config, node: Node, reloader: Reloader, agent: Agent | None,
     )
 
 
-async def _obey(
+async def _handle_signals(
     signals: AsyncIterator[int], stop: trio.Event, node: Node, reloader: Reloader, everything: trio.CancelScope
 ) -> None:
     service, seconds = node.config.service, node.config.timeouts.drain

@@ -1,7 +1,7 @@
-"""``sidecar status``: who this sidecar is, until when, who may reach it, who is connected, what was refused lately. Pure.
+"""``sidecar status``: a sidecar's identity, its end, permitted callers, live connections, the last refusals. Pure.
 
-:func:`describe` makes the document that ``--json`` prints; :func:`as_text` is the same for people. Whatever came from a
-peer was escaped when it was logged.
+:func:`describe` makes the document that ``--json`` prints; :func:`as_text` formats it for people. Text from a peer was
+escaped when it was logged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sidecar.policy.mesh import Mesh
 
 @dataclass(frozen=True, slots=True)
 class CurrentState:
-    """What is so at a moment. ``live``: (direction, other end, port or target) of each connection that was let in.
-    ``unwell``: why no connection succeeds now, a sentence each; none if all is well. ``trust``: the CA's bundle and list, as
-    far as there is a CA."""
+    """The state at one moment. ``live``: (direction, other end, port or target) of each connection that was let in.
+    ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
+    the CA's bundle and list; empty without a CA."""
 
     config: Config
     mesh: Mesh
@@ -35,7 +35,7 @@ class CurrentState:
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
-    """The whole status, as plain values."""
+    """The status as values that JSON can hold."""
     config, mesh, svid = state.config, state.mesh, state.svid
     live = Counter(state.live)
     return {
@@ -79,7 +79,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
 
 
 def as_text(status: Mapping[str, Any]) -> str:
-    """The document for people."""
+    """The document of :func:`describe`, as lines for people."""
     lines = [f"{status['service']}  {status['identity']}  certificate until {status['certificate_until']}"]
     lines += [f"  NOT WELL: {sentence}" for sentence in status["unwell"]]
     if status["draining"]:
@@ -134,4 +134,4 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "nobody"
+    return ", ".join(names) or "none"

@@ -1,6 +1,6 @@
-"""One connection, top to bottom, and the listeners that accept it.
+"""Connections, from accept to close.
 
 ``server`` (listeners), ``inbound`` and ``outbound`` (one connection each), ``peer`` (handshake to verified peer), ``carry``
-(relay it to its end), ``live`` (connections that were let in), ``node`` (what all connections share, and the snapshot that a
+(relay to the end), ``live`` (the registry of connections), ``node`` (what all connections share, and the snapshot that a
 reload replaces).
 """

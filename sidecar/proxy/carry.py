@@ -1,4 +1,4 @@
-"""What both directions do once a connection is let in: relay its bytes, record how it ended, and how each side is closed."""
+"""The part that both directions share after a connection is let in: relay, record the ending, close both sockets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sidecar.transport.sockets import Closing
 from sidecar.transport.tls import TlsChannel
 
 UPLOAD_SECONDS = 30.0
-"""How long a peer may go on sending to an app that has answered and closed early, before its connection is closed."""
+"""How long a peer may still send after the app has answered and closed early. Then its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Both sockets of a connection that is over, still open, and how each is to be closed."""
+    """The two open sockets of a connection that has ended, and how to close each."""
 
     app: socket.socket
     app_closing: Closing
@@ -29,7 +29,7 @@ class Ends:
     net_closing: Closing
 
     async def close(self) -> None:
-        """Closes both, the app's first: a peer may go on sending for a while. Cancelled, it resets what is left."""
+        """Closes both sockets, the app's first: a peer may still send for a while. If cancelled, resets what is left."""
         try:
             await sockets.close(self.app, self.app_closing, UPLOAD_SECONDS)
             await sockets.close(self.net, self.net_closing, UPLOAD_SECONDS)
@@ -45,9 +45,10 @@ async def carry(
     net: socket.socket,
     app: socket.socket,
     record: ConnectionRecord,
-    words: Mapping[How, Reason],
+    endings: Mapping[How, Reason],
 ) -> Ends:
-    """Carries a connection to its end; ``words`` are this direction's names of the endings. Closes nothing."""
+    """Relays a connection until it ends, and records how. ``endings``: the reason word of each ending in this direction.
+    Leaves both sockets open, for :meth:`Ends.close`."""
     duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=options.tolerate_missing_close_notify)
     try:
         outcome = await node.relay.carry(duplex, net, app, idle_timeout=options.idle_timeout, max_age=options.max_age)
@@ -55,9 +56,9 @@ async def carry(
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
     if isinstance(outcome, Reason):
         record.end(outcome)
-        # Cut by us: neither side may take it for the clean end of a stream.
+        # Cut by this sidecar: neither side may mistake it for the clean end of a stream.
         return Ends(app, Closing.CUT, net, Closing.CUT)
-    record.end(words[outcome.how], outcome.detail)
+    record.end(endings[outcome.how], outcome.detail)
     record.peer_reason = outcome.alert
     app_closing = Closing.RESET if outcome.reset_app else Closing.CLEAN
     net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER

@@ -1,4 +1,4 @@
-"""Inbound: a peer's mutual TLS in, plaintext out to our app. One connection, top to bottom."""
+"""Inbound: one connection from a peer (mutual TLS) to our app (plaintext), from handshake to end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import tell
 from sidecar.transport.tls import ALPN_PREFIX
 
-_WORDS = {
+_ENDINGS = {
     How.OK: Reason.OK,
     How.APP_RESET: Reason.APP_RESET,
     How.PEER_RESET: Reason.CLIENT_RESET,
@@ -32,49 +32,49 @@ _WORDS = {
 async def serve(
     node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
 ) -> Ends:
-    """Carries one accepted connection; its ends are the caller's to close. Raises :class:`Refused`; whatever it raises,
-    ``sock`` is still open, and all else is closed."""
+    """Serves one accepted connection until it ends. Returns both sockets, open: the caller closes them. Raises
+    :class:`Refused`; after any exception ``sock`` is still open, and everything else is closed."""
     timeouts = node.config.timeouts
 
-    # Who is it? The judgement of its certificate is part of the handshake.
+    # Authentication: the handshake judges the peer's certificate.
     channel = node.current.context.server(ALPN_PREFIX + port.port, node.clock)
     peer = await establish(node, sock, channel, record, record.started)
     caller = peer.id
 
     try:
-        # May it? By the name of the port that both ends agreed on.
+        # Authorization, for the port name that ALPN has negotiated.
         if port.require_alpn and not channel.speaks_mesh:
             raise Refused(
                 Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
             )
-        # (By what is in force now, not what was at the handshake's start: a reload in between must not be missed.)
+        # Uses the snapshot in force now, not the handshake's: a reload may have come in between.
         live.admission = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
         decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
         record.rule, record.dry_run = decision.rule, decision.dry_run
         if not decision.allowed:
             raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
-        if (changed := node.current.distrust(live.admission)) is not None:
-            raise Refused(changed, f"does not let {caller} in: what it trusts changed meanwhile")
+        if (changed := node.current.check_trust(live.admission)) is not None:
+            raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
         record.decision = "allow"
-        # Is our app there?
-        app_socket, endpoint = await _reach(app, timeouts.connect)
+        # Connect to the app before the peer gets its verdict.
+        app_socket, endpoint = await _connect(app, timeouts.connect)
     except Refused as refusal:
         await tell(sock, channel, refusal.reason, timeouts.handshake)
         raise
 
-    # It hears yes, and bytes flow until their end.
+    # Send the verdict, then relay until the end.
     try:
         record.upstream = str(endpoint)
         await tell(sock, channel, Reason.OK, timeouts.handshake)
         with app.using(endpoint):
-            return await carry.carry(node, port, channel, sock, app_socket, record, _WORDS)
+            return await carry.carry(node, port, channel, sock, app_socket, record, _ENDINGS)
     except BaseException:
         sockets.hard_close(app_socket)
         raise
 
 
-async def _reach(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Endpoint]:
-    """Connects to the first of our app's places that answers."""
+async def _connect(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Endpoint]:
+    """Connects to the first endpoint of our app that answers. Raises :class:`Refused`."""
     refusal = Refused(Reason.CONNECT_FAILED, f"cannot find {app.what}: no answer within {seconds:g} s")
     endpoints: list[dial.Endpoint] = []
     with trio.move_on_after(seconds):

@@ -1,8 +1,8 @@
 """Live connections: registered before they are judged, and judged again whenever policy or trust change.
 
-A connection enters the registry as soon as it is accepted. Its :class:`Admission` is set in the same breath as it is first
-judged, against what is in force *then*; so a change either comes before, and the first judgement sees it, or after, and the
-re-judgement sees the claim. None slips through between.
+How it works. A connection enters the registry when it is accepted. Its :class:`Admission` is set, and first judged against
+the snapshot in force, without a checkpoint between the two. So every change comes either before, and the first judgement
+uses it, or after, and the re-judgement finds the admission. No connection escapes both.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId, Svid
 
 JUDGED_A_TICK = 100
-"""Measured, each: about 10 µs by a policy of 5 rules, 100 µs by one of 1,000. The relay waits no longer than for these."""
+"""Judgements between two checkpoints, while the relay waits. Measured: 10 µs each with 5 rules, 100 µs with 1,000."""
 
 CUT_A_TICK = 16
-"""Each wakes a task, which closes two sockets and logs a line: about 250 µs."""
+"""Cuts between two checkpoints. Each wakes a task, which closes two sockets and logs a line: about 250 µs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What was judged: ``source`` calls ``service:port``; the other end is ``peer``, verified along ``path`` (DER, leaf
-    first) up to the root with the digest ``anchor``."""
+    """What is judged of a connection: ``source`` calls ``service:port``. The other end is ``peer``, verified along ``path``
+    (DER, leaf first) up to the root with the digest ``anchor``."""
 
     source: SpiffeId
     service: str
@@ -40,7 +40,7 @@ class Admission:
 
 
 class Live:
-    """One connection that may be cut, with a reason; the first one counts."""
+    """One connection, which can be cut. The reason of the first cut is kept. ``admission`` is None until it is judged."""
 
     __slots__ = ("admission", "reason", "scope")
 
@@ -50,14 +50,14 @@ class Live:
         self.reason: Reason | None = None
 
     def cut(self, reason: Reason) -> None:
-        """Ends it: whatever it does, it is cancelled there, and both its sides are reset."""
+        """Cancels the connection's task, which resets both its sides."""
         if self.reason is None:
             self.reason = reason
             self.scope.cancel()
 
 
 class Registry:
-    """All connections of one sidecar."""
+    """All open connections of one sidecar."""
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
@@ -66,12 +66,12 @@ class Registry:
         return len(self._live)
 
     def admissions(self) -> list[Admission]:
-        """Of the connections that were let in and live."""
+        """The admissions of the live connections that were judged and not cut."""
         return [live.admission for live in self._live if live.admission is not None and live.reason is None]
 
     @contextmanager
     def enter(self) -> Iterator[Live]:
-        """Registers a connection for the time of the block, which ends quietly if the connection is cut."""
+        """Registers a connection for the time of the block. If the connection is cut, the block ends and raises nothing."""
         live = Live()
         self._live.add(live)
         try:
@@ -81,8 +81,8 @@ class Registry:
             self._live.discard(live)
 
     async def rejudge(self, judge: Callable[[Admission], Reason | None]) -> int:
-        """Cuts every connection for whose claim ``judge`` has a reason; returns how many. In portions, so that the relay
-        goes on between them; ``judge`` must answer from what is in force when it is called."""
+        """Cuts every connection for whose admission ``judge`` returns a reason. Returns how many. Works in portions, so that
+        the relay runs between them; so ``judge`` must use the snapshot in force at each call."""
         cut = 0
         for number, live in enumerate(list(self._live), start=1):
             if live.admission is not None and live.reason is None and (reason := judge(live.admission)) is not None:

@@ -1,4 +1,4 @@
-"""What the connections of one sidecar share: its identity and policy of the moment, its relay, its log."""
+"""What the connections of one sidecar share: the current snapshot of identity and policy, relay, log, metrics."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from sidecar.transport.tls import Context, make_buffer
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a reload replaces, all of it at once: who may talk to whom, and who we are."""
+    """What a reload replaces as one: our identity, the policy, and the TLS context (certificate, roots, revocations)."""
 
     id: SpiffeId
     mesh: Mesh
     context: Context
 
-    def distrust(self, admission: Admission) -> Reason | None:
-        """Why the peer of a verified connection is not believed any more; None if it still is."""
+    def check_trust(self, admission: Admission) -> Reason | None:
+        """The reason why the peer of a verified connection is not trusted any more; None if it still is."""
         if admission.anchor not in self.context.anchors:
             return Reason.TRUST_CHANGED
         if revoked(admission.peer, admission.path, self.context.params.revocations) is not None:
             return Reason.REVOKED
         return None
 
-    def objection(self, admission: Admission, now: datetime) -> Reason | None:
-        """Why a connection that was let in may not go on; None if it may."""
-        if (changed := self.distrust(admission)) is not None:
+    def recheck(self, admission: Admission, now: datetime) -> Reason | None:
+        """The reason to cut a connection that was let in before; None if trust and policy still allow it."""
+        if (changed := self.check_trust(admission)) is not None:
             return changed
         if not decide(self.mesh, admission.source, admission.service, admission.port, now).allowed:
             return Reason.POLICY_CHANGED
@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Node:
-    """One sidecar. Several may live in one process, each with its own identity, and share a relay."""
+    """One sidecar. Several can run in one process, each with its own identity, and share a relay."""
 
     config: Config
     current: Snapshot
@@ -64,9 +64,9 @@ class Node:
     metrics: Metrics = field(default_factory=Metrics)
 
     def time(self) -> float:
-        """Seconds on the clock that durations are measured with."""
+        """Seconds on the monotonic clock, for durations."""
         return trio.current_time()
 
-    def objection(self, admission: Admission) -> Reason | None:
-        """What is in force now says of a connection that was let in before."""
-        return self.current.objection(admission, self.clock())
+    def recheck(self, admission: Admission) -> Reason | None:
+        """:meth:`Snapshot.recheck` of the current snapshot, at the current time."""
+        return self.current.recheck(admission, self.clock())

@@ -1,4 +1,11 @@
-"""Outbound: our app's plaintext in, mutual TLS out to the one service it means. One connection, top to bottom."""
+"""Outbound: one connection from our app (plaintext) to the service of its route (mutual TLS), from policy to end.
+
+How it works. Our own policy decides first. Then the peers of the route are tried in order: each is dialled, must prove the
+route's one identity in the handshake, and sends its verdict if it speaks ``mesh/1``. The app's bytes are not read before
+that. The first peer that lets us in is used. The reason that a peer gives for a refusal is final, unless it concerns that
+peer alone (``RETRY_ELSEWHERE``); after any other failure the next peer is tried. A peer with a wrong identity raises the
+alarm at once; if no peer lets us in, it is what the access log reports. The record describes one peer only.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ from sidecar.transport.handshake import hear
 from sidecar.transport.tls import ALPN_PREFIX, TlsChannel
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
-_WORDS = {
+_ENDINGS = {
     How.OK: Reason.OK,
     How.APP_RESET: Reason.CLIENT_RESET,
     How.PEER_RESET: Reason.APP_RESET,
@@ -31,7 +38,7 @@ _WORDS = {
     How.TRUNCATED: Reason.TRUNCATED,
 }
 
-_OF_A_PEER: dict[str, Any] = {
+_PEER_FIELDS: dict[str, Any] = {
     "peer_address": None,
     "peer_id": None,
     "unverified": {},
@@ -40,57 +47,57 @@ _OF_A_PEER: dict[str, Any] = {
     "resumed": False,
     "connection_id": None,
 }
-"""What a record knows of one peer, and what it says while nothing is known."""
+"""The record's fields about one peer, and their values before anything is known."""
 
 
 async def serve(
     node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
 ) -> Ends:
-    """Carries one accepted connection; its ends are the caller's to close. Raises :class:`Refused`; whatever it raises,
-    ``sock`` is still open, and all else is closed."""
-    now = node.current
+    """Serves one accepted connection until it ends. Returns both sockets, open: the caller closes them. Raises
+    :class:`Refused`; after any exception ``sock`` is still open, and everything else is closed."""
+    snapshot = node.current
 
-    # May this process call, and may our service? The callee's sidecar decides once more, and its answer counts too.
+    # Authorization: of the calling process, then of our service. The callee's sidecar decides again, and may refuse.
     client = sockets.plain_ip((record.client_address or "").rpartition(":")[0].strip("[]"))
     if route.allow_from and not any(client in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
         raise Refused(Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {client}")
-    decision = decide(now.mesh, now.id, route.service, route.port, node.clock())
+    decision = decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock())
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
         raise Refused(Reason.POLICY_DENIED, decision.predicate)
     record.decision = "allow"
 
-    # A peer that proves to be the one we mean, and lets us in. Our app's first bytes wait in its socket until then.
-    net, channel, peer, endpoint = await _find(node, now, route, upstream, record)
+    # Find a peer that proves its identity and lets us in. Until then the app's first bytes stay in its socket.
+    net, channel, peer, endpoint = await _find_peer(node, snapshot, route, upstream, record)
     try:
-        # (Judged again by what is in force now: a reload since the first judgement must not be missed.)
-        live.admission = Admission(now.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
-        if (changed := node.objection(live.admission)) is not None:
+        # Judge again by the snapshot in force now: a reload may have come since the first judgement.
+        live.admission = Admission(snapshot.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
+        if (changed := node.recheck(live.admission)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
-            return await carry.carry(node, route, channel, net, sock, record, _WORDS)
+            return await carry.carry(node, route, channel, net, sock, record, _ENDINGS)
     except BaseException:
         sockets.hard_close(net)
         raise
 
 
-async def _find(
-    node: Node, now: Snapshot, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
+async def _find_peer(
+    node: Node, snapshot: Snapshot, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
 ) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
-    """Tries one peer after the other until one gave a verdict. Whoever is not the one we mean raises the alarm, and what
-    is logged in the end is the gravest that was met."""
+    """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
+    an attack, else the last."""
     seconds = node.config.timeouts.connect
-    met: list[tuple[Refused, dict[str, Any]]] = []
+    refusals: list[tuple[Refused, dict[str, Any]]] = []
     endpoints: list[dial.Endpoint] = []
     with trio.move_on_after(seconds):
         endpoints = await upstream.endpoints()
     for endpoint in endpoints:
-        _note(record, {"peer_address": str(endpoint)})
+        _set_peer(record, {"peer_address": str(endpoint)})
         try:
-            found = await _approach(node, now, route, upstream, endpoint, record)
+            found = await _try_peer(node, snapshot, route, upstream, endpoint, record)
         except Refused as refusal:
-            met.append((refusal, {name: getattr(record, name) for name in _OF_A_PEER}))
+            refusals.append((refusal, {name: getattr(record, name) for name in _PEER_FIELDS}))
             verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
             if verdict is not None and verdict not in RETRY_ELSEWHERE:
                 endpoint.answered()
@@ -99,31 +106,31 @@ async def _find(
         else:
             endpoint.answered()
             return *found, endpoint
-    if not met:
+    if not refusals:
         raise Refused(Reason.CONNECT_FAILED, f"cannot find {upstream.what}: no answer within {seconds:g} s")
-    gravest, known = next((one for one in met if one[0].reason in MITM_SUSPECTS), met[-1])
-    _note(record, known)
+    gravest, known = next((one for one in refusals if one[0].reason in MITM_SUSPECTS), refusals[-1])
+    _set_peer(record, known)
     raise gravest
 
 
-def _note(record: ConnectionRecord, known: dict[str, Any]) -> None:
-    """Makes the record tell of one peer alone: what was known of another one is forgotten."""
-    for name, nothing in _OF_A_PEER.items():
-        setattr(record, name, known.get(name, nothing))
+def _set_peer(record: ConnectionRecord, known: dict[str, Any]) -> None:
+    """Sets the record's fields about the peer; fields that are not in ``known`` are reset."""
+    for name, unknown in _PEER_FIELDS.items():
+        setattr(record, name, known.get(name, unknown))
 
 
-async def _approach(
+async def _try_peer(
     node: Node,
-    now: Snapshot,
+    snapshot: Snapshot,
     route: Outbound,
     upstream: dial.Upstream,
     endpoint: dial.Endpoint,
     record: ConnectionRecord,
 ) -> tuple[socket.socket, TlsChannel, VerifiedPeer]:
-    """One peer: connect, handshake with the one identity that is right, its verdict; each with a deadline."""
-    timeouts, expected = node.config.timeouts, now.mesh.identity(route.service)
+    """One peer: connect, handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`."""
+    timeouts, expected = node.config.timeouts, snapshot.mesh.identity(route.service)
     net = await upstream.connect(endpoint, timeouts.connect)
-    channel = now.context.client(ALPN_PREFIX + route.port, expected, node.clock)
+    channel = snapshot.context.client(ALPN_PREFIX + route.port, expected, node.clock)
     try:
         peer = await establish(node, net, channel, record, began=node.time())
         if route.require_alpn and not channel.speaks_mesh:
@@ -134,12 +141,12 @@ async def _approach(
     except trio.TooSlowError as error:
         sockets.hard_close(net)
         raise Refused(
-            Reason.HANDSHAKE_TIMEOUT, f"heard no verdict in time from {upstream.what} at {endpoint}"
+            Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
         ) from error
     except Refused as refusal:
         located = _located(node, refusal, expected, endpoint, record)
         if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
-            sockets.hard_close(net)  # what does not answer does not read either
+            sockets.hard_close(net)  # a peer that does not answer does not read either
         else:
             await sockets.linger(net)
         raise located from refusal
@@ -152,7 +159,7 @@ async def _approach(
 def _located(
     node: Node, refusal: Refused, expected: SpiffeId, endpoint: dial.Endpoint, record: ConnectionRecord
 ) -> Refused:
-    """The refusal with its address and, where somebody may be in the middle, its alarm."""
+    """The refusal with the peer's address in it. Raises the alarm if the refusal suggests a machine in the middle."""
     if refusal.reason in MITM_SUSPECTS:
         detail = (
             f"expected {expected} at {endpoint} but {refusal.detail}: something answers in {expected.service}'s place"

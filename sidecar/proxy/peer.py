@@ -1,7 +1,7 @@
-"""From an accepted or dialled socket to a verified peer: the handshake with its deadline, and what the record says of it.
+"""From an accepted or dialled socket to a verified peer: the handshake, its deadline, and the record of the peer.
 
-Both directions come through :func:`establish`, so there is one place where a connection gets its peer. It fails closed: it
-returns a peer that was judged, or raises.
+Both directions use :func:`establish`, so there is one place where a connection gets its peer. It fails closed: it returns a
+peer that was judged, or raises.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class VerifiedPeer:
 async def establish(
     node: Node, sock: socket.socket, channel: TlsChannel, record: ConnectionRecord, began: float
 ) -> VerifiedPeer:
-    """Runs the handshake and returns the judged peer. Raises :class:`Refused`; then the peer has been told why, by an alert
-    or (a caller, once the handshake is over) by the verdict. ``sock`` stays open.
+    """Runs the handshake and returns the judged peer. Raises :class:`Refused`, after the reason was sent to the peer: as a
+    TLS alert or, to a caller whose handshake was over, as the verdict. ``sock`` stays open.
 
-    ``record`` gets all that is known of the peer and its connection; ``handshake_ms`` counts from ``began``.
+    Fills in the fields of ``record`` about the peer and its connection. ``handshake_ms`` counts from ``began``.
     """
     seconds = node.config.timeouts.handshake
     try:
@@ -50,7 +50,7 @@ async def establish(
             await tell(sock, channel, refusal.reason, seconds)
         raise
     except trio.TooSlowError as error:
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"heard no complete handshake within {seconds:g} s") from error
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s") from error
     finally:
         record.handshake_ms = (node.time() - began) * 1000
         record.connection_id = channel.connection_id

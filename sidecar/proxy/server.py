@@ -1,4 +1,17 @@
-"""The listeners of one sidecar: accept, guard each connection, log it exactly once, drain."""
+"""The listeners of one sidecar: accept, guard each connection, log it exactly once, drain.
+
+How it works. Each listener is a task that accepts; each accepted socket is a task of its own, in one nursery for all. Such a
+task opens a :class:`~sidecar.observe.record.ConnectionRecord`, enters the registry (before anything is judged, so that a
+reload finds it), calls the direction's handler, and closes both sockets.
+
+Invariants. Every accepted socket gives exactly one line in the access log and one count in the metrics: also if it is
+refused, cut by a reload, cancelled at the end of the drain, or ended by a bug. No exception of a connection leaves its task,
+except cancellation. The server owns ``sock``: handlers never close it, and after a refusal it is still open, so that an
+alert or verdict can reach the peer before the close.
+
+Drain. ``stop`` ends accepting and closes the listeners. Connections then have the drain time to finish; after it they are
+cancelled.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +38,7 @@ Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[Ends]]
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An open listening socket and who serves what it accepts. ``upstream`` is where that is carried to, for the log."""
+    """An open listening socket, and the handler of its connections. ``upstream``: their target, for the log."""
 
     sock: socket.socket
     direction: Direction
@@ -35,16 +48,16 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, with the port that the system chose if 0 was asked for."""
+        """Where it listens; the port is the system's choice if the configuration has 0."""
         host, port = self.sock.getsockname()[:2]
         return host, port
 
 
 class Server:
-    """Listeners of one sidecar: those that its configuration says, unless ``ports`` and ``routes`` are given.
+    """Listeners of one sidecar: those of its configuration, unless ``ports`` and ``routes`` are given.
 
-    Opening them is what can fail, at once and with :class:`UsageError`; serving cannot. The server owns every socket that it
-    accepts: it alone closes it, and with it the other end of a connection that was carried.
+    The constructor opens them and raises :class:`UsageError`; serving does not fail. The server owns every socket that it
+    accepts, and closes it together with the connection's other socket.
     """
 
     def __init__(
@@ -62,13 +75,13 @@ class Server:
             raise
 
     def close(self) -> None:
-        """Stops accepting; connections that were accepted go on."""
+        """Closes the listeners. Accepted connections continue."""
         for listener in self.listeners:
             listener.sock.close()
 
     async def serve(self, stop: trio.Event) -> None:
-        """Serves until ``stop``, then drains: accepts no more, lets connections finish within the drain time, cuts the
-        rest. Expects the node's relay, gate and resolver to be running."""
+        """Serves until ``stop``, then drains: stops accepting, lets connections finish within the drain time, and cuts the
+        rest. The node's relay, gate and resolver must be running."""
         drain = self.node.config.timeouts.drain
         try:
             async with trio.open_nursery() as connections:
@@ -112,39 +125,40 @@ class Server:
         )
 
     async def _connection(self, listener: Listener, sock: socket.socket) -> None:
-        """One accepted socket, from its record's beginning to its close. Nothing that happens in it escapes."""
+        """One accepted socket, until it is closed. Raises nothing but cancellation."""
         try:
-            refused = await self._recorded(listener, sock)
+            refused = await self._serve_and_record(listener, sock)
             if refused and listener.direction == "inbound":
-                await sockets.linger(sock)  # or the alert, or the verdict, would be lost
+                await sockets.linger(sock)  # so that the alert or the verdict is not lost
         finally:
-            # Does nothing to one that is closed. A plaintext caller sees a refusal as a reset.
+            # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)
 
-    async def _recorded(self, listener: Listener, sock: socket.socket) -> bool:
-        """Serves it and writes its one line, whatever happens. Returns whether it was refused."""
+    async def _serve_and_record(self, listener: Listener, sock: socket.socket) -> bool:
+        """Serves the connection and writes its one log line, however it ends. Returns whether it was refused."""
         node = self.node
         record = ConnectionRecord(
             listener.direction, node.config.service, listener.port, started=node.time(), upstream=listener.upstream
         )
         try:
             with node.registry.enter() as live:
-                _greet(sock, record)
-                if len(node.registry) > node.config.limits.connections:
-                    raise Refused(Reason.OVERLOADED, f"has {node.config.limits.connections} connections, its limit")
+                _record_caller(sock, record)
+                if len(node.registry) > (limit := node.config.limits.connections):
+                    raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections")
                 ends = await listener.handler(sock, record, live)
                 await ends.close()
             if live.reason is not None:
                 record.end(
-                    live.reason, f"cut: {live.admission} may not go on after a change" if live.admission else None
+                    live.reason,
+                    f"cut: {live.admission} is no longer allowed or trusted" if live.admission else None,
                 )
         except Refused as refusal:
             record.refuse(refusal)
             return True
         except trio.Cancelled:
-            record.end(Reason.DRAINED, "cut when the drain time was over")
+            record.end(Reason.DRAINED, "cut at the end of the drain time")
             raise
-        except Exception as error:  # one connection's bug must not end the others
+        except Exception as error:  # a bug in one connection must not end the others
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
         finally:
@@ -153,13 +167,15 @@ class Server:
         return False
 
 
-def _greet(sock: socket.socket, record: ConnectionRecord) -> None:
-    """Notes who calls. Raises :class:`Refused` if that one has gone again already."""
+def _record_caller(sock: socket.socket, record: ConnectionRecord) -> None:
+    """Records the caller's address and sets the socket's options. Raises :class:`Refused` if the caller is gone already."""
     try:
         caller = sockets.text(sock.getpeername())
         sockets.prepare(sock)
     except OSError as error:
-        raise Refused(Reason.CLIENT_RESET, f"lost its caller as soon as it came: {error.strerror or error}") from error
+        raise Refused(
+            Reason.CLIENT_RESET, f"lost the connection after accepting it: {error.strerror or error}"
+        ) from error
     if record.direction == "inbound":
         record.peer_address = caller
     else:

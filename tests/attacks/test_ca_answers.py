@@ -72,7 +72,7 @@ async def due(path: Path) -> AsyncIterator[Renewal]:
     async with ca_desk(path, ago=45 * MINUTE) as desk, desk.false_ca() as false:
         sidecar = desk.membership(false.address, text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         desk.clock.jump(40 * MINUTE)
         try:
             async with trio.open_nursery() as nursery:
@@ -226,7 +226,7 @@ async def test_a_ca_that_is_down_past_the_certificate_s_end_closes_the_mesh_and_
         async with desk.false_ca() as false:
             sidecar = desk.membership(false.address, text=desk.make_pass("web"))
             with trio.fail_after(PATIENCE):
-                await sidecar.agent.join()
+                await sidecar.agent.enrol()
             own = sidecar.own
         # It is gone now.
         api = desk.keys("api")

@@ -54,14 +54,14 @@ IMPOSTORS: dict[str, tuple[Show, str]] = {
 
 async def joins(sidecar: Sidecar) -> None:
     with trio.fail_after(PATIENCE):
-        await sidecar.agent.join()
+        await sidecar.agent.enrol()
     assert str(sidecar.own.svid.id) == f"spiffe://{DOMAIN}/web"
 
 
 async def refused_at_first(sidecar: Sidecar, event: str = "joining_failed") -> str:
     """Tries to join until that is said to fail; returns the words."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(sidecar.agent.join)
+        nursery.start_soon(sidecar.agent.enrol)
         await sidecar.log.until(lambda: bool(sidecar.log.events(event)))
         nursery.cancel_scope.cancel()
     assert sidecar.agent.credentials is None
@@ -109,7 +109,7 @@ async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_p
             # The twin: whoever pins that other root believes that bundle, and still sends it no token of this mesh.
             other = desk.membership(false.address, text=token, pin=bundle.active, state="other")
             with pytest.raises(UsageError, match=desk.ca.root_digest.hex()[:16]):
-                await other.agent.join()
+                await other.agent.enrol()
             assert other.log.events("trust_bundle")
             assert not any(false.bodies)
             await other.agent.close()
@@ -125,7 +125,7 @@ async def test_a_token_of_another_mesh_is_not_sent_to_this_one(tmp_path: Path) -
     async with ca_desk(tmp_path) as desk:
         sidecar = desk.membership(text=desk.make_pass("web", root=b"\7" * 32))
         with pytest.raises(UsageError, match="0707"):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         await sidecar.agent.close()
         assert desk.issued() == []
         again = desk.membership(text=desk.make_pass("web"))
@@ -140,7 +140,7 @@ async def test_a_pass_file_that_others_can_read_is_not_used(tmp_path: Path) -> N
         assert file is not None
         file.chmod(0o644)
         with pytest.raises(UsageError, match=re.escape(str(file))):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         assert desk.issued() == []
         file.chmod(0o600)
         await joins(sidecar)

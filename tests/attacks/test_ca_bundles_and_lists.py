@@ -108,7 +108,7 @@ async def poll(path: Path) -> AsyncIterator[Poll]:
         await desk.server._look()
         sidecar = desk.membership(false.address, text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         root = authority.load_root(path / "ca", None, None)
         leaf = authority.issue(desk.ca, "web", desk.clock(), HOUR)
         assert desk.ca.delegate is not None
@@ -345,7 +345,7 @@ async def test_a_garbage_bundle_on_the_disk_stops_the_start(content: bytes, tmp_
         file.write_bytes(good)
         it.sidecar = it.desk.membership(at)
         with trio.fail_after(PATIENCE):
-            await it.sidecar.agent.join()
+            await it.sidecar.agent.enrol()
         assert it.sidecar.agent.credentials is not None
 
 
@@ -358,6 +358,6 @@ async def test_a_garbage_list_on_the_disk_lets_nobody_in_until_there_is_a_new_on
         assert stale is not None
         assert stale < it.desk.clock()
         assert it.sidecar.said("state_ignored")
-        await it.sidecar.agent.join()
+        await it.sidecar.agent.enrol()
         it.run()
         await until(lambda: (it.sidecar.agent.revocations().fresh_until or stale) > it.desk.clock())

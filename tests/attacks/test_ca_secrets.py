@@ -91,7 +91,7 @@ async def test_a_bad_pass_is_not_quoted_by_either_end(tmp_path: Path) -> None:
         for number, bad in enumerate(bad_ones(good, guessed)):
             sidecar = desk.membership(text=bad, state=f"state-{number}")
             with pytest.raises(UsageError) as refused:
-                await sidecar.agent.join()
+                await sidecar.agent.enrol()
             await sidecar.agent.close()
             said = f"{refused.value} {sidecar.log.lines} {desk.log.lines}"
             assert guessed not in said
@@ -128,7 +128,7 @@ async def test_nor_is_it_by_their_processes(tmp_path: Path) -> None:
 
 async def joined(sidecar: Sidecar) -> None:
     with trio.fail_after(PATIENCE):
-        await sidecar.agent.join()
+        await sidecar.agent.enrol()
 
 
 def linked(path: Path) -> None:

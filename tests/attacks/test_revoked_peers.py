@@ -105,7 +105,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
     async with ca_desk(tmp_path, ttl=timedelta(hours=12)) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.own.keys
         peer = desk.keys("api", ttl=timedelta(hours=12))
         async with mesh_bed(MESH) as bed:
@@ -135,7 +135,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
                 for number, (web, api, at) in enumerate([(fresh, newer, here), (newer, fresh, there)], start=1):
                     polled(web, api)
                     for one in (here, there):
-                        assert await one.node.registry.rejudge(one.node.objection) == 0
+                        assert await one.node.registry.rejudge(one.node.recheck) == 0
                     await assert_refused(entry)
                     await until(functools.partial(is_stale, at))
                     await exchange(live)
@@ -150,7 +150,7 @@ async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         sidecar = desk.membership(text=desk.make_pass("web"))
         with trio.fail_after(PATIENCE):
-            await sidecar.agent.join()
+            await sidecar.agent.enrol()
         assert (sidecar.agent.revocations().fresh_until or desk.clock()) > desk.clock()
         sidecar.agent._listed = None
         until = sidecar.agent.revocations().fresh_until

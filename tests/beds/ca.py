@@ -294,7 +294,7 @@ class Sidecar:
         return [line["event"] for line in self.log.lines]
 
     async def joins(self, within: float = 120.0) -> None:
-        await self.bed.time.finishes(self.agent.join, within)
+        await self.bed.time.finishes(self.agent.enrol, within)
 
     async def adopt(self, credentials: Credentials, revocations: Revocations) -> None:
         self.adopted.append((credentials, revocations))
@@ -322,7 +322,7 @@ class Sidecar:
         if self.agent._client._open is not None:
             sockets.hard_close(self.agent._client._open[0]._sock)
         with contextlib.suppress(OSError):
-            self.agent._memory.close()
+            self.agent._saved.close()
         self.bed.sidecars.remove(self)
 
 

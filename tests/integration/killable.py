@@ -39,7 +39,7 @@ async def _live(file: Path) -> None:
     config = load_config(file, {})
     assert isinstance(config.identity, CaIdentity)
     one = Agent(config.service, config.identity, lambda: config.mesh, Log(style="json"), utc_now)
-    await one.join()
+    await one.enrol()
     await one.run(_adopt)
 
 

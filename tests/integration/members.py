@@ -72,7 +72,7 @@ class LiveMember:
                 await self.agent.close()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
-        await self.agent.join()
+        await self.agent.enrol()
         config, loaded = self.config, self.agent.credentials
         assert loaded is not None
         self._last = loaded.svid.sha256

@@ -352,7 +352,7 @@ def swap(live: Live, fresh: Snapshot) -> Callable[[], None]:
     def act() -> None:
         live.node.current = fresh
         try:
-            live.node.registry.rejudge(live.node.objection).send(None)
+            live.node.registry.rejudge(live.node.recheck).send(None)
         except StopIteration:
             return
         raise AssertionError("it paused")

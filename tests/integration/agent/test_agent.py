@@ -157,7 +157,7 @@ async def test_a_ca_that_is_not_there_yet_is_waited_for(bed: CaBed, mock_clock: 
     secret = bed.secret()
     await bed.goes_down()
     api = bed.sidecar("api", secret)
-    bed.nursery.start_soon(api.agent.join)
+    bed.nursery.start_soon(api.agent.enrol)
     await bed.time.passes(300)
     [said] = api.said("joining_failed")  # once, however often it tried
     assert said.startswith(f"cannot join the mesh yet: the CA at 127.0.0.1:{bed.port} cannot be reached: ")
@@ -188,7 +188,7 @@ async def test_an_answer_that_got_lost_costs_no_token(bed: CaBed, mock_clock: Mo
 
     bed.api.bent["/v1/enrol"] = lost
     api = bed.sidecar("api", bed.token())
-    await bed.time.gives_up(api.agent.join, after=3)
+    await bed.time.gives_up(api.agent.enrol, after=3)
     assert api.agent.credentials is None
     assert (api.state / "pending.pem").exists()
     await api.ends()
@@ -471,20 +471,20 @@ class Offers:
 
 
 OFFERS: dict[str, tuple[Callable[[Offers, ec.EllipticCurvePublicKey], bytes | str], str]] = {
-    "another identity": (lambda offers, key: offers.leaf(key, "web"), "every peer would refuse it, saying that it met"),
+    "another identity": (lambda offers, key: offers.leaf(key, "web"), "every peer would refuse it, because it met"),
     "a name of the mesh": (lambda offers, key: offers.leaf(key, "mesh/ca"), "every peer would refuse it"),
     "another key": (lambda offers, _: offers.leaf(new_key().public_key()), "for another key than the one"),
     "another CA's": (lambda offers, key: offers.of_another_ca(key), "every peer would refuse it"),
     "a wrong issuer": (lambda offers, key: offers.with_another_s_issuer(key), "every peer would refuse it"),
     "without its issuer": (lambda offers, key: offers.leaf(key).split(b"-----END CERTIFICATE-----\n")[0]
-        + b"-----END CERTIFICATE-----\n", "1 in its chain, not a leaf and its issuer"),
+        + b"-----END CERTIFICATE-----\n", "1 in its chain; expected a leaf and its issuer"),
     "a long chain": (lambda offers, key: offers.leaf(key) * 3, "6 in its chain"),
     "too long a life": (lambda offers, key: offers.leaf(key, ttl=24 * HOUR), "longer than max_leaf_ttl"),
     "almost over": (lambda offers, key: offers.leaf(key, now=offers.bed.time() - 250 * timedelta(seconds=1)),
         "are both clocks right"),
-    "garbage": (lambda _offers, _key: "garbage", "it is no PEM of certificates"),
-    "nothing": (lambda _offers, _key: "", "it is no PEM of certificates"),
-    "half of it": (lambda offers, key: offers.leaf(key)[:500], "it is no PEM of certificates"),
+    "garbage": (lambda _offers, _key: "garbage", "it is not PEM with certificates"),
+    "nothing": (lambda _offers, _key: "", "it is not PEM with certificates"),
+    "half of it": (lambda offers, key: offers.leaf(key)[:500], "it is not PEM with certificates"),
 }  # fmt: skip
 
 
@@ -571,7 +571,7 @@ async def test_a_pass_leaves_for_the_ca_alone(bed: CaBed, mock_clock: MockClock,
     enrolled = json.dumps({"certificate": ""}).encode()
     fake = bed.impostor(keys, {"/v1/bundle": said, "/v1/enrol": enrolled})
     api = bed.sidecar("api", secret, ca=fake.url)
-    await bed.time.gives_up(api.agent.join, after=120)
+    await bed.time.gives_up(api.agent.enrol, after=120)
     assert fake.connections > 3  # it goes on asking
     assert b"/v1/bundle" in fake.received
     assert b"/v1/enrol" not in fake.received
@@ -726,7 +726,7 @@ async def test_a_list_that_does_not_count_is_refused_and_the_old_kept(
     assert verdict(api, web) == "revoked"
     assert files_of(api.state)["revocations.json"] == kept
     [message] = api.said("revocations_failed")
-    assert "the CA's list of revocations is not taken: " in message
+    assert "the CA's list of revocations is refused: " in message
     assert said in message
     bed.api.bent.clear()
     await bed.time.until(lambda: api.said("revocations_mended"), within=10)
@@ -846,7 +846,7 @@ async def test_somebody_in_the_ca_s_place_at_a_late_restart_is_an_alarm(bed: CaB
     bed.time.jump(HOUR)  # its certificate has ended
     bed.impostor(key_pair(authority.issue(bed.ca, "web", bed.time())), {}, bed.port)
     again = bed.sidecar("api")
-    await bed.time.gives_up(again.agent.join, after=60)
+    await bed.time.gives_up(again.agent.enrol, after=60)
     assert len(again.log.alarms) == len(again.said("joining_failed")) == 1
 
 
@@ -875,7 +875,7 @@ async def test_an_answer_that_got_lost_long_ago_strands_nobody_who_has_a_secret(
 
     bed.api.bent["/v1/enrol"] = lost
     api = bed.sidecar("api", bed.pass_for(kind, "api"))
-    await bed.time.gives_up(api.agent.join, after=3)
+    await bed.time.gives_up(api.agent.enrol, after=3)
     await api.ends()
     bed.api.bent.clear()
     bed.time.jump(6 * MINUTE)

@@ -69,7 +69,7 @@ async def test_killed_at_any_write_of_an_enrolment_it_starts_again(
         api = bed.sidecar("api", token, name=f"state-{number}")
         with monkeypatch.context() as patched:
             killer = Killer(patched, number)
-            killed = await bed.time.finishes(partial(_until_killed, api.agent.join))
+            killed = await bed.time.finishes(partial(_until_killed, api.agent.enrol))
         await api.ends()
         again = bed.sidecar("api", token, name=f"state-{number}")
         await again.joins()  # by the same token, used or not
@@ -118,7 +118,7 @@ async def test_a_full_disk_keeps_nothing_from_being_in_force(
         await bed.time.until(lambda: api.serial != serial, within=150)
         await bed.time.passes(10)
         [said] = api.said("state_dir_failed")[-1:]
-        assert said.endswith("No space left on device; it is in force all the same, and a restart would not know it")
+        assert said.endswith("No space left on device; the new value is in force, but a restart would lose it")
         assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
         assert files_of(api.state)["identity.pem"] == kept
         assert api.adopted[-1][0].svid.serial == api.serial
@@ -137,7 +137,7 @@ async def test_a_full_disk_spends_no_token(bed: CaBed, mock_clock: MockClock, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        await bed.time.gives_up(api.agent.join, after=5)
+        await bed.time.gives_up(api.agent.enrol, after=5)
     assert asked(bed, "/v1/enrol") == 0
     assert "No space left on device" in api.said("joining_failed")[0]
     await api.joins()
@@ -154,7 +154,7 @@ async def test_a_damaged_certificate_is_enrolled_anew(bed: CaBed, mock_clock: Mo
     again = bed.sidecar("api", secret)
     [said] = again.said("state_ignored")
     assert str(file) in said
-    assert said.endswith("; enrolling anew")
+    assert said.endswith("; enrolling again")
     await again.joins()
     assert again.serial != api.serial
 
@@ -177,9 +177,7 @@ async def test_with_a_damaged_bundle_it_does_not_start(bed: CaBed, mock_clock: M
     api = await bed.joined()
     await api.ends()
     (api.state / "bundle.json").write_bytes(content)
-    with pytest.raises(
-        UsageError, match=r"so it is not known whom to trust\. To start anew from the pinned root, remove"
-    ):
+    with pytest.raises(UsageError, match=r"so no CA can be verified\. To start again from the pinned root, remove"):
         bed.sidecar("api", bed.secret())
 
 
@@ -222,7 +220,7 @@ async def test_another_root_pinned_is_another_mesh(
     other.starts()
     moved = Sidecar(other, "api", replace(other.identity(other.secret()), state_dir=api.state))
     assert moved.said("state_forgotten")[0].endswith(
-        "was of a mesh under another root than the one that is pinned now; starting anew"
+        "was of a mesh under another root than the one that is pinned now; its files were removed"
     )
     await moved.joins()
     assert moved.own.keys.roots == other.ca.roots

@@ -186,20 +186,20 @@ _END = b"-----END CERTIFICATE-----\n"
 @pytest.mark.parametrize(
     ("pem", "why"),
     [
-        (b"", "it is no PEM of certificates"),
-        (b"garbage", "it is no PEM of certificates"),
-        (chain()[:400], "it is no PEM of certificates"),
-        (chain() + chain(), r"4 in its chain, not a leaf and its issuer"),
+        (b"", "it is not PEM with certificates"),
+        (b"garbage", "it is not PEM with certificates"),
+        (chain()[:400], "it is not PEM with certificates"),
+        (chain() + chain(), r"4 in its chain; expected a leaf and its issuer"),
         (chain().partition(_END)[0] + _END, "1 in its chain"),
         (chain(key=new_key()), "it is for another key than the one that was sent"),
-        (chain(WEB), "saying that it met spiffe://shop.internal/web"),
-        (chain(SpiffeId(MESH, ("mesh", "ca"))), "saying that it met spiffe://shop.internal/mesh/ca"),
+        (chain(WEB), "because it met spiffe://shop.internal/web"),
+        (chain(SpiffeId(MESH, ("mesh", "ca"))), "because it met spiffe://shop.internal/mesh/ca"),
         (chain(ca=SECOND), "every peer would refuse it"),
         (chain(now=NOW + timedelta(minutes=2)), "certificates are dated back 60 s: are both clocks right"),
     ],
 )
 def test_anything_else_is_refused(pem: bytes, why: str) -> None:
-    with pytest.raises(AnswerRefusedError, match=f"the CA's certificate is not taken: .*{why}"):
+    with pytest.raises(AnswerRefusedError, match=f"the CA's certificate is refused: .*{why}"):
         taken(pem)
 
 
@@ -212,7 +212,7 @@ def test_a_life_that_is_too_long_or_almost_over_is_refused() -> None:
     roots = bundle(1, older)
     leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=59), HOUR)
     pem = pemfiles.pem(leaf, older.issuing.certificate)
-    with pytest.raises(AnswerRefusedError, match=r"only, and by our clock it is .*; are both clocks right"):
+    with pytest.raises(AnswerRefusedError, match=r"only, and our clock shows .*; are both clocks right"):
         taken(pem, trusted=roots, now=now)
     for seconds in (60, 61):
         leaf = x509_profile.leaf(API, KEY.public_key(), older.issuing, now - HOUR + timedelta(seconds=seconds), HOUR)
@@ -283,7 +283,7 @@ def test_what_is_kept_is_read_again_also_when_it_has_ended_or_its_root_is_gone()
         (accept.key_pem(KEY) + chain(WEB), "its certificate is not one of spiffe://shop.internal/api"),
         (accept.key_pem(new_key()) + chain(), "its certificate is not one of spiffe://shop.internal/api"),
         (accept.key_pem(KEY) + chain().partition(_END)[0] + _END, "with its key and its issuer"),
-        (accept.key_pem(rsa_key()) + chain(), "its key is none of ours"),
+        (accept.key_pem(rsa_key()) + chain(), "its key is not an elliptic-curve key"),
     ],
 )
 def test_what_is_damaged_is_not_taken_and_none_of_it_is_said(pem: bytes, why: str) -> None:

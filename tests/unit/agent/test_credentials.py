@@ -53,7 +53,7 @@ def test_honest_files_are_loaded(honest: Path) -> None:
 
 
 def test_our_own_identity_must_be_known() -> None:
-    with pytest.raises(ValueError, match=r"terms\.expected"):
+    with pytest.raises(ValueError, match=r"params\.expected"):
         load(Path(), VerifyParams("shop.internal"))
 
 

@@ -40,7 +40,7 @@ def test_one_that_is_there_is_taken(tmp_path: Path) -> None:
 
 
 def test_its_parent_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="missing: is not there, so state_dir cannot be made in it"):
+    with pytest.raises(UsageError, match="missing: does not exist, so state_dir cannot be created in it"):
         StateDir(tmp_path / "missing" / "state")
     assert not (tmp_path / "missing").exists()
 
@@ -182,7 +182,7 @@ def test_a_file_larger_than_any_of_ours_is_refused(state: StateDir) -> None:
     state.write("bundle.json", b"x" * MAX_BYTES)
     assert state.read("bundle.json") == b"x" * MAX_BYTES
     state.write("bundle.json", b"x" * (MAX_BYTES + 1))
-    with pytest.raises(UsageError, match="is larger than 4 MiB, so it is none of ours"):
+    with pytest.raises(UsageError, match="is larger than 4 MiB, so this program did not write it"):
         state.read("bundle.json")
 
 

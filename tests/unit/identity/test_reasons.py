@@ -7,8 +7,8 @@ import re
 import pytest
 
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
-from sidecar.proxy.inbound import _WORDS as INBOUND_WORDS
-from sidecar.proxy.outbound import _WORDS as OUTBOUND_WORDS
+from sidecar.proxy.inbound import _ENDINGS as INBOUND
+from sidecar.proxy.outbound import _ENDINGS as OUTBOUND
 from sidecar.relay.duplex import How
 from sidecar.transport.verdict import MAX_WORD
 
@@ -42,10 +42,10 @@ def test_what_may_mean_somebody_in_the_middle() -> None:
 
 
 def test_every_way_to_end_has_a_word_in_both_directions() -> None:
-    assert INBOUND_WORDS.keys() == OUTBOUND_WORDS.keys() == set(How)
+    assert INBOUND.keys() == OUTBOUND.keys() == set(How)
     # The same end of the wire has another name on either side of it.
-    assert INBOUND_WORDS[How.APP_RESET] == OUTBOUND_WORDS[How.PEER_RESET] == Reason.APP_RESET
-    assert INBOUND_WORDS[How.PEER_RESET] == OUTBOUND_WORDS[How.APP_RESET] == Reason.CLIENT_RESET
+    assert INBOUND[How.APP_RESET] == OUTBOUND[How.PEER_RESET] == Reason.APP_RESET
+    assert INBOUND[How.PEER_RESET] == OUTBOUND[How.APP_RESET] == Reason.CLIENT_RESET
 
 
 def test_a_refusal_says_its_reason_and_is_no_error_of_the_program() -> None:

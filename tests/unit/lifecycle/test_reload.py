@@ -272,7 +272,7 @@ async def test_what_was_refused_is_told_again_when_the_files_are_good_again(
     assert followed.events == ["reload_refused"]  # once, not once a look
     rename(followed.mesh, MESH)
     await followed.looks()
-    assert followed.said("reloaded") == ["in force now: what was before, its files are good again"]
+    assert followed.said("reloaded") == ["in force now: the values from before; their files are good again"]
 
 
 async def test_what_is_still_refused_is_not_called_good(followed: Site, autojump_clock: MockClock) -> None:
@@ -339,14 +339,17 @@ async def test_another_trust_domain_is_another_mesh(followed: Site, autojump_clo
     before = followed.node.current
     rename(followed.mesh, MESH.replace("shop.internal", "evil.internal"))
     await followed.looks()
-    assert "another trust_domain is another mesh: restart to join it" in followed.said("reload_refused")[0]
+    assert "its trust_domain has changed, which takes effect with a restart only" in followed.said("reload_refused")[0]
     assert followed.node.current is before
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("trust_domain: shop.internal\nservices: {web: {}}\n", "it has no service 'api' any more"),
+        (
+            "trust_domain: shop.internal\nservices: {web: {}}\n",
+            "service 'api', which this sidecar serves, is not in it any more",
+        ),
         (MESH.replace("http: 8080, metrics", "metrics").replace('"api:http"', "db"), "wired to api:http"),
         (
             "trust_domain: shop.internal\nservices: {web: {}, api: {ports: {http: 8080}}}\n",
@@ -426,9 +429,7 @@ async def test_a_changed_wiring_needs_a_restart_and_that_is_said_once(
     config = followed.node.config
     rename(followed.wiring, WIRING + "timeouts: {drain: 1s}\n")
     await followed.looks()
-    assert followed.said("restart_needed") == [
-        f"{followed.wiring} has changed; what it says takes effect with a restart"
-    ]
+    assert followed.said("restart_needed") == [f"{followed.wiring} has changed; the change takes effect with a restart"]
     rename(followed.mesh, FORBIDDEN)  # the policy is taken nevertheless
     await followed.looks()
     assert followed.events == ["restart_needed", "reloaded"]
@@ -620,7 +621,7 @@ async def test_a_revocation_that_the_ca_told_cuts_its_connections_and_no_others(
     await site.reloader.adopt(site.reloader.loaded, fresh(site, {WEB: site.now.replace(microsecond=0)}))
     assert (web.reason, db.reason) == (Reason.REVOKED, None)
     [line] = site.log.events("reloaded")
-    assert (line["message"], line["connections_cut"]) == ("in force now: what the CA says of trust and revocations", 1)
+    assert (line["message"], line["connections_cut"]) == ("in force now: the CA's trust bundle and revocations", 1)
     assert site.node.current.context.params.revocations.identities == {WEB: site.now.replace(microsecond=0)}
 
 

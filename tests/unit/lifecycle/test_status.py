@@ -91,7 +91,7 @@ def test_for_people() -> None:
     text = as_text(describe(NOW, state(trust={"trust_bundle": "7 with 1 roots"}), Metrics()))
     assert "api  spiffe://shop.internal/api  certificate until" in text
     assert "may call: web, spiffe://shop.internal/batch/*" in text
-    assert "may call: nobody" in text
+    assert "may call: none" in text
     assert "DENIED by the policy" in text
     assert "trust bundle 7 with 1 roots" in text
     assert "refused lately: none" in text

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy import carry
-from sidecar.proxy.inbound import _WORDS
+from sidecar.proxy.inbound import _ENDINGS
 from sidecar.relay.duplex import Ending, How
 from sidecar.transport import sockets
 from tests.beds.mesh import inbound
@@ -55,7 +55,7 @@ class Ends:
     async def run(self) -> None:
         node: Any = SimpleNamespace(relay=self.relay)
         channel: Any = None
-        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _WORDS)
+        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _ENDINGS)
         await over.close()
 
 

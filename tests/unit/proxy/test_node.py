@@ -63,11 +63,11 @@ async def test_a_generation_cannot_be_changed_only_replaced() -> None:
 async def test_what_is_in_force_decides_of_a_live_connection() -> None:
     one = node(MESH_NOW)
     (anchor,) = one.current.context.anchors
-    assert one.objection(admission(anchor)) is None
+    assert one.recheck(admission(anchor)) is None
     one.current = snapshot(WITHOUT_WEB)
-    assert one.objection(admission(anchor)) is Reason.POLICY_CHANGED
+    assert one.recheck(admission(anchor)) is Reason.POLICY_CHANGED
     one.current = snapshot(MESH_NOW)
-    assert one.objection(admission(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
+    assert one.recheck(admission(b"the digest of a root that is gone")) is Reason.TRUST_CHANGED
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_a_live_connection_of_a_revoked_peer_may_not_go_on(revoked: Revoca
     one = node(MESH_NOW)
     (anchor,) = one.current.context.anchors
     one.current = snapshot(MESH_NOW, revoked)
-    assert one.objection(admission(anchor)) is Reason.REVOKED
+    assert one.recheck(admission(anchor)) is Reason.REVOKED
 
 
 async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list() -> None:
@@ -93,7 +93,7 @@ async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list
         {MESH_NOW.identity("db"): AUTHORITY.now}, frozenset({(b"another", 1)}), frozenset({b"another"}), AUTHORITY.now
     )
     one.current = snapshot(MESH_NOW, others)
-    assert one.objection(admission(anchor)) is None
+    assert one.recheck(admission(anchor)) is None
 
 
 async def test_durations_are_measured_on_trio_s_clock(mock_clock: MockClock) -> None:

@@ -133,7 +133,7 @@ async def test_a_silent_peer_has_the_handshake_s_time(autojump_clock: MockClock)
     assert api.refused is not None
     assert (api.refused.reason, api.refused.detail) == (
         Reason.HANDSHAKE_TIMEOUT,
-        "heard no complete handshake within 5 s",
+        "received no complete handshake within 5 s",
     )
     assert api.record.handshake_ms == pytest.approx(1000 * SECONDS)
     assert api.record.connection_id is None

@@ -55,7 +55,7 @@ def test_a_caller_is_greeted(direction: Direction, field: str) -> None:
     record = ConnectionRecord(direction, "api", "http", started=0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
         with listener.accept()[0] as sock:
-            server._greet(sock, record)
+            server._record_caller(sock, record)
             assert not sock.getblocking()
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -68,7 +68,7 @@ def test_a_caller_that_is_gone_is_no_bug() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets.hard_close(socket.create_connection(listener.getsockname()))
         with listener.accept()[0] as sock, pytest.raises(Refused) as refused:
-            server._greet(sock, record)
+            server._record_caller(sock, record)
     assert refused.value.reason is Reason.CLIENT_RESET
 
 
