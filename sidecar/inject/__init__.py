@@ -8,4 +8,8 @@ the texts that the services mount and are built from. Its output is the text of 
 Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
 and secrets, ``project`` compares and writes; ``steps`` calls them in order. Fails closed: a service that cannot be put
 behind a sidecar is reported with the reason, and a call that was not found in the application is denied.
+
+Smaller modules serve these: ``visibility`` (which names an app can reach), ``references`` (hosts and ports named in a text),
+``wellknown`` (images and their ports), ``options`` (the choices of a run, kept for the next), ``placement`` (secrets outside
+of what apps can read), ``routes`` (networks in use on this machine), ``activation`` (``COMPOSE_FILE``), ``yamltext``.
 """

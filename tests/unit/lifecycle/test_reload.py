@@ -378,7 +378,7 @@ async def test_a_fault_of_ours_in_a_reload_is_logged_and_ends_nothing(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(reload, "generation", broken)
+        patch.setattr(reload, "snapshot", broken)
         rename(followed.mesh, FORBIDDEN)
         await followed.looks()
     assert followed.events == ["reload_failed"]

@@ -111,7 +111,7 @@ async def test_a_health_check_loads_nothing_but_sockets() -> None:
     code, *modules = loaded.split()
     assert code == "0"
     ours = {name for name in modules if name.startswith("sidecar")}
-    assert ours == {"sidecar", "sidecar.__main__", "sidecar.observe.probe"}
+    assert ours == {"sidecar", "sidecar.__main__", "sidecar.observe", "sidecar.observe.probe"}
     assert {name.split(".")[0] for name in modules} & {
         "click",
         "pydantic",

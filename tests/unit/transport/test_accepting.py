@@ -129,13 +129,14 @@ async def test_however_many_gave_up_others_have_their_turn(loop: Loop, nursery: 
 
 
 async def test_a_crowd_is_accepted_in_portions(loop: Loop, nursery: trio.Nursery) -> None:
-    callers = [loop.call() for _ in range(3 * ACCEPTS_A_TICK)]
+    callers = [loop.call() for _ in range(5 * ACCEPTS_A_TICK)]
     nursery.start_soon(loop.run)
     seen = [0]
     with trio.fail_after(PATIENCE):
         while seen[-1] < len(callers):
             await trio.lowlevel.checkpoint()
             seen.append(len(loop.accepted))
-    assert max(after - before for before, after in itertools.pairwise(seen)) <= ACCEPTS_A_TICK
+    # A tick runs its tasks in any order, so two portions may come between two looks.
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * ACCEPTS_A_TICK
     for caller in callers:
         caller.close()
