@@ -197,13 +197,17 @@ class _MetricsCollector(Collector):
         )
         for labels, number in metrics.ended.items():
             ended.add_metric(labels, number)
-        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes.", labels=["direction", "port"])
+        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes sent to the app.", labels=["direction", "port"])
         for key, number in metrics.to_app.items():
             to_app.add_metric(key, number)
-        from_app = CounterMetricFamily("sidecar_bytes_from_app", "Bytes.", labels=["direction", "port"])
+        from_app = CounterMetricFamily(
+            "sidecar_bytes_from_app", "Bytes received from the app.", labels=["direction", "port"]
+        )
         for key, number in metrics.from_app.items():
             from_app.add_metric(key, number)
-        live = GaugeMetricFamily("sidecar_live_connections", "Connections now.", labels=["direction", "port"])
+        live = GaugeMetricFamily(
+            "sidecar_live_connections", "Connections that are open now.", labels=["direction", "port"]
+        )
         for one in _by_port(status["connected"]).items():
             live.add_metric(one[0], one[1])
         healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))

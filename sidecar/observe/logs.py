@@ -105,7 +105,7 @@ class _Console:
 
 
 def _connection(event: Event) -> str:
-    peer = event["peer_id"] or event["peer_address"] or "nobody"
+    peer = event["peer_id"] or event["peer_address"] or "unknown peer"
     if event["direction"] == "inbound":
         ends = f"{event['service']}:{event['port']} <- {peer}"
     else:
