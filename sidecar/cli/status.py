@@ -31,7 +31,7 @@ def status(file: Path | None, as_json: bool) -> None:
     try:
         said: dict[str, Any] = json.loads(probe.ask(listen, "/status")[1])
     except (OSError, ValueError) as error:
-        click.echo(probe.nobody(listen, error), err=True)
+        click.echo(probe.describe_failure(listen, error), err=True)
         raise SystemExit(1) from error
     click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
 

@@ -74,7 +74,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
-        "refused_lately": [one.told() for one in reversed(metrics.refusals)],
+        "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
 
 

@@ -1,5 +1,5 @@
-"""What a sidecar reports.
+"""What a sidecar reports about itself.
 
-``logs`` (JSON lines, or text on a terminal), ``record`` (one connection's line), ``metrics`` (counters), ``admin`` (the admin
-port), ``probe`` (asks the admin port; loads nothing else).
+``logs`` (JSON lines, or text on a terminal), ``record`` (one connection's log line), ``metrics`` (counters), ``admin`` (the
+admin port), ``probe`` (a client of the admin port that imports nothing else).
 """

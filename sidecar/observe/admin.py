@@ -1,9 +1,9 @@
-"""The admin port: ``/healthz``, ``/status``, ``/metrics``, over HTTP on loopback or on a Unix socket. It changes nothing.
+"""The admin port: ``/healthz``, ``/status`` and ``/metrics`` over HTTP, on loopback or on a Unix socket. It is read-only.
 
-It is for this machine's people and programs, so it is nowhere else: a listener on another address is refused when the file
-is read. A web page in a browser here is somebody else, though: its requests carry the name of the host that it came from,
-also when that name leads to 127.0.0.1 by now (DNS rebinding), so ``Host`` must be ours. On a Unix socket the kernel says
-which user asks.
+How this works. Only users and programs of this machine may ask. A listen address other than loopback is refused when
+sidecar.yaml is read. A web page in a local browser can still reach loopback, also under a name that resolves to 127.0.0.1
+(DNS rebinding). Its requests carry the page's host name, so any other ``Host`` (RFC 9110 7.2) than loopback's gets a 403.
+On a Unix socket the kernel reports the user who connects (SO_PEERCRED, unix(7)), and other users are cut.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the answers come from: the status as of now, and what has been counted."""
+    """What the answers are made of: ``status`` returns the current status document, ``metrics`` holds the counters."""
 
     status: Callable[[], dict[str, Any]]
     metrics: Metrics
 
 
 class AdminServer:
-    """The open listener. Its constructor raises :class:`UsageError`."""
+    """The admin port, listening from its construction on, which raises :class:`UsageError` if it cannot listen."""
 
     def __init__(self, where: str, listen: Address | Path, source: Source, log: Log) -> None:
         self._source = source
@@ -57,7 +57,7 @@ class AdminServer:
         else:
             self.socket = sockets.listen(where, listen.host, listen.port)
         self._registry = CollectorRegistry()
-        self._registry.register(_Numbers(source))
+        self._registry.register(_MetricsCollector(source))
 
     @property
     def address(self) -> str:
@@ -69,7 +69,7 @@ class AdminServer:
             self._path.unlink(missing_ok=True)
 
     async def run(self) -> None:
-        """Answers until cancelled."""
+        """Answers requests until cancelled, then closes the listener."""
         try:
             async with trio.open_nursery() as connections:
                 await accept_all(
@@ -81,32 +81,36 @@ class AdminServer:
             self.close()
 
     def _admit(self, connections: trio.Nursery, sock: socket.socket) -> None:
-        if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._may_ask(sock):
+        if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._is_permitted(sock):
             sock.close()
         else:
             connections.start_soon(self._connection, sock)
 
     def routes(self) -> Routes:
         return {
-            "/healthz": {"GET": self._own_host(self._healthz)},
-            "/status": {"GET": self._own_host(self._status)},
-            "/metrics": {"GET": self._own_host(self._metrics)},
+            "/healthz": {"GET": self._require_local_host(self._healthz)},
+            "/status": {"GET": self._require_local_host(self._status)},
+            "/metrics": {"GET": self._require_local_host(self._metrics)},
         }
 
-    def _own_host(self, handler: Handler) -> Handler:
+    def _require_local_host(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
             host = request.headers.get("host", "")
             if self._path is None and _without_port(host) not in _HOSTS:
-                return error(403, "forbidden", "this is for localhost, and the request is for another host")
+                return error(
+                    403,
+                    "forbidden",
+                    "only requests for localhost are answered, and this one names another host",
+                )
             return await handler(request)
 
         return answer
 
     async def _healthz(self, _request: Request) -> Response:
         status = self._source.status()
-        well = status["healthy"] and not status["draining"]
+        healthy = status["healthy"] and not status["draining"]
         unwell = [*status["unwell"], *(["it is draining"] if status["draining"] else [])]
-        return Response.of(200 if well else 503, {"healthy": well, "unwell": unwell})
+        return Response.of(200 if healthy else 503, {"healthy": healthy, "unwell": unwell})
 
     async def _status(self, _request: Request) -> Response:
         return Response.of(200, self._source.status())
@@ -114,8 +118,8 @@ class AdminServer:
     async def _metrics(self, _request: Request) -> Response:
         return Response(200, generate_latest(self._registry), "text/plain; version=0.0.4; charset=utf-8")
 
-    def _may_ask(self, sock: socket.socket) -> bool:
-        """On a Unix socket: the same user, or root. The file's mode says so too, unless somebody changed it."""
+    def _is_permitted(self, sock: socket.socket) -> bool:
+        """Whether the caller is our own user or root (Unix socket). The file's mode requires it too, but may be changed."""
         if self._path is None or not hasattr(socket, "SO_PEERCRED"):
             return True
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -124,17 +128,19 @@ class AdminServer:
     async def _connection(self, sock: socket.socket) -> None:
         try:
             sock.setblocking(False)
-            await converse(_Plain(sock), Peer("", None, ()), self.routes(), lambda _path, _status: None, Closing())
+            await converse(
+                _PlainStream(sock), Peer("", None, ()), self.routes(), lambda _path, _status: None, Closing()
+            )
         except (BrokenStreamError, OSError):
-            pass  # whoever asked has gone
-        except Exception as fault:  # one question's bug must not end the sidecar
+            pass  # the client is gone
+        except Exception as fault:  # a bug in one answer must not end the sidecar
             self._log.bug("internal_error", fault)
         finally:
             sock.close()
 
 
 def listen_unix(where: str, path: Path) -> socket.socket:
-    """A listening Unix socket that only its owner can open. One that nobody listens on any more is replaced. Raises
+    """A listening Unix socket that only its owner can open. A socket file without a listener is replaced. Raises
     :class:`UsageError`."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -159,8 +165,8 @@ def listen_unix(where: str, path: Path) -> socket.socket:
     return sock
 
 
-class _Plain:
-    """A socket as a stream."""
+class _PlainStream:
+    """A plain socket as a :class:`~sidecar.transport.http1.Stream`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -178,8 +184,8 @@ class _Plain:
             raise BrokenStreamError(str(fault)) from fault
 
 
-class _Numbers(Collector):
-    """The tally, for Prometheus."""
+class _MetricsCollector(Collector):
+    """The metrics, as Prometheus reads them."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -191,13 +197,17 @@ class _Numbers(Collector):
         )
         for labels, number in metrics.ended.items():
             ended.add_metric(labels, number)
-        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes.", labels=["direction", "port"])
+        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes sent to the app.", labels=["direction", "port"])
         for key, number in metrics.to_app.items():
             to_app.add_metric(key, number)
-        from_app = CounterMetricFamily("sidecar_bytes_from_app", "Bytes.", labels=["direction", "port"])
+        from_app = CounterMetricFamily(
+            "sidecar_bytes_from_app", "Bytes received from the app.", labels=["direction", "port"]
+        )
         for key, number in metrics.from_app.items():
             from_app.add_metric(key, number)
-        live = GaugeMetricFamily("sidecar_live_connections", "Connections now.", labels=["direction", "port"])
+        live = GaugeMetricFamily(
+            "sidecar_live_connections", "Connections that are open now.", labels=["direction", "port"]
+        )
         for one in _by_port(status["connected"]).items():
             live.add_metric(one[0], one[1])
         healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))

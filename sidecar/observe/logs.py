@@ -1,4 +1,4 @@
-"""What is said, to whom: the access log and the alarms, as JSON lines on stdout, or for eyes on a terminal."""
+"""The log: connections, events and alarms as JSON lines on stdout, or as text on a terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Event = MutableMapping[str, Any]
 
 
 class Log:
-    """Where this process tells what happens. Everything that a peer may have written is escaped before it gets here, and
-    again here, so that no line can be forged and no terminal driven."""
+    """The process's log. Text from peers is escaped before it gets here, and again here: it can neither forge a line nor
+    control a terminal."""
 
     def __init__(self, stream: TextIO | None = None, style: Literal["auto", "json", "console"] = "auto") -> None:
         stream = stream or sys.stdout
         console = style == "console" or (style == "auto" and stream.isatty())
         self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(_Unbreakable(stream)),  # type: ignore[arg-type]
+            structlog.WriteLogger(_TolerantStream(stream)),  # type: ignore[arg-type]
             processors=[
                 structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
                 structlog.processors.add_log_level,
@@ -33,18 +33,18 @@ class Log:
                 *(
                     [_Console(colours=stream.isatty())]
                     if console
-                    else [_in_reading_order, structlog.processors.JSONRenderer()]
+                    else [_order_fields, structlog.processors.JSONRenderer()]
                 ),
             ],
         )
 
     def connection(self, line: dict[str, Any]) -> None:
-        """The one line of a connection."""
-        say = self._logger.info if line["reason"] in _EXPECTED else self._logger.warning
-        say("connection", **line)
+        """Writes the one line of a connection: a warning, unless it ended in one of the expected ways."""
+        write = self._logger.info if line["reason"] in _EXPECTED else self._logger.warning
+        write("connection", **line)
 
     def alarm(self, message: str, **fields: Any) -> None:
-        """Somebody may be in the middle."""
+        """Reports a possible man-in-the-middle attack."""
         self._logger.error("mitm_suspected", message=message, **fields)
 
     def info(self, event: str, **fields: Any) -> None:
@@ -54,13 +54,13 @@ class Log:
         self._logger.warning(event, **fields)
 
     def bug(self, event: str, error: BaseException, **fields: Any) -> None:
-        """A fault of our own, with its traceback."""
+        """Reports a fault of this program, with its traceback."""
         self._logger.error(event, exc_info=error, **fields)
 
 
-class _Unbreakable:
-    """A stream that nobody reads any more (a closed pipe, a full disk) must not end the connections that are logged to it.
-    What was lost meanwhile is counted, and told when writing works again."""
+class _TolerantStream:
+    """A stream whose failure (a closed pipe, a full disk) does not end the connections that are logged to it. Lost writes
+    are counted, and the count is written when writing works again."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -78,16 +78,16 @@ class _Unbreakable:
             self._lost = 0
 
     def flush(self) -> None:
-        """Each write does it."""
+        """Does nothing: each write flushes."""
 
 
-def _in_reading_order(_logger: Any, _name: str, event: Event) -> Event:
+def _order_fields(_logger: Any, _name: str, event: Event) -> Event:
     first = {key: event.pop(key) for key in ("time", "level", "event")}
     return {**first, **event}
 
 
 class _Console:
-    """One event as a line for eyes: when, between whom, how it went; details only where something is wrong."""
+    """One event as a line of text: the time, the two ends, the outcome, then details."""
 
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
@@ -96,16 +96,16 @@ class _Console:
         time, level, name = (event.pop(key) for key in ("time", "level", "event"))
         traceback = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
-        # Escaped last, over everything, so that nothing which a peer wrote drives the terminal or forges a line.
+        # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
         line = f"{time[11:19]} {_printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
-        # Indented, because an exception may quote a peer, and its text may have several lines.
+        # Indented: the text of an exception may quote a peer, and may have several lines.
         return "\n".join([line, *(f"  {_printable(part)}" for part in (traceback or "").splitlines())])
 
 
 def _connection(event: Event) -> str:
-    peer = event["peer_id"] or event["peer_address"] or "nobody"
+    peer = event["peer_id"] or event["peer_address"] or "unknown peer"
     if event["direction"] == "inbound":
         ends = f"{event['service']}:{event['port']} <- {peer}"
     else:

@@ -1,6 +1,6 @@
-"""What has happened so far, counted from connections that ended: how they ended, and the last refusals. Pure.
+"""Metrics: counts of the connections that ended, and the last refusals. Pure.
 
-Bounded: labels are ports of our own wiring and words of the vocabulary, never what a peer sent.
+Bounded: labels are the ports of our own configuration and the words of ``Reason``, never text from a peer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LAST_REFUSALS = 50
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the access log said of a connection that was refused. ``at``: the time of day, as text."""
+    """A refused connection, as in its log line. ``at``: the date and time (UTC) as text."""
 
     at: str
     direction: Direction
@@ -30,16 +30,16 @@ class Refusal:
     rule: str | None
     message: str | None
 
-    def told(self) -> dict[str, str | None]:
-        """As plain values; what is not known is left out, but for the message."""
+    def to_dict(self) -> dict[str, str | None]:
+        """As plain values. Empty fields are left out, except ``message``."""
         values = {name: None if value is None else str(value) for name, value in asdict(self).items()}
         return {name: value for name, value in values.items() if value or name == "message"}
 
 
 @dataclass(slots=True)
 class Metrics:
-    """``ended``: (direction, port or target, decision, reason) → connections. ``to_app``, ``from_app``: bytes by (direction,
-    port or target). ``refusals``: the newest last."""
+    """``ended``: connections by (direction, port or upstream, decision, reason). ``to_app``, ``from_app``: bytes
+    by (direction, port or upstream). ``refusals``: the newest last."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     to_app: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -47,12 +47,12 @@ class Metrics:
     refusals: deque[Refusal] = field(default_factory=lambda: deque(maxlen=LAST_REFUSALS))
 
     def add(self, record: ConnectionRecord, at: str) -> None:
-        """Counts one connection that has ended."""
-        # Inbound, `upstream` is an app's address; what it is about is our own port.
-        about = record.port if record.direction == "inbound" else str(record.upstream)
-        self.ended[record.direction, about, record.decision, str(record.outcome)] += 1
-        self.to_app[record.direction, about] += record.bytes_to_app
-        self.from_app[record.direction, about] += record.bytes_from_app
+        """Counts a connection that has ended."""
+        # Inbound, the label is our own port, since `upstream` is the app's address.
+        label = record.port if record.direction == "inbound" else str(record.upstream)
+        self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
+        self.to_app[record.direction, label] += record.bytes_to_app
+        self.from_app[record.direction, label] += record.bytes_from_app
         if record.decision == "deny":
             self.refusals.append(
                 Refusal(

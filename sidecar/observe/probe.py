@@ -1,7 +1,7 @@
-"""Asks a running sidecar's admin port. I/O, with nothing but the standard library's sockets.
+"""A client of a running sidecar's admin port. I/O with the standard library's sockets only.
 
-A health check runs every few seconds beside every service, for as long as the service lives: what this module and
-``__main__`` import is what the mesh costs at rest. So there is no command line here, no file, no parser.
+A health check runs every few seconds beside every service for as long as the service lives. So the imports of this module
+and of ``__main__`` are what the mesh costs at rest: there is no command line, no file and no parser here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import socket
 import sys
 
 LISTEN = "SIDECAR_ADMIN_LISTEN"
-"""The variable of ``admin: {listen: …}``. Our image sets it, so that nobody in a container needs to name the file."""
+"""The environment variable for ``admin: {listen: …}``. The image sets it: commands in the container need no file name."""
 
 SECONDS = 5.0
 
 
 def ask(listen: str, target: str) -> tuple[int, bytes]:
-    """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``): the answer's status and body.
+    """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``). Returns the status and the body.
 
-    Raises :class:`OSError` if nobody answers within :data:`SECONDS`, and :class:`ValueError` if what answers is something
-    else, or ``listen`` is no address.
+    Raises :class:`OSError` if no answer comes within :data:`SECONDS`, and :class:`ValueError` if the answer is not HTTP or
+    ``listen`` is not an address.
     """
     with _connect(listen) as sock:
         sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
@@ -27,21 +27,21 @@ def ask(listen: str, target: str) -> tuple[int, bytes]:
     head, blank, body = answer.partition(b"\r\n\r\n")
     version, _, rest = head.partition(b" ")
     if not blank or not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-        raise ValueError("what answers there is no sidecar")
+        raise ValueError("what answers there is not a sidecar")
     return int(rest[:3]), body
 
 
 def health(listen: str) -> int:
-    """Says on stdout that the sidecar is well, or on stderr what is not; returns the exit code, 0 or 1."""
+    """Prints ``well`` on stdout, or on stderr why the sidecar is not; returns the exit code, 0 or 1."""
     try:
         status, body = ask(listen, "/healthz")
     except (OSError, ValueError) as error:
-        print(nobody(listen, error), file=sys.stderr)
+        print(describe_failure(listen, error), file=sys.stderr)
         return 1
     if status == 200:
         print("well")
         return 0
-    import json  # not needed by whoever is well
+    import json  # only a sidecar that is not well needs it
 
     try:
         print("not well: " + "; ".join(json.loads(body)["unwell"]), file=sys.stderr)
@@ -50,8 +50,8 @@ def health(listen: str) -> int:
     return 1
 
 
-def nobody(listen: str, error: Exception) -> str:
-    """The sentence for an ``ask`` that failed."""
+def describe_failure(listen: str, error: Exception) -> str:
+    """The error message for an :func:`ask` that failed."""
     return f"error: no sidecar answers at {listen}: {error}"
 
 
@@ -68,5 +68,5 @@ def _connect(listen: str) -> socket.socket:
         return sock
     host, _, port = listen.rpartition(":")
     if not port.isdecimal():
-        raise ValueError("that is neither host:port nor unix:/…")
+        raise ValueError("the address is neither host:port nor unix:/…")
     return socket.create_connection((host.strip("[]"), int(port)), SECONDS)

@@ -1,4 +1,4 @@
-"""One connection's line in the access log. Pure: time is an argument, in seconds of a monotonic clock."""
+"""One connection's log line. Pure: time is an argument, in seconds of a monotonic clock."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Direction = Literal["inbound", "outbound"]
 
 @dataclass(slots=True)
 class ConnectionRecord:
-    """What is known of a connection so far. It starts as a refusal: only an explicit ``decision = "allow"`` lets in.
+    """What is known about a connection so far. It starts as a refusal: only an explicit ``decision = "allow"`` changes that.
 
-    ``peer_address`` and ``peer_id`` are the other sidecar's; ``upstream`` is where we carry it to: the app's address
-    (inbound), ``service:port`` (outbound); ``client_address`` the local caller's (outbound). ``peer_id`` holds verified
-    identities only; what an unverified peer claims goes to ``unverified``.
+    ``peer_address`` and ``peer_id`` belong to the other sidecar. ``peer_id`` holds verified identities only; what an
+    unverified peer claims is in ``unverified``. ``upstream`` is the target: the app's address (inbound) or ``service:port``
+    (outbound). ``client_address`` is the local caller's (outbound).
     """
 
     direction: Direction
@@ -43,12 +43,12 @@ class ConnectionRecord:
     _finished: bool = False
 
     def end(self, reason: Reason, message: str | None = None) -> None:
-        """Says how it ended. The first call counts: what follows is the consequence, not the cause."""
+        """Sets the outcome. The first call counts: later ones report consequences, not the cause."""
         if self.reason is None:
             self.reason, self.message = reason, message
 
     def refuse(self, refusal: Refused) -> None:
-        """Ends it as a refusal."""
+        """Sets a refusal as the outcome."""
         if self.reason is None:
             self.peer_reason = refusal.peer_reason
             if refusal.reason is not Reason.CONNECT_FAILED:
@@ -57,11 +57,11 @@ class ConnectionRecord:
 
     @property
     def outcome(self) -> Reason:
-        """How it ended. That nobody said so is a bug of ours."""
+        """How the connection ended. Without any call of :meth:`end` that is a bug: ``internal_error``."""
         return self.reason or Reason.INTERNAL_ERROR
 
     def finish(self, now: float) -> dict[str, Any]:
-        """The line, exactly once; a second call is a bug and raises RuntimeError."""
+        """The fields of the log line, once. A second call is a bug and raises :class:`RuntimeError`."""
         if self._finished:
             raise RuntimeError("a connection was logged twice")
         self._finished = True

@@ -1,20 +1,27 @@
-"""The relay's core: one connection between a TLS channel and a plaintext app, as a state machine. Pure: no sockets.
+"""One connection between a TLS channel and a plaintext app, as a state machine. Pure: no sockets, no time.
 
-How it works. :meth:`Duplex.next` says the one thing to do now (an :class:`Op`); the shell (``relay.py``) does it and reports
-what came of it with the method named after it, until the answer is ``WAIT`` (nothing can move before a readiness comes in)
-or ``END``. Bytes lie in four buffers that all connections of a relay share, because a step never leaves anything in them:
-what a socket would not take is kept here, in ``_app_left`` and ``_net_left``, and then that direction's source is not read.
-So memory per connection is bounded, and backpressure is just not reading.
+How this works. :meth:`Duplex.next` returns the one thing to do now, an :class:`Op`. The caller (``relay.py``) does it and
+reports the outcome with the method of the same name, which returns the next :class:`Op`. This goes on until the answer is
+``WAIT`` (nothing can move before a socket becomes ready) or ``END``.
 
-``net`` is the side of the peer (ciphertext), ``app`` the plaintext side. The closes, each direction on its own:
+``net`` is the peer's side (ciphertext), ``app`` the plaintext side. The invariants:
 
-* the app ends cleanly (FIN) -> a close_notify goes out after the last byte; the other direction lives on
-* the peer ends cleanly (close_notify) -> the app gets a FIN after the last byte; the other direction lives on
-* the peer's stream ends any other way -> TRUNCATED: the app gets what was authentic, then a reset, never a clean end
-* the app resets -> what it had sent goes out, then the peer's connection is reset
-* the app closes without reading all (an early HTTP 413) -> its answer goes out whole, then as its close says
+* The four buffers belong to all connections of a relay. No step leaves anything in them: what a socket does not take is
+  copied to ``_app_left`` or ``_net_left``.
+* While something is left for one side, the other side is not read. So memory per connection is bounded, and backpressure
+  needs no further mechanism.
+* Each direction closes on its own. TLS 1.3 allows this half-close (RFC 8446 6.1).
+* An end is passed on only after the last byte before it.
+* It fails closed: at input that is not understood the app gets a reset, and the peer an alert.
 
-Everything fails closed: at an input that is not understood the app gets a reset, and the peer an alert.
+How each end is passed on:
+
+* The app ends cleanly (FIN): a close_notify follows the last byte, and the other direction continues.
+* The peer ends cleanly (close_notify): the app gets a FIN after the last byte, and the other direction continues.
+* The peer's stream ends in any other way: TRUNCATED. The app gets the authentic bytes, then a reset, never a clean end.
+* The app resets: what it sent before goes out, then the peer's connection is reset.
+* The app closes without reading everything (an early HTTP 413): its answer goes out whole, then
+  a clean end or a reset, as the app closed.
 """
 
 from __future__ import annotations
@@ -24,14 +31,15 @@ from enum import Enum, IntEnum
 from typing import Any, Protocol
 
 MAX_SILENT_CIPHERTEXT = 64 * 1024
-"""Ciphertext that a peer may send without a byte of data in it (a flood of KeyUpdates), before it is cut."""
+"""Bytes of ciphertext without any data (a flood of KeyUpdates) that a peer may send before it is cut."""
 
 MAX_PENDING_CIPHERTEXT = 256 * 1024
-"""While more than this waits for a peer that does not read, nothing is read from it either: reading may cause replies."""
+"""Bytes. While more ciphertext than this waits for a peer that does not read, nothing is read from that peer either:
+reading may produce replies."""
 
 
 class Buffer:
-    """A reusable block of memory. ``pointer`` is for a channel that works in C; what it is, only that channel knows."""
+    """A reusable block of memory. ``pointer``: the same memory for a channel that works in C; opaque to all others."""
 
     __slots__ = ("data", "pointer", "size", "view")
 
@@ -44,7 +52,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """One for each kind of step: ciphertext received and to send, plaintext received and to send."""
+    """One buffer for each kind of step: ciphertext received and to send, plaintext received and to send."""
 
     cipher_in: Buffer
     plain_out: Buffer
@@ -53,7 +61,7 @@ class Buffers:
 
 
 class ChannelError(Exception):
-    """The peer's stream is broken: altered, or ended by an ``alert`` of the peer's. Nothing more can be read from it."""
+    """The peer's stream is broken: altered, or ended by the peer's ``alert``. Nothing more can be read from it."""
 
     def __init__(self, detail: str, *, alert: str | None = None) -> None:
         super().__init__(detail)
@@ -61,10 +69,10 @@ class ChannelError(Exception):
 
 
 class Channel(Protocol):
-    """An authenticated stream over memory: :class:`sidecar.transport.tls.Endpoint`, or a test's stand-in.
+    """An authenticated stream over memory: :class:`sidecar.transport.tls.TlsChannel`, or a test's stand-in.
 
-    ``read`` returns the number of bytes, 0 when the next record is not here yet, -1 at the peer's close_notify, and raises
-    :class:`ChannelError`; ``ended`` is whether, after the bytes it returned, an end or a fault waits to be told.
+    ``read`` returns the number of bytes, 0 when the next record is incomplete, -1 at the peer's close_notify. It raises
+    :class:`ChannelError`. ``ended``: whether an end or a fault follows the bytes that the last ``read`` returned.
     """
 
     @property
@@ -91,19 +99,19 @@ class Op(IntEnum):
 
 
 class How(Enum):
-    """How a connection ended, side-neutral: which words of ``reasons`` these are depends on the direction."""
+    """How a connection ended, in terms of app and peer. The direction decides which ``Reason`` that is."""
 
     OK = "ok"
     APP_RESET = "app_reset"  # the plaintext side broke
     PEER_RESET = "peer_reset"  # the peer's side broke after its stream had ended cleanly
-    PEER_ALERT = "peer_alert"  # the peer refused us, with an alert before its first byte
-    TRUNCATED = "truncated"  # the peer's stream ended without saying so
+    PEER_ALERT = "peer_alert"  # the peer sent an alert before its first byte of data
+    TRUNCATED = "truncated"  # the peer's stream ended without close_notify
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """``reset_app``, ``reset_net``: whether that side must learn of it by a reset rather than by a clean end. ``alert``: the
-    peer's, which ended it."""
+    """``reset_app``, ``reset_net``: whether that side is closed with a reset instead of a clean end. ``alert``: the peer's
+    alert, if one ended the connection."""
 
     how: How
     detail: str | None = None
@@ -117,11 +125,11 @@ _NOTHING = memoryview(b"")
 
 
 class Duplex:
-    """The state of one connection. ``out`` is what to send at ``SEND_*``; ``ending`` is set with ``END``. ``to_app`` and
+    """The state of one connection. ``out``: what to send at ``SEND_*``. ``ending``: set with ``END``. ``to_app`` and
     ``from_app`` count the bytes that the app's socket took and gave.
 
-    ``net_r``, ``net_w``, ``app_r``, ``app_w`` are readiness: sticky until a call would block, set again by the shell. All
-    are true at first, since data may already wait in the sockets, and in the channel (sent in the handshake's last flight).
+    ``net_r``, ``net_w``, ``app_r``, ``app_w`` are readiness: true until a call would block, set again by the caller. All
+    are true at first: data may already wait in the sockets, and in the channel (sent with the handshake's last flight).
     """
 
     __slots__ = (
@@ -159,30 +167,30 @@ class Duplex:
         self._tolerant = tolerate_missing_close_notify
         self.net_r = self.net_w = self.app_r = self.app_w = True
         # From the app to the peer:
-        self._app_in = True  # the app's stream goes on
-        self._app_clean = True  # its end was, or will be, a FIN
+        self._app_in = True  # the app's stream has not ended
+        self._app_clean = True  # its end is a FIN, not a reset
         self._take = True  # the channel may hold ciphertext to send
-        self._data_out = False  # of the ciphertext not yet sent, some is data (not only a close_notify)
-        self._net_left = _NOTHING  # what the peer's socket would not take
+        self._data_out = False  # the unsent ciphertext holds data, not only a close_notify
+        self._net_left = _NOTHING  # what the peer's socket did not take
         self._net_out = True  # the peer still takes bytes
-        self._lost = False  # it stopped taking them while there were more
+        self._lost = False  # the peer stopped taking bytes while data was unsent
         # From the peer to the app:
         self._more = True  # the channel may hold data, or an end
-        self._peer_done = False  # its close_notify came
-        self._silent = 0  # ciphertext since the last data
-        self._app_left = _NOTHING  # what the app's socket would not take
+        self._peer_done = False  # its close_notify has arrived
+        self._silent = 0  # bytes of ciphertext since the last data
+        self._app_left = _NOTHING  # what the app's socket did not take
         self._app_out = True  # the app still takes bytes
-        self._app_shut = False  # it got its FIN
-        self._turn_app = True  # who is read next, when both may be
-        self.decided: Ending | None = None  # decided; what is left goes out first, then END
+        self._app_shut = False  # the FIN to the app was sent
+        self._turn_app = True  # the app is read next when both sides can be read
+        self.decided: Ending | None = None  # the decided ending; what is left goes out first, then END
         self.out = _NOTHING
         self.to_app = self.from_app = 0
         self.ending: Ending | None = None
 
-    # -- what to do ----------------------------------------------------------------------------------------------------
+    # -- the next operation --------------------------------------------------------------------------------------------
 
     def next(self) -> Op:
-        """The one thing to do now: pass on what is here, then pass on ends, then read more."""
+        """The one thing to do now. Data that is here goes first, then ends, then more is read."""
         if self._net_left:
             if self.net_w:
                 self.out = self._net_left
@@ -202,7 +210,7 @@ class Duplex:
             if size:
                 self.out = self._buffers.plain_out.view[:size]
                 return _SEND_APP
-            return self.next()  # first of all, replies or an alert that decrypting left
+            return self.next()  # decrypting may have produced replies or an alert: these go first
         if self._peer_done or self.decided is not None:
             op = self._next_end()
             if op is not None:
@@ -221,7 +229,7 @@ class Duplex:
         return not self._net_left or self._channel.pending() <= MAX_PENDING_CIPHERTEXT
 
     def _decrypt(self) -> int:
-        """Takes data, or an end, out of the channel; returns how many bytes of data."""
+        """Decrypts into ``plain_out`` and returns the number of bytes; 0 also at an end or a fault, which it records."""
         buffer = self._buffers.plain_out
         self._more, self._take = False, True
         try:
@@ -242,14 +250,14 @@ class Duplex:
         return 0
 
     def _next_end(self) -> Op | None:
-        """The last things to do, when everything that must go out first has; None while it has not, or there is more."""
+        """The operation that passes an end on; None while something must go out first, or the connection continues."""
         if self.decided is not None:
-            # Only what an app sent before it reset must still go out; what is for a broken peer need not.
+            # What an app sent before its reset must still go out; what is for a broken peer need not.
             if self._app_left or (self._net_left and self.decided.how is How.APP_RESET):
                 return _WAIT
             self.ending = self.decided
             return _END
-        # The peer's end is read only after its last byte was passed on, so the app has all and is there.
+        # The peer's end is read only after its last byte was passed on: the app has everything.
         if not self._app_shut:
             return _SHUT_APP
         if not self._net_out:
@@ -267,14 +275,14 @@ class Duplex:
         self._end(Ending(how, str(error), reset_app=True, alert=error.alert))
 
     def _end(self, ending: Ending) -> None:
-        """Decides how it ends, once: the first cause is the one that counts."""
+        """Decides the ending once: the first cause counts."""
         if self.decided is None:
             self.decided = ending
 
-    # -- what came of it -----------------------------------------------------------------------------------------------
+    # -- outcomes ------------------------------------------------------------------------------------------------------
 
     def received_net(self, size: int) -> Op:
-        """``size`` bytes of ciphertext lie in ``cipher_in``; 0 is a FIN."""
+        """``size`` bytes of ciphertext are in ``cipher_in``; 0 is a FIN."""
         if size:
             self._channel.feed(self._buffers.cipher_in, size)
             self._silent += size
@@ -287,12 +295,12 @@ class Duplex:
         return self.next()
 
     def received_app(self, size: int) -> Op:
-        """``size`` bytes of plaintext lie in ``plain_in``; 0 is a FIN."""
+        """``size`` bytes of plaintext are in ``plain_in``; 0 is a FIN."""
         if size:
             self.from_app += size
             try:
                 self._channel.write(self._buffers.plain_in, size)
-            except ChannelError as error:  # a fault behind the data that the app has not taken yet
+            except ChannelError as error:  # a fault in the peer's stream, behind data that the app has not taken yet
                 self._end_broken(error)
             self._take = self._data_out = True
             return self.next()
@@ -321,12 +329,12 @@ class Duplex:
         return self.next()
 
     def shut_app(self) -> Op:
-        """The app got its FIN (or has gone already: its own stream will say how)."""
+        """The FIN to the app was sent, or failed because the app is gone; reading from it then shows how it ended."""
         self._app_shut = True
         return self.next()
 
     def blocked(self, op: Op) -> Op:
-        """The socket was not ready after all: nothing was received or sent."""
+        """The call would have blocked: nothing was received or sent."""
         if op is _SEND_NET:
             self.net_w = False
             self._net_left = _kept(self.out, 0)
@@ -340,11 +348,11 @@ class Duplex:
         return self.next()
 
     def failed(self, op: Op, *, after_fin: bool = False) -> Op:
-        """The socket broke (a reset, a dead host). ``after_fin``: that side had sent a FIN before (EPIPE says so)."""
+        """The socket broke (a reset, a dead host). ``after_fin``: that side had sent a FIN before (EPIPE means this)."""
         if op is _RECV_NET:
             self._end(Ending(How.TRUNCATED, "the peer's connection was reset before its stream ended", reset_app=True))
         elif op is _SEND_NET:
-            # The socket tells of a reset once, here: read after it, a reset looks like a FIN.
+            # The kernel reports a reset once, and did so here: a later read would return 0, as at a FIN.
             self._tolerant = self._tolerant and after_fin
             self._lose_peer(unsent=self._app_in or self._data_out)
         elif op is _RECV_APP:
@@ -357,17 +365,17 @@ class Duplex:
         return self.next()
 
     def peer_gone(self) -> None:
-        """The peer's connection is dead in both directions: told apart, since a finished stream is not read any more."""
+        """The peer's connection is dead in both directions. A stream that ended is not read, so only this reports it."""
         if self._net_out:
             self._lose_peer(unsent=self._data_out)
 
     def app_gone(self) -> None:
-        """The app's connection is dead in both directions: told apart, since a finished stream is not read any more."""
+        """The app's connection is dead in both directions. A stream that ended is not read, so only this reports it."""
         if self._app_out and not self._app_shut:
             self._lose_app()
 
     def _lose_app(self) -> None:
-        """The app takes nothing more. Its answer may still lie in its socket: that is read, and its end ends all."""
+        """The app takes nothing more. Its answer may still be in its socket: that is read, and its end ends everything."""
         self._app_out = False
         self._app_left = _NOTHING
         if not self._net_out:
@@ -376,7 +384,7 @@ class Duplex:
             self._end(Ending(How.APP_RESET, "the app closed before it had read all"))
 
     def _lose_peer(self, *, unsent: bool) -> None:
-        """The peer takes nothing more. What it had sent is still read, to its end."""
+        """The peer takes nothing more. What it has sent is still read, to its end."""
         self._lost = unsent
         self._net_out = self._take = False
         self._net_left = _NOTHING
@@ -385,5 +393,5 @@ class Duplex:
 
 
 def _kept(out: memoryview, taken: int) -> memoryview:
-    """The rest of ``out`` in memory of its own: the shared buffer is needed by other connections."""
+    """The rest of ``out``, copied: other connections use the shared buffer."""
     return memoryview(bytes(out[taken:]))

@@ -1,8 +1,9 @@
-"""Which sockets became ready: edge-triggered epoll where there is one, level-triggered ``selectors`` elsewhere.
+"""Which sockets are ready: edge-triggered epoll on Linux, level-triggered ``selectors`` elsewhere.
 
-A poller says, for a registered descriptor, that it became readable or writable; the relay remembers that until a call would
-block, and says so with :meth:`Poller.rearm`. Edge-triggered epoll needs nothing then (the next edge comes by itself); the
-level-triggered one stops watching what it has reported until it is re-armed, which makes it behave the same.
+How this works. A poller reports that a registered descriptor became readable or writable. The relay keeps that until a call
+would block, then calls :meth:`Poller.rearm`. Edge-triggered epoll needs no re-arming: the next edge is reported by itself
+(epoll(7)). The level-triggered poller would report the same readiness again and again, so it stops watching what it has
+reported until it is re-armed. The relay sees the same behaviour from both.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from itertools import product
 from typing import Any, Protocol
 
 READABLE, WRITABLE, BROKEN, ENDED = 1, 2, 4, 8
-"""Bits of an event. ``ENDED``: a FIN, or urgent data, was announced, so more may lie behind a read that comes back short.
-``BROKEN``: reset, or closed in both directions. A poller that cannot tell these two leaves them out."""
+"""Bits of an event. ``ENDED``: a FIN or urgent data has arrived, so a short read does not mean that nothing is left.
+``BROKEN``: reset, or closed in both directions. A poller that cannot detect these two leaves them out."""
 
 
 class Poller(Protocol):
-    """``fileno()`` is readable while :meth:`poll` has something to say, so trio can wait for it."""
+    """``fileno()`` is readable while :meth:`poll` has events to report, so trio can wait for it."""
 
     def add(self, descriptor: int, /) -> None: ...
     def remove(self, descriptor: int, /) -> None: ...
@@ -30,7 +31,7 @@ class Poller(Protocol):
 
 
 class EdgePoller:
-    """Linux: one ``epoll_ctl`` a descriptor for its whole life, see epoll(7)."""
+    """Linux: one ``epoll_ctl`` per descriptor for its whole life, see epoll(7)."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -50,7 +51,7 @@ class EdgePoller:
 
 
 class LevelPoller:
-    """Anywhere that ``selectors`` has a descriptor of its own to wait for (kqueue, epoll)."""
+    """Any system whose ``selectors`` have a descriptor to wait for (kqueue, epoll)."""
 
     def __init__(self) -> None:
         self._selector: Any = selectors.DefaultSelector()
@@ -96,7 +97,7 @@ class LevelPoller:
 
 
 def make_poller() -> Poller:
-    """The fastest that this machine has."""
+    """The fastest poller that this system has."""
     return EdgePoller() if hasattr(select, "epoll") else LevelPoller()
 
 
@@ -113,5 +114,5 @@ def _event(flags: int) -> int:
 if hasattr(select, "epoll"):
     _FLAGS = (select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLPRI, select.EPOLLHUP, select.EPOLLERR)
     _EVENT_MASK = sum(_FLAGS)
-    # All 64 combinations, so that an event costs one look-up.
+    # A table of all 64 combinations: an event costs one look-up.
     _EVENTS = {flags: _event(flags) for flags in map(sum, product(*((0, flag) for flag in _FLAGS)))}

@@ -1,16 +1,17 @@
-"""The relay: every connection's bytes, moved by one trio task over one set of ready sockets.
+"""The relay: one trio task moves the bytes of all connections, over one set of ready sockets.
 
-How it works. Two trio tasks a connection would cost more than the bytes they move. Here a connection, once let in, is a
-:class:`_Link` that plain functions pump: :class:`~sidecar.relay.duplex.Duplex` says what to do, :meth:`Relay._pump` does it. trio
-sees one task, which waits on the poller's own descriptor, and one parked task a connection, which owns its sockets. What
-keeps that sound:
+How this works. Two trio tasks per connection would cost more than the bytes they move. So each connection is a
+:class:`_Link`, and plain functions move its bytes: :class:`~sidecar.relay.duplex.Duplex` decides the next operation, and
+:meth:`Relay._pump` performs it. trio runs one task that waits on the poller's descriptor, and one parked task per
+connection, which owns the sockets. The invariants:
 
-* A *pass* never awaits. So no socket is closed, nor its number used again, while events that name it are being handled.
-* An event only sets readiness and puts its link on the run queue; nothing that an edge said is lost when a pass ends early.
-* A pass lasts about :data:`PASS_SECONDS`, a pump :data:`PUMP_BYTES`; whoever is not done queues again behind the others,
-  and trio's other tasks (handshakes, timers, the control plane) run in between.
-* An exception inside a pump ends that link, and comes out of its own :meth:`Relay.carry`.
-* Cancelling ``carry`` takes its sockets out of the set before it returns; closing them is its caller's business.
+* A *pass* handles the ready sockets and never awaits. So no socket is closed, and no descriptor number reused, while events
+  that name it are being handled.
+* An event only sets readiness and puts its link on the run queue. So no edge is lost when a pass ends early.
+* A pass lasts about :data:`PASS_SECONDS`, and a link moves about :data:`PUMP_BYTES` at a time, then goes to the end of the
+  queue. trio's other tasks (handshakes, timers, the control plane) run between two passes.
+* An exception while a link's bytes are moved ends that link only, and is raised by its own :meth:`Relay.carry`.
+* A cancelled ``carry`` takes its sockets out of the set before it returns. Its caller closes them.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ PUMP_BYTES = 512 * 1024
 READ_BYTES = 128 * 1024
 SWEEP_SECONDS = 1.0
 ENDING_SECONDS = 10.0
-"""How long a connection whose end is decided may take to pass on its last bytes to somebody who does not read."""
+"""How long a connection whose end is decided waits for a side that does not read the last bytes."""
 
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END = Op
 
 
 class _Link:
-    """One connection in the relay. ``outcome``: the duplex's own ending, the reason of whoever cut it, or our bug."""
+    """One connection in the relay. ``outcome``: the duplex's ending, the reason for which the relay cut it, or a bug."""
 
     __slots__ = (
         "active_at",
@@ -62,7 +63,7 @@ class _Link:
         self.duplex = duplex
         self.net, self.app = net, app
         self.net_fd, self.app_fd = net.fileno(), app.fileno()
-        self.net_ended = self.app_ended = False  # more may lie behind a short read, see `poller.ENDED`
+        self.net_ended = self.app_ended = False  # a short read does not mean drained, see `poller.ENDED`
         self.idle_timeout, self.expires_at = idle_timeout, expires_at
         self.active_at = trio.current_time()
         self.queued = False
@@ -71,10 +72,10 @@ class _Link:
 
 
 class Relay:
-    """See the module. Use :meth:`run` in a nursery, and :meth:`carry` once a connection."""
+    """See the module. Start :meth:`run` in a nursery, and call :meth:`carry` once per connection."""
 
     def __init__(self, make_buffer: Callable[[int], Buffer], poller: Poller | None = None) -> None:
-        """``make_buffer`` comes from whoever makes the channels, which read and write it in place."""
+        """``make_buffer``: the buffers of the channels in use, which read and write them in place."""
         self._poller = poller or make_poller()
         self._links: dict[int, _Link] = {}
         self._queue: deque[_Link] = deque()
@@ -92,16 +93,18 @@ class Relay:
         idle_timeout: float | None = None,
         max_age: float | None = None,
     ) -> Ending | Reason:
-        """Moves the bytes of one connection until it ends, and says how; times in seconds. The sockets are non-blocking,
-        registered nowhere else, and stay open: their owner closes them, as the ending says."""
+        """Moves the bytes of one connection until it ends; returns how it ended. Times are in seconds.
+
+        The sockets must be non-blocking and registered nowhere else. They stay open: their owner closes them as the ending
+        requires. Raises what a bug in this connection's handling raised."""
         expires_at = trio.current_time() + max_age if max_age is not None else float("inf")
         link = _Link(duplex, net, app, idle_timeout, expires_at)
         self._links[link.net_fd] = self._links[link.app_fd] = link
         try:
             self._poller.add(link.net_fd)
             self._poller.add(link.app_fd)
-            self._now = link.active_at  # the last pass may be long ago
-            self._pump(link)  # always once: data may be inside the channel already, where no event will tell
+            self._now = link.active_at  # `_now` is of the last pass, which may be long ago
+            self._pump(link)  # once without an event: the channel may hold data already
             await link.done.wait()
         finally:
             self._detach(link)
@@ -116,7 +119,7 @@ class Relay:
             nursery.start_soon(self._sweep)
             try:
                 while True:
-                    self._pass()
+                    self._run_pass()
                     if self._queue:
                         await trio.lowlevel.checkpoint()
                     else:
@@ -126,7 +129,8 @@ class Relay:
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 
-    def _pass(self) -> None:
+    def _run_pass(self) -> None:
+        """Handles the ready sockets and the run queue for about :data:`PASS_SECONDS`."""
         links, queue = self._links, self._queue
         self._now = trio.current_time()
         until = perf_counter() + PASS_SECONDS
@@ -134,7 +138,7 @@ class Relay:
             for descriptor, what in self._poller.poll():
                 link = links.get(descriptor)
                 if link is not None:
-                    self._note(link, descriptor, what)
+                    self._set_readiness(link, descriptor, what)
                     if not link.queued:
                         link.queued = True
                         queue.append(link)
@@ -148,7 +152,7 @@ class Relay:
                 if perf_counter() > until:
                     return
 
-    def _note(self, link: _Link, descriptor: int, what: int) -> None:
+    def _set_readiness(self, link: _Link, descriptor: int, what: int) -> None:
         duplex = link.duplex
         if descriptor == link.net_fd:
             if what & READABLE:
@@ -170,13 +174,13 @@ class Relay:
                     duplex.app_gone()
 
     def _pump(self, link: _Link) -> None:
-        """Does what the duplex says until it must wait, ends, or has had its share."""
+        """Moves a link's bytes until it must wait, ends, or has used its share. An exception ends the link."""
         try:
-            self._turn(link)
+            self._move(link)
         except Exception as error:
             self._finish(link, error)
 
-    def _turn(self, link: _Link) -> None:
+    def _move(self, link: _Link) -> None:
         duplex, net, app = link.duplex, link.net, link.app
         cipher_in, plain_in = self.buffers.cipher_in.view, self.buffers.plain_in.view
         share = PUMP_BYTES
@@ -191,7 +195,7 @@ class Relay:
                     size = net.recv_into(cipher_in)
                     share -= size
                     if size < READ_BYTES and size and not link.net_ended:
-                        # A short read from a stream says that it is drained (epoll(7)): one call less.
+                        # A short read means that the stream is drained (epoll(7)): no further call is needed.
                         duplex.net_r = False
                         self._poller.rearm(link.net_fd, READABLE)
                     op = duplex.received_net(size)
@@ -228,7 +232,7 @@ class Relay:
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _finish(self, link: _Link, outcome: Ending | Reason | Exception | None) -> None:
-        """Ends a link once; the first outcome counts. Its task, when it runs next, owns the sockets alone."""
+        """Ends a link once; the first outcome counts. From then on its own task alone uses the sockets."""
         if link.outcome is None:
             link.outcome = outcome
             self._detach(link)
@@ -249,7 +253,7 @@ class Relay:
             self._end_overdue(trio.current_time())
 
     def _end_overdue(self, now: float) -> None:
-        """Ends what was idle too long, is too old, or cannot get rid of its last bytes."""
+        """Ends links that are idle too long, too old, or cannot deliver their last bytes."""
         for link in list(self._links.values()):
             idle = now - link.active_at
             if now >= link.expires_at:

@@ -1,6 +1,6 @@
-"""Sockets and TLS: from a connected socket to a judged peer and its verdict.
+"""Sockets and TLS: from a connected socket to an authenticated peer and its verdict.
 
-``sockets``, ``accepting`` (the accept loop), ``dial`` (upstreams, DNS, fail-over), ``gate`` (a few handshakes a tick),
-``bindings`` (what is used of OpenSSL), ``tls``, ``tls_errors`` (alerts and verification errors), ``handshake``, ``verdict``
-(the first frame of ``mesh/1``), ``stream`` (a TLS channel to read and write), ``http1``.
+``sockets``, ``accepting`` (the accept loop), ``dial`` (upstreams, DNS, fail-over), ``gate`` (few handshake steps per tick),
+``bindings`` (the parts of OpenSSL in use), ``tls``, ``tls_errors`` (alerts and verification errors), ``handshake``,
+``verdict`` (the first frame of ``mesh/1``), ``stream`` (a TLS channel to read and write), ``http1``.
 """

@@ -1,9 +1,9 @@
-"""Accepting connections: one loop for every listener, with one answer to a system that has nothing left.
+"""Accepting connections: one loop for every listener, also while the system has no resources left.
 
-How it works. ``accept(2)`` fails for three kinds of reasons. There is nothing to accept: the loop waits. The caller gave up
-while it waited in the backlog, or the network lost it: that is no fault of ours, and the next one is accepted. Anything else
-(EMFILE, ENFILE, ENOBUFS, ENOMEM: no descriptor or memory left) is reported once, and accepting pauses; callers wait in the
-backlog meanwhile. So the loop neither spins nor ends. How many connections there may be is for whoever serves them.
+How this works. ``accept(2)`` fails for three kinds of reasons. If there is nothing to accept, the loop waits. If the caller
+gave up in the backlog or the network lost it, the loop accepts the next one. Anything else (EMFILE, ENFILE, ENOBUFS, ENOMEM:
+no descriptor or memory left) is reported, and the loop pauses; callers wait in the backlog meanwhile. So the loop neither
+spins nor ends. It does not limit the number of connections: ``serve`` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 
 ACCEPTS_A_TICK = 16
 ACCEPT_PAUSE_SECONDS = 0.1
-"""How long accepting rests when the system has no descriptor or memory left."""
+"""How long accepting pauses when the system has no descriptor or memory left."""
 
 _CALLER_GONE = frozenset(
     {
@@ -42,10 +42,10 @@ async def accept_all(
     report: Callable[[str | None], object],
     make_room: Callable[[], object] = lambda: None,
 ) -> NoReturn:
-    """Accepts until cancelled, and gives every socket to ``serve``, which must not wait and owns it from then on.
+    """Accepts until cancelled, and gives every socket to ``serve``, which owns it and must not wait.
 
-    ``report`` is told why nothing can be accepted at each try, and None at each success. ``make_room`` is called before a
-    pause: it may end something that holds a descriptor.
+    ``report`` is called with None after each success, and with the reason after each failure for lack of resources.
+    ``make_room`` is called before a pause: it may end something that holds a descriptor.
     """
     accepted = 0
     while True:

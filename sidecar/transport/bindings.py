@@ -1,7 +1,7 @@
-"""The private bindings of pyOpenSSL that ``tls`` is built on, looked up at import.
+"""The private bindings of pyOpenSSL that ``tls`` uses, looked up at import.
 
-pyOpenSSL does not promise these names, so another version may lack one. Whoever imports this module then gets a
-:class:`UsageError` that names what is missing: an incompatible upgrade stops the start, not a connection.
+pyOpenSSL does not promise these names, so another version may lack one. The import then raises :class:`UsageError` with the
+missing names: an incompatible upgrade stops the start, not a connection.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ REQUIRED = (
     "lib.X509_free", "lib.X509_verify_cert_error_string",
     "lib.i2d_X509_bio", "lib.sk_X509_free", "lib.sk_X509_num", "lib.sk_X509_value",
 )  # fmt: skip
-"""Every private name in use, after what it belongs to: a module (``SSL``), a class (``Connection``), an object of one
+"""Every private name in use, as ``owner.name``. The owner is a module (``SSL``), a class (``Connection``), an instance
 (``connection``, ``context``, ``certificate``), or one of the two low-level bindings (``lib``, ``ffi``)."""
 
 
-def _absent(owners: Mapping[str, object]) -> list[str]:
-    """Those of the required names that these owners do not have."""
+def _find_absent(owners: Mapping[str, object]) -> list[str]:
+    """The required names that these owners lack."""
     named = ((name, *name.partition(".")[::2]) for name in REQUIRED)
     return [name for name, owner, attribute in named if owner in owners and not hasattr(owners[owner], attribute)]
 
 
-def _missing() -> list[str]:
-    """The required names that are not there. What is needed to look further is looked up first."""
-    if absent := _absent({"SSL": SSL, "Connection": SSL.Connection}):
+def _find_missing() -> list[str]:
+    """The required names that are missing. Names that later look-ups need are looked up first."""
+    if absent := _find_absent({"SSL": SSL, "Connection": SSL.Connection}):
         return absent
-    if absent := _absent({"lib": vars(SSL)["_lib"], "ffi": vars(SSL)["_ffi"]}):
+    if absent := _find_absent({"lib": vars(SSL)["_lib"], "ffi": vars(SSL)["_ffi"]}):
         return absent
     context = SSL.Context(SSL.TLS_METHOD)
-    if absent := _absent({"context": context, "certificate": crypto.X509()}):
+    if absent := _find_absent({"context": context, "certificate": crypto.X509()}):
         return absent
-    return _absent({"connection": SSL.Connection(context, None)})
+    return _find_absent({"connection": SSL.Connection(context, None)})
 
 
-if _found := _missing():
+if _found := _find_missing():
     raise UsageError(
         f"the installed pyOpenSSL {OpenSSL.__version__} with cryptography {cryptography.__version__} has no "
         f"{', '.join(_found)}, which TLS is built on here: install the versions that this program's package requires"
@@ -67,8 +67,8 @@ ffi: Any = vars(SSL)["_ffi"]
 
 
 def take_error() -> tuple[int, str]:
-    """The first entry of OpenSSL's error queue as (reason code, text), and clears it: left alone, it would speak for the
-    next connection."""
+    """The first entry of OpenSSL's error queue as (reason code, text). Clears the queue: an entry left in it would be taken
+    for the next connection's error."""
     code = lib.ERR_get_error()
     lib.ERR_clear_error()
     text = lib.ERR_reason_error_string(code)

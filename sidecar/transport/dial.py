@@ -1,8 +1,13 @@
-"""Where connections are carried to: several addresses a target, names looked up in the background, fail-over.
+"""Connecting to upstreams: several addresses per target, names resolved in the background, fail-over.
 
-An :class:`Upstream` is one target (an app behind an inbound port, or the sidecars of a service). Its :class:`Endpoint` s are
-offered least used first; one that failed stands aside for a while, longer each time, but is still tried when nothing else
-is left. Compose scales by A records, so every name is looked up again every :data:`REFRESH_SECONDS`.
+How this works. An :class:`Upstream` is one target: an app behind an inbound port, or the sidecars of a service. Compose
+scales a service by adding A records, so a :class:`Resolver` resolves every name again each :data:`REFRESH_SECONDS`. The last
+good answer stays in use while a look-up fails.
+
+:meth:`Upstream.endpoints` sorts the target's :class:`Endpoint` objects: those that did not fail first, then by live
+connections, then by last use. An endpoint that failed is held back for a time that doubles with each failure in a row,
+within :data:`BACKOFF_SECONDS`. It is still offered, last, so that it is tried when no other works. A connection to one of
+our own listeners is refused, since it would loop.
 """
 
 from __future__ import annotations
@@ -21,12 +26,14 @@ from sidecar.transport import sockets
 REFRESH_SECONDS = 5.0
 LOOKUP_SECONDS = 10.0
 BACKOFF_SECONDS = (0.5, 30.0)
+"""How long an endpoint is held back after its first failure, and at most."""
 
 SocketAddress = tuple[str | int, ...]
 
 
 class Endpoint:
-    """One socket address of a target. ``live``: connections now; ``used``: the turn it had last; ``failures``: in a row."""
+    """One socket address of a target. ``live``: connections now. ``used``: when it was chosen last, as a serial number.
+    ``failures``: how many in a row."""
 
     __slots__ = ("address", "aside_until", "failures", "family", "live", "used")
 
@@ -39,29 +46,32 @@ class Endpoint:
         return sockets.text(self.address)
 
     def failed(self) -> None:
-        """It could not be reached, or was not who it should be: stand aside for a while. Fifty connections that fail in
-        the same moment are one failure: while it stands aside already, nothing more is held against it."""
+        """Holds the endpoint back for a while: it could not be reached, or had another identity than expected.
+
+        Failures while it is held back do not count: fifty connections that fail at the same moment are one failure.
+        """
         now, (first, longest) = trio.current_time(), BACKOFF_SECONDS
         if now >= self.aside_until:
             self.aside_until = now + min(first * 2**self.failures, longest)
             self.failures = min(self.failures + 1, 16)
 
     def answered(self) -> None:
+        """Ends the back-off: the endpoint works."""
         self.failures, self.aside_until = 0, 0.0
 
 
 class Resolver:
-    """The addresses of names: one look-up in flight a name, the last good answer kept."""
+    """Resolves names: at most one look-up in flight per name; the last good answer is kept."""
 
     def __init__(self) -> None:
         self._names: dict[str, _Name] = {}
 
     def name(self, host: str) -> _Name:
-        """Registers a host; before :meth:`run`."""
+        """Registers a host. To be called before :meth:`run`."""
         return self._names.setdefault(host, _Name(host))
 
     async def run(self) -> None:
-        """Looks all names up, again and again."""
+        """Resolves all names periodically until cancelled."""
         async with trio.open_nursery() as nursery:
             for name in self._names.values():
                 nursery.start_soon(name.refresh)
@@ -94,7 +104,7 @@ class _Name:
 
 
 class Upstream:
-    """One target's places. ``what`` names it in errors; ``listening`` are the addresses that it must not be, our own."""
+    """The endpoints of one target. ``what``: its name in errors. ``listening``: our own listeners, which it must not be."""
 
     def __init__(
         self, what: str, addresses: Iterable[Address], resolver: Resolver, listening: Iterable[SocketAddress]
@@ -103,11 +113,12 @@ class Upstream:
         self._listening = listening
         self._named = [(resolver.name(address.host), address.port) for address in addresses]
         self._hosts = ", ".join(map(str, addresses))
-        self._places: dict[tuple[int, SocketAddress], Endpoint] = {}
+        self._endpoints: dict[tuple[int, SocketAddress], Endpoint] = {}
         self._turns = count(1)
 
     async def endpoints(self) -> list[Endpoint]:
-        """All of them, best first. Raises :class:`Refused` if no name has an address; the caller sets the deadline."""
+        """All endpoints, best first. Waits for the first look-ups; the caller sets the deadline. Raises :class:`Refused` if
+        no name has an address."""
         for name, _ in self._named:
             if not name.addresses:
                 await name.looked_up.wait()
@@ -115,27 +126,27 @@ class Upstream:
         if not current:
             errors = "; ".join(sorted({name.error or "no address" for name, _ in self._named}))
             raise Refused(Reason.CONNECT_FAILED, f"cannot find {self.what}: {self._hosts}: {errors}")
-        for gone in self._places.keys() - current.keys():
-            del self._places[gone]
+        for gone in self._endpoints.keys() - current.keys():
+            del self._endpoints[gone]
         for key in current:
-            if key not in self._places:
-                self._places[key] = Endpoint(*key)
+            if key not in self._endpoints:
+                self._endpoints[key] = Endpoint(*key)
         now = trio.current_time()
         best = sorted(
-            self._places.values(),
+            self._endpoints.values(),
             key=lambda endpoint: (max(endpoint.aside_until - now, 0.0), endpoint.live, endpoint.used),
         )
-        # Its turn is now, not only when it was reached: else all the connections of one moment would choose the same.
+        # It counts as used now, not when it is reached: otherwise all connections of one moment would choose the same one.
         best[0].used = next(self._turns)
         return best
 
     async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
-        """A connection to one of the places within a deadline. Raises :class:`Refused`."""
+        """Connects to one of the endpoints within ``seconds``. Raises :class:`Refused`."""
         return await connect(endpoint, self.what, seconds, self._listening)
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:
-        """Counts a connection of a place."""
+        """Counts a live connection to an endpoint."""
         endpoint.live += 1
         endpoint.used = next(self._turns)
         try:
@@ -145,8 +156,8 @@ class Upstream:
 
 
 async def connect(endpoint: Endpoint, what: str, seconds: float, listening: Iterable[SocketAddress]) -> socket.socket:
-    """A connection to a place within a deadline, and never one to ourselves: ``listening`` are our own listeners'
-    addresses. Raises :class:`Refused`."""
+    """Connects to an endpoint within ``seconds``, but never to this sidecar itself: ``listening`` are the addresses of our
+    own listeners. Raises :class:`Refused`."""
     try:
         with trio.fail_after(seconds):
             sock = await sockets.connect(endpoint.family, endpoint.address)
@@ -171,9 +182,10 @@ async def connect(endpoint: Endpoint, what: str, seconds: float, listening: Iter
 
 
 def is_own(local: SocketAddress, remote: SocketAddress, listening: Iterable[SocketAddress]) -> bool:
-    """Whether a connection from ``local`` to ``remote`` met one of our own listeners, or (a quirk of TCP) itself.
+    """Whether a connection from ``local`` to ``remote`` reached one of our own listeners, or itself.
 
-    To an address of its own a machine connects from that same address, which is how a wildcard listener is recognised.
+    A connection to itself comes about by TCP's simultaneous open (RFC 9293 3.5). A wildcard listener is recognised by the
+    source address: a machine connects to one of its own addresses from that same address.
     """
     if local[:2] == remote[:2]:
         return True

@@ -1,15 +1,15 @@
-"""A gate that lets a few expensive steps through a tick of trio's loop, so that everything else goes on between them."""
+"""Lets a few expensive steps through per tick of trio's loop, so that all other tasks run in between."""
 
 from __future__ import annotations
 
 import trio
 
 STEPS_A_TICK = 2
-"""A handshake's step costs about 300 µs of computing: this bounds how long a flood of them can hold up the relay."""
+"""A step of a handshake takes about 300 µs of CPU time: this bounds how long a flood of handshakes delays the relay."""
 
 
 class Gate:
-    """First come, first served. Use :meth:`turn` before each step, and :meth:`run` in a nursery."""
+    """First come, first served. Call :meth:`turn` before each step, and start :meth:`run` in a nursery."""
 
     def __init__(self, steps: int = STEPS_A_TICK) -> None:
         self._steps = self._left = steps
@@ -17,7 +17,7 @@ class Gate:
         self._waiting = trio.lowlevel.ParkingLot()
 
     async def turn(self) -> None:
-        """Returns when it is the caller's turn."""
+        """Returns when the caller may take its step."""
         if self._left and not self._waiting:
             self._left -= 1
             self._used.set()
@@ -25,7 +25,7 @@ class Gate:
             await self._waiting.park()
 
     async def run(self) -> None:
-        """Opens the gate again at each tick, while there is anybody at it."""
+        """Lets the next steps through at each tick while any wait. Runs until cancelled."""
         while True:
             await self._used.wait()
             self._used = trio.Event()

@@ -1,6 +1,7 @@
-"""From a connected socket to a judged peer and its verdict: a TLS endpoint driven over a socket, until the relay takes over.
+"""From a connected socket to an authenticated peer and its verdict: drives a TLS channel over a socket.
 
-The caller sets the deadline. All that a peer can do wrong here comes out as :class:`~sidecar.identity.reasons.Refused`.
+The relay takes over afterwards. The caller sets the deadline. Everything that a peer can do wrong here is raised as
+:class:`~sidecar.identity.reasons.Refused`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _READ_BYTES = 16 * 1024
 
 
 async def shake_hands(sock: socket.socket, channel: TlsChannel, gate: Gate | None = None) -> None:
-    """Runs the handshake until the peer is judged; what must be told to the peer, an alert included, is sent.
-    ``gate``: where many may come at once, what keeps them from holding up the rest."""
+    """Runs the handshake until the peer is verified. All that the handshake leaves for the peer is sent, alerts included.
+    ``gate`` bounds the steps per tick on listeners where many handshakes may come at once. Raises :class:`Refused`."""
     received = b""
     try:
         while True:
@@ -45,8 +46,8 @@ async def shake_hands(sock: socket.socket, channel: TlsChannel, gate: Gate | Non
 
 
 async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:
-    """Sends the verdict frame, to a peer that speaks ``mesh/1``; after a refusal nothing follows it. A peer that does not
-    read is waited for ``seconds``, and not told."""
+    """Sends the verdict frame if the peer speaks ``mesh/1``. After a refusal a close_notify follows it. A peer that does not
+    read it within ``seconds`` does not get it."""
     if channel.speaks_mesh:
         channel.write_bytes(verdict.encode(reason))
         if reason is not Reason.OK:
@@ -56,14 +57,14 @@ async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds
 
 
 async def hear(sock: socket.socket, channel: TlsChannel) -> None:
-    """Waits for the peer's verdict, if it speaks ``mesh/1``. Returns if it let us in, else raises :class:`Refused`."""
+    """Waits for the verdict if the peer speaks ``mesh/1``. Returns if it is ``ok``; otherwise raises :class:`Refused`."""
     if channel.speaks_mesh:
         size = verdict.word_length(await _exactly(sock, channel, 1))
         verdict.admit(await _exactly(sock, channel, size))
 
 
 async def _exactly(sock: socket.socket, channel: TlsChannel, size: int) -> bytes:
-    """Reads decrypted bytes, and not one of those behind them: they are the app's."""
+    """Reads exactly ``size`` decrypted bytes: those that follow belong to the app."""
     data = b""
     try:
         while len(data) < size:
@@ -74,10 +75,12 @@ async def _exactly(sock: socket.socket, channel: TlsChannel, size: int) -> bytes
     except CutStreamError as error:
         raise Refused(Reason.PEER_REFUSED, "saw the peer close the connection without a verdict") from error
     except SilentStreamError as error:
-        raise Refused(Reason.PEER_REFUSED, f"heard no verdict: {error}: cut") from error
+        raise Refused(Reason.PEER_REFUSED, f"received no verdict: {error}: cut") from error
     except ChannelError as error:
-        if error.alert is None:  # nobody refused us: somebody altered what was said, or the peer talks nonsense
-            raise Refused(Reason.TRUNCATED, f"met a broken record in place of the peer's verdict: {error}") from error
+        if error.alert is None:  # no refusal: an altered record, or a broken peer
+            raise Refused(
+                Reason.TRUNCATED, f"received a broken record in place of the peer's verdict: {error}"
+            ) from error
         raise Refused(Reason.PEER_REFUSED, f"was refused: {error}", peer_reason=error.alert) from error
     except OSError as error:
         detail = f"lost the connection before the peer's verdict: {error.strerror or error}"
@@ -86,7 +89,7 @@ async def _exactly(sock: socket.socket, channel: TlsChannel, size: int) -> bytes
 
 
 async def _try_send(sock: socket.socket, channel: TlsChannel) -> None:
-    """Sends what the endpoint left. A peer that is gone cannot be told, and the refusal stands without."""
+    """Sends what the channel left. If the peer is gone, the refusal stands without it."""
     try:
         await sockets.send_all(sock, channel.take_all())
     except OSError:

@@ -1,8 +1,14 @@
-"""HTTP/1.1 as a server, by h11, for the CA and for the admin port: one connection, with bounds on all that can be sent.
+"""HTTP/1.1 server for the CA and for the admin port, on h11 (RFC 9110, RFC 9112): one connection, with bounds on all input.
 
-What a request is for is decided by its method and path alone, before anything else of it is looked at, a body included: an
-unknown one is answered with 404 or 405 and the connection closed. (A verb that a router did not know once skipped the
-authorisation in somebody else's CA.)
+How this works. :func:`converse` answers the requests of one connection in turn. The invariants:
+
+* Method and path alone decide what a request is for, before anything else of it is considered, a body included. Otherwise
+  a method that the router does not list could skip the path's authorisation. An unknown path is answered with 404, an
+  unknown method with 405, and the connection is closed.
+* Sizes are bounded: the head, the body, the fields of a query, and the requests per connection.
+* Times are bounded: idle time, the time from a request's first byte to its last, and the time to take the answer.
+* An ambiguous body length (RFC 9112 6.1) is refused, since it may be an attempt at request smuggling.
+* A malformed, oversized or late request is answered with its error, and the connection is closed.
 """
 
 from __future__ import annotations
@@ -23,17 +29,17 @@ from sidecar.transport.stream import BrokenStreamError
 MAX_HEAD_BYTES = 8 * 1024
 MAX_BODY_BYTES = 64 * 1024
 IDLE_SECONDS = 60.0
-"""How long a connection may wait for its next request."""
+"""How long a connection may be idle before its next request."""
 
 REQUEST_SECONDS = 10.0
-"""From a request's first byte to its last, and for its answer to be taken."""
+"""From a request's first byte to its last, and again for the client to take the answer."""
 
 MAX_REQUESTS = 10_000
-"""On one connection; then it is closed, and its peer's certificate seen anew."""
+"""On one connection. Then it is closed, so that the peer's certificate is verified again."""
 
 
 class Stream(Protocol):
-    """What a conversation goes over. Both raise :class:`~sidecar.transport.stream.BrokenStreamError`."""
+    """The transport of a connection. Both methods raise :class:`~sidecar.transport.stream.BrokenStreamError`."""
 
     async def receive_some(self) -> bytes: ...
 
@@ -42,7 +48,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who asks. ``path``: its verified certificates (DER, leaf first); empty, and no ``svid``, where it showed none."""
+    """The client. ``path``: its verified chain (DER, leaf first). Without a certificate it is empty and ``svid`` None."""
 
     address: str
     svid: Svid | None
@@ -65,9 +71,9 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, status: int, said: Any, headers: Mapping[str, str] | None = None) -> Response:
-        """An answer in JSON."""
-        return cls(status, json.dumps(said).encode() + b"\n", headers=headers or {})
+    def of(cls, status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
+        """A response with ``content`` as JSON."""
+        return cls(status, json.dumps(content).encode() + b"\n", headers=headers or {})
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -75,16 +81,16 @@ Routes = Mapping[str, Mapping[str, Handler]]
 """Path, then method."""
 
 Observe = Callable[[str, int], None]
-"""Is told of each answer: the path's name in the routes (or ``other``) and the status."""
+"""Called for each answer with its path in the routes (or ``other``) and its status."""
 
 
 def error(status: int, denial: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer that says no, to programs and to people."""
+    """A refusal: ``denial`` for programs, ``message`` for people."""
     return Response.of(status, {"error": denial, "message": message}, headers)
 
 
-class _Close(Exception):  # noqa: N818 (no error: the connection has had its last answer)
-    """The connection is to be closed, after this answer if there is one."""
+class _Close(Exception):  # noqa: N818 (not an error: it ends the connection)
+    """The connection must be closed, after ``answer`` if there is one."""
 
     def __init__(self, answer: Response | None = None) -> None:
         super().__init__()
@@ -92,7 +98,7 @@ class _Close(Exception):  # noqa: N818 (no error: the connection has had its las
 
 
 class Closing:
-    """Lets a server end: connections that wait for their next request end at once, the others after their answer."""
+    """Ends a server's connections: idle ones at once, the others after their answer."""
 
     def __init__(self) -> None:
         self._idle: set[trio.CancelScope] = set()
@@ -105,7 +111,7 @@ class Closing:
 
     @contextmanager
     def idle(self) -> Iterator[None]:
-        """While a connection waits for its next request."""
+        """Wraps the wait of a connection for its next request."""
         with trio.move_on_after(0 if self.has_begun else IDLE_SECONDS) as scope:
             self._idle.add(scope)
             try:
@@ -117,14 +123,14 @@ class Closing:
 async def converse(
     stream: Stream, peer: Peer, routes: Routes, observe: Observe, closing: Closing | None = None
 ) -> None:
-    """Answers requests until either end has had enough. Nothing that the peer does escapes but a broken stream's end."""
+    """Answers requests until either end closes. Of all faults of the peer only :class:`BrokenStreamError` is raised."""
     closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     for number in range(MAX_REQUESTS):
         name, bodiless = "other", False
         try:
             head, deadline = await _head(stream, connection, closing)
-            bodiless = head.method == b"HEAD"  # (RFC 9110 9.3.2; h11 lets nobody send one)
+            bodiless = head.method == b"HEAD"  # RFC 9110 9.3.2; h11 does not allow a body then
             with trio.fail_at(deadline):
                 name, handler = _route(head, routes)
                 request = await _request(stream, connection, head, peer)
@@ -135,7 +141,7 @@ async def converse(
                 return
             answer, last = close.answer, True
         except h11.RemoteProtocolError as fault:
-            answer, last = error(fault.error_status_hint, "bad_request", f"no request: {fault}"), True
+            answer, last = error(fault.error_status_hint, "bad_request", f"not a valid request: {fault}"), True
         except trio.TooSlowError:
             answer, last = error(408, "bad_request", f"no complete request within {REQUEST_SECONDS:g} s"), True
         observe(name, answer.status)
@@ -147,7 +153,7 @@ async def converse(
 
 
 async def _head(stream: Stream, connection: h11.Connection, closing: Closing) -> tuple[h11.Request, float]:
-    """The next request's head, and by when the rest of it must be there: the time is counted from its first byte."""
+    """The next request's head, and the deadline for its last byte, which counts from its first byte."""
     event: Any = connection.next_event()
     if event is h11.NEED_DATA:
         with closing.idle():
@@ -156,7 +162,7 @@ async def _head(stream: Stream, connection: h11.Connection, closing: Closing) ->
     with trio.fail_after(REQUEST_SECONDS) as scope:
         while event is h11.NEED_DATA:
             if not connection.trailing_data[0]:
-                raise _Close  # idle: nobody waits for an answer
+                raise _Close  # idle: no request waits for an answer
             connection.receive_data(await stream.receive_some())
             event = connection.next_event()
     if not isinstance(event, h11.Request):
@@ -168,20 +174,20 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
     path = head.target.partition(b"?")[0].decode("ascii", "replace")
     methods = routes.get(path)
     if methods is None:
-        raise _Close(error(404, "not_found", "there is nothing here"))
+        raise _Close(error(404, "not_found", "there is no such path"))
     handler = methods.get(head.method.decode("ascii", "replace"))
     if handler is None:
         allowed = ", ".join(methods)
-        raise _Close(error(405, "method_not_allowed", f"only {allowed} here", {"Allow": allowed}))
+        raise _Close(error(405, "method_not_allowed", f"this path accepts only {allowed}", {"Allow": allowed}))
     return path, handler
 
 
 async def _request(stream: Stream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("ascii", "replace") for name, value in head.headers}
-    if headers.keys() >= {"content-length", "transfer-encoding"}:  # RFC 9112 6.1: may be an attempt at smuggling
-        raise _Close(error(400, "bad_request", "a body has a length or chunks, not both"))
+    if headers.keys() >= {"content-length", "transfer-encoding"}:  # RFC 9112 6.1: may be request smuggling
+        raise _Close(error(400, "bad_request", "a body has either a Content-Length or chunks, not both"))
     length = headers.get("content-length", "0")
-    if int(length) > MAX_BODY_BYTES:  # (h11 has seen to it that it is a number)
+    if int(length) > MAX_BODY_BYTES:  # h11 has checked that it is a number
         raise _Close(error(413, "bad_request", f"a body has at most {MAX_BODY_BYTES} bytes"))
     if connection.they_are_waiting_for_100_continue:
         await stream.send_all(_bytes(connection, h11.InformationalResponse(status_code=100, headers=[])))
@@ -207,13 +213,13 @@ async def _request(stream: Stream, connection: h11.Connection, head: h11.Request
 async def _send(stream: Stream, connection: h11.Connection, answer: Response, *, last: bool, bodiless: bool) -> None:
     described = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
     headers = [
-        *(described if answer.status != 304 else []),  # (it would have to be the length of what a 200 brings)
+        *(described if answer.status != 304 else []),  # in a 304 it would have to be the length of the 200's body
         ("Cache-Control", "no-store"),
         *answer.headers.items(),
         *([("Connection", "close")] if last else []),
     ]
     if connection.our_state is h11.ERROR:
-        raise BrokenStreamError("the connection is past answering")
+        raise BrokenStreamError("no answer can be sent on this connection any more")
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
     if answer.body and not bodiless:
         data += _bytes(connection, h11.Data(data=answer.body))

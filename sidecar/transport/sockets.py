@@ -1,4 +1,4 @@
-"""Non-blocking sockets under trio, and the ways to close one. Plain ``socket`` objects: the relay uses them directly."""
+"""Non-blocking sockets under trio, and the ways to close one. Plain ``socket`` objects, which the relay uses directly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import trio
 from sidecar.identity.reasons import UsageError
 
 LINGER_SECONDS = 1.0
-"""How long a closing side may take to read what we said last, before it loses it."""
+"""How long a side that we close may be silent before it loses what we sent last."""
 
 ANY_DEVICE = "auto"
-"""As the name of an interface: the one that has the address that is listened on."""
+"""As the name of a network interface: the one that has the listener's address."""
 
 _BACKLOG = 1024
 _SIOCGIFADDR = 0x8915  # netdevice(7); Linux
@@ -28,8 +28,8 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 
 async def receive(sock: socket.socket, limit: int) -> bytes:
-    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint even when bytes are there already:
-    a peer that floods us must not outrun its own deadline, or hold up the others."""
+    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint also when bytes are there already:
+    otherwise a flood from one peer would postpone its own deadline and delay the other tasks."""
     waited = False
     while True:
         try:
@@ -44,7 +44,7 @@ async def receive(sock: socket.socket, limit: int) -> bytes:
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:
-    """Sends everything. Raises OSError."""
+    """Sends all of ``data``. Raises OSError."""
     rest = memoryview(data)
     while rest:
         try:
@@ -60,7 +60,7 @@ async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
         prepare(sock)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
-            code = sock.connect_ex(address)  # on this machine it is done by now, which saves a turn of the loop
+            code = sock.connect_ex(address)  # to this machine it is done by now, which saves a tick of the loop
         if code in (errno.EINPROGRESS, errno.EALREADY):
             await trio.lowlevel.wait_writable(sock)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -74,7 +74,7 @@ async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
 
 
 def prepare(sock: socket.socket) -> None:
-    """What every connection of ours has: no blocking, no delay of small writes, dead hosts noticed (in about 2 minutes)."""
+    """Sets every connection's options: non-blocking, no delay of small writes, dead hosts detected in about 2 minutes."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -84,7 +84,7 @@ def prepare(sock: socket.socket) -> None:
 
 
 def listen(where: str, host: str, port: int, device: str | None = None) -> socket.socket:
-    """A listening socket; ``where`` names the line of the configuration in errors. Raises :class:`UsageError`."""
+    """A listening socket. ``where``: the configuration key, for errors. Raises :class:`UsageError`."""
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -115,7 +115,7 @@ def listen(where: str, host: str, port: int, device: str | None = None) -> socke
 
 
 def device_of(address: str) -> str:
-    """The interface that has an IPv4 address (Linux): in a container nobody can know its name beforehand. Raises OSError."""
+    """The interface that has an IPv4 address (Linux). In a container its name is not known beforehand. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # an interface without an IPv4 address
@@ -126,7 +126,7 @@ def device_of(address: str) -> str:
 
 
 def bind_to_device(sock: socket.socket, device: str) -> None:
-    """Accepts only what came in by that interface (Linux; no capability needed). Raises OSError elsewhere."""
+    """Restricts a listener to one interface (Linux; needs no capability). Raises OSError on other systems."""
     option = getattr(socket, "SO_BINDTODEVICE", None)
     if option is None:
         raise OSError(errno.ENOPROTOOPT, "binding to a device works on Linux only")
@@ -134,7 +134,7 @@ def bind_to_device(sock: socket.socket, device: str) -> None:
 
 
 def text(address: tuple[str | int, ...]) -> str:
-    """``host:port``, with brackets for IPv6, and v4 addresses that came in by a v6 socket written as v4."""
+    """``host:port``, with brackets for IPv6. IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2) are written as IPv4."""
     host = str(address[0])
     if ":" not in host:
         return f"{host}:{address[1]}"
@@ -143,12 +143,12 @@ def text(address: tuple[str | int, ...]) -> str:
 
 
 def plain_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address that a socket reports; ``::ffff:10.0.0.1`` is 10.0.0.1, or an ``allow_from`` would never match it."""
+    """The address that a socket reports. ``::ffff:10.0.0.1`` becomes 10.0.0.1, so that an ``allow_from`` matches it."""
     ip = ipaddress.ip_address(host.partition("%")[0])
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
-# -- ways to close, gentlest first -------------------------------------------------------------------------------------
+# -- ways to close, from clean to abrupt -------------------------------------------------------------------------------
 
 
 class Closing(enum.Enum):
@@ -156,17 +156,17 @@ class Closing(enum.Enum):
 
     CLEAN = enum.auto()
     LINGER = enum.auto()
-    """When the other side has read what we said last (:func:`linger`)."""
+    """Closed after the other side has read what we sent last (:func:`linger`)."""
 
     RESET = enum.auto()
-    """With a reset, behind all that we had sent (:func:`reset`)."""
+    """Closed with a reset, after everything that we sent (:func:`reset`)."""
 
     CUT = enum.auto()
-    """With a reset, now (:func:`hard_close`)."""
+    """Closed with a reset at once (:func:`hard_close`)."""
 
 
 async def close(sock: socket.socket, how: Closing, longest: float) -> None:
-    """Closes a socket; lingering takes ``longest`` seconds at most."""
+    """Closes a socket. ``longest``: the maximum time to linger, in seconds."""
     if how is Closing.LINGER:
         await linger(sock, longest)
     elif how is Closing.RESET:
@@ -179,10 +179,10 @@ async def close(sock: socket.socket, how: Closing, longest: float) -> None:
 
 async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
     """Ends our direction, then reads and discards until the other side closes too, is silent for :data:`LINGER_SECONDS`,
-    or has had ``longest`` seconds.
+    or ``longest`` seconds have passed. Then closes.
 
-    Closing at once while bytes lie unread makes the kernel send a reset, which destroys what we said last (an alert,
-    a verdict, an app's early answer to an upload that goes on).
+    If a socket is closed while received bytes are unread, the kernel sends a reset (RFC 1122 4.2.2.13). At the other side
+    that destroys what we sent last: an alert, a verdict, or an app's early answer to an unfinished upload.
     """
     try:
         sock.shutdown(socket.SHUT_WR)
@@ -191,23 +191,23 @@ async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
             while await receive(sock, 65536):
                 silence.deadline = min(until, trio.current_time() + LINGER_SECONDS)
     except OSError:
-        pass  # it is gone already
+        pass  # the connection is gone already
     finally:
         sock.close()
 
 
 async def reset(sock: socket.socket) -> None:
-    """Closes with a reset, once the other side's kernel has what we had sent, at most :data:`LINGER_SECONDS` later."""
+    """Closes with a reset when the other side's kernel has acknowledged all we sent, or after :data:`LINGER_SECONDS`."""
     try:
         with trio.move_on_after(LINGER_SECONDS):
-            while _unsent(sock):  # noqa: ASYNC110 (the kernel tells of this by no event)
+            while _unsent(sock):  # noqa: ASYNC110 (the kernel has no event for this)
                 await trio.sleep(0.01)
     finally:
         hard_close(sock)
 
 
 def hard_close(sock: socket.socket) -> None:
-    """Closes with a reset, now. Does nothing to a socket that is closed."""
+    """Closes with a reset at once. Does nothing if the socket is closed already."""
     if sock.fileno() < 0:
         return
     try:
@@ -219,7 +219,7 @@ def hard_close(sock: socket.socket) -> None:
 
 
 def _unsent(sock: socket.socket) -> int:
-    """Bytes that the other side has not acknowledged (SIOCOUTQ, tcp(7)); 0 where the system cannot tell."""
+    """Bytes that the other side has not acknowledged (SIOCOUTQ, tcp(7)); 0 where the system does not report it."""
     try:
         size = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
     except OSError:

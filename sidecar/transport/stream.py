@@ -1,6 +1,6 @@
-"""A TLS endpoint over a socket as a plain stream, for what is no relay: the CA's HTTP, at both ends.
+"""A TLS channel over a socket as a plain stream, for connections outside the relay: the CA's HTTP, at both ends.
 
-The caller sets the deadlines. All that goes wrong with the connection is a :class:`BrokenStreamError`.
+The caller sets the deadlines. Every fault of the connection is raised as :class:`BrokenStreamError`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _READ_BYTES = 16 * 1024
 
 
 class BrokenStreamError(Exception):
-    """The connection ended otherwise than by a close_notify, or something in it was no TLS."""
+    """The connection ended without a close_notify, or carried something that is not valid TLS."""
 
 
 class CutStreamError(BrokenStreamError):
-    """The connection's end came without a close_notify: somebody may have cut it."""
+    """The connection ended without a close_notify: an attacker may have cut it (RFC 8446 6.1)."""
 
 
 class SilentStreamError(BrokenStreamError):
-    """Ciphertext came and came without any data: a flood of KeyUpdates, say."""
+    """Too much ciphertext came without any data, such as a flood of KeyUpdates."""
 
 
 async def read_data(sock: socket.socket, channel: TlsChannel, limit: int) -> bytes | None:
     """The next decrypted bytes, at least one and at most ``limit``; None at the peer's close_notify.
 
-    Reads not one byte of data more than that: what follows may be somebody else's. Raises :class:`CutStreamError`,
+    Reads no byte of data beyond them, since what follows may belong to the app. Raises :class:`CutStreamError`,
     :class:`SilentStreamError`, :class:`~sidecar.relay.duplex.ChannelError` and OSError.
     """
     silent = 0
@@ -45,21 +45,21 @@ async def read_data(sock: socket.socket, channel: TlsChannel, limit: int) -> byt
 
 
 class SecureStream:
-    """An endpoint whose handshake is done, and its socket, which it owns."""
+    """A channel whose handshake is done, with its socket, which this object owns."""
 
     def __init__(self, sock: socket.socket, channel: TlsChannel) -> None:
         self._sock = sock
         self.channel = channel
 
     async def receive_some(self) -> bytes:
-        """The next decrypted bytes; b"" at the peer's close_notify."""
+        """The next decrypted bytes; b"" at the peer's close_notify. Raises :class:`BrokenStreamError`."""
         try:
             return await read_data(self._sock, self.channel, _READ_BYTES) or b""
         except (ChannelError, OSError) as error:
             raise BrokenStreamError(f"the connection was cut: {error}") from error
 
     async def send_all(self, data: bytes) -> None:
-        """Sends everything."""
+        """Sends all of ``data``. Raises :class:`BrokenStreamError`."""
         try:
             self.channel.write_bytes(data)
             await sockets.send_all(self._sock, self.channel.take_all())
@@ -67,12 +67,12 @@ class SecureStream:
             raise BrokenStreamError(f"the connection was cut: {error}") from error
 
     async def close(self) -> None:
-        """Says close_notify, and closes once the peer has had what we said last, or a second."""
+        """Sends close_notify, then closes when the peer has read what was sent last, or after a second of silence."""
         try:
             self.channel.close()
             await sockets.send_all(self._sock, self.channel.take_all())
             await sockets.linger(self._sock)
         except OSError:
-            return  # it is gone already
+            return  # the connection is gone already
         finally:
             sockets.hard_close(self._sock)

@@ -1,17 +1,20 @@
-"""TLS 1.3, and nothing older, over memory: bytes in, bytes out. The only importer of OpenSSL, with ``bindings``.
+"""TLS 1.3 only, over memory: bytes in, bytes out. With ``bindings`` the only module that imports OpenSSL.
 
-How it works. A :class:`Context` is one immutable generation of settings (our certificate, our trust, the terms on which a
-peer is accepted); a reload builds a new one and swaps it, because OpenSSL's contexts may not change once used. An
-:class:`TlsChannel` is one connection's TLS state. It owns no socket: whoever does feeds it what was received and sends what
-it leaves. In the handshake that is :meth:`Endpoint.step`, afterwards the few calls of :class:`sidecar.relay.duplex.Channel`,
-which go straight to the C library with buffers that were allocated once, because they are the hot path.
+How this works. A :class:`Context` is one immutable set of TLS settings: our certificate, our trust bundle, and the
+conditions on a peer. A reload builds a new one and swaps it, because an OpenSSL context may not change once a connection was
+made from it. A :class:`TlsChannel` is one connection's TLS state. It owns no socket: the socket's owner feeds it what was
+received and sends what it produces. During the handshake that is :meth:`TlsChannel.step`. Afterwards it is the calls of
+:class:`sidecar.relay.duplex.Channel`. They are the hot path, so they call the C library directly, with buffers that were
+allocated once.
 
-The judgement of the peer runs twice (see ``judge.py``). In the verify callback it decides which alert the peer gets; it is
-a cffi callback on the low-level binding, since pyOpenSSL's own can only send ``internal_error``. After the handshake it
-runs again over what the connection itself reports, and only that answer lets anybody in. An exception in the callback
-refuses.
+The invariants:
 
-The private bindings in use are those that ``bindings`` looks up at import.
+* Nothing older than TLS 1.3 is negotiated (RFC 8446). No session is resumed, since resumption skips the verification.
+* The peer is judged twice (``judge.py``). The verify callback decides which alert the peer gets. It is a cffi callback on
+  the low-level binding, since pyOpenSSL's own sends ``internal_error`` only. After the handshake the judgement runs again
+  over what the connection itself reports, and only that result accepts a peer.
+* An exception in a callback refuses the peer.
+* The private bindings in use are those that ``bindings`` looks up at import.
 """
 
 from __future__ import annotations
@@ -44,21 +47,21 @@ _BIO_read, _BIO_write, _BIO_get_mem_data = _lib.BIO_read, _lib.BIO_write, _lib.B
 _WANT_READ, _ZERO_RETURN, _NULL = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN, _ffi.NULL
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-"""The kinds of key that an SVID may have; ours have P-256."""
+"""The kinds of key that an SVID may have. Our own keys are P-256."""
 
 CIPHERS = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-"""RFC 8446 B.4, AES-128-GCM first: measured 4.6 against 3.3 GB/s of AES-256-GCM."""
+"""RFC 8446 B.4. AES-128-GCM is first: 4.6 GB/s were measured, and 3.3 GB/s with AES-256-GCM."""
 
 ALPN_PREFIX = "mesh/1/"
 MAX_SERVER_NAME = 255
-"""Bytes of SNI (RFC 6066 by way of OpenSSL). It is sent for people's tools, and selects nothing."""
+"""Bytes of SNI (RFC 6066; OpenSSL's limit). SNI is sent for diagnostic tools, and selects nothing."""
 
 MAX_HANDSHAKE_BYTES = 256 * 1024
-"""From one peer, in one handshake. OpenSSL itself stops at 100 KB of certificates."""
+"""From one peer in one handshake. OpenSSL itself refuses more than 100 KB of certificates."""
 
 _VERIFY_DEPTH = 3
 _TLS_RECORDS = range(0x14, 0x17)
-"""change_cipher_spec, alert, handshake: the types (RFC 8446 5.1) of the records that a TLS stream may begin with."""
+"""change_cipher_spec, alert, handshake: the record types (RFC 8446 5.1) that a TLS stream may begin with."""
 
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
 _NO_CERTIFICATE = 199
@@ -68,7 +71,7 @@ _ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: 1000 + the number of the alert that 
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """What this sidecar shows: its chain (leaf first, without the root), the leaf's key, and the roots that it trusts."""
+    """Our chain (leaf first, without the root), the leaf's key, and the roots that we trust."""
 
     chain: tuple[x509.Certificate, ...]
     key: PrivateKey
@@ -79,11 +82,11 @@ Roots = tuple[x509.Certificate, ...]
 
 
 class Context:
-    """One generation of TLS settings: what we show and trust, or, for a client that has no certificate yet, bare ``roots``.
-    ``alpn``: the one protocol that we accept or offer, ``mesh/1/<port name>`` between sidecars.
+    """One immutable set of TLS settings. ``keys``: our certificate and trust, or roots for a client that has no certificate.
 
-    ``unverified``: whoever answers is believed to be anybody. Only for fetching what a root itself has signed, from a CA
-    that the roots we have cannot vouch for; nothing of ours may be sent through it."""
+    ``unverified``: the server is not authenticated. Only to fetch a document that a root itself has signed, from a CA whose
+    certificate our roots cannot verify. Nothing confidential may be sent through it.
+    """
 
     __slots__ = ("_ssl", "_unverified", "anchors", "params")
 
@@ -98,11 +101,11 @@ class Context:
         context.set_options(
             SSL.OP_NO_TICKET | SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION | _lib.SSL_OP_NO_RENEGOTIATION
         )
-        # Besides OP_NO_TICKET, for the release in which one of the two alone resumes: a resumed session skips the verify
-        # callback, even for an expired certificate.
+        # In addition to OP_NO_TICKET, in case another release resumes with only one of the two: a resumed session skips
+        # the verify callback, even for an expired certificate.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS)
-        # pyOpenSSL enables it; without it one write makes all the records of a buffer, as memory never blocks.
+        # pyOpenSSL enables it. Without it one write encrypts a whole buffer, as memory never blocks.
         context.clear_mode(_lib.SSL_MODE_ENABLE_PARTIAL_WRITE)
         if own is not None:
             context.use_certificate(own.chain[0])
@@ -120,13 +123,14 @@ class Context:
         self._ssl = context
 
     def server(self, alpn: str, clock: Callable[[], datetime]) -> TlsChannel:
-        """An endpoint that accepts one connection from a peer on which the policy is yet to decide."""
+        """A channel that accepts one connection. The policy decides about its peer later. ``alpn``: the one protocol that we
+        accept, ``mesh/1/<port name>`` between sidecars."""
         channel = TlsChannel(self._ssl, self.params, alpn, clock)
         channel._connection.set_accept_state()
         return channel
 
     def client(self, alpn: str, expected: SpiffeId, clock: Callable[[], datetime]) -> TlsChannel:
-        """An endpoint that opens one connection to ``expected`` and to nobody else."""
+        """A channel that opens one connection and accepts ``expected`` only. ``alpn``: the one protocol that we offer."""
         params = VerifyParams(self.params.trust_domain, expected, self.params.max_leaf_ttl, self.params.revocations)
         channel = TlsChannel(self._ssl, params, alpn, clock, unverified=self._unverified)
         channel._connection.set_connect_state()
@@ -138,11 +142,10 @@ class Context:
 class TlsChannel:
     """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls.
 
-    After the handshake ``svid`` is the judged peer, verified along ``path`` (DER, leaf first) up to the root with the digest
-    ``anchor`` (one of ``Context.anchors``); before, and after a refusal, and of a peer that may be anybody, it is None.
-    ``established``: the handshake is over, and no alert can
-    say any more why it was refused; a verdict can. ``leaf`` is the certificate
-    that the peer showed, verified or not: evidence, never identity.
+    ``svid``: the verified peer, set when the handshake is done; None before, after a refusal, and for an unverified or
+    anonymous peer. ``path``: the verified chain (DER, leaf first), up to the root with the digest ``anchor``, which is one
+    of ``Context.anchors``. ``established``: the handshake is over, so a refusal is reported by a verdict, no longer by an
+    alert. ``leaf``: the certificate that the peer sent, verified or not: evidence, never identity.
     """
 
     __slots__ = (
@@ -195,14 +198,15 @@ class TlsChannel:
         self.path: tuple[bytes, ...] = ()
         self.anchor = b""
         self._unverified = unverified
-        connection.set_app_data(self)  # until the handshake ends: the callbacks find their endpoint through it
+        connection.set_app_data(self)  # until the handshake ends: the callbacks find their channel by it
 
     # -- handshake -----------------------------------------------------------------------------------------------------
 
     def step(self, received: bytes) -> bool:
-        """Takes what the peer sent (b"" the first time, or none yet) as far as it goes; True when the handshake is done.
+        """Continues the handshake with what the peer sent (b"" in the first step). Returns True when it is done.
 
-        Whatever the outcome, what :meth:`take` returns is to be sent then, alerts included. Raises :class:`Refused`, once.
+        After each step, also a failed one, the caller sends what :meth:`take` returns, alerts included. Raises
+        :class:`Refused`, once.
         """
         try:
             if received:
@@ -222,7 +226,7 @@ class TlsChannel:
         return True
 
     def _admit(self, received: bytes) -> None:
-        """Tells TLS from anything else by the first bytes, before OpenSSL makes a riddle of it."""
+        """Refuses what is not TLS by its first bytes, as OpenSSL's error would not name it; bounds the handshake's size."""
         self._received += len(received)
         if self._received > MAX_HANDSHAKE_BYTES:
             raise Refused(
@@ -235,12 +239,12 @@ class TlsChannel:
         if self._first[0] in _TLS_RECORDS:
             return
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
-            raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is spoken here")
+            raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is accepted here")
         raise Refused(Reason.PLAINTEXT_REFUSED, f"met {talker(self._first)} where mutual TLS is required")
 
     def _judged(self) -> Svid | None:
-        """The judgement that counts: over what the finished connection itself reports. Doubt refuses; None is nobody, which
-        only an ``unverified`` connection and ``anonymous`` terms can end in."""
+        """The judgement that counts, over what the finished connection itself reports. It fails closed. None is a peer
+        without identity: possible only on an ``unverified`` connection and with ``anonymous`` params."""
         connection = self._connection
         protocol = connection.get_alpn_proto_negotiated()
         if protocol not in (b"", self._alpn):
@@ -256,7 +260,7 @@ class TlsChannel:
             return None if self._params.anonymous else judge(Presented(()), self._params, self._clock())
         sent = [encode(leaf._x509), *encode_stack(_lib.SSL_get_peer_cert_chain(self._ssl))]
         if len(sent) > 1 and sent[1] == sent[0]:
-            del sent[0]  # a client's view of the chain starts with the leaf, a server's does not
+            del sent[0]  # OpenSSL includes the leaf in the peer's chain at a client only
         presented = Presented(
             tuple(sent),
             tuple(encode_stack(_lib.SSL_get0_verified_chain(self._ssl))),
@@ -268,10 +272,10 @@ class TlsChannel:
         return svid
 
     def _refuse(self) -> NoReturn:
-        """Turns what ended the handshake into one of our reasons."""
+        """Raises the error that ended the handshake as a refusal with one of our reasons."""
         code, text = take_error()
         if self._problem is not None:
-            raise self._problem  # the judgement's refusal, or a fault of our own in a callback: refused, and to be seen
+            raise self._problem  # the judgement's refusal, or a bug in a callback, which must show
         if code == _NO_CERTIFICATE:
             raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
         if code in _VERSION_REASONS:
@@ -280,11 +284,11 @@ class TlsChannel:
             raise alert_refusal(code - _ALERT_BASE)
         raise Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {text}")
 
-    # -- what the handshake found --------------------------------------------------------------------------------------
+    # -- results of the handshake --------------------------------------------------------------------------------------
 
     @property
     def speaks_mesh(self) -> bool:
-        """Whether both ends speak ``mesh/1`` (and so the verdict frame); else the peer is spoken to raw."""
+        """Whether both ends negotiated our ALPN protocol, and so use the verdict frame."""
         return bool(self._connection.get_alpn_proto_negotiated() == self._alpn)
 
     @property
@@ -299,7 +303,7 @@ class TlsChannel:
 
     @property
     def connection_id(self) -> str | None:
-        """The hash of the client random, so the same at both ends, also for a refused handshake; None before a hello."""
+        """A hash of the client random: the same at both ends, also for a refused handshake. None before the hello."""
         out = _ffi.new("unsigned char[32]")
         _lib.SSL_get_client_random(self._ssl, out, 32)
         random = bytes(_ffi.buffer(out))
@@ -308,13 +312,13 @@ class TlsChannel:
     # -- data (sidecar.relay.duplex.Channel) ---------------------------------------------------------------------------
 
     def feed(self, buffer: Buffer, size: int) -> None:
-        """Takes ``size`` bytes of ciphertext from the buffer's start."""
+        """Takes ``size`` bytes of received ciphertext from the buffer's start."""
         _BIO_write(self._cipher_in, buffer.pointer, size)
 
     def read(self, buffer: Buffer) -> int:
-        """Decrypts into the buffer, as many records as are here and fit. Returns the number of bytes; 0 when the next
-        record is not here yet, -1 at the peer's close_notify. Raises :class:`ChannelError`. After fewer bytes than fit,
-        ``ended`` tells whether an end or a fault waits for the next call."""
+        """Decrypts into the buffer as many records as are complete and fit. Returns the number of bytes; 0 when the next
+        record is incomplete, -1 at the peer's close_notify. Raises :class:`ChannelError`. After fewer bytes than fit,
+        ``ended`` is whether the next call returns an end or raises a fault."""
         if self._fault is not None:
             raise self._fault
         ssl, pointer, filled, size = self._ssl, buffer.pointer, 0, buffer.size
@@ -324,7 +328,7 @@ class TlsChannel:
                 filled += count
                 if _BIO_get_mem_data(self._cipher_in, self._start):
                     continue
-                break  # drained: asking once more costs more than looking
+                break  # drained: this look-up is cheaper than one more SSL_read
             error = _SSL_get_error(ssl, count)
             if error == _WANT_READ:
                 break
@@ -338,14 +342,15 @@ class TlsChannel:
         return filled
 
     def write(self, buffer: Buffer, size: int) -> None:
-        """Encrypts ``size`` bytes from the buffer's start, all of them: memory does not block."""
+        """Encrypts ``size`` bytes from the buffer's start, always all of them: memory does not block. Raises
+        :class:`ChannelError`."""
         if _SSL_write(self._ssl, buffer.pointer, size) != size:
             raise _channel_error()
 
     def close(self) -> None:
-        """Leaves a close_notify to be sent: our direction ends, the peer's goes on."""
+        """Produces a close_notify: our direction ends, the peer's continues (RFC 8446 6.1)."""
         if _lib.SSL_shutdown(self._ssl) < 0:
-            _lib.ERR_clear_error()  # the stream is broken already, and its reader learns of that
+            _lib.ERR_clear_error()  # the stream is broken already; `read` reports that
 
     def pending(self) -> int:
         """How many bytes of ciphertext wait to be sent."""
@@ -353,11 +358,11 @@ class TlsChannel:
         return size
 
     def take(self, buffer: Buffer) -> int:
-        """Moves waiting ciphertext into the buffer; returns how many bytes."""
+        """Moves waiting ciphertext into the buffer; returns the number of bytes."""
         count: int = _BIO_read(self._cipher_out, buffer.pointer, buffer.size)
         return max(count, 0)
 
-    # The same by value, for the few bytes of handshake and verdict.
+    # The same with `bytes`, for the few bytes of handshake and verdict.
 
     def take_all(self) -> bytes:
         """All ciphertext that waits to be sent."""
@@ -365,7 +370,8 @@ class TlsChannel:
         return bytes(self._connection.bio_read(size)) if size else b""
 
     def read_some(self, limit: int) -> bytes | None:
-        """At most ``limit`` decrypted bytes; b"" when the next record is not here yet, None at close_notify."""
+        """At most ``limit`` decrypted bytes; b"" when the next record is incomplete, None at close_notify. Raises
+        :class:`ChannelError`."""
         buffer = make_buffer(limit)
         count = self.read(buffer)
         return None if count < 0 else bytes(buffer.view[:count])
@@ -378,13 +384,13 @@ class TlsChannel:
 
 
 def make_buffer(size: int) -> Buffer:
-    """A buffer that the C library writes to and reads from in place."""
+    """A buffer that the C library reads and writes in place."""
     data = bytearray(size)
     return Buffer(data, pointer=_ffi.from_buffer("char[]", data, require_writable=True) + 0)
 
 
 def verify_own_chain(keys: KeyPair) -> ChainFault | None:
-    """Whether peers that trust our roots will accept our own chain: the first fault, or None."""
+    """Verifies our own chain as peers that trust our roots will: the first fault, or None."""
     store = crypto.X509Store()
     _fill(store, keys.roots)
     leaf, *issuers = (crypto.X509.from_cryptography(certificate) for certificate in keys.chain)
@@ -399,13 +405,13 @@ def verify_own_chain(keys: KeyPair) -> ChainFault | None:
 
 
 def _callback(signature: str, on_error: int) -> Callable[[Callable[..., int]], Any]:
-    """A C function that calls a Python one. What that one raises becomes ``on_error``, which must mean: refuse."""
+    """Makes a C callback of a function. If it raises, the callback returns ``on_error``, which must mean a refusal."""
     return lambda function: _ffi.callback(signature, function, on_error)
 
 
 @_callback("int (*)(int, X509_STORE_CTX *)", 0)
 def _verify(ok: int, store: Any) -> int:
-    """OpenSSL calls this at each fault of the chain (ok=0) and at each certificate that passed (ok=1), the leaf last."""
+    """OpenSSL calls this for each fault of the chain (ok=0) and for each certificate that passed (ok=1), the leaf last."""
     depth = _lib.X509_STORE_CTX_get_error_depth(store)
     if ok and depth > 0:
         return 1
@@ -443,7 +449,7 @@ def _verify(ok: int, store: Any) -> int:
     _lib.SSL_TLSEXT_ERR_ALERT_FATAL,
 )
 def _select_alpn(ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _argument: Any) -> int:
-    """Takes our protocol out of those offered; called only when the peer offers some (RFC 7301)."""
+    """Selects our protocol among those offered. Called only when the peer offers any (RFC 7301)."""
     channel = SSL.Connection._reverse_mapping[ssl].get_app_data()
     at, names = 0, []
     while at < size:
@@ -457,7 +463,7 @@ def _select_alpn(ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _ar
         at += 1 + length
     channel._problem = Refused(
         Reason.HANDSHAKE_FAILED,
-        f"met a peer that wants to speak {', '.join(names[:4])}, and only {channel._alpn.decode()} is spoken here",
+        f"met a peer that offers {', '.join(names[:4])}, but only {channel._alpn.decode()} is accepted here",
     )
     return int(_lib.SSL_TLSEXT_ERR_ALERT_FATAL)  # (no_application_protocol; NOACK would go on)
 
@@ -465,7 +471,7 @@ def _select_alpn(ssl: Any, out: Any, out_size: Any, offered: Any, size: int, _ar
 def _fill(store: Any, roots: Sequence[x509.Certificate]) -> None:
     for root in roots:
         store.add_cert(crypto.X509.from_cryptography(root))
-    # Never PARTIAL_CHAIN beside it: with that flag a leaf becomes an anchor.
+    # Never PARTIAL_CHAIN in addition: with it a leaf could be a trust anchor.
     store.set_flags(crypto.X509StoreFlags.X509_STRICT)
 
 
@@ -477,11 +483,11 @@ def _channel_error() -> ChannelError:
     code, text = take_error()
     if code >= _ALERT_BASE:
         alert = alert_name(code - _ALERT_BASE)
-        return ChannelError(f"the peer ended it with the TLS alert {alert}", alert=alert)
+        return ChannelError(f"the peer ended the connection with the TLS alert {alert}", alert=alert)
     return ChannelError(f"a TLS record was refused: {text}")
 
 
 @lru_cache(maxsize=1024)
 def _shared(der: bytes) -> bytes:
-    """The same bytes, once: ten thousand connections of a peer keep one copy of its path."""
+    """An equal object that all share: ten thousand connections of one peer keep one copy of its path."""
     return der

@@ -1,24 +1,24 @@
-"""What went wrong in a handshake, in our words: OpenSSL's numbers, the peer's alerts, talkers that speak no TLS. Pure."""
+"""Faults of a handshake in our words: OpenSSL's error numbers, the peer's alerts, and peers that speak no TLS. Pure."""
 
 from __future__ import annotations
 
 from sidecar.identity.judge import ChainFault
 from sidecar.identity.reasons import Reason, Refused
 
-# X509_V_ERR_* of OpenSSL's x509_vfy.h that mean the same at any depth. Any other error is the leaf's own at depth 0
-# (bad_identity) and the chain's above it (unknown_ca): every error has a reason, and none of them lets anybody in.
+# X509_V_ERR_* of OpenSSL's x509_vfy.h that mean the same at any depth. Any other error concerns the leaf at depth 0
+# (bad_identity) and the chain above it (unknown_ca): every error has a reason, and all of them refuse.
 _CHAIN_REASONS = {
     9: Reason.NOT_YET_VALID,
     10: Reason.EXPIRED,
     23: Reason.REVOKED,
-    47: Reason.WRONG_TRUST_DOMAIN,  # the issuing CA's name constraint permits our trust domain only
+    47: Reason.WRONG_TRUST_DOMAIN,  # the name constraint of the issuing CA permits our trust domain only
     **dict.fromkeys((2, 7, 18, 19, 20, 21, 22, 24, 25, 27, 79), Reason.UNKNOWN_CA),
 }
 _VERIFY_ERRORS = {Reason.EXPIRED: 10, Reason.REVOKED: 23, Reason.UNKNOWN_CA: 20}
-"""The other way round: what OpenSSL is given, so that the alert which it sends tells the peer why (RFC 8446 6.2)."""
+"""The opposite direction: the error that OpenSSL is given for a reason; it decides the alert for the peer (RFC 8446 6.2)."""
 _REJECTED = 28  # X509_V_ERR_CERT_REJECTED: bad_certificate
 
-_ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fits
+_ALERTS = {  # RFC 8446 6.2; as one of our reasons where one means the same
     20: "bad_record_mac",
     40: "handshake_failure",
     42: "bad_certificate",
@@ -41,7 +41,7 @@ _ALERTS = {  # RFC 8446 6.2, as the peer's reason in our words where one word fi
 
 
 def chain_fault(error: int, depth: int, text: str) -> ChainFault:
-    """OpenSSL's verdict on the certificate ``depth`` steps above the leaf, with its own ``text`` for it."""
+    """OpenSSL's error on the certificate ``depth`` steps above the leaf, with OpenSSL's ``text`` for it."""
     reason = _CHAIN_REASONS.get(error, Reason.BAD_IDENTITY if depth == 0 else Reason.UNKNOWN_CA)
     where = "" if depth == 0 else f", {depth} above it"
     detail = f"met a certificate that does not verify against our trust bundle: {text} (OpenSSL {error}{where})"
@@ -49,12 +49,12 @@ def chain_fault(error: int, depth: int, text: str) -> ChainFault:
 
 
 def verify_error(reason: Reason) -> int:
-    """The X509_V_ERR_* whose alert is nearest to a reason. There is no alert for a policy: those are refused later, by word."""
+    """The X509_V_ERR_* whose alert is nearest to a reason. No alert means "denied by policy": the verdict frame does."""
     return _VERIFY_ERRORS.get(reason, _REJECTED)
 
 
 def alert_name(alert: int) -> str:
-    """An alert's name, one of our reasons where one says the same."""
+    """The name of an alert: one of our reasons where one means the same."""
     return _ALERTS.get(alert, f"alert {alert}")
 
 
@@ -67,7 +67,7 @@ def alert_refusal(alert: int) -> Refused:
 
 
 def talker(first: bytes) -> str:
-    """What a plaintext talker seems to be, without quoting it: its first bytes may be a password."""
+    """The protocol that plaintext seems to be. Nothing of it is quoted: its first bytes may be a password."""
     for prefix, name in (
         (b"GET ", "plain HTTP"), (b"POST", "plain HTTP"), (b"HEAD", "plain HTTP"), (b"PUT ", "plain HTTP"),
         (b"HTTP", "plain HTTP"), (b"PRI ", "plain HTTP/2"), (b"OPTI", "plain HTTP"), (b"DELE", "plain HTTP"),

@@ -125,6 +125,11 @@ def test_a_terminal_gets_lines_for_eyes() -> None:
         assert not line.startswith("{")
 
 
+def test_a_peer_without_identity_and_address_is_unknown() -> None:
+    assert " api:http <- unknown peer | ok | " in shown()
+    assert " api:http <- 10.0.0.7:4711 | ok | " in shown(peer_address="10.0.0.7:4711")
+
+
 def test_json_can_be_had_on_a_terminal_too() -> None:
     stream = Terminal()
     Log(stream, "json").info("started")

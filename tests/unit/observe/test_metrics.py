@@ -42,7 +42,7 @@ def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
 def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
     metrics = Metrics()
     metrics.add(ended(Reason.REVOKED), "now")
-    assert metrics.refusals[0].told() == {
+    assert metrics.refusals[0].to_dict() == {
         "at": "now",
         "direction": "inbound",
         "port": "http",
@@ -51,7 +51,7 @@ def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
         "message": "refused: api says no",
     }
     metrics.add(ConnectionRecord("inbound", "api", "http", 0.0), "then")
-    assert metrics.refusals[1].told() == {
+    assert metrics.refusals[1].to_dict() == {
         "at": "then",
         "direction": "inbound",
         "port": "http",

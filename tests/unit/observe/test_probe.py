@@ -64,11 +64,11 @@ def test_nobody_there(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"", "no sidecar"),
-        (b"+PONG\r\n", "no sidecar"),
-        (b"HTTP/1.1 200 OK\r\n", "no sidecar"),
-        (b"HTTP/1.1 what\r\n\r\n", "no sidecar"),
-        (b"SSH-2.0 200 \r\n\r\n", "no sidecar"),
+        (b"", "is not a sidecar"),
+        (b"+PONG\r\n", "is not a sidecar"),
+        (b"HTTP/1.1 200 OK\r\n", "is not a sidecar"),
+        (b"HTTP/1.1 what\r\n\r\n", "is not a sidecar"),
+        (b"SSH-2.0 200 \r\n\r\n", "is not a sidecar"),
         (b"HTTP/1.1 500 -\r\n\r\n<html>", "status 500"),
         (b"HTTP/1.1 404 -\r\n\r\n[]", "status 404"),
     ],

@@ -133,7 +133,7 @@ def test_a_private_name_that_is_not_required_is_found(tmp_path: Path, text: str)
 
 def test_a_private_name_that_is_required_or_our_own_is_not() -> None:
     assert {"lib.SSL_read", "_reverse_mapping", "_lib"} <= set().union(*map(used, MODULES))
-    assert not {"_problem", "_terms", "_alpn"} & set().union(*map(used, MODULES))
+    assert not {"_problem", "_params", "_alpn"} & set().union(*map(used, MODULES))
 
 
 # -- both programs -----------------------------------------------------------------------------------------------------
