@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from sidecar.config.wiring import Config, parse_config
+from sidecar.config.sidecar_yaml import Config
+from sidecar.config.wiring import parse_config
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, parse_mesh
 

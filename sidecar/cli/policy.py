@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sidecar.identity.reasons import UsageError
-from sidecar.policy.decide import Explanation, TestResult, explain, run_tests
+from sidecar.policy.explain import Explanation, TestResult, explain, run_tests
 from sidecar.policy.mesh import Mesh, load_mesh
 
 _mesh_argument = click.argument("mesh", default="mesh.yaml", type=click.Path(path_type=Path))

@@ -13,37 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 from sidecar.config.environment import with_environment
-from sidecar.config.sidecar_yaml import (
-    Admin,
-    CaIdentity,
-    Config,
-    FileIdentity,
-    Inbound,
-    Limits,
-    Outbound,
-    Timeouts,
-    parse_shape,
-)
+from sidecar.config.sidecar_yaml import Config, parse_shape
 from sidecar.documents.document import part
 from sidecar.documents.schema import values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.policy import decide
 from sidecar.policy.mesh import Mesh, parse_mesh
-
-__all__ = [
-    "Admin",
-    "CaIdentity",
-    "Config",
-    "FileIdentity",
-    "Inbound",
-    "Limits",
-    "Outbound",
-    "Timeouts",
-    "load_config",
-    "parse_config",
-    "warnings",
-]
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:

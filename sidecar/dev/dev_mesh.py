@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from certs.protocol import x509_profile
-from sidecar.config.wiring import Config, FileIdentity, Inbound, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now

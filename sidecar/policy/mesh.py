@@ -27,10 +27,8 @@ from pydantic import SkipValidation
 from sidecar.documents.schema import fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.mesh_yaml import Dev, MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
+from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
 from sidecar.policy.names import WILDCARDS, Names, Target
-
-__all__ = ["Dev", "Mesh", "Pattern", "PolicyTest", "Rule", "Service", "load_mesh", "parse_mesh"]
 
 _NAMED_BY_NO_RULE = "*"
 """A path segment that only wildcards match: the grammar of SPIFFE IDs does not have it, so no rule can name it."""

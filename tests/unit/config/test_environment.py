@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.config.environment import variables
-from sidecar.config.wiring import Admin, CaIdentity, FileIdentity, Limits, Timeouts
+from sidecar.config.sidecar_yaml import Admin, CaIdentity, FileIdentity, Limits, Timeouts
 from sidecar.documents.address import Address
 from tests.specimens import DURATION, FULL, HEAD, mistakes, parsed
 

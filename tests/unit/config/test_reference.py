@@ -15,8 +15,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from sidecar.config import reference as made
 from sidecar.config.environment import variables
 from sidecar.config.reference import FileKind, duration_text, file_schema, keys, reference
-from sidecar.config.sidecar_yaml import ConfigShape
-from sidecar.config.wiring import Config
+from sidecar.config.sidecar_yaml import Config, ConfigShape
 from sidecar.documents.document import DataPath, part, parts
 from sidecar.documents.durations import parse_duration
 from sidecar.documents.schema import Shape, frozen, keys_at

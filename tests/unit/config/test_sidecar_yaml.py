@@ -9,7 +9,7 @@ import pytest
 from pydantic import BeforeValidator, Field, ValidationError
 
 from sidecar.config import environment, sidecar_yaml, wiring
-from sidecar.config.wiring import CaIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import CaIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.documents.schema import Shape, fields_of, frozen, nothing_is_empty, one_is_a_list, read_by
 from sidecar.policy.mesh import Mesh
@@ -350,7 +350,7 @@ def test_a_value_that_the_program_makes_has_the_same_defaults_as_one_that_a_file
     peers = (Address("127.0.0.1", 4),)
     assert found.outbound == (Outbound(target=Target("db", "5432"), listen=Address("127.0.0.1", 3), peers=peers),)
     assert (found.timeouts, found.limits) == (Timeouts(), Limits())
-    made = wiring.Config(
+    made = sidecar_yaml.Config(
         path=found.path,
         mesh=MESH,
         mesh_path=found.mesh_path,

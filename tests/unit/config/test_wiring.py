@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.wiring import (
-    Admin,
-    CaIdentity,
-    Config,
-    FileIdentity,
-    Inbound,
-    Limits,
-    Outbound,
-    Timeouts,
-    load_config,
-    warnings,
-)
+from sidecar.config.sidecar_yaml import Admin, CaIdentity, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.wiring import load_config, warnings
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.names import Target

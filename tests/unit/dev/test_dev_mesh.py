@@ -14,7 +14,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sidecar.config.wiring import Inbound, Outbound, parse_config
+from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.config.wiring import parse_config
 from sidecar.dev import dev_mesh
 from sidecar.dev.dev_mesh import DevMesh, MemoryCa, run_dev
 from sidecar.identity.reasons import UsageError

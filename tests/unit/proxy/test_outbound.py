@@ -10,7 +10,7 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock
 
-from sidecar.config.wiring import Timeouts
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
