@@ -1,6 +1,6 @@
-"""The answers about a policy that are for people: why a call is allowed or denied, and what the file's tests found. Pure.
+"""Why a call is allowed or denied, and the results of the file's own tests, for people. Pure.
 
-Nothing here decides. Every answer rests on :func:`sidecar.policy.decide.decide`.
+Nothing is decided here: every result comes from :func:`sidecar.policy.decide.decide`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sidecar.policy.names import Target
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """What one of the file's ``tests`` found for one port; a test of ``db`` has a result for each of its ports."""
+    """The result of one of the file's ``tests`` for one port. A test of ``db`` has a result for each port of ``db``."""
 
     __test__ = False  # pytest, this is not a test case
 
@@ -34,7 +34,7 @@ class TestResult:
 
 
 def run_tests(mesh: Mesh, now: datetime) -> list[TestResult]:
-    """Runs the file's ``tests``, in its order."""
+    """Runs the file's ``tests``, in the order of the file."""
     return [
         TestResult(test, target, decide(mesh, test.source, target.service, target.port, now))
         for test in mesh.tests
@@ -56,7 +56,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A rule that nearly decided, and what kept it from it."""
+    """A rule that nearly decided, and why it did not."""
 
     rule: str
     line: int
@@ -65,7 +65,8 @@ class NearMiss:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a call is what it is. ``would_allow`` is the text of a rule that would allow it, if one alone would."""
+    """Why a call is allowed or denied. ``would_allow`` is the text of a rule that would allow a denied call, if a single one
+    would."""
 
     source: SpiffeId
     target: Target
@@ -76,7 +77,7 @@ class Explanation:
 
 
 def explain(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Explanation:
-    """The decision on a call, with all that a person would ask next."""
+    """The decision on a call, what each end checks, the rules that come near, and a rule that would allow the call."""
     target = Target(service, port)
     decision = decide(mesh, source, service, port, now)
     known = target.service in mesh.services and target.port in mesh.services[target.service].ports
@@ -94,20 +95,20 @@ def _ends(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision) -> t
     if source.trust_domain == mesh.trust_domain and source.service in mesh.services:
         caller = f"{source.service}'s own sidecar"
     else:
-        caller = f"whatever speaks for {source} (no service of this mesh)"
+        caller = f"the holder of {source} (no service of this mesh)"
     outbound = (
-        f"before it dials, that the policy lets {source} call {target}; in the handshake, that it met "
-        f"spiffe://{mesh.trust_domain}/{target.service} and nobody else"
+        f"before it dials, that the policy lets {source} call {target}; in the handshake, that the peer is "
+        f"spiffe://{mesh.trust_domain}/{target.service} and no other"
     )
     inbound = (
         f"in the handshake, that the caller proves an identity of {mesh.trust_domain}; after it, that the policy lets "
-        f"that identity call {target}, whatever the caller's sidecar thought"
+        f"that identity call {target}, whatever the caller's sidecar decided"
     )
     return End(caller, outbound, decision.allowed), End(f"{target.service}'s sidecar", inbound, decision.allowed)
 
 
 def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision, now: datetime) -> Iterable[NearMiss]:
-    """Rules that fit but did not decide, and, where none decided, those of which only one end fits."""
+    """Rules that fit but did not decide. Where no rule decided, also rules of which only one end fits."""
     if source.trust_domain != mesh.trust_domain:
         return
     for rule in mesh.rules:
@@ -120,7 +121,7 @@ def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decisio
         elif rule.fits(source, target):
             yield NearMiss(rule.name, rule.line, f"fits, but held until {rule.until}")
         elif decision.rule is not None:
-            continue  # a rule decided, so those that do not fit are no news
+            continue  # a rule decided, so rules that do not fit explain nothing
         elif rule.has_source(source):
             yield NearMiss(rule.name, rule.line, f"is for this caller, but to {', '.join(rule.to)}")
         elif target in rule.targets:

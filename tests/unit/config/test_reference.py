@@ -208,7 +208,7 @@ def test_a_reader_that_does_not_say_what_it_reads_is_found() -> None:
         key: Annotated[int, BeforeValidator(len)]
         """A number."""
 
-    with pytest.raises(TypeError, match="does not say what it reads"):
+    with pytest.raises(TypeError, match="has no input type"):
         TypeAdapter(Silent).json_schema(schema_generator=made._AsWritten)
 
 
@@ -219,7 +219,7 @@ def test_a_key_without_a_meaning_is_found() -> None:
         """The first."""
         two: int
 
-    with pytest.raises(TypeError, match=r"Silent\.two does not say what it means"):
+    with pytest.raises(TypeError, match=r"Silent\.two has no description"):
         TypeAdapter(Silent).json_schema(schema_generator=made._AsWritten)
 
 

@@ -173,7 +173,7 @@ class TestUntil:
     def test_warned_of(self) -> None:
         assert warnings(self.MESH, NOW) == []
         assert warnings(self.MESH, datetime(2028, 1, 1, tzinfo=UTC)) == [
-            "mesh.yaml:10: rule 'soon-over' held until 2027-01-31 and counts for nothing now"
+            "mesh.yaml:10: rule 'soon-over' held until 2027-01-31 and has no effect now"
         ]
 
 

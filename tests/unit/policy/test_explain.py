@@ -61,7 +61,7 @@ class TestExplain:
             ("web's own sidecar", False),
             ("db's sidecar", False),
         ]
-        assert "spiffe://shop.internal/db and nobody else" in explanation.ends[0].checks
+        assert "the peer is spiffe://shop.internal/db and no other" in explanation.ends[0].checks
         assert explanation.near_misses == (
             NearMiss("web-api", 7, "is for this caller, but to api:http"),
             NearMiss("old", 8, "fits, but held until 2020-01-01"),
@@ -75,10 +75,7 @@ class TestExplain:
     def test_the_rule_to_write_for_somebody_outside_of_the_file(self) -> None:
         source = SpiffeId("shop.internal", ("batch", "x"))
         explanation = explain(mesh(), source, "db", "5432", NOW)
-        assert (
-            explanation.ends[0].sidecar
-            == "whatever speaks for spiffe://shop.internal/batch/x (no service of this mesh)"
-        )
+        assert explanation.ends[0].sidecar == "the holder of spiffe://shop.internal/batch/x (no service of this mesh)"
         after = parse_mesh(f"{SERVICES}policy:\n{explanation.would_allow}", "mesh.yaml")
         assert decide(after, source, "db", "5432", NOW).allowed
 
