@@ -1,4 +1,4 @@
-"""``python -m sidecar``, and what the ``sidecar`` command starts."""
+"""The entry point of ``python -m sidecar`` and of the ``sidecar`` command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidecar.observe import probe
 
 
 def main() -> None:
-    """The command line; but a health check that names no file is answered before anything else is loaded, for it runs every
+    """Runs the command line. A health check without a file is answered before anything else is loaded, since it runs every
     few seconds beside every service."""
     listen = os.environ.get(probe.LISTEN)
     if sys.argv[1:] == ["health"] and listen:

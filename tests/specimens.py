@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from sidecar.config.wiring import Config, parse_config
+from sidecar.config.sidecar_yaml import Config
+from sidecar.config.wiring import parse_config
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, parse_mesh
 
@@ -73,7 +74,7 @@ FILES = (
 )
 WITH_FINGERPRINT = FULL.replace("root: root.pem", f"root_sha256: {'AB:' * 31}AB")
 
-NEIGHBOUR = "a neighbour could connect and speak in the service's name"
+NEIGHBOUR = "a neighbour could connect and use the service's identity"
 DURATION = "is not a duration: write it like 30s, 90m, 1h or 1h30m, and more than zero"
 
 

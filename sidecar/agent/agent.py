@@ -56,7 +56,7 @@ from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
 from sidecar.agent.saved_state import SavedState
 from sidecar.agent.schedule import backoff, refresh_after, refresh_at
-from sidecar.config.wiring import CaIdentity
+from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import ca_address
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.judge import Revocations

@@ -1,4 +1,5 @@
-"""The ``sidecar`` command. Its modules read options, call, and print; no logic.
+"""The ``sidecar`` command. Its modules read options, call functions and print results; they hold no
+logic.
 
 ``commands`` (the table of commands; each is loaded when it is used), ``run``, ``dev``, ``check``, ``policy``, ``status``
 (``status``, ``health``), ``inject``, ``schema``.

@@ -1,4 +1,4 @@
-"""``sidecar check``: are these files right, each and together?"""
+"""``sidecar check``: validates files, each one and together."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from sidecar.policy.mesh_yaml import MeshShape
 def check(files: tuple[Path, ...]) -> None:
     """Validate mesh.yaml and sidecar.yaml files together.
 
-    Which of the two a file is, its keys tell. A sidecar.yaml is checked against the mesh file that it names, and with the
-    SIDECAR_… variables of the environment, as `sidecar run` would read it. All mistakes of all files are told.
+    The keys of a file determine which of the two it is. A sidecar.yaml is checked against the mesh file that it names, and
+    with the SIDECAR_… variables of the environment, as `sidecar run` would read it. All mistakes of all files are reported.
 
     Exit code: 0 if every file is valid (there may be warnings), 2 if not.
     """
-    mistakes: dict[str, None] = {}  # in order, and each once: two sidecars may name the same broken mesh
+    mistakes: dict[str, None] = {}  # each is printed once: two sidecars may name the same broken mesh
     warnings: dict[str, None] = {}
     for file in files:
         try:
-            summary, said = _check(file, datetime.now(UTC))
+            summary, found = _check(file, datetime.now(UTC))
         except UsageError as error:
             mistakes.update(dict.fromkeys(str(error).splitlines()))
         else:
             click.echo(f"{file}: ok — {summary}")
-            warnings.update(dict.fromkeys(said))
+            warnings.update(dict.fromkeys(found))
     for line in warnings:
         click.echo(f"warning: {line}", err=True)
     if mistakes:

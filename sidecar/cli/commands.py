@@ -1,4 +1,4 @@
-"""The ``sidecar`` command: one file a command, and no logic in any of them."""
+"""The table of the ``sidecar`` commands. Each command has a file of its own."""
 
 from __future__ import annotations
 

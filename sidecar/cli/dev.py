@@ -21,7 +21,7 @@ from sidecar.policy.mesh import load_mesh
 @click.command()
 @click.argument("mesh", type=click.Path(path_type=Path), default=Path("mesh.yaml"))
 @click.option(
-    "--env", "service", metavar="SERVICE", help="Print what this service's app needs to know, as `export` lines."
+    "--env", "service", metavar="SERVICE", help="Print the variables for this service's app, as `export` lines."
 )
 @click.option("--env-file", is_flag=True, help="With --env: plain NAME=value lines, as `docker --env-file` reads them.")
 @click.option(
@@ -30,9 +30,9 @@ from sidecar.policy.mesh import load_mesh
 def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", "json", "console"]) -> None:
     """Runs a whole mesh on this machine: the CA and every sidecar of MESH (mesh.yaml by default) in one process.
 
-    Apps are started by hand, as ever. `dev:` in a service of the mesh file says where its app listens and on which local
-    port each of its calls enters the mesh; what is left out is chosen the same way every time. The file is followed.
-    Ctrl-C ends it.
+    Apps are started by hand. `dev:` in a service of the mesh file sets where its app listens and on which local port each of
+    its calls enters the mesh; ports that are left out are chosen the same way every time. The file is followed. Ctrl-C ends
+    it.
 
     \b
     eval "$(sidecar dev mesh.yaml --env web)"     # in web's terminal, before web is started

@@ -1,4 +1,4 @@
-"""``sidecar policy``: the policy file's own tests, and why a call is what it is."""
+"""``sidecar policy``: runs the policy file's own tests, and explains why a call is allowed or denied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sidecar.identity.reasons import UsageError
-from sidecar.policy.decide import Explanation, TestResult, explain, run_tests
+from sidecar.policy.explain import Explanation, TestResult, explain, run_tests
 from sidecar.policy.mesh import Mesh, load_mesh
 
 _mesh_argument = click.argument("mesh", default="mesh.yaml", type=click.Path(path_type=Path))
@@ -16,7 +16,7 @@ _mesh_argument = click.argument("mesh", default="mesh.yaml", type=click.Path(pat
 
 @click.group
 def policy() -> None:
-    """Test the policy, and ask it why."""
+    """Test the policy, and explain its decisions."""
 
 
 @policy.command
@@ -24,7 +24,7 @@ def policy() -> None:
 def test(mesh: Path) -> None:
     """Run the `tests:` of MESH (mesh.yaml if not given).
 
-    A test of a service without a port is one of each of its ports. Exit code: 0 if all pass, or there are none; 1 if one
+    A test of a service without a port is a test of each of its ports. Exit code: 0 if all pass, or there are none; 1 if one
     fails; 2 if the file is wrong.
     """
     loaded = load_mesh(mesh)
@@ -42,10 +42,10 @@ def test(mesh: Path) -> None:
 
 @policy.command("explain")
 @_mesh_argument
-@click.option("--from", "from_", required=True, metavar="SERVICE|SPIFFE-ID", help="Who calls.")
-@click.option("--to", required=True, metavar="SERVICE[:PORT]", help="What is called.")
+@click.option("--from", "from_", required=True, metavar="SERVICE|SPIFFE-ID", help="The caller.")
+@click.option("--to", required=True, metavar="SERVICE[:PORT]", help="The service that is called.")
 def explain_(mesh: Path, from_: str, to: str) -> None:
-    """Say why a call is allowed or denied by MESH (mesh.yaml if not given), and what would change that.
+    """Explain why MESH (mesh.yaml if not given) allows or denies a call, and what would change that.
 
     Exit code: 0 for either answer, 2 if the question or the file is wrong.
     """

@@ -19,9 +19,9 @@ def run(file: Path) -> None:
     """Runs one sidecar from FILE (sidecar.yaml by default).
 
     The mesh file, certificate, key and trust bundle are followed: a change applies to new connections at once, and
-    connections that it forbids are cut. What is wrong with a change is said, and the last good stays in force.
+    connections that it forbids are cut. A mistake in a change is reported, and the last good value stays in force.
 
-    SIGTERM and SIGINT drain it: it accepts no more, and gives connections up to `timeouts.drain` (8 s) to finish.
+    SIGTERM and SIGINT drain it: it accepts no more connections, and open ones have `timeouts.drain` (8 s) to finish.
     Exit codes: 0 after a drain, 2 if it could not start.
     """
     keep_memory_private()

@@ -1,4 +1,4 @@
-"""``sidecar schema``: what the two files may hold, for editors and for people."""
+"""``sidecar schema``: the keys of the two files, for editors and for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def schema(kind: FileKind | None, *, wants_reference: bool) -> None:
     \b
         # yaml-language-server: $schema=mesh.schema.json
 
-    The schema knows keys, types and defaults. What names stand for, and which keys go together, is for `sidecar check`.
+    The schema covers keys, types and defaults. `sidecar check` also checks names, and which keys go together.
     """
     if wants_reference == (kind is not None):
         raise UsageError("say which: `sidecar schema mesh`, `sidecar schema sidecar`, or `sidecar schema --reference`")

@@ -19,21 +19,21 @@ _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 
 @click.command()
 @_FILE
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(file: Path | None, as_json: bool) -> None:
-    """Say what the running sidecar of FILE is and does.
+    """Show the state of the running sidecar of FILE.
 
-    Who it is, until when, who may reach it, who is connected, what was refused lately and why. It asks the `admin:` address
-    of FILE; without FILE the address in $SIDECAR_ADMIN_LISTEN, as in a container of our image, or that of ./sidecar.yaml.
-    Exit code: 1 if nobody answers there, 2 if the file is wrong.
+    Its identity and the end of its certificate, its allowed callers, its connections, and recent refusals and why. The state
+    is read from the `admin:` address of FILE; without FILE from $SIDECAR_ADMIN_LISTEN, which containers of our image have,
+    or else from the address in ./sidecar.yaml. Exit code: 1 if nothing answers there, 2 if the file is wrong.
     """
     listen = _listen(file)
     try:
-        said: dict[str, Any] = json.loads(probe.ask(listen, "/status")[1])
+        state: dict[str, Any] = json.loads(probe.ask(listen, "/status")[1])
     except (OSError, ValueError) as error:
         click.echo(probe.describe_failure(listen, error), err=True)
         raise SystemExit(1) from error
-    click.echo(json.dumps(said, indent=2) if as_json else as_text(said))
+    click.echo(json.dumps(state, indent=2) if as_json else as_text(state))
 
 
 @click.command()
@@ -42,18 +42,18 @@ def health(file: Path | None) -> None:
     """Exit with 0 if the running sidecar of FILE lets connections through, with 1 if not.
 
     FILE may be left out as with `sidecar status`; without it nothing but a socket is loaded, for Docker's HEALTHCHECK.
-    A sidecar is well if its certificate is good, its list of revocations is fresh enough, and it is not draining.
+    A sidecar is healthy if its certificate is valid, its list of revocations is fresh enough, and it is not draining.
     """
     raise SystemExit(probe.health(_listen(file)))
 
 
 def _listen(file: Path | None) -> str:
-    """Where the sidecar is asked. Raises :class:`UsageError`."""
+    """The address of the sidecar's admin port. Raises :class:`UsageError`."""
     if file is None and (named := os.environ.get(probe.LISTEN)):
         return named
     file = file or Path("sidecar.yaml")
     config = load_config(file, os.environ)
     if config.admin is None:
-        raise UsageError(f'{file}: has no `admin:`, so there is nobody to ask: admin: {{listen: "127.0.0.1:15000"}}')
+        raise UsageError(f'{file}: has no `admin:`, which this command needs: admin: {{listen: "127.0.0.1:15000"}}')
     listen = config.admin.listen
     return f"unix:{listen}" if isinstance(listen, Path) else str(listen)

@@ -1,6 +1,6 @@
-"""Addresses of one sidecar that are in each other's way. Pure.
+"""Addresses of one sidecar that conflict. Pure.
 
-Two listeners in one place could not both be opened; a connection to one of the sidecar's own listeners would run in circles.
+Two listeners on one address cannot both be opened. A connection to one of the sidecar's own listeners would be a loop.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sidecar.documents.document import DataPath, part, parts, path_text
 from sidecar.documents.problems import Problems
 
 _LOOPBACKS: tuple[IP, ...] = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
-_EVERY_ADDRESS = ipaddress.IPv6Address("::")  # the sockets made for it take IPv4 too
+_EVERY_ADDRESS = ipaddress.IPv6Address("::")  # sockets bound to it accept IPv4 too
 
 
 def add_listener_faults(data: Any, problems: Problems) -> None:
-    """Two listeners in one place, and destinations that are one of our own listeners."""
+    """Adds listeners on one address, and destinations that are one of this sidecar's own listeners."""
     listeners: dict[DataPath, Address] = {}
     for path, address in _addresses(data, listening=True):
         for other, taken in listeners.items():
@@ -34,7 +34,7 @@ def add_listener_faults(data: Any, problems: Problems) -> None:
 
 
 def _addresses(data: Any, *, listening: bool) -> Iterator[tuple[DataPath, Address]]:
-    """Where in the data which addresses are, as far as they can be read."""
+    """The addresses in the data, each with its path, as far as they can be parsed."""
     keys = ("listen",) if listening else ("app", "peers")
     entries = [((side, index), entry) for side in ("inbound", "outbound") for index, entry in parts(part(data, side))]
     for where, entry in [*entries, (("admin",), part(data, "admin"))]:
@@ -56,7 +56,7 @@ def _places(address: Address) -> frozenset[IP | str]:
 
 
 def _collide(one: Address, other: Address) -> bool:
-    """Whether both cannot be listened on: ``0.0.0.0`` takes all of IPv4, ``::`` that too. A name may be any address."""
+    """Whether the two cannot both be opened. ``0.0.0.0`` takes all of IPv4, ``::`` all addresses; a host name may be any."""
     if one.port != other.port or one.port == 0:
         return False
     if _places(one) & _places(other) or _EVERY_ADDRESS in (one.ip, other.ip):
@@ -72,7 +72,7 @@ def _collide(one: Address, other: Address) -> bool:
 def _leads_to(destination: Address, listener: Address, listeners: Iterable[Address]) -> bool:
     """Whether a connection to ``destination`` ends at ``listener``, one of this sidecar's ``listeners``.
 
-    At a wildcard listener ends what goes to loopback, or to any address of ours that the other listeners tell of.
+    A wildcard listener accepts connections to loopback, and to the addresses of the other listeners, which are local.
     """
     if destination.port != listener.port:
         return False

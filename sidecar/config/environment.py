@@ -1,7 +1,7 @@
-"""``SIDECAR_…`` variables: values that win over those of a ``sidecar.yaml``. Pure: the environment is an argument.
+"""``SIDECAR_…`` variables: values that override those of a ``sidecar.yaml``. Pure: the environment is an argument.
 
-Every scalar of the file that is not inside a list has its variable, named by its keys: ``timeouts: {drain: 8s}`` is
-``SIDECAR_TIMEOUTS_DRAIN=8s``. Fails closed: a variable that stands for nothing is a mistake.
+Every scalar of the file that is not inside a list has a variable, named after its keys: ``timeouts: {drain: 8s}`` is
+``SIDECAR_TIMEOUTS_DRAIN=8s``. Fails closed: an unknown variable is a mistake.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PREFIX = "SIDECAR_"
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A file's data with the environment's values in it, and what is wrong so far."""
+    """A file's data with the environment's values in it, and the problems found so far."""
 
     data: Any
     problems: Problems
 
 
 def variables() -> dict[str, DataPath]:
-    """Every variable there is, made from the file's shape: ``SIDECAR_TIMEOUTS_DRAIN`` → ``("timeouts", "drain")``."""
+    """All variables, derived from the file's shape: ``SIDECAR_TIMEOUTS_DRAIN`` → ``("timeouts", "drain")``."""
     return {PREFIX + "_".join(map(str, path)).upper(): path for path in _scalars((), ConfigShape)}
 
 
@@ -40,12 +40,12 @@ def _scalars(path: DataPath, kind: Any) -> Iterator[DataPath]:
     if is_shape(kind):
         for key, inner in keys_at(kind, ()).items():
             yield from _scalars((*path, key), inner)
-    elif get_origin(kind) in {None, Literal}:  # a list has no place in a variable
+    elif get_origin(kind) in {None, Literal}:  # a list has no variable
         yield path
 
 
 def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
-    """The file's data with the environment's values in it. An unknown variable is a problem: it would do nothing."""
+    """The file's data with the environment's values in it. An unknown variable is a problem, as it would have no effect."""
     known = variables()
     data = deepcopy(document.data)
     unknown, given = [], {}
@@ -59,7 +59,7 @@ def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
             if isinstance(place, dict) and place.get(key) is None:
                 place[key] = {}
             place = part(place, key)
-        if isinstance(place, dict):  # if not, the file has a value where a mapping belongs, and is refused for that
+        if isinstance(place, dict):  # else the file has a value where a mapping belongs, and is refused for that
             place[last] = _value(environ[name], known[name])
             given[known[name]] = name
     problems = Problems(document, given)
@@ -74,8 +74,8 @@ def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
 
 
 def _value(text: str, path: DataPath) -> str | int | Path:
-    """A variable's text as what the file would hold: a number where a number is wanted. A path of a variable is relative to
-    the working directory, so it is one already."""
+    """A variable's text as the value in a file: an int where the key is a number, and a path where it is a path, since a
+    path in a variable is relative to the working directory."""
     wanted = bare_type(keys_at(ConfigShape, path[:-1])[str(path[-1])])
     if wanted is Path and text:
         return Path(text)

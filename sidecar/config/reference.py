@@ -1,8 +1,8 @@
 """JSON Schema (draft 2020-12) of ``mesh.yaml`` and ``sidecar.yaml``, and the reference of their keys. Pure.
 
-Both are made from the shapes that read the files, and describe a file as it is written, shorthands included. A schema
-accepts every file that the parser accepts. The reverse does not hold: whether a name is declared, an address is allowed, or
-two keys exclude each other is checked by the parser alone (``sidecar check``).
+Both are made from the shapes that parse the files. They describe a file as it is written, shorthands included. A schema
+accepts every file that the parser accepts. The reverse does not hold: only the parser (``sidecar check``) checks whether a
+name is declared, an address is allowed, or two keys exclude each other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TYPES = {"string": "text", "integer": "whole number", "boolean": "true or false
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a file, in Markdown but for ``path``. ``default`` says what holds where the key is left out."""
+    """One key of a file. All but ``path`` is Markdown. ``default`` is what applies where the key is left out."""
 
     path: str
     type: str
@@ -57,7 +57,7 @@ def file_schema(kind: FileKind) -> dict[str, Any]:
     made = TypeAdapter(_SHAPES[kind]).json_schema(by_alias=True, schema_generator=_AsWritten)
     for shape in (made, *made.get("$defs", {}).values()):
         shape.pop("title", None)
-        shape.pop("description", None)  # the docstring of a class, which is for readers of the code
+        shape.pop("description", None)  # the docstring of the class, which is for developers
     return {"$schema": _DIALECT, "title": f"{kind}.yaml", **made}
 
 
@@ -89,7 +89,7 @@ def reference() -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as a file has it: ``90`` → ``1m30s``."""
+    """A duration in seconds, as a file has it: ``90`` → ``1m30s``."""
     left, text = round(seconds), ""
     for unit, size in _UNITS:
         number, left = divmod(left, size)
@@ -98,16 +98,16 @@ def duration_text(seconds: float) -> str:
 
 
 class _AsWritten(GenerateJsonSchema):
-    """What a value looks like in the file, before it is read."""
+    """The schema of a value as it is written in the file, before it is parsed."""
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         made = super().dataclass_schema(schema)
         shape: type[Shape] = schema["cls"]
-        said = _meanings(shape)
+        described = _meanings(shape)
         for name, info in fields_of(shape).items():
-            if name not in said:
-                raise TypeError(f"{shape.__name__}.{name} does not say what it means: write it below the key")
-            made["properties"][info.alias or name]["description"] = said[name]
+            if name not in described:
+                raise TypeError(f"{shape.__name__}.{name} has no description: write one below the key")
+            made["properties"][info.alias or name]["description"] = described[name]
         return made
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
@@ -118,7 +118,7 @@ class _AsWritten(GenerateJsonSchema):
         if read in (nothing_is_empty, nothing_is_none_of_them, nothing_is_the_default):
             return {"anyOf": [made, {"type": "null"}]}
         if "json_schema_input_schema" not in schema:
-            raise TypeError(f"{read} does not say what it reads: give its BeforeValidator a json_schema_input_type")
+            raise TypeError(f"{read} has no input type: give its BeforeValidator a json_schema_input_type")
         return made
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
@@ -140,32 +140,32 @@ class _AsWritten(GenerateJsonSchema):
 
 
 def _meanings(shape: type[Shape]) -> dict[str, str]:
-    """The text below each key of a shape, its parents' too. (pydantic's ``use_attribute_docstrings`` does the same when a
-    class is made, and so in every process that reads a file: 45 ms.)"""
-    said: dict[str, str] = {}
+    """The text below each key of a shape and of its parents. (pydantic's ``use_attribute_docstrings`` does the same when a
+    class is made, so in every process that reads a file: 45 ms.)"""
+    found: dict[str, str] = {}
     for cls in reversed(shape.__mro__):
         if is_shape(cls) and cls is not Shape:
             (made,) = ast.parse(dedent(inspect.getsource(cls))).body
             for key, below in pairwise(getattr(made, "body", ())):
                 match key, below:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        said[name] = inspect.cleandoc(text).replace("\n", " ")
-    return said
+                        found[name] = inspect.cleandoc(text).replace("\n", " ")
+    return found
 
 
 def _keys(schema: Mapping[str, Any], node: Mapping[str, Any], prefix: str) -> Iterator[Key]:
-    """The keys of a mapping, each followed by those inside of it."""
+    """The keys of a mapping, each followed by the keys inside of it."""
     for name, found in node.get("properties", {}).items():
         path = f"{prefix}{name}"
-        meaning, _, said = found["description"].replace("|", "\\|").partition(" Default: ")
-        default = "required" if name in node.get("required", ()) else _default(found["default"], said)
+        meaning, _, described = found["description"].replace("|", "\\|").partition(" Default: ")
+        default = "required" if name in node.get("required", ()) else _default(found["default"], described)
         yield Key(path, " or ".join(dict.fromkeys(_types(schema, found))), default, meaning)
         yield from _inner(schema, found, path)
 
 
-def _default(value: Any, said: str) -> str:
-    if said:
-        return said.removesuffix(".")
+def _default(value: Any, described: str) -> str:
+    if described:
+        return described.removesuffix(".")
     if value is None:
         return "none"
     if isinstance(value, dict):
@@ -184,7 +184,7 @@ def _inner(schema: Mapping[str, Any], found: Mapping[str, Any], path: str) -> It
 
 
 def _choices(schema: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What a value may be: references followed, alternatives one by one, without that it may be left empty."""
+    """The alternatives of a value, with references resolved; null, an empty value, is left out."""
     if "$ref" in found:
         yield from _choices(schema, schema["$defs"][found["$ref"].rpartition("/")[2]])
     elif "anyOf" in found:

@@ -1,13 +1,13 @@
-"""A ``sidecar.yaml`` as frozen values: its keys, what each value may be, and which go together. Pure; fails closed.
+"""A ``sidecar.yaml`` as frozen values: its keys, the values that each may have, and the keys that go together. Pure; fails
+closed.
 
-Each key is declared here and nowhere else. Its field says what the file may hold, what its environment variable may hold
+Each key is declared here and nowhere else. Its field defines what the file may hold, what its environment variable may hold
 (``environment``), what the program reads, and the default.
 
-Two kinds of wiring are refused though every value in them is right, because they would open what the sidecar is there to
-close:
+Two kinds of wiring are refused although each of their values is valid, because they would bypass the sidecar's protection:
 
-* a *plaintext* listener (``outbound``) where a neighbour could reach it and so speak in the service's name: on a wildcard
-  address always, elsewhere than on loopback unless ``allow_from`` says who may connect;
+* a *plaintext* listener (``outbound``) through which a neighbour could use the service's identity: on a wildcard address
+  always; on another address that is not loopback, unless ``allow_from`` lists the networks that may connect;
 * an app or a peer that is one of this sidecar's own listeners (``collisions``).
 """
 
@@ -55,23 +55,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a file is read: ``mesh`` is what names are looked up in, None where it is broken itself and only shapes are
-    checked; relative paths of the file are relative to ``directory``."""
+class _Context:
+    """What the validators need. Names are looked up in ``mesh``, which is None where the mesh file is broken itself; then
+    only shapes are checked. Paths in the file are relative to ``directory``."""
 
     mesh: Mesh | None
     directory: Path
 
 
 def parse_shape(data: Any, problems: Problems, mesh: Mesh | None) -> ConfigShape:
-    """The checked file. Raises :class:`UsageError` with every mistake, a line each, those in ``problems`` already too.
+    """The checked file. Raises :class:`UsageError` with every mistake, a line each, including those already in ``problems``.
 
-    A value that is a :class:`Path` already is left as it is. ``mesh`` is None where it is broken itself.
+    A value that is already a :class:`Path` is left as it is. ``mesh`` is None where the mesh file is broken itself.
     """
     _add_identity_faults(data, problems)
     _add_port_faults(data, problems, mesh)
     add_listener_faults(data, problems)
-    return fit(ConfigShape, data, problems, _Place(mesh, Path(problems.document.filename).parent))
+    return fit(ConfigShape, data, problems, _Context(mesh, Path(problems.document.filename).parent))
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -96,29 +96,29 @@ def _listen(text: str) -> Address:
 
 
 def _admin_listen(text: str) -> Address | Path:
-    """Where only this machine asks: loopback, or a Unix socket."""
+    """An address that only this machine can reach: on loopback, or a Unix socket."""
     if text.startswith("unix:"):
         path = Path(text.removeprefix("unix:"))
         if not path.is_absolute():
-            raise ValueError(f"{shown(text)} is no whole path: write it as unix:/run/sidecar/admin.sock")
+            raise ValueError(f"{shown(text)} is no absolute path: write it as unix:/run/sidecar/admin.sock")
         return path
     address = _listen(text)
     if not address.is_loopback:
         raise ValueError(
-            f"{shown(text)} is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
+            f"{shown(text)} is not on loopback: a neighbour could read which services communicate; use 127.0.0.1 or unix:/…"
         )
     return address
 
 
 def _plaintext_listen(value: object, info: ValidationInfo) -> Address:
-    """Fails closed: a plaintext listener is where only its own app can reach it, or says who may."""
+    """Fails closed: only its own app can reach a plaintext listener, or ``allow_from`` lists the networks that may."""
     text = str(value) if isinstance(value, Address) and info.context is None else as_text(value)
-    why = "a neighbour could connect and speak in the service's name"
+    why = "a neighbour could connect and use the service's identity"
     address = None if text.startswith((":", "*:")) else _listen(text)
     if address is None or address.is_wildcard:
         raise ValueError(f"{shown(text)} is every address of this machine: {why}")
     if address.ip is None and not address.is_loopback:
-        raise ValueError(f"{shown(text)} is a name, which may lead anywhere: say which IP address, or localhost")
+        raise ValueError(f"{shown(text)} is a host name, which may be any address: write an IP address, or localhost")
     if not address.is_loopback and info.data.get("allow_from", "broken") == ():
         raise ValueError(f"{shown(text)} is not on loopback and has no `allow_from`: {why}")
     return address
@@ -130,7 +130,7 @@ def _network(text: str) -> Network:
     except ValueError as error:
         raise ValueError(f"{shown(text)} is no network: write it as 172.30.5.0/26, its host bits zero") from error
     if network.prefixlen == 0:
-        raise ValueError(f"{shown(text)} is everybody: a neighbour could connect and speak in the service's name")
+        raise ValueError(f"{shown(text)} is every address: a neighbour could connect and use the service's identity")
     return network
 
 
@@ -157,7 +157,7 @@ def _fingerprint(text: str) -> str:
 
 
 def _file(value: object, info: ValidationInfo) -> object:
-    """A file's name, relative to the file that names it; a path already, if the program or a variable names it."""
+    """A file's name, relative to the file that it is written in; already a path if the program or a variable gave it."""
     if info.context is None or isinstance(value, Path):
         return value
     text = as_text(value)
@@ -190,22 +190,22 @@ _PortName = Annotated[
 
 @frozen()
 class FileIdentity(Shape):
-    """A certificate (leaf, then intermediates), its key and the trust bundle, made and renewed by somebody else."""
+    """A certificate (leaf, then intermediates), its key and the trust bundle, in files that another program renews."""
 
     certificate: _File
     """PEM file: the service's certificate, then its intermediates."""
     key: _File
-    """PEM file: the certificate's private key. Nobody else may be able to read it."""
+    """PEM file: the certificate's private key. No other user may be able to read it."""
     bundle: _File
     """PEM file: the roots that are trusted."""
 
 
 @frozen(kw_only=True)
 class _Identity(Shape):
-    """What ``identity`` may say: either ``files``, or the rest."""
+    """The keys of ``identity``: either ``files``, or the others."""
 
     files: FileIdentity | None = None
-    """Certificates that somebody else makes and renews. The files are followed. Excludes the keys below."""
+    """Certificates that another program makes and renews. The files are followed. Excludes the keys below."""
     ca: _CaUrl | None = None
     """The CA that issues and renews the certificate, such as `https://ca:8443`."""
     root: _File | None = None
@@ -220,7 +220,7 @@ class _Identity(Shape):
 
 @frozen(kw_only=True)
 class CaIdentity(_Identity):
-    """Where to enrol. Exactly one of ``root`` (a PEM file) and ``root_sha256`` (lower-case hex) pins the CA's root."""
+    """The CA to enrol at. Exactly one of ``root`` (a PEM file) and ``root_sha256`` (lower-case hex) pins the CA's root."""
 
     ca: _CaUrl
     state_dir: _File
@@ -235,7 +235,7 @@ def _which_identity(value: object, info: ValidationInfo) -> object:
     return keys.files or CaIdentity(**values(keys))
 
 
-# The first of the two knows the keys of both: it is what `keys_at` sees.
+# CaIdentity comes first: it has the keys of both, and `keys_at` looks at the first alternative.
 _EitherIdentity = Annotated[
     CaIdentity | FileIdentity, BeforeValidator(_which_identity, json_schema_input_type=_Identity)
 ]
@@ -243,7 +243,7 @@ _EitherIdentity = Annotated[
 
 @frozen(kw_only=True)
 class _Listener(Shape):
-    """Times in seconds; an ``idle_timeout`` of None is never."""
+    """Times are in seconds. Without ``idle_timeout`` an idle connection is never closed."""
 
     require_alpn: bool = False
     """Whether a peer that offers no ALPN protocol (one that is not a sidecar) is refused."""
@@ -269,9 +269,9 @@ class Inbound(_Listener):
 
 @frozen(kw_only=True)
 class Outbound(_Listener):
-    """A plaintext listener that leads to one port of another service.
+    """A plaintext listener for one port of another service.
 
-    ``allow_from`` are the networks that may connect; empty only if ``listen`` is on loopback, and then it limits nothing.
+    ``allow_from``: the networks that may connect. It is empty only if ``listen`` is on loopback; then nothing is limited.
     """
 
     target: Annotated[Target, BeforeValidator(_to, json_schema_input_type=str), Field(alias="to")]
@@ -282,7 +282,7 @@ class Outbound(_Listener):
     """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
     device: Annotated[str, AfterValidator(_device)] | None = None
     """The network interface that `listen` is bound to; `auto` is the one that has its address. Linux only. Default: any."""
-    # After `allow_from`, which it looks at
+    # Validated after `allow_from`, which its validator reads.
     listen: Annotated[Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)]
     """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
 
@@ -297,7 +297,7 @@ class Outbound(_Listener):
 
 @frozen()
 class Admin(Shape):
-    """Where it answers ``sidecar status``: an address on loopback, or the path of a Unix socket."""
+    """The admin port: an address on loopback, or the path of a Unix socket."""
 
     listen: Annotated[Address | Path, read_by(_admin_listen)]
     """Where `sidecar status`, `sidecar health` and `/metrics` are answered: `host:port` on loopback, or `unix:/a/path`."""
@@ -305,20 +305,20 @@ class Admin(Shape):
 
 @frozen()
 class Timeouts(Shape):
-    """In seconds."""
+    """All in seconds."""
 
     handshake: _Seconds = 5.0
     """For the TLS handshake with a peer."""
     connect: _Seconds = 5.0
     """For a connection to a peer or to the app."""
     drain: _Seconds = 8.0
-    """For connections to finish after SIGTERM. What is left then is cut."""
+    """For connections to finish after SIGTERM. Connections that are left then are cut."""
 
 
 @frozen()
 class Limits(Shape):
     connections: Annotated[int, Between(1, 1_000_000, "is")] = 10_000
-    """How many connections there may be at a time. One more is refused."""
+    """The most connections at a time. Further connections are refused."""
 
 
 @frozen(kw_only=True)
@@ -338,22 +338,22 @@ class ConfigShape(Shape):
     admin: Admin | None = None
     """The admin port. Default: none."""
     timeouts: Annotated[Timeouts, BeforeValidator(nothing_is_empty)] = Timeouts()
-    """How long things may take."""
+    """Time limits."""
     limits: Annotated[Limits, BeforeValidator(nothing_is_empty)] = Limits()
-    """How much there may be."""
+    """Limits of resources."""
     log_format: LogFormat = "auto"
-    """`auto`: for people on a terminal, JSON elsewhere."""
+    """`auto` is `console` on a terminal and `json` elsewhere."""
 
 
 @frozen(kw_only=True)
 class Config(ConfigShape):
-    """A whole, valid ``sidecar.yaml``, with where it is and the mesh it is part of."""
+    """A whole, valid ``sidecar.yaml``, with its path and its mesh."""
 
     path: Path
     mesh: Mesh
 
 
-# --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------
+# --- keys that go together: checked in raw data, every part of which may have a wrong shape ------------------------------
 
 
 def _add_identity_faults(data: Any, problems: Problems) -> None:
@@ -365,7 +365,7 @@ def _add_identity_faults(data: Any, problems: Problems) -> None:
 
 
 def _identity_faults(given: Set[str]) -> Iterator[str]:
-    """What is wrong with an identity of these keys."""
+    """The mistakes of an ``identity`` with these keys."""
     from_ca = fields_of(CaIdentity).keys() - {"files"}
     if "files" in given and given & from_ca:
         yield "has 'files' and what belongs to 'ca': exactly one of the two"
@@ -376,7 +376,7 @@ def _identity_faults(given: Set[str]) -> Iterator[str]:
             if field.is_required() and key not in given:
                 yield f"'{key}' is missing"
         if len(given & {"root", "root_sha256"}) != 1:
-            yield "needs exactly one of 'root' and 'root_sha256': whom to trust at first contact"
+            yield "needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact"
 
 
 def _add_port_faults(data: Any, problems: Problems, mesh: Mesh | None) -> None:

@@ -1,9 +1,9 @@
-"""One sidecar's wiring, from its ``sidecar.yaml`` and ``SIDECAR_…`` variables, as frozen values. Pure, but for
+"""One sidecar's configuration, from its ``sidecar.yaml`` and ``SIDECAR_…`` variables, as frozen values. Pure, but for
 :func:`load_config`.
 
-Fails closed: a file with any mistake in it gives no configuration at all but one :class:`UsageError` with a line for each
-mistake. What a file may say is in ``configfile``, what variables may say is in ``environment``. Relative paths are relative
-to the file that names them, those in variables to the working directory.
+Fails closed: a file with any mistake in it yields no configuration, but one :class:`UsageError` with a line for each
+mistake. The keys of the file are in ``sidecar_yaml``, the variables in ``environment``. Paths in a file are relative to that
+file, paths in variables to the working directory.
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sidecar.config.environment import with_environment
-from sidecar.config.sidecar_yaml import (
-    Admin,
-    CaIdentity,
-    Config,
-    FileIdentity,
-    Inbound,
-    Limits,
-    Outbound,
-    Timeouts,
-    parse_shape,
-)
+from sidecar.config.sidecar_yaml import Config, parse_shape
 from sidecar.documents.document import part
 from sidecar.documents.schema import values
 from sidecar.documents.yaml12 import load_text, parse_yaml
@@ -31,23 +21,9 @@ from sidecar.identity.reasons import UsageError
 from sidecar.policy import decide
 from sidecar.policy.mesh import Mesh, parse_mesh
 
-__all__ = [
-    "Admin",
-    "CaIdentity",
-    "Config",
-    "FileIdentity",
-    "Inbound",
-    "Limits",
-    "Outbound",
-    "Timeouts",
-    "load_config",
-    "parse_config",
-    "warnings",
-]
-
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
-    """Reads a sidecar's file and the mesh file that it names. Raises :class:`UsageError` with the mistakes of both."""
+    """Reads a sidecar's file and its mesh file. Raises :class:`UsageError` with the mistakes of both."""
     merged = with_environment(parse_yaml(load_text(path), str(path)), environ)
     named = part(merged.data, "mesh")
     mesh, mistakes = None, []
@@ -72,28 +48,28 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
 
 
 def parse_config(text: str, filename: str, environ: Mapping[str, str], mesh: Mesh) -> Config:
-    """Reads a sidecar file's text, given its mesh. Raises :class:`UsageError` with every mistake in it, a line each."""
+    """Parses a sidecar file's text, given its mesh. Raises :class:`UsageError` with every mistake in it, a line each."""
     merged = with_environment(parse_yaml(text, filename), environ)
     return Config(path=Path(filename), mesh=mesh, **values(parse_shape(merged.data, merged.problems, mesh)))
 
 
 def warnings(config: Config, now: datetime) -> list[str]:
-    """What is worth saying of a valid configuration: it will be refused what it is wired for, or nobody may use it."""
+    """Warnings about a valid configuration: connections that are configured and that the policy will refuse."""
     mesh, service = config.mesh, config.service
-    said, unruled = [], []
+    found, unruled = [], []
     for i, outbound in enumerate(config.outbound):
         decision = decide.decide(mesh, mesh.identity(service), outbound.service, outbound.port, now)
         if decision.kind is decide.Kind.NO_RULE:
             unruled.append((f"outbound[{i}]", str(outbound.target)))
         elif not decision.allowed:
-            said.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
-    if unruled:  # in one line: `sidecar inject` wires every neighbour, so that whoever is refused is refused by name
+            found.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
+    if unruled:  # in one line: `sidecar inject` wires every neighbour, so that each refusal names the service
         where, targets = (", ".join(column) for column in zip(*unruled, strict=True))
         why = f"{service} may not call {targets}: {decide.NO_RULE}"
-        said.append(f"{config.path}: {where}: every connection will be refused: {why}")
-    said += [
-        f"{config.path}: inbound[{i}]: nobody may call {service}:{inbound.port}: no rule allows it"
+        found.append(f"{config.path}: {where}: every connection will be refused: {why}")
+    found += [
+        f"{config.path}: inbound[{i}]: every call to {service}:{inbound.port} will be refused: no rule allows it"
         for i, inbound in enumerate(config.inbound)
         if not decide.callers(mesh, service, inbound.port, now)
     ]
-    return said + decide.warnings(mesh, now)
+    return found + decide.warnings(mesh, now)

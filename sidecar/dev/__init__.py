@@ -1,4 +1,4 @@
 """``sidecar dev``: a whole mesh in one process.
 
-``dev_mesh`` (the CA and the sidecars), ``plan`` (where everything listens).
+``dev_mesh`` (the CA and the sidecars), ``plan`` (their local ports).
 """

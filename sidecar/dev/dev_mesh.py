@@ -1,8 +1,8 @@
 """``sidecar dev``: the CA and every sidecar of a mesh in one process, for a laptop. Keys live in memory only.
 
-Each service has a sidecar of its own with a certificate of its own, and calls between them cross real sockets in real
-mutual TLS; only the files and the network are missing. When ``mesh.yaml`` changes, the new policy is in force at once and
-live connections are judged again by it; then listeners come and go one by one, and those that stay are not disturbed.
+Each service has its own sidecar with its own certificate, and calls between them use real sockets and real mutual TLS. When
+``mesh.yaml`` changes, the new policy is in force at once and live connections are judged by it again. Then listeners are
+closed and opened one by one; those that stay are not disturbed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from certs.protocol import x509_profile
-from sidecar.config.wiring import Config, FileIdentity, Inbound, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
@@ -37,7 +37,7 @@ from sidecar.transport.gate import Gate
 from sidecar.transport.tls import KeyPair, make_buffer
 
 DRAIN_SECONDS = 0.5
-"""Ctrl-C ends in a second."""
+"""Short, so that Ctrl-C ends the mesh within a second."""
 
 
 class MemoryCa:
@@ -53,15 +53,15 @@ class MemoryCa:
         self.roots = (root,)
 
     def issue(self, identity: SpiffeId, now: datetime) -> KeyPair:
-        """A new key and its certificate, for an hour."""
+        """A new key and its certificate, which is valid for an hour."""
         key = new_key()
         leaf = x509_profile.leaf(identity, key.public_key(), self._issuer, now)
         return KeyPair((leaf, self._issuer.certificate), key, self.roots)
 
 
 @dataclass(slots=True)
-class _Door:
-    """One listener that is served. ``ended`` is set when ``stop`` has taken effect."""
+class _Listener:
+    """One open listener. ``stop`` ends it; ``ended`` is set when that has taken effect."""
 
     server: Server
     stop: trio.Event = field(default_factory=trio.Event)
@@ -70,36 +70,36 @@ class _Door:
 
 @dataclass(slots=True)
 class _Sidecar:
-    """One service's sidecar. Each of its doors is a server of its own, so that it can come and go alone; all serve
-    ``node``, so what its connections are judged by is replaced by one reference."""
+    """One service's sidecar. Each of its listeners is a server of its own, so that it can be opened and closed alone. All
+    serve ``node``, so one reference replaces what their connections are judged by."""
 
     node: Node
     keys: KeyPair
-    doors: dict[Inbound | Outbound, _Door] = field(default_factory=dict)
+    listeners: dict[Inbound | Outbound, _Listener] = field(default_factory=dict)
 
     def take(self, mesh: Mesh, keys: KeyPair) -> None:
         """Puts in force what connections are judged by from now on."""
         self.keys = keys
         self.node.current = snapshot(self.node.config.service, mesh, keys)
 
-    def open(self, listener: Inbound | Outbound) -> _Door:
-        """Raises :class:`UsageError`."""
-        inbound = (listener,) if isinstance(listener, Inbound) else ()
-        outbound = (listener,) if isinstance(listener, Outbound) else ()
-        door = self.doors[listener] = _Door(Server(self.node, inbound, outbound))
-        return door
+    def open(self, entry: Inbound | Outbound) -> _Listener:
+        """Opens a listener. Raises :class:`UsageError`."""
+        inbound = (entry,) if isinstance(entry, Inbound) else ()
+        outbound = (entry,) if isinstance(entry, Outbound) else ()
+        listener = self.listeners[entry] = _Listener(Server(self.node, inbound, outbound))
+        return listener
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What the mesh file says, and what is made of it here. A reload replaces both at once."""
+    """The mesh file, and the plan made from it. A reload replaces both at once."""
 
     mesh: Mesh
     plan: DevPlan
 
 
 class DevMesh:
-    """A whole mesh in this process, following its file. Its listeners are open when it is made, which raises
+    """A whole mesh in this process, which follows its file. Its listeners are opened when it is made. Raises
     :class:`UsageError` if the file is wrong or a port is taken."""
 
     def __init__(self, path: Path, log: Log, clock: Callable[[], datetime] = utc_now) -> None:
@@ -109,7 +109,7 @@ class DevMesh:
         self._clock = clock
         self._relay, self._gate = Relay(make_buffer), Gate()
         self._faults = ReportOnce[str](lambda _, message: log.warning("reload_refused", message=message))
-        self._shut = ReportOnce[tuple[str, Inbound | Outbound]](
+        self._unopened = ReportOnce[tuple[str, Inbound | Outbound]](
             lambda one, fault: log.warning("reload_incomplete", service=one[0], message=f"{fault}; trying again"),
             lambda one: log.info("listening", service=one[0], message=f"on {one[1].listen} now"),
             exact=True,
@@ -124,11 +124,11 @@ class DevMesh:
         self._sidecars = {name: self._sidecar(name) for name in self.mesh.services}
         try:
             for sidecar in self._sidecars.values():
-                for listener in self._listeners(sidecar):
-                    sidecar.open(listener)
+                for entry in self._planned(sidecar):
+                    sidecar.open(entry)
         except BaseException:
-            for door in self._doors():
-                door.server.close()
+            for listener in self._listeners():
+                listener.server.close()
             raise
 
     @property
@@ -151,24 +151,24 @@ class DevMesh:
             machinery.start_soon(self._relay.run)
             machinery.start_soon(self._gate.run)
             async with trio.open_nursery() as serving:
-                for door in self._doors():
-                    serving.start_soon(_serve, door)
+                for listener in self._listeners():
+                    serving.start_soon(_serve, listener)
                 self.log.info("started", message=f"{self.path}: {len(self._sidecars)} services; Ctrl-C ends it")
                 async with trio.open_nursery() as following:
                     following.start_soon(self._follow, serving)
                     await stop.wait()
                     following.cancel_scope.cancel()
-                for door in self._doors():
-                    door.stop.set()
+                for listener in self._listeners():
+                    listener.stop.set()
             machinery.cancel_scope.cancel()
 
-    def _doors(self) -> list[_Door]:
-        return [door for sidecar in self._sidecars.values() for door in sidecar.doors.values()]
+    def _listeners(self) -> list[_Listener]:
+        return [listener for sidecar in self._sidecars.values() for listener in sidecar.listeners.values()]
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
     async def _follow(self, serving: trio.Nursery) -> None:
-        """Follows the file, and renews certificates at half of their life, by the wall clock."""
+        """Follows the file, and renews certificates after half of their lifetime, by the wall clock."""
         files = Follower(
             {"mesh": [self.path]},
             lambda: self._take(files, serving),
@@ -178,26 +178,26 @@ class DevMesh:
         day = self._clock().date()
         while True:
             await files.look()
-            self._open_doors(serving)  # a port that was taken may be free by now
+            self._open_listeners(serving)  # a port that was in use may be free now
             for service, sidecar in self._sidecars.items():
                 leaf = sidecar.keys.chain[0]
                 half = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 2
                 if self._clock() >= leaf.not_valid_before_utc + half:
                     self.rotate(service)
-            if (today := self._clock().date()) != day:  # rules end with a day
+            if (today := self._clock().date()) != day:  # a rule may have run out
                 day = today
                 await self._rejudge()
             await trio.sleep(LOOK_SECONDS)
 
     def rotate(self, service: str) -> None:
-        """A new key and certificate for a service, in force for every connection that begins from now on."""
+        """A new key and certificate for a service, which every new connection uses."""
         sidecar = self._sidecars[service]
         sidecar.take(self.mesh, self._ca.issue(sidecar.node.current.id, self._clock()))
         until = sidecar.keys.chain[0].not_valid_after_utc
         self.log.info("certificate_renewed", service=service, message=f"a new one, good until {until:%T} UTC")
 
     async def _take(self, files: Follower, serving: trio.Nursery) -> None:
-        """Puts in force what the file says, if that is good and new."""
+        """Puts the file in force, if it is valid and new."""
         before, was_fault = self._file, bool(self._faults)
         file = await files.attempt("mesh", self._read, before, f"still in force: {self.path} as it was read before")
         if self._faults or (file.mesh == before.mesh and not was_fault):
@@ -209,53 +209,53 @@ class DevMesh:
             else:
                 self._sidecars[service] = self._sidecar(service)
         cut = await self._rejudge()
-        await self._close_doors()
-        self._open_doors(serving)
+        await self._close_listeners()
+        self._open_listeners(serving)
         message = "; ".join([f"{self.path} is in force", *news(before.plan, file.plan)])
         self.log.info("reloaded", message=message, connections_cut=cut)
 
     def _read(self) -> _File:
-        """The file as it is now. Raises :class:`UsageError`."""
+        """Reads the file. Raises :class:`UsageError`."""
         mesh = load_mesh(self.path)
         if mesh.trust_domain != self.mesh.trust_domain:
-            raise UsageError(f"{self.path}: another trust_domain is another mesh: start it anew")
+            raise UsageError(f"{self.path}: another trust_domain is another mesh: restart `sidecar dev`")
         return _File(mesh, plan(mesh, self._clock(), before=self.plan))
 
     async def _rejudge(self) -> int:
         nodes = [sidecar.node for sidecar in self._sidecars.values()]
         return sum([await node.registry.rejudge(node.recheck) for node in nodes])
 
-    async def _close_doors(self) -> None:
+    async def _close_listeners(self) -> None:
         """Drains the listeners that are not in the plan any more, all at once."""
         leaving = [
-            (sidecar, listener)
+            (sidecar, entry)
             for sidecar in self._sidecars.values()
-            for listener in sidecar.doors.keys() - set(self._listeners(sidecar))
+            for entry in sidecar.listeners.keys() - set(self._planned(sidecar))
         ]
-        for sidecar, listener in leaving:
-            sidecar.doors[listener].stop.set()
-        for sidecar, listener in leaving:
-            await sidecar.doors[listener].ended.wait()
-            del sidecar.doors[listener]
+        for sidecar, entry in leaving:
+            sidecar.listeners[entry].stop.set()
+        for sidecar, entry in leaving:
+            await sidecar.listeners[entry].ended.wait()
+            del sidecar.listeners[entry]
         self._sidecars = {name: self._sidecars[name] for name in self.mesh.services}
 
-    def _open_doors(self, serving: trio.Nursery) -> None:
-        """Opens the listeners of the plan that are not open; says once why one cannot be."""
+    def _open_listeners(self, serving: trio.Nursery) -> None:
+        """Opens the listeners of the plan that are not open. A failure is reported once."""
         for service, sidecar in self._sidecars.items():
-            for listener in self._listeners(sidecar):
-                if listener in sidecar.doors:
+            for entry in self._planned(sidecar):
+                if entry in sidecar.listeners:
                     continue
                 try:
-                    serving.start_soon(_serve, sidecar.open(listener))
+                    serving.start_soon(_serve, sidecar.open(entry))
                 except UsageError as error:
-                    self._shut.report((service, listener), str(error))
+                    self._unopened.report((service, entry), str(error))
                 else:
-                    self._shut.report((service, listener), None)
+                    self._unopened.report((service, entry), None)
 
     # -- wiring --------------------------------------------------------------------------------------------------------
 
     def _sidecar(self, service: str) -> _Sidecar:
-        """The sidecar of a service, without doors; what ``sidecar.yaml`` would say of it. Its credentials are in no file."""
+        """The sidecar of a service, without listeners. The configuration is made here; credentials are in no file."""
         nowhere = Path("/nonexistent")
         config = Config(
             path=self.path,
@@ -269,8 +269,8 @@ class DevMesh:
         current = snapshot(service, self.mesh, keys)
         return _Sidecar(Node(config, current, self.log, self._clock, self._relay, self._gate), keys)
 
-    def _listeners(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
-        """What a service's sidecar listens on, by the plan; nothing if the service is gone."""
+    def _planned(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
+        """The listeners that a service's sidecar has in the plan; none if the service is gone."""
         service, made = sidecar.node.config.service, self.plan
         inbound = [
             Inbound(
@@ -295,16 +295,16 @@ class DevMesh:
         return [*inbound, *outbound]
 
 
-async def _serve(door: _Door) -> None:
-    """Serves one door. Nobody looks names up here: every address is one of loopback."""
+async def _serve(listener: _Listener) -> None:
+    """Serves one listener. No names are looked up: every address is on loopback."""
     try:
-        await door.server.serve(door.stop)
+        await listener.server.serve(listener.stop)
     finally:
-        door.ended.set()
+        listener.ended.set()
 
 
 def _loopbacks() -> list[str]:
-    """127.0.0.1, and ::1 where this machine has it."""
+    """The loopback addresses: 127.0.0.1, and ::1 where this machine has it."""
     found = ["127.0.0.1"]
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
@@ -319,12 +319,12 @@ async def run_dev(mesh: DevMesh) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            nursery.start_soon(_obey, signals, stop, nursery.cancel_scope)
+            nursery.start_soon(_stop_on_signals, signals, stop, nursery.cancel_scope)
             await mesh.run(stop)
             nursery.cancel_scope.cancel()
 
 
-async def _obey(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+async def _stop_on_signals(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
     async for _ in signals:
         if stop.is_set():
             everything.cancel()

@@ -1,8 +1,8 @@
-"""Where everything is when a whole mesh runs on one machine: local ports, chosen the same way every time. Pure.
+"""The local ports of a mesh that runs on one machine, chosen the same way every time. Pure.
 
-Each call has a port of its own, for each caller: on one machine the port that an app connects to is all that tells who it
-is. What ``dev:`` in ``mesh.yaml`` names is taken as it is; the rest is derived from the names, so that it stays the same
-from run to run and from machine to machine, and does not move when other services come and go.
+Each pair of caller and target has a port of its own: on one machine only the port that an app connects to identifies the
+app. Ports in ``dev:`` of ``mesh.yaml`` are taken as they are. The others are derived from the names, so they are the same in
+each run and on each machine, and stay the same when other services come and go.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sidecar.policy.mesh import Mesh
 from sidecar.policy.names import Target
 
 FIRST_PORT, LAST_PORT = 20_000, 29_999
-"""Derived ports lie here: above the well-known ones, below those that systems hand out to clients."""
+"""The range of derived ports: above the well-known ports, below those that systems assign to clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``caller``'s app reaches ``target`` at this local port; ``decision`` is the policy's answer when the plan was made."""
+    """``caller``'s app reaches ``target`` at this local port. ``decision`` is the policy's, from when the plan was made."""
 
     caller: str
     target: Target
@@ -34,15 +34,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class DevPlan:
-    """``apps``: where each port's app listens. ``calls``: where each call enters the mesh. ``inbound``: where each port's
-    sidecar takes mutual TLS. All on loopback."""
+    """``apps``: where the app of each port listens. ``calls``: where each call enters the mesh. ``inbound``: where the
+    sidecar of each port accepts mutual TLS. All are on loopback."""
 
     apps: dict[Target, int]
     calls: tuple[Call, ...]
     inbound: dict[Target, int]
 
     def services(self) -> Iterator[str]:
-        """Those that call or are called, more than once some of them."""
+        """The services that call or are called; a service can occur several times."""
         yield from (target.service for target in self.apps)
         yield from (call.caller for call in self.calls)
 
@@ -52,8 +52,8 @@ class DevPlan:
 
 
 def plan(mesh: Mesh, now: datetime, before: DevPlan | None = None) -> DevPlan:
-    """An entry for every call that the policy allows, for every one that ``dev:`` names, allowed or not, and for those of
-    the plan ``before``: so a call that a change of the policy forbids is refused by name, and does not just meet nobody."""
+    """A plan with an entry for every call that the policy allows, for every call that ``dev:`` names, allowed or not, and
+    for the calls of the plan ``before``: a call that a changed policy forbids gets a refusal, not a closed port."""
     wanted: dict[str, int] = {}
     for name, service in mesh.services.items():
         if service.dev is not None:
@@ -87,10 +87,11 @@ def plan(mesh: Mesh, now: datetime, before: DevPlan | None = None) -> DevPlan:
 
 
 def environment(plan: DevPlan, service: str) -> dict[str, str]:
-    """What the app of ``service`` needs to know: where to listen (``HTTP_PORT``) and whom to call where (``API_HTTP_HOST``,
-    ``API_HTTP_PORT``, ``API_HTTP_ADDRESS``). A service of one port is named without it too: ``PORT``, ``DB_HOST`` …
+    """The variables for the app of ``service``: where it listens (``HTTP_PORT``) and where it reaches what it calls
+    (``API_HTTP_HOST``, ``API_HTTP_PORT``, ``API_HTTP_ADDRESS``). For a service with one port there are also variables
+    without the name of the port: ``PORT``, ``DB_HOST`` …
 
-    Raises :class:`UsageError` where two names become the same variable: each would be taken for the other."""
+    Raises :class:`UsageError` where two names become the same variable, which would be ambiguous."""
     values, meanings = dict[str, str](), dict[str, str]()
 
     def add(name: str, value: str, meaning: str) -> None:
@@ -115,7 +116,7 @@ def environment(plan: DevPlan, service: str) -> dict[str, str]:
 
 
 def banner(mesh: Mesh, plan: DevPlan) -> str:
-    """Who may call whom, and where; for people."""
+    """Which services listen and call where; for people."""
     lines = [f"{mesh.trust_domain}: {len(mesh.services)} services, each behind its own sidecar; the CA is in memory"]
     for service in mesh.services:
         lines.append(f"\n  {service}")
@@ -125,7 +126,7 @@ def banner(mesh: Mesh, plan: DevPlan) -> str:
 
 
 def news(before: DevPlan, after: DevPlan) -> list[str]:
-    """What the banner says of ``after`` and did not say of ``before``, and what is gone."""
+    """The differences between the banners of two plans, each as a sentence."""
     found = []
     for service in dict.fromkeys([*before.services(), *after.services()]):
         old, new = _places(before, service), _places(after, service)
@@ -135,7 +136,7 @@ def news(before: DevPlan, after: DevPlan) -> list[str]:
 
 
 def _places(plan: DevPlan, service: str) -> dict[str, str]:
-    """What a service does, and where; each to be read after its name."""
+    """What a service does, and where. Each entry continues a sentence that begins with the service's name."""
     found = {
         f"serves {target.port}": f"from its app on 127.0.0.1:{number}"
         for target, number in plan.apps.items()
@@ -148,7 +149,7 @@ def _places(plan: DevPlan, service: str) -> dict[str, str]:
 
 
 def _own_numbers(mesh: Mesh, targets: Iterable[Target], taken: set[int]) -> Iterator[tuple[Target, int]]:
-    """An app that nobody placed listens at its declared number, as it does by default, if that is its alone."""
+    """The default ports of apps: the declared number, if it is unique, not in use by ``dev:`` and not privileged."""
     numbers = [(target, mesh.services[target.service].ports[target.port]) for target in targets]
     for target, number in numbers:
         alone = sum(other == number for _, other in numbers) == 1
@@ -157,7 +158,7 @@ def _own_numbers(mesh: Mesh, targets: Iterable[Target], taken: set[int]) -> Iter
 
 
 def _fill(wanted: dict[str, int], keys: Iterable[str]) -> dict[str, int]:
-    """A port for every key: the wanted one, or else the first free one from where the key's hash points."""
+    """A port for every key: the wanted one, or else the first free one, from a start that the key's hash determines."""
     ports = dict(wanted)
     taken = set(ports.values())
     for key in sorted(keys):
@@ -170,6 +171,6 @@ def _fill(wanted: dict[str, int], keys: Iterable[str]) -> dict[str, int]:
 
 
 def _word(name: str) -> str:
-    """A name as part of a variable's: upper case, and nothing but letters, digits and underscores."""
+    """A name as part of a variable's name: upper case, with letters, digits and underscores only."""
     word = re.sub(r"[^A-Z0-9]", "_", name.upper())
     return f"P{word}" if word[0].isdigit() else word

@@ -1,10 +1,11 @@
-"""What the mappings in a file look like, as frozen pydantic dataclasses, and its findings in words for people. Pure.
+"""The shapes of the mappings in a file, as frozen pydantic dataclasses, and pydantic's findings as messages. Pure.
 
-A shape is declared once and used twice: for what a mapping of a file may hold, and for the value that the program reads. It
-has slots, because every connection reads some of them: an attribute of a pydantic model takes six times as long to read.
+How this works. A shape is declared once and used twice: for what a mapping of a file may hold, and for the value that the
+program reads. It has slots, because every connection reads some fields: reading an attribute of a pydantic model takes six
+times as long.
 
 Fails closed. A validator of a :class:`Shape` raises :class:`ValueError`, whose text is reported as it is. Where the program
-itself makes a value, ``info.context`` is None: nothing is parsed then, but types and ranges are checked.
+itself makes a value, ``info.context`` is None: then nothing is parsed, but types and ranges are checked.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ _A_FILE: Final = object()
 
 
 class Shape:
-    """What a mapping in a file looks like: unknown keys and values of another type are refused. Made by :func:`frozen`.
+    """The shape of a mapping in a file. Unknown keys and values of another type are refused. Made by :func:`frozen`.
 
-    A field's alias is its key in the file; the program knows it by its name. The text below a field is its key's meaning in
+    A field's alias is its key in the file; the program uses the field's name. The text below a field is its key's meaning in
     the JSON Schema and in the reference.
     """
 
@@ -51,7 +52,7 @@ class Shape:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Lets a mapping stand for a shape. What is in it is read strictly; a strict dataclass would take instances only."""
+        """Accepts a mapping for a shape; a strict dataclass would accept instances only. The values in it stay strict."""
         schema = handler(source)
         inner: Any = handler.resolve_ref_schema(schema)
         inner["strict"] = False
@@ -66,7 +67,7 @@ def frozen(*, kw_only: bool = False) -> Callable[[type[_S]], type[_S]]:
 
 
 def fit(model: type[_S], data: Any, problems: Problems, context: object = _A_FILE) -> _S:
-    """The data of a file as a ``model``, whose validators see ``context``.
+    """The data of a file as a ``model``. ``context`` is passed to its validators.
 
     Raises :class:`UsageError` with all errors if the data does not fit, or if ``problems`` has errors already.
     """
@@ -105,9 +106,9 @@ def as_text(value: object) -> str:
 
 
 def read_by(parse: Callable[[str], object], pattern: str | None = None) -> BeforeValidator:
-    """The value is text in the file, and in the shape what ``parse`` makes of it.
+    """The value is text in the file, and the result of ``parse`` in the shape.
 
-    ``pattern`` is for the JSON Schema alone: all that ``parse`` takes matches it.
+    ``pattern`` is for the JSON Schema alone. It must match every text that ``parse`` accepts.
     """
 
     def read_text(value: object, info: ValidationInfo) -> object:
@@ -118,7 +119,7 @@ def read_by(parse: Callable[[str], object], pattern: str | None = None) -> Befor
 
 @plain_dataclass(frozen=True, slots=True)
 class Between:
-    """A whole number from ``first`` to ``last``. ``what`` begins the sentence that refuses another one."""
+    """A whole number from ``first`` to ``last``. ``what`` begins the message about any other number."""
 
     first: int
     last: int
@@ -137,7 +138,7 @@ class Between:
 
 
 def nothing_is_the_default(value: Any) -> Any:
-    """``max_leaf_ttl:`` with nothing behind it is as good as not there."""
+    """``max_leaf_ttl:`` without a value is the default."""
     if value is None:
         raise PydanticUseDefault
     return value
@@ -149,7 +150,7 @@ def nothing_is_empty(value: Any) -> Any:
 
 
 def nothing_is_none_of_them(value: Any) -> Any:
-    """``policy:`` with nothing behind it is an empty list."""
+    """``policy:`` without a value is an empty list."""
     return () if value is None else as_items(value)
 
 
@@ -159,7 +160,7 @@ def one_is_a_list(value: Any) -> Any:
 
 
 def as_items(value: Any) -> Any:
-    """A list, which a file has, as a tuple, which nobody changes."""
+    """A list of a file as a tuple, which cannot be changed."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -201,7 +202,7 @@ def _keys(kind: Any) -> dict[str, Any]:
 def _message(
     kind: str, loc: DataPath, value: Any, context: Mapping[str, Any], model: type[Shape]
 ) -> tuple[DataPath, str]:
-    """One finding of pydantic as a path and a message. A kind of finding that is not listed here is still an error."""
+    """One finding of pydantic as a path and a message. Kinds of findings that are not listed here are reported too."""
     if kind == "missing":
         return loc[:-1], f"{shown(str(loc[-1]))} is missing"
     if kind == "unexpected_keyword_argument":

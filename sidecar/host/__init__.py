@@ -1,6 +1,6 @@
-"""The machine under a process.
+"""What a process uses of its operating system.
 
-``process`` (its limits and the privacy of its memory), ``clock``, ``atomic`` (files written whole or not at all),
-``private`` (files that are their owner's alone), ``follow`` (files that change while the process runs), ``commands``
-(command lines: usage errors become sentences and exit code 2).
+``process`` (limits, and protection of its memory), ``clock``, ``atomic`` (files written whole or not at all), ``private``
+(files that only their owner can access), ``follow`` (files that change while the process runs), ``commands`` (command lines:
+usage errors become messages and exit code 2).
 """

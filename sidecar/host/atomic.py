@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, one or several that belong together.
+"""Files that are written whole or not at all, one file or several that belong together.
 
-A file is written under a temporary name in its own directory, brought to the disk, and renamed. So whenever the process is
-killed, each file is there whole, old or new. Of several files, all are on the disk before the first gets its name: a full
-disk changes nothing.
+How this works. A file is written under a temporary name in its own directory, flushed to the disk, and renamed. So each file
+is whole, old or new, whenever the process is killed. Several files are all on the disk before the first is renamed, so a
+full disk changes nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TEMPORARY = ".tmp"
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file to be written. ``name``: a path. ``mode``: :data:`PUBLIC` or :data:`SECRET`, say; the umask can only take from
-    it."""
+    """A file to be written. ``name``: a path. ``mode``: for example :data:`PUBLIC` or :data:`SECRET`; the umask can only
+    remove bits from it."""
 
     name: str
     content: bytes
@@ -29,11 +29,11 @@ class NewFile:
 
 
 def write_files(files: Iterable[NewFile], *, dir_fd: int | None = None, take_back: bool = False) -> None:
-    """Writes the files in the order given. Names are relative to the directory ``dir_fd``, if there is one. A symlink in the
-    place of a file is replaced, and not followed.
+    """Writes the files in the order given. Names are relative to the directory ``dir_fd``, if it is given. A symlink in
+    the place of a file is replaced, not followed.
 
-    Raises :class:`OSError`; then nothing is changed, unless a name could not be given after another was. With ``take_back``
-    the files that got their names before that are removed: for files that are all new.
+    Raises :class:`OSError`; then nothing has changed, unless one rename failed after another had succeeded. With
+    ``take_back`` the files that were renamed before that are removed, which suits files that are all new.
     """
     fresh: dict[str, str] = {}
     named: list[str] = []
@@ -53,14 +53,14 @@ def write_files(files: Iterable[NewFile], *, dir_fd: int | None = None, take_bac
 
 
 def remove_unfinished(dir_fd: int) -> None:
-    """Removes what a killed process left half written in a directory that nobody writes to now."""
+    """Removes the temporary files of a killed process. No other process may be writing to the directory."""
     for name in os.listdir(dir_fd):
         if name.endswith(_TEMPORARY):
             os.unlink(name, dir_fd=dir_fd)
 
 
 def sync_directory(path: str, dir_fd: int | None) -> None:
-    """Brings the names in a directory to the disk."""
+    """Flushes the names in a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         os.fsync(descriptor)
@@ -71,7 +71,7 @@ def sync_directory(path: str, dir_fd: int | None) -> None:
 def _write_temporary(file: NewFile, dir_fd: int | None) -> str:
     directory, name = os.path.split(file.name)
     path = os.path.join(directory, f".{name}.{secrets.token_hex(8)}{_TEMPORARY}")  # noqa: PTH118 (by descriptor)
-    # The mode is set as the file is made: a chmod afterwards leaves a moment in which others can open it.
+    # The mode is set at creation: with a later chmod, other users could open the file in between.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, file.mode, dir_fd=dir_fd)
     try:

@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def utc_now() -> datetime:
-    """The time now, aware, as certificates are judged by it. Pure modules take it as an argument."""
+    """The current time, as an aware datetime in UTC. Pure modules take it as an argument."""
     return datetime.now(UTC)

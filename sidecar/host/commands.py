@@ -1,4 +1,4 @@
-"""A group of commands that loads each command when it is called, and prints the user's mistakes as error messages."""
+"""A group of commands that imports a command only when it is called, and prints the user's mistakes as error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sidecar.identity.reasons import UsageError
 class CommandGroup(click.Group):
     """``commands_at`` maps each command to ``module:attribute``. Only the command that is called is imported.
 
-    A mistake of the user's (in a file, an option, a variable) is raised as a :class:`UsageError` anywhere, and printed here:
+    A mistake of the user (in a file, an option, a variable) is raised as a :class:`UsageError` anywhere, and printed here:
     its lines on stderr, exit code 2, no traceback.
     """
 
@@ -33,7 +33,7 @@ class CommandGroup(click.Group):
         return command
 
     def mistake(self, error: Exception) -> str | None:
-        """The message of an error that the user can correct; None for any other error, which is raised further."""
+        """The message of an error that the user can correct; None for any other error, which is raised again."""
         return str(error) if isinstance(error, UsageError) else None
 
     def invoke(self, ctx: click.Context) -> Any:

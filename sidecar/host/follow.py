@@ -1,13 +1,14 @@
-"""Files that a program follows: what is good takes effect, what is wrong is reported once, the last good value stays.
+"""Files that a program follows: a valid change takes effect, a mistake is reported once, the last good value stays.
 
-How it works. No notification reports every kind of change reliably (in place, by rename, by a swapped symlink), so the files
-are read once a second; they are small. :class:`Watch` decides that their contents are new, and only when two looks in a row
-saw the same: a half-written file, and a certificate whose key has not been written yet, settle first. Then :class:`Follower`
-calls ``take``, which asks :meth:`Follower.attempt` for a value a topic and puts the values in force by replacing one
-reference. A topic that is refused yields its last good value, so it keeps no other topic out.
+How this works. No notification reports every kind of change reliably (in place, by rename, by a swapped symlink), so the
+files are read once a second; they are small. :class:`Watch` decides that their contents are new, but only when two looks in
+a row found the same contents: so a half-written file, and a certificate whose key is not yet written, settle first. Then
+:class:`Follower` calls ``take``, which gets a value for each topic from :meth:`Follower.attempt` and puts the values in
+force by replacing one reference. A topic that is refused yields its last good value, so it does not hold up the other
+topics.
 
-Everything that touches a file is in :func:`read_all`, and everything that parses one runs in :meth:`Follower.attempt`; both
-are reached by asynchronous methods only.
+All reading of files is in :func:`read_all`, and all parsing runs in :meth:`Follower.attempt`. Only asynchronous methods call
+the two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LOOK_SECONDS = 1.0
 MAX_BYTES = 1 << 20
 
 Contents = Mapping[Path, bytes | None]
-"""Each file's content; None if it cannot be read (or is larger than :data:`MAX_BYTES`)."""
+"""The content of each file; None if it cannot be read (or is larger than :data:`MAX_BYTES`)."""
 
 _T = TypeVar("_T")
 _Topic = TypeVar("_Topic", bound=Hashable)
@@ -34,7 +35,7 @@ _Topic = TypeVar("_Topic", bound=Hashable)
 
 
 def read_all(paths: Iterable[Path]) -> Contents:
-    """The files as they are now."""
+    """The current contents of the files."""
     return {path: _read(path) for path in paths}
 
 
@@ -48,15 +49,15 @@ def _read(path: Path) -> bytes | None:
 
 
 class Watch:
-    """Tells a change once, when it has settled. Pure: what was read is an argument."""
+    """Finds each change once, when it has settled. Pure: what was read is an argument."""
 
     def __init__(self, known: Contents) -> None:
         self._known = known
         self._last = known
 
     def look(self, now: Contents) -> Contents | None:
-        """Takes what the files hold now; returns it if it is new and settled, else None. A change that was told is known,
-        also if it turns out to be a mistake: it is told again only if the files change again."""
+        """Takes the current contents of the files. Returns them if they are new and settled, else None. They are returned
+        once, even if they turn out to be a mistake, until the files change again."""
         settled = now == self._last
         self._last = now
         if not settled or now == self._known:
@@ -69,9 +70,9 @@ class Watch:
 
 
 class ReportOnce(Generic[_Topic]):
-    """The faults that there are now, by topic. Each is reported once, again if it becomes another one, and when it is over.
+    """The current faults, by topic. A fault is reported once, and again when it changes; its end is reported too.
 
-    Digits do not tell one fault from another, unless ``exact``: the time that it is may be part of the message.
+    Unless ``exact``, faults that differ only in digits are the same fault: a message may contain the current time.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class ReportOnce(Generic[_Topic]):
         self._faults: dict[_Topic, str | None] = {}
 
     def __bool__(self) -> bool:
-        """Whether there is any fault now."""
+        """Whether there is any fault."""
         return bool(self._faults)
 
     def report(self, topic: _Topic, fault: str | None) -> bool:
-        """Takes what is wrong with a topic now; None if nothing is. Returns whether that was news."""
+        """Sets the current fault of a topic; None if there is none. Returns whether this was a change."""
         if fault is None:
             if topic not in self._faults:
                 return False
@@ -106,7 +107,7 @@ class ReportOnce(Generic[_Topic]):
         return True
 
     def renew(self, topics: Iterable[_Topic]) -> None:
-        """The next fault of these topics is news, also if it is the same: its source has changed."""
+        """The next fault of these topics is reported even if it is the same: their source has changed."""
         for topic in topics:
             if topic in self._faults:
                 self._faults[topic] = None
@@ -116,13 +117,13 @@ class ReportOnce(Generic[_Topic]):
 
 
 class Follower:
-    """Follows files, and keeps a change that is wrong from doing harm.
+    """Follows files, and keeps the last good value where a change is a mistake.
 
-    ``sources`` are the files of each topic. ``take`` is called when they have changed; it gets its values by
-    :meth:`attempt`. A refusal (one of ``refusals``) is reported to ``faults``, and any other exception is a bug, which goes
-    to ``bug``; neither ends anything. A refusal is reported for each change of its files. With ``again`` what was refused is
-    tried at every settled look until it is taken, since its cause may be outside of the files (another program's lock, for
-    one); then a refusal is reported until it becomes another one, whatever changes.
+    ``sources`` are the files of each topic. ``take`` is called when they have changed; it gets its values from
+    :meth:`attempt`. A refusal (one of ``refusals``) is reported to ``faults``. Any other exception is a bug, which is passed
+    to ``bug``. Neither ends the program. A refusal is reported once for each change of its files. With ``again``, a refused
+    topic is tried at every settled look until it succeeds, since the cause may be outside of the files (a lock of another
+    program, for example); then a refusal is reported only when it differs from the last one, however the files change.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Follower:
         self._bug = bug
         self._refusals = refusals
         self._again = again
-        # Nothing is known yet, so what changed between the start's reading and the first look is not missed.
+        # Empty, so a change between the program's start and the first look is not missed.
         self._watch = Watch({})
         self._tried: Contents = {}
 
@@ -157,15 +158,15 @@ class Follower:
         await self._take_now(now, changed)
 
     async def reload(self) -> None:
-        """Takes what the files hold now, without waiting for it to settle."""
+        """Takes the current contents of the files, without waiting for them to settle."""
         now = read_all(self.paths)
-        # From here on this is known: whatever the files hold later is a change, also what they held before.
+        # From here on every other content is a change, including the content before this one.
         self._watch = Watch(now)
         await self._take_now(now, self._sources)
 
     async def attempt(self, topic: str, load: Callable[[], _T], good: _T, kept: str) -> _T:
-        """What ``load`` returns; ``good``, the last good value, if that raises. ``kept`` ends the message: what is in force
-        instead."""
+        """What ``load`` returns; ``good``, the last good value, if it raises. ``kept`` is the end of the message, which says
+        what stays in force."""
         try:
             value = load()
         except self._refusals as error:
@@ -173,7 +174,7 @@ class Follower:
             if self._again and topic in self._sources:
                 self._watch = Watch({})
             return good
-        except Exception as error:  # a fault of ours, and no reason to end anything
+        except Exception as error:  # a bug, which must not end the program
             self._bug(error)
             return good
         self._faults.report(topic, None)
@@ -185,7 +186,7 @@ class Follower:
             self._faults.renew(changed)
         try:
             await self._take()
-        except Exception as error:  # a fault of ours, and no reason to end anything
+        except Exception as error:  # a bug, which must not end the program
             self._bug(error)
 
 
@@ -193,7 +194,7 @@ class Follower:
 
 
 def mounted(paths: Iterable[Path], mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
-    """Those of the paths that are mount points themselves (proc_pid_mountinfo(5)); none where the system does not tell."""
+    """The paths that are mount points themselves (proc_pid_mountinfo(5)); none where the system has no such list."""
     try:
         lines = mounts.read_bytes().splitlines()
     except OSError:

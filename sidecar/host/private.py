@@ -1,7 +1,7 @@
-"""Files and directories that must be their owner's alone, and how files are read that may be somebody's trap.
+"""Files and directories that only their owner may access, and a safe way to read a file that another user may have placed.
 
-A file is opened without waiting (a FIFO in its place would be waited for, for ever) and is judged by its descriptor, so what
-was judged is what is read. Nothing here words a message: each caller says what its user is to do.
+A file is opened without blocking (a FIFO in its place would block for ever) and checked by its descriptor, so the file that
+is checked is the file that is read. This module writes no messages: each caller tells its user what to do.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 
 
 class Alone(Enum):
-    """What makes a file or directory its owner's alone."""
+    """The conditions under which only the owner can access a file or directory."""
 
     BY_MODE = auto()
-    """Its mode gives nobody else anything, whoever the owner is."""
+    """Its mode gives group and others no access. Any owner will do."""
     OURS = auto()
-    """So its mode, and the owner is the user of this process."""
+    """As ``BY_MODE``, and the owner is the user of this process."""
     OURS_OR_GROUPS = auto()
-    """So its mode; but root may let one group read what is root's (as PostgreSQL has it), for a process that is not root."""
+    """As ``BY_MODE``; but a file of root may be readable for its group, as in PostgreSQL, if the process is not root."""
 
 
 class Unfit(Enum):
-    """Why a file is not read."""
+    """Why a file is refused."""
 
     IRREGULAR = auto()
     SHARED = auto()
@@ -33,7 +33,7 @@ class Unfit(Enum):
 
 
 class UnfitError(Exception):
-    """A file is not read. ``status`` is what was found."""
+    """A file is refused. ``status`` is its status when it was checked."""
 
     def __init__(self, unfit: Unfit, status: os.stat_result) -> None:
         super().__init__(unfit.name)
@@ -42,7 +42,7 @@ class UnfitError(Exception):
 
 
 def exposure(status: os.stat_result, alone: Alone) -> Unfit | None:
-    """Why a file or directory is not its owner's alone (``SHARED`` or ``FOREIGN``); None if it is."""
+    """Why a file or directory does not meet ``alone`` (``SHARED`` or ``FOREIGN``); None if it does."""
     if alone is Alone.OURS and status.st_uid != os.geteuid():
         return Unfit.FOREIGN
     others = stat.S_IRWXG | stat.S_IRWXO
@@ -54,12 +54,12 @@ def exposure(status: os.stat_result, alone: Alone) -> Unfit | None:
 def read_file(
     path: str | Path, limit: int, alone: Alone | None = None, *, follow: bool = True, dir_fd: int | None = None
 ) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes. With ``alone`` it must be its owner's alone; without
-    ``follow`` the last part of its path must not be a symlink. Raises :class:`OSError` and :class:`UnfitError`."""
+    """The content of a regular file of at most ``limit`` bytes. ``alone``: its owner alone must have access.
+    Without ``follow`` the last part of its path must not be a symlink. Raises :class:`OSError` and :class:`UnfitError`."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     descriptor = os.open(path, flags, dir_fd=dir_fd)
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):  # before it is opened as a file, which a directory cannot be
+    if not stat.S_ISREG(status.st_mode):  # checked before fdopen(), which fails for a directory
         os.close(descriptor)
         raise UnfitError(Unfit.IRREGULAR, status)
     with os.fdopen(descriptor, "rb") as file:

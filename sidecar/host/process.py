@@ -1,4 +1,4 @@
-"""What a process of ours asks of its system before it holds a key: no core dumps, and as many descriptors as there are."""
+"""What a process sets up before it holds a key: no core dumps, private memory, and as many descriptors as allowed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def keep_memory_private() -> None:
-    """No core dump of this process, which would put keys on a disk; and, on Linux, no look into its memory or environment
-    (``/proc/PID/mem``, ptrace) for other processes of the same user, such as the app beside a sidecar."""
+    """Disables core dumps, which would write keys to a disk. On Linux it also keeps other processes of the same user, such
+    as the app beside a sidecar, from the memory and environment of this process (``/proc/PID/mem``, ptrace)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
-        # The limit alone does not hold where the system pipes core dumps to a program (core(5)). Should the call not be
-        # allowed here, that limit is what there is.
+        # The limit has no effect where the system pipes core dumps to a program (core(5)). Where this call is not permitted,
+        # the limit is the only protection.
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def raise_descriptor_limit() -> None:
-    """Two descriptors a connection: take as many as the system lets us have."""
+    """Raises the limit of descriptors as far as the system allows. Each connection needs two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,5 +1,5 @@
-"""Which service a peer is, and whether its certificate is believed. Pure.
+"""The identity of a peer, and the verification of its certificate. Pure.
 
-``spiffe`` (SPIFFE IDs and X.509-SVIDs), ``judge`` (the one judgement of a peer's certificate), ``reasons`` (the words that
-a connection can end with), ``keys`` (new keys, and the digests of keys and certificates).
+``spiffe`` (SPIFFE IDs and X.509-SVIDs), ``judge`` (verifies a peer's certificate), ``reasons`` (why a connection is refused
+or ends), ``keys`` (new keys, and the digests of keys and certificates).
 """

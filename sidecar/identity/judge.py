@@ -1,9 +1,10 @@
-"""The one judgement of a peer's certificate, for both directions. Pure; fails closed.
+"""The verification of a peer's certificate, the same for both directions. Pure; fails closed.
 
-It runs twice in a handshake: inside the verify callback, so that the peer gets an alert that says why, and after the
-handshake, where its answer is the authority. The order of reasons is fixed, so that the same certificate is refused with
-the same word everywhere: what was sent at all, then the chain (nothing that a certificate says counts before its
-signature does), then the leaf's own rules, trust domain, time, revocation, and last whether it is whom we expected.
+How this works. :func:`judge` runs twice in a handshake: inside OpenSSL's verify callback, so that the peer receives an alert
+that fits the reason, and after the handshake, where its result is final. The order of the checks is fixed, so that the same
+certificate is refused with the same reason everywhere: whether a certificate was sent; the chain (nothing in a certificate
+counts before its signature is verified); the rules for a leaf; trust domain; validity period; revocation; and last the
+expected identity.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_CHAIN = 4
 
 @dataclass(frozen=True, slots=True)
 class ChainFault:
-    """What OpenSSL's verification of the chain found wrong, in our words."""
+    """Why OpenSSL's verification of the chain failed, as one of our reasons."""
 
     reason: Reason
     detail: str
@@ -32,8 +33,8 @@ class ChainFault:
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The evidence of one handshake. ``sent``: DER as the peer sent it, leaf first. ``path``: DER from the leaf to our
-    trust anchor, empty unless the chain verified. ``fault``: why it did not."""
+    """The certificates of one handshake. ``sent``: DER as the peer sent it, leaf first. ``path``: DER from the leaf to our
+    trust anchor, empty unless the chain was verified. ``fault``: why it was not."""
 
     sent: tuple[bytes, ...]
     path: tuple[bytes, ...] = ()
@@ -42,10 +43,10 @@ class Presented:
 
 @dataclass(frozen=True, slots=True)
 class Revocations:
-    """What may no longer be trusted: identities by the time before which they were issued, (issuer name, serial), and CAs
-    by their key (:func:`sidecar.identity.keys.key_digest`), whoever signed for it.
+    """What is revoked. ``identities``: all certificates of an identity that were issued before a time. ``serials``: (issuer
+    name, serial). ``keys``: CAs by their key (:func:`sidecar.identity.keys.key_digest`), in any certificate.
 
-    ``fresh_until``: when this knowledge is too old to let anybody in; None where nobody keeps such a list."""
+    ``fresh_until``: after this time the list is too old, and no peer is accepted; None where no list is kept."""
 
     identities: dict[SpiffeId, datetime] = field(default_factory=dict)
     serials: frozenset[tuple[bytes, int]] = frozenset()
@@ -55,8 +56,8 @@ class Revocations:
 
 @dataclass(frozen=True, slots=True)
 class VerifyParams:
-    """What we accept. ``expected`` pins the peer's identity (outbound); None leaves it to the policy (inbound).
-    ``anonymous``: a peer without any certificate gets through the handshake, and is nobody; only the CA has it so."""
+    """What is accepted. ``expected`` pins the peer's identity (outbound); None leaves it to the policy (inbound).
+    ``anonymous``: a peer without a certificate passes the handshake and has no identity; only the CA allows this."""
 
     trust_domain: str
     expected: SpiffeId | None = None
@@ -102,8 +103,8 @@ def judge(presented: Presented, params: VerifyParams, now: datetime) -> Svid:
     if params.revocations.fresh_until is not None and now > params.revocations.fresh_until:
         raise Refused(
             Reason.REVOCATIONS_STALE,
-            f"cannot know whether {svid.id} was revoked: its list of revocations was good until "
-            f"{params.revocations.fresh_until:%FT%TZ} and the CA has given no newer one",
+            f"cannot check whether {svid.id} is revoked: the list of revocations was good until "
+            f"{params.revocations.fresh_until:%FT%TZ} and the CA has sent no newer one",
         )
     if params.expected is not None and svid.id != params.expected:
         raise Refused(Reason.UNEXPECTED_PEER, f"met {svid.id} (valid, same CA)")
@@ -111,8 +112,8 @@ def judge(presented: Presented, params: VerifyParams, now: datetime) -> Svid:
 
 
 def revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> str | None:
-    """Which part of a verified path (DER, leaf first) is revoked, in words; None if none is. Asked in the handshake, and
-    again of live connections whenever the list changes."""
+    """Which certificate of a verified path (DER, leaf first) is revoked, as part of a message; None if none is. Called in
+    the handshake, and again for live connections when the list changes."""
     before = revocations.identities.get(svid.id)
     if before is not None and svid.not_before < before:
         return f"a revoked certificate: all issued before {before:%FT%TZ} are"
@@ -129,6 +130,7 @@ def revoked(svid: Svid, path: tuple[bytes, ...], revocations: Revocations) -> st
 
 @lru_cache(maxsize=64)
 def _ca(der: bytes) -> tuple[bytes, int, bytes]:
-    """Issuer's name, serial and key of a CA's certificate. Cached: a mesh has few, and each handshake asks."""
+    """Issuer's name, serial and key digest of a CA's certificate. Cached: a mesh has few CAs, and each handshake needs
+    them."""
     certificate = x509.load_der_x509_certificate(der)
     return certificate.issuer.public_bytes(), certificate.serial_number, key_digest(certificate)

@@ -1,4 +1,4 @@
-"""How keys are made, and the digests by which keys and certificates are told from others. Pure."""
+"""New keys, and the digests that identify keys and certificates. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A new private key, of the one kind that a mesh makes: P-256 (FIPS 186-5)."""
+    """A new private key on P-256 (FIPS 186-5), as all keys of a mesh are."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def certificate_digest(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of a certificate's DER: how a root is pinned and told from others."""
+    """SHA-256 of a certificate's DER. A root is pinned by this digest."""
     return der_digest(certificate.public_bytes(Encoding.DER))
 
 
 def der_digest(der: bytes) -> bytes:
-    """The digest of a certificate that is at hand as DER."""
+    """SHA-256 of a certificate that is given as DER."""
     return sha256(der).digest()
 
 

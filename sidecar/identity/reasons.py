@@ -1,6 +1,6 @@
-"""How a connection can end: one vocabulary for the access log, metrics and ``explain``.
+"""Why a connection is refused or ends: one vocabulary for the access log, the metrics and ``sidecar status``. Pure.
 
-Pure. ``Reason`` values are a fixed point that users' dashboards rely on: never rename one.
+``Reason`` values are a public format, on which users' dashboards rely: never rename one.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a connection was refused, or how one that was let in ended."""
+    """Why a connection was refused, or how an accepted one ended."""
 
-    # Refused: by this end before anything was let in ...
+    # The connection was refused:
     PLAINTEXT_REFUSED = "plaintext_refused"
     NO_CERTIFICATE = "no_certificate"
     UNKNOWN_CA = "unknown_ca"
@@ -28,13 +28,13 @@ class Reason(StrEnum):
     CONNECT_FAILED = "connect_failed"
     PEER_REFUSED = "peer_refused"
     OVERLOADED = "overloaded"
-    # A fault of ours, not of any peer: kept apart from `handshake_failed`, so that nobody hunts an attacker for our bug.
+    # A bug of this program. Separate from `handshake_failed`, so that a bug is not investigated as an attack.
     INTERNAL_ERROR = "internal_error"
-    # Nothing is known against this peer, but our list of revocations is too old to know. Its own word, because "revoked"
-    # would accuse an honest peer, and no other says what to mend: our way to the CA.
+    # The peer's certificate is valid, but our list of revocations is too old to rely on. `revoked` would blame an honest
+    # peer; this reason shows what to repair: our connection to the CA.
     REVOCATIONS_STALE = "revocations_stale"
 
-    # ... or let in, and ended so:
+    # The connection was accepted, and ended:
     OK = "ok"
     CLIENT_RESET = "client_reset"
     APP_RESET = "app_reset"
@@ -58,12 +58,13 @@ MITM_SUSPECTS = frozenset(
         Reason.TLS_VERSION,
     }
 )
-"""Met on the way *out*, these may mean that somebody is in the middle: an alarm besides the refusal."""
+"""On an outbound connection these reasons can be the sign of an attacker in the middle. They raise an alarm besides the
+refusal."""
 
 
 class Refused(Exception):  # noqa: N818 (a verdict, not an error of the program)
-    """A connection that may not be. ``detail`` is for people and goes on after our service's name ("met …", "may not …");
-    ``peer_reason`` is what the other end called it."""
+    """A refused connection. ``detail`` is a message for people that follows our service's name ("met …", "may not …").
+    ``peer_reason`` is the reason that the other end reported."""
 
     def __init__(self, reason: Reason, detail: str, *, peer_reason: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -73,4 +74,4 @@ class Refused(Exception):  # noqa: N818 (a verdict, not an error of the program)
 
 
 class UsageError(Exception):
-    """A mistake in a file, an option or the environment: printed as it is, exit code 2, never a traceback."""
+    """A mistake in a file, an option or the environment. It is printed as it is, with exit code 2 and no traceback."""

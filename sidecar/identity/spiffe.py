@@ -1,8 +1,8 @@
-"""SPIFFE IDs and X.509-SVIDs: who a certificate says its holder is. Pure; fails closed.
+"""SPIFFE IDs and X.509-SVIDs: the identity in a certificate. Pure; fails closed.
 
-References: SPIFFE-ID and X509-SVID (the standards), RFC 5280 (certificates). Everything is read from the parsed DER of
-the certificate and matched whole; nothing is stripped, decoded, folded or normalised on the way, because each of those
-has been somebody's CVE.
+References: the SPIFFE-ID and X509-SVID standards, RFC 5280 (certificates). Everything is read from the parsed DER of the
+certificate and must match as a whole. Nothing is stripped, decoded, case-folded or normalised: each of these steps has
+caused vulnerabilities in other software.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class InvalidIdentityError(ValueError):
-    """The text is not a SPIFFE ID, or the certificate is not an X.509-SVID; the message says which rule it breaks."""
+    """The text is not a SPIFFE ID, or the certificate is not an X.509-SVID; the message names the broken rule."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SpiffeId:
-    """``spiffe://<trust_domain>/<segment>/…``; two are the same only if every byte is."""
+    """``spiffe://<trust_domain>/<segment>/…``. Two are equal only if they are equal byte for byte."""
 
     trust_domain: str
     segments: tuple[str, ...]
@@ -45,7 +45,7 @@ class SpiffeId:
 
     @property
     def service(self) -> str | None:
-        """The service's name, if this is a service's identity: exactly one path segment."""
+        """The service's name, if this is the identity of a service (it has exactly one path segment)."""
         return self.segments[0] if len(self.segments) == 1 else None
 
 
@@ -60,10 +60,10 @@ def is_segment(text: str) -> bool:
 
 
 def parse_spiffe_id(text: str) -> SpiffeId:
-    """Reads a SPIFFE ID of at least one path segment (a bare trust domain names no workload).
+    """Parses a SPIFFE ID with at least one path segment (a bare trust domain names no workload).
 
     Raises :class:`InvalidIdentityError`. Port, userinfo, query, fragment, percent-encoding, upper-case scheme or domain,
-    empty or relative segments and a trailing slash are all outside the grammar, and so refused.
+    empty or relative segments and a trailing slash are outside the grammar, so they are refused.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise InvalidIdentityError(f"a SPIFFE ID has at most {MAX_ID_BYTES} bytes, this one more")
@@ -85,13 +85,13 @@ def parse_spiffe_id(text: str) -> SpiffeId:
 
 
 def shown(untrusted: str, limit: int = 120) -> str:
-    """Attacker's text made safe to print: quoted, escaped to ASCII, cut at ``limit`` characters."""
+    """Untrusted text, made safe to print: quoted, escaped to ASCII, cut at ``limit`` characters."""
     return ascii(untrusted if len(untrusted) <= limit else untrusted[:limit] + "…")
 
 
 @dataclass(frozen=True, slots=True)
 class Svid:
-    """What an accepted leaf certificate says. Times are UTC."""
+    """The content of an accepted leaf certificate. Times are UTC."""
 
     id: SpiffeId
     not_before: datetime
@@ -106,14 +106,14 @@ class Svid:
 
 
 def svid_faults(certificate: x509.Certificate) -> list[str]:
-    """Every rule of the X.509-SVID standard (and ours, DESIGN 4) that this leaf breaks, each as one sentence.
+    """Every rule that this leaf breaks, of the X.509-SVID standard and of our stricter profile, each as one sentence.
 
-    No basicConstraints is no fault: RFC 5280 4.2.1.9 reads it as "not a CA". How long the leaf lives is judged where
-    the mesh's ``max_leaf_ttl`` is known.
+    A leaf without basicConstraints breaks no rule: by RFC 5280 4.2.1.9 it is no CA. The lifetime is checked in
+    :func:`sidecar.identity.judge.judge`, which has the mesh's ``max_leaf_ttl``.
     """
     try:
         extensions = certificate.extensions
-    except Exception as error:  # malformed in one of many ways, each with its class: TypeError for an odd TLSFeature
+    except Exception as error:  # the class depends on the defect: TypeError for a bad TLSFeature
         return [f"its extensions cannot be read: {shown(str(error))}"]
     faults = []
     constraints = _extension(extensions, x509.BasicConstraints)
@@ -155,9 +155,9 @@ def svid_faults(certificate: x509.Certificate) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def parse_svid(der: bytes) -> Svid:
-    """Reads a leaf certificate. Raises :class:`InvalidIdentityError` naming the first rule that it breaks.
+    """Parses a leaf certificate. Raises :class:`InvalidIdentityError`, which names the first rule that it breaks.
 
-    Cached, because a leaf is judged twice in each handshake and peers come back; it is a pure function of the bytes.
+    Cached: a leaf is verified twice in each handshake, and peers connect again. The result depends on the bytes alone.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -174,7 +174,7 @@ def parse_svid(der: bytes) -> Svid:
         )
     except InvalidIdentityError:
         raise
-    except Exception as error:  # a parser's own failure, whatever its class, is a bad certificate and never a pass
+    except Exception as error:  # any failure of the parser means a bad certificate, which is refused
         raise InvalidIdentityError(f"the certificate cannot be read: {shown(str(error))}") from error
 
 
@@ -186,7 +186,7 @@ def _extension(extensions: x509.Extensions, kind: type[_E]) -> x509.Extension[_E
 
 
 def claims(der: bytes) -> dict[str, str]:
-    """What a certificate *claims*, verified or not, escaped: evidence for people, never a basis for a decision."""
+    """What a certificate *claims*, verified or not, escaped. For people to read; no decision may rest on it."""
     found = {"sha256": sha256(der).hexdigest()}
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -195,6 +195,6 @@ def claims(der: bytes) -> dict[str, str]:
         names = _extension(certificate.extensions, x509.SubjectAlternativeName)
         uris = [] if names is None else names.value.get_values_for_type(x509.UniformResourceIdentifier)
         found["uris"] = " ".join(shown(uri) for uri in uris[:4])
-    except Exception as error:  # the parser's failure is a finding too
+    except Exception as error:  # that the certificate cannot be parsed is reported too
         found["unreadable"] = shown(str(error))
     return found

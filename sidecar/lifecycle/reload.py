@@ -23,7 +23,8 @@ import trio
 
 from sidecar.agent import credentials
 from sidecar.agent.credentials import Credentials
-from sidecar.config.wiring import Config, FileIdentity, parse_config
+from sidecar.config.sidecar_yaml import Config, FileIdentity
+from sidecar.config.wiring import parse_config
 from sidecar.documents.yaml12 import load_text
 from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce, mounted
 from sidecar.identity.judge import Revocations, VerifyParams

@@ -13,7 +13,7 @@ import trio
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config import wiring as configuration
-from sidecar.config.wiring import Config, FileIdentity
+from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.judge import Revocations

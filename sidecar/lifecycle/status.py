@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sidecar.config.wiring import Config
+from sidecar.config.sidecar_yaml import Config
 from sidecar.identity.spiffe import Svid
 from sidecar.observe.metrics import Metrics
 from sidecar.policy.decide import callers, decide

@@ -1,5 +1,5 @@
-"""``mesh.yaml``: the services of a mesh, and who may call whom. Pure.
+"""``mesh.yaml``: the services of a mesh, and which service may call which. Pure.
 
-``mesh_yaml`` (its keys), ``names`` (services, ports and SPIFFE patterns in it), ``mesh`` (the file as a value), ``decide``
-(may this peer call that port, and why).
+``mesh_yaml`` (the keys of the file), ``names`` (what services, ports and SPIFFE patterns in it refer to), ``mesh`` (the file
+as a value), ``decide`` (whether a peer may call a port), ``explain`` (why, and the file's own tests).
 """

@@ -1,16 +1,15 @@
-"""Who may call whom, and why. Pure; fails closed.
+"""Whether a peer may call a port. Pure; fails closed.
 
-Default deny: what no rule allows is denied. Deny beats allow. The order of rules never matters, not even for which one is
-named: among several that say the same, it is the first by name. A rule that ran out counts for nothing, and a dry-run rule
-never decides; it is only told of. Identities are compared whole, byte for byte.
+Default deny: a call that no rule allows is denied. Deny beats allow. The order of the rules in the file has no effect: of
+several rules with the same result, the decision names the first by name. A rule that ran out has no effect. A dry-run rule
+never decides; its result is only reported. Identities are compared whole, byte for byte.
 
-Each end of a connection asks :func:`decide`, so the same answer is given twice, by two programs and from two copies of the
-file: the caller's sidecar before it dials, and the callee's once it has seen the caller's certificate.
+Both ends of a connection call :func:`decide`, each with its own copy of the file: the caller's sidecar before it dials, and
+the callee's sidecar after it has verified the caller's certificate.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,18 +17,19 @@ from enum import StrEnum
 from itertools import islice
 
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.mesh import Mesh, PolicyTest, Rule
+from sidecar.policy.mesh import Mesh, Rule
 from sidecar.policy.names import Target
 
 NO_RULE = "no rule allows it"
 
 MAX_SAMPLES = 100
-"""How many identities stand for one pattern at most (:meth:`sidecar.policy.mesh.Pattern.samples`). It would take more only if the
-pattern has two ``**``, and another pattern has more than eight segments."""
+"""The most identities that are tried for one pattern (:meth:`sidecar.policy.mesh.Pattern.samples`). More would be needed
+only for a pattern with two ``**`` where some pattern has more than eight segments, or for one with three or more ``**``.
+Such a pattern may be missing from :func:`callers`; no decision depends on this."""
 
 
 class Kind(StrEnum):
-    """What a decision rests on. Only the first lets anybody in."""
+    """The ground of a decision. Only ``ALLOWED`` allows the call."""
 
     ALLOWED = "allowed"
     DENIED = "denied"
@@ -42,10 +42,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether ``caller`` may call ``target``. ``kind`` is for programs; ``because`` and what is made of it, for people.
+    """Whether ``caller`` may call ``target``. ``kind`` is for programs; ``because``, ``predicate`` and ``why`` are for
+    people.
 
-    ``rule`` and ``line`` name the rule that decided, if one did. ``dry_run`` tells what matching dry-run rules would have
-    done: ``try-reporting would allow``.
+    ``rule`` and ``line`` name the rule that decided, if one did. ``dry_run`` lists what matching dry-run rules would have
+    done, such as ``try-reporting would allow``.
     """
 
     kind: Kind
@@ -72,9 +73,10 @@ class Decision:
 
 
 def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Decision:
-    """Whether the holder of ``source`` may call this port, at ``now`` (which knows its time zone; else ValueError).
+    """Whether the holder of ``source`` may call this port at ``now``, an aware datetime.
 
-    Denies in every case in which it does not find an allow rule in force and no deny rule in force.
+    Denies unless a rule in force allows the call and no rule in force denies it. Raises :class:`ValueError` where a rule
+    covers the call and ``now`` has no time zone.
     """
     target = Target(service, port)
     if source.trust_domain != mesh.trust_domain:
@@ -108,7 +110,7 @@ def _decision(
     rule: Rule | None = None,
     dry_run: tuple[str, ...] = (),
 ) -> Decision:
-    """The one place where a decision gets its words. A rule that ran out is told of, and decided nothing."""
+    """A decision and its message. A rule that ran out is quoted in the message, but is not the rule that decided."""
     caller = caller_name(mesh, source)
     quoted = "" if rule is None else f"rule '{rule.name}' ({mesh.filename}:{rule.line})"
     until = None if rule is None else rule.until
@@ -127,14 +129,14 @@ def _decision(
 
 
 def caller_name(mesh: Mesh, source: SpiffeId) -> str:
-    """How people call an identity: a service of this mesh by its name, anybody else by the whole SPIFFE ID."""
+    """An identity as people read it: the name of a service of this mesh, or any other identity as a whole SPIFFE ID."""
     ours = source.trust_domain == mesh.trust_domain and source.service in mesh.services
     return str(source.service) if ours else str(source)
 
 
 def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
-    """Who may call this port: declared services by name, then other identities and patterns as SPIFFE IDs. A pattern is
-    listed if :func:`decide` allows one at least of the identities that it matches."""
+    """The callers that may use this port: declared services by name, then other identities and patterns as SPIFFE IDs. A
+    pattern is listed if :func:`decide` allows at least one of the identities that it matches."""
     target = Target(service, port)
     services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
     others = {
@@ -142,24 +144,24 @@ def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
         for rule in mesh.rules
         if rule.action == "allow" and rule.mode == "enforce"
         for written, paths in _sources(mesh, rule)
-        if _lets_in(mesh, rule, paths, target, now)
+        if _allows_one(mesh, rule, paths, target, now)
     }
     return [*services, *sorted(others)]
 
 
-def _lets_in(mesh: Mesh, rule: Rule, paths: Iterable[tuple[str, ...]], target: Target, now: datetime) -> bool:
-    """Whether one of the identities, which one entry of the rule's ``from`` names, may call."""
+def _allows_one(mesh: Mesh, rule: Rule, paths: Iterable[tuple[str, ...]], target: Target, now: datetime) -> bool:
+    """Whether one of these identities may call. All of them are named by the same entry of the rule's ``from``."""
     for path in paths:
         source = SpiffeId(mesh.trust_domain, path)
         if not rule.applies(source, target, now):
-            return False  # nor does it to the others, since the same entry names them
+            return False  # it applies to none of the others either: the same entry names them
         if decide(mesh, source, target.service, target.port, now).allowed:
             return True
     return False
 
 
 def _sources(mesh: Mesh, rule: Rule) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:
-    """What a rule's ``from`` names besides declared services, as it is written, each with identities that stand for it."""
+    """The entries of a rule's ``from`` that are no declared service, as they are written, each with identities to try."""
     for path in rule.identities:
         if SpiffeId(mesh.trust_domain, path).service not in mesh.services:
             yield path, (path,)
@@ -169,134 +171,12 @@ def _sources(mesh: Mesh, rule: Rule) -> Iterator[tuple[tuple[str, ...], Iterable
 
 
 def warnings(mesh: Mesh, now: datetime) -> list[str]:
-    """What is worth saying of a valid policy: rules that ran out."""
+    """Warnings about a valid policy: the rules that ran out."""
     return [
-        f"{mesh.filename}:{rule.line}: rule '{rule.name}' held until {rule.until} and counts for nothing now"
+        f"{mesh.filename}:{rule.line}: rule '{rule.name}' held until {rule.until} and has no effect now"
         for rule in mesh.rules
         if rule.ran_out(now)
     ]
-
-
-# --- the file's own tests --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TestResult:
-    """What one of the file's ``tests`` found for one port; a test of ``db`` has a result for each of its ports."""
-
-    __test__ = False  # pytest, this is not a test case
-
-    test: PolicyTest
-    target: Target
-    decision: Decision
-
-    @property
-    def passed(self) -> bool:
-        return self.decision.allowed == (self.test.expect == "allow")
-
-
-def run_tests(mesh: Mesh, now: datetime) -> list[TestResult]:
-    """Runs the file's ``tests``, in its order."""
-    return [
-        TestResult(test, target, decide(mesh, test.source, target.service, target.port, now))
-        for test in mesh.tests
-        for target in test.targets
-    ]
-
-
-# --- explaining ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """One of the two sidecars that decide, and what it checks."""
-
-    sidecar: str
-    checks: str
-    allowed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NearMiss:
-    """A rule that nearly decided, and what kept it from it."""
-
-    rule: str
-    line: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a call is what it is. ``would_allow`` is the text of a rule that would allow it, if one alone would."""
-
-    source: SpiffeId
-    target: Target
-    decision: Decision
-    ends: tuple[End, End]
-    near_misses: tuple[NearMiss, ...]
-    would_allow: str | None
-
-
-def explain(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Explanation:
-    """The decision on a call, with all that a person would ask next."""
-    target = Target(service, port)
-    decision = decide(mesh, source, service, port, now)
-    known = target.service in mesh.services and target.port in mesh.services[target.service].ports
-    return Explanation(
-        source=source,
-        target=target,
-        decision=decision,
-        ends=_ends(mesh, source, target, decision),
-        near_misses=tuple(_near_misses(mesh, source, target, decision, now)),
-        would_allow=_rule_text(mesh, source, target) if known and decision.rule is None else None,
-    )
-
-
-def _ends(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision) -> tuple[End, End]:
-    if source.trust_domain == mesh.trust_domain and source.service in mesh.services:
-        caller = f"{source.service}'s own sidecar"
-    else:
-        caller = f"whatever speaks for {source} (no service of this mesh)"
-    outbound = (
-        f"before it dials, that the policy lets {source} call {target}; in the handshake, that it met "
-        f"spiffe://{mesh.trust_domain}/{target.service} and nobody else"
-    )
-    inbound = (
-        f"in the handshake, that the caller proves an identity of {mesh.trust_domain}; after it, that the policy lets "
-        f"that identity call {target}, whatever the caller's sidecar thought"
-    )
-    return End(caller, outbound, decision.allowed), End(f"{target.service}'s sidecar", inbound, decision.allowed)
-
-
-def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision, now: datetime) -> Iterable[NearMiss]:
-    """Rules that fit but did not decide, and, where none decided, those of which only one end fits."""
-    if source.trust_domain != mesh.trust_domain:
-        return
-    for rule in mesh.rules:
-        if rule.applies(source, target, now):
-            if rule.mode == "dry-run":
-                yield NearMiss(rule.name, rule.line, f"fits and would {rule.action}, but is a dry run")
-            elif rule.name != decision.rule:
-                beaten = "and says the same" if (rule.action == "allow") == decision.allowed else "but deny beats allow"
-                yield NearMiss(rule.name, rule.line, f"fits, {beaten}")
-        elif rule.fits(source, target):
-            yield NearMiss(rule.name, rule.line, f"fits, but held until {rule.until}")
-        elif decision.rule is not None:
-            continue  # a rule decided, so those that do not fit are no news
-        elif rule.has_source(source):
-            yield NearMiss(rule.name, rule.line, f"is for this caller, but to {', '.join(rule.to)}")
-        elif target in rule.targets:
-            yield NearMiss(rule.name, rule.line, f"is for {target}, but from {', '.join(rule.from_)}")
-
-
-def _rule_text(mesh: Mesh, source: SpiffeId, target: Target) -> str | None:
-    """The rule to add to ``policy:`` for this call; None if no rule can name the caller."""
-    if source.trust_domain != mesh.trust_domain:
-        return None
-    if source.service is not None and source.service not in mesh.services:
-        return None  # it must be declared under `services` first
-    caller = json.dumps(source.service or str(source))
-    return f'  - from: [{caller}]\n    to: ["{target}"]\n'
 
 
 def _first(rules: Iterable[Rule]) -> Rule | None:

@@ -1,14 +1,14 @@
-"""``mesh.yaml``: the services of a mesh and who may talk to whom, as frozen values. Pure, but for :func:`load_mesh`.
+"""``mesh.yaml``: the services of a mesh and which may call which, as frozen values. Pure, but for :func:`load_mesh`.
 
-Fails closed: a file with any mistake in it gives no mesh at all but one :class:`UsageError` with a line for each mistake.
-An empty policy is no mistake; it denies everything. What is decided *with* a mesh is in ``policy``.
+Fails closed: a file with any mistake in it yields no mesh, but one :class:`UsageError` with a line for each mistake. An
+empty policy is no mistake; it denies everything. Decisions are in ``decide``.
 
-What a rule's ``from`` and ``to`` may say:
+The values of a rule's ``from`` and ``to``:
 
-* ``from: web`` is the service of that name, and nobody else;
+* ``from: web`` is the service of that name, and no other identity;
 * ``from: "*"`` is every service declared in this file (not every certificate of the trust domain);
 * ``from: "spiffe://shop.internal/batch/*"`` is a pattern over whole path segments: ``*`` is one, ``**`` any number,
-  including none; everything else stands for itself, a dot too. A pattern of one plain segment must be a declared service;
+  including none; every other segment is itself, dots included. A pattern of one plain segment must be a declared service;
 * ``to: "api:http"`` is one port, ``to: api`` all ports of a service, ``to: "*"`` all ports of all services.
 """
 
@@ -27,24 +27,22 @@ from pydantic import SkipValidation
 from sidecar.documents.schema import fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.mesh_yaml import Dev, MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
+from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
 from sidecar.policy.names import WILDCARDS, Names, Target
 
-__all__ = ["Dev", "Mesh", "Pattern", "PolicyTest", "Rule", "Service", "load_mesh", "parse_mesh"]
-
 _NAMED_BY_NO_RULE = "*"
-"""A path segment that only wildcards match: the grammar of SPIFFE IDs does not have it, so no rule can name it."""
-_TWICE = ("**", "**")  # says no more than one of them
+"""A path segment that only wildcards match: the grammar of SPIFFE IDs excludes it, so no rule can name it."""
+_TWICE = ("**", "**")  # matches the same paths as a single one
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Path segments that an identity may have; ``*`` is any one of them and ``**`` any number."""
+    """The path segments of an identity, with wildcards: ``*`` is any one segment, ``**`` any number of segments."""
 
     segments: tuple[str, ...]
 
     def matches(self, segments: Sequence[str]) -> bool:
-        """Whether all of ``segments`` fit. Takes time in proportion to both lengths, whatever the pattern."""
+        """Whether the path of these segments matches. The time is at most proportional to the product of both lengths."""
         places = self._past_any({0})
         for segment in segments:
             # An identity's segment is never "*" itself: the grammar of SPIFFE IDs has no such character.
@@ -54,10 +52,17 @@ class Pattern:
         return len(self.segments) in places
 
     def samples(self, longest: int) -> Iterator[tuple[str, ...]]:
-        """Paths that stand for all that this pattern matches: each ``*`` is a segment that no rule names, and each ``**`` is
-        every number of them up to one more than ``longest``, the number of segments of the longest other pattern. If some
-        path of this pattern is matched by none of the others, then so is one of these: in the place of a wildcard only
-        wildcards match such a segment, and a run of them that is longer than a pattern meets a ``**`` there or nothing."""
+        """Sample paths of this pattern, enough to decide whether other patterns match all of its paths.
+
+        In a sample each ``*`` is a segment that no rule names, and each ``**`` is a run of 0 to ``longest`` + 1 such
+        segments. ``longest`` is the number of segments of the longest other pattern. If this pattern has a path that no
+        other pattern matches, then it has such a path among the samples, for two reasons:
+
+        * a segment that no rule names is matched by wildcards alone, so no other segment is matched by fewer patterns;
+        * another pattern can match a run that is longer than itself only by a ``**``, which matches longer runs as well.
+
+        The empty path is left out: no identity has it.
+        """
         runs: dict[str, list[tuple[str, ...]]] = {
             "*": [(_NAMED_BY_NO_RULE,)],
             "**": [(_NAMED_BY_NO_RULE,) * length for length in range(longest + 2)],
@@ -70,7 +75,7 @@ class Pattern:
                 yield path
 
     def _past_any(self, places: set[int]) -> set[int]:
-        """``places``, and those reached from them by letting ``**`` stand for nothing."""
+        """``places``, and those that are reached from them where a ``**`` matches no segment."""
         reached = set(places)
         for place in range(len(self.segments)):
             if place in reached and self.segments[place] == "**":
@@ -80,9 +85,10 @@ class Pattern:
 
 @frozen(kw_only=True)
 class Rule(RuleShape):
-    """One rule of the policy, by what the file says of it, and its line. ``from_`` and ``to`` are as the file has them.
+    """One rule of the policy: its keys, and its line. ``from_`` and ``to`` are as they are written in the file.
 
-    ``identities`` (their path segments) and ``patterns`` are what ``from`` stands for in this mesh, ``targets`` is ``to``.
+    ``identities`` (by their path segments) and ``patterns`` are what ``from`` refers to in this mesh, ``targets`` is what
+    ``to`` refers to.
     """
 
     trust_domain: str
@@ -95,22 +101,23 @@ class Rule(RuleShape):
     targets: SkipValidation[frozenset[Target]]
 
     def applies(self, source: SpiffeId, target: Target, now: datetime) -> bool:
-        """Whether the rule is about this call and in force at ``now``, whatever its action and its mode. A time without a
-        time zone is a ValueError."""
+        """Whether the rule covers this call and is in force at ``now``, with any action and mode. Raises ValueError where it
+        covers the call and ``now`` has no time zone."""
         return self.fits(source, target) and not self.ran_out(now)
 
     def fits(self, source: SpiffeId, target: Target) -> bool:
-        """Whether the rule is about this call, in force or not."""
+        """Whether the rule covers this call, in force or not."""
         return target in self.targets and self.has_source(source)
 
     def has_source(self, source: SpiffeId) -> bool:
-        """Whether ``from`` names this identity: never one of another trust domain."""
+        """Whether ``from`` includes this identity. It never includes one of another trust domain."""
         return source.trust_domain == self.trust_domain and (
             source.segments in self.identities or any(pattern.matches(source.segments) for pattern in self.patterns)
         )
 
     def ran_out(self, now: datetime) -> bool:
-        """Whether the rule's last day is over: it holds through the whole of ``until``, in UTC."""
+        """Whether the rule's last day is over: it holds through the whole of ``until``, in UTC. Raises ValueError for a time
+        without a time zone."""
         if now.tzinfo is None:
             raise ValueError("a time without a time zone cannot decide when a rule runs out")
         return self.until is not None and now.astimezone(UTC).date() > self.until
@@ -130,7 +137,7 @@ class Service(ServiceShape):
 
 @frozen(kw_only=True)
 class PolicyTest(TestShape):
-    """An expectation written into the file: ``source`` may, or may not, call each of ``targets``."""
+    """An expectation in the file: ``source`` may, or may not, call each of ``targets``."""
 
     from_: str
     to: tuple[str, ...]
@@ -141,7 +148,7 @@ class PolicyTest(TestShape):
 
 @frozen(kw_only=True)
 class Mesh(MeshShape):
-    """A whole, valid ``mesh.yaml``: what it says, and what its names stand for."""
+    """A whole, valid ``mesh.yaml``: its keys, and what its names refer to."""
 
     filename: str
     services: SkipValidation[Mapping[str, Service]]
@@ -153,15 +160,15 @@ class Mesh(MeshShape):
         return SpiffeId(self.trust_domain, (self.services[service].name,))
 
     def targets(self, text: str) -> tuple[Target, ...]:
-        """The ports that ``api:http``, ``api`` or ``*`` stand for. Raises :class:`ValueError`, worded for people."""
+        """The ports that ``api:http``, ``api`` or ``*`` refers to. Raises :class:`ValueError` with a message for people."""
         return self._names().targets(text)
 
     def target(self, text: str) -> Target:
-        """The one port that ``api:http``, or ``api`` if it has one port, stands for. Raises :class:`ValueError`."""
+        """The one port that ``api:http``, or ``api`` if it has one port, refers to. Raises :class:`ValueError`."""
         return self._names().target(text)
 
     def source(self, text: str) -> SpiffeId:
-        """The identity that a declared service's name, or a whole SPIFFE ID, stands for. Raises :class:`ValueError`."""
+        """The identity that a declared service's name, or a whole SPIFFE ID, refers to. Raises :class:`ValueError`."""
         return self._names().identity(text)
 
     def _names(self) -> Names:
@@ -174,7 +181,7 @@ def load_mesh(path: Path) -> Mesh:
 
 
 def parse_mesh(text: str, filename: str) -> Mesh:
-    """Reads a mesh file's text. Raises :class:`UsageError` with every mistake in it, a line each."""
+    """Parses a mesh file's text. Raises :class:`UsageError` with every mistake in it, a line each."""
     document = parse_yaml(text, filename)
     file, names = parse_shape(document)
     every = _Every(frozenset((service,) for service in names.ports), frozenset(names.targets("*")))
@@ -191,7 +198,7 @@ def parse_mesh(text: str, filename: str) -> Mesh:
 
 
 class _Every(NamedTuple):
-    """What ``*`` stands for, made once: a thousand rules for it cost no more than one."""
+    """What ``*`` refers to. It is made once, so a thousand rules with ``*`` take no more memory than one."""
 
     services: frozenset[tuple[str, ...]]
     targets: frozenset[Target]

@@ -1,8 +1,7 @@
-"""The keys of a ``mesh.yaml``, what each of their values may be, and which go together. Pure; fails closed.
+"""The keys of a ``mesh.yaml``, the values that each may have, and the keys that go together. Pure; fails closed.
 
-Each key is a field here and nowhere else, with its default. What is said once a file is whole, in ``mesh``, are the same
-fields and what they stand for: ``from`` and ``to`` stay text here, though they are checked against the :class:`Names` that
-the file declares.
+Each key is a field here and nowhere else, with its default. The classes in ``mesh`` inherit these fields and add what their
+values refer to: ``from`` and ``to`` stay text here, and are checked against the :class:`Names` that the file declares.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def parse_shape(document: Document) -> tuple[MeshShape, Names]:
 
 
 def declared_names(data: Any) -> Names:
-    """What the file declares, as far as it can be read: names are checked even where other parts are broken."""
+    """What the file declares, as far as it can be read, so that names are checked even where other parts are broken."""
     trust_domain = part(data, "trust_domain")
     services = part(data, "services")
     ports: dict[str, tuple[str, ...] | None] = {}
@@ -68,18 +67,18 @@ def declared_names(data: Any) -> Names:
 
 
 def rule_name(sources: Iterable[str], targets: Iterable[str]) -> str:
-    """The name of a rule that was given none: ``web->api:http``."""
+    """The name of a rule without a ``name``: ``web->api:http``."""
     return f"{','.join(sources)}->{','.join(targets)}"
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def _stands_for(meaning: Callable[[Names, str], object]) -> AfterValidator:
-    """The text must have this meaning among the names that the file declares."""
+def _resolved_by(resolve: Callable[[Names, str], object]) -> AfterValidator:
+    """The text must be resolved by ``resolve`` among the names that the file declares."""
 
     def check(text: str, info: ValidationInfo) -> str:
-        meaning(_names(info), text)
+        resolve(_names(info), text)
         return text
 
     return AfterValidator(check)
@@ -87,7 +86,7 @@ def _stands_for(meaning: Callable[[Names, str], object]) -> AfterValidator:
 
 def _names(info: ValidationInfo) -> Names:
     if not isinstance(info.context, Names):
-        raise TypeError("a mesh file's shape is only checked with the names that the file declares")
+        raise TypeError("a mesh file's shape can be checked only with the names that the file declares")
     return info.context
 
 
@@ -113,7 +112,7 @@ def _port_name(text: str) -> str:
 
 def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
     if not items:
-        raise ValueError("is empty, so the rule is about nobody")
+        raise ValueError("is empty, so the rule covers no call")
     return items
 
 
@@ -147,9 +146,9 @@ _Ports = Annotated[
     _UNCHANGING,
 ]
 _Some = Annotated[tuple[_T, ...], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
-_Source = Annotated[str, _stands_for(lambda names, text: text == "*" or names.pattern(text))]
-_Identity = Annotated[str, _stands_for(Names.identity)]
-_Targets = Annotated[str, _stands_for(Names.targets)]
+_Source = Annotated[str, _resolved_by(lambda names, text: text == "*" or names.pattern(text))]
+_Identity = Annotated[str, _resolved_by(Names.identity)]
+_Targets = Annotated[str, _resolved_by(Names.targets)]
 _Duration = Annotated[timedelta, read_by(parse_duration, PATTERN), BeforeValidator(nothing_is_the_default)]
 _Call = Annotated[Target, BeforeValidator(_call, json_schema_input_type=str)]
 
@@ -161,7 +160,7 @@ _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 @frozen()
 class Dev(Shape):
-    """Where on a laptop a service's app listens (port name → local port) and where its calls enter the mesh."""
+    """The local ports of a service under `sidecar dev`: where its app listens, and where its calls enter the mesh."""
 
     app: Annotated[Mapping[str, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
         default_factory=lambda: _NOTHING
@@ -177,7 +176,7 @@ class Dev(Shape):
 
 @frozen()
 class ServiceShape(Shape):
-    """``ports`` by name; empty for a service that calls and is not called."""
+    """One service. ``ports`` by name; empty for a service that calls and is not called."""
 
     ports: _Ports = Field(default_factory=lambda: _NOTHING)
     """The ports that other services may call: port name → port number; or a number alone, for one port named by its number.
@@ -189,7 +188,8 @@ class ServiceShape(Shape):
 @frozen(kw_only=True)
 class RuleShape(Shape):
     name: Annotated[str, AfterValidator(_rule_name)] | None = None
-    """Quoted by logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as `web->api:http`."""
+    """The rule's name in logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as
+    `web->api:http`."""
     from_: Annotated[_Some[_Source], Field(alias="from")]
     """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
     in which `*` is one whole path segment and `**` any number of them. One, or a list."""
@@ -229,7 +229,7 @@ class MeshShape(Shape):
     ]
     """Every service of the mesh, by name (A-Z a-z 0-9 . _ -). The identity of `web` is `spiffe://<trust domain>/web`."""
     rules: Annotated[tuple[RuleShape, ...], BeforeValidator(nothing_is_none_of_them), Field(alias="policy")] = ()
-    """Who may call whom. What no rule allows is refused; the order of rules has no meaning."""
+    """Which callers may call which ports. A call that no rule allows is refused. The order of rules has no effect."""
     tests: Annotated[tuple[TestShape, ...], BeforeValidator(nothing_is_none_of_them)] = ()
     """What the policy must decide; `sidecar policy test` checks it."""
     max_leaf_ttl: _Duration = DEFAULT_MAX_LEAF_TTL
@@ -240,11 +240,11 @@ class MeshShape(Shape):
     """How long after its end a certificate may still be renewed with its key."""
 
 
-# --- what goes together: found in raw data, any of which may be of a wrong shape ----------------------------------------
+# --- keys that go together: checked in raw data, every part of which may have a wrong shape ------------------------------
 
 
 def _add_rule_faults(document: Document, problems: Problems) -> None:
-    """A deny rule that would run out, and two rules of one name."""
+    """Adds deny rules with an end, and rules that share a name."""
     first: dict[str, int] = {}
     for index, rule in parts(part(document.data, "policy")):
         at: DataPath = ("policy", index)
@@ -259,7 +259,7 @@ def _add_rule_faults(document: Document, problems: Problems) -> None:
 
 
 def _name_of(rule: Any) -> str | None:
-    """A rule's name, given or made of its ends; None where the rule is too broken to have one."""
+    """A rule's name, given or made of its ends; None where the rule is too broken for that."""
     name = part(rule, "name")
     if name is not None:
         return name if isinstance(name, str) else None
@@ -270,7 +270,7 @@ def _name_of(rule: Any) -> str | None:
 
 
 def _add_dev_faults(document: Document, names: Names, problems: Problems) -> None:
-    """A port that the service does not have, and a local port that is used twice."""
+    """Adds ports that the service does not have, and local ports that are used twice."""
     local: dict[int, int] = {}
     for service, shape in parts(part(document.data, "services")):
         own = names.ports.get(service)

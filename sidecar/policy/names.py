@@ -1,6 +1,6 @@
-"""What the names in a mesh file stand for: ``web``, ``api:http``, ``*``, ``spiffe://shop.internal/batch/*``. Pure.
+"""What the names in a mesh file refer to: ``web``, ``api:http``, ``*``, ``spiffe://shop.internal/batch/*``. Pure.
 
-Fails closed: a name that nobody declared is a :class:`ValueError`, worded for people; it never stands for nothing.
+Fails closed: a name that is not declared raises :class:`ValueError` with a message for people; it never refers to nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SPIFFE = "spiffe://"
 
 
 class Target(NamedTuple):
-    """A named port of a service: what a rule allows to call."""
+    """A named port of a service, which a rule allows or forbids to call."""
 
     service: str
     port: str
@@ -31,15 +31,15 @@ class Target(NamedTuple):
 class Names:
     """What a mesh file declares: its trust domain, and the port names of each service.
 
-    None stands for what is there but cannot be read: it is not complained of again, so that one mistake is not told as
-    many, and has no target.
+    None stands for a part that is present but cannot be read. It was reported where it was read, so names that refer to it
+    are no further mistake, and have no target.
     """
 
     trust_domain: str | None
     ports: Mapping[str, tuple[str, ...] | None]
 
     def targets(self, text: str) -> tuple[Target, ...]:
-        """The ports that ``api:http``, ``api`` or ``*`` stand for. Raises :class:`ValueError`."""
+        """The ports that ``api:http``, ``api`` or ``*`` refers to. Raises :class:`ValueError`."""
         if text == "*":
             return tuple(Target(service, port) for service, names in self.ports.items() for port in names or ())
         service, colon, port = text.partition(":")
@@ -47,7 +47,7 @@ class Names:
         if names is None:
             return ()
         if not names:
-            raise ValueError(f"service {shown(service)} has no ports, so nobody can call it")
+            raise ValueError(f"service {shown(service)} has no ports, so it cannot be called")
         if not colon:
             return tuple(Target(service, name) for name in names)
         if port not in names:
@@ -56,7 +56,7 @@ class Names:
         return (Target(service, port),)
 
     def target(self, text: str) -> Target:
-        """The one port that ``api:http``, or ``api`` if it has one port, stands for. Raises :class:`ValueError`."""
+        """The one port that ``api:http``, or ``api`` if it has one port, refers to. Raises :class:`ValueError`."""
         if text == "*":
             raise ValueError("'*' is not one port: say service:port")
         found = self.targets(text)
@@ -74,7 +74,7 @@ class Names:
         return SpiffeId(self.trust_domain or "", (text,))
 
     def pattern(self, text: str) -> tuple[str, ...]:
-        """The path segments, with wildcards, that an entry of a rule's ``from`` stands for: a declared service, or a
+        """The path segments, with wildcards, that an entry of a rule's ``from`` refers to: a declared service, or a
         pattern of this trust domain. Raises :class:`ValueError`.
         """
         if not text.startswith(_SPIFFE):
@@ -91,7 +91,7 @@ class Names:
                 why = "* and ** stand for whole segments only" if "*" in segment else "it is not of A-Z a-z 0-9 . _ -"
                 raise ValueError(f"{shown(text)}: path segment {shown(segment)} is no pattern: {why}")
         if len(segments) == 1 and segments[0] not in WILDCARDS:
-            self._of(segments[0])  # one plain segment is a service, and a mistyped one would deny nothing
+            self._of(segments[0])  # must be a declared service: a deny rule with a mistyped name would deny nothing
         return tuple(segments)
 
     def _of(self, service: str) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sidecar.config.wiring import Inbound, Outbound
+from sidecar.config.sidecar_yaml import Inbound, Outbound
 from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node

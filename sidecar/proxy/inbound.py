@@ -6,7 +6,7 @@ import socket
 
 import trio
 
-from sidecar.config.wiring import Inbound
+from sidecar.config.sidecar_yaml import Inbound
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import decide

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import trio
 
-from sidecar.config.wiring import Config
+from sidecar.config.sidecar_yaml import Config
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import revoked
 from sidecar.identity.reasons import Reason

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from sidecar.config.wiring import Outbound
+from sidecar.config.sidecar_yaml import Outbound
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import trio
 
-from sidecar.config.wiring import Inbound, Outbound
+from sidecar.config.sidecar_yaml import Inbound, Outbound
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction

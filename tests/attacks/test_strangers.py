@@ -10,7 +10,7 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.config.wiring import Timeouts
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.transport import sockets
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
 from tests.attacks.stage import STOLEN, assert_reset, attacked_call, attacked_port

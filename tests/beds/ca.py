@@ -32,7 +32,7 @@ from certs.service.api import CaApi, RateLimits
 from certs.service.serve import CaServer
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
-from sidecar.config.wiring import CaIdentity
+from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS
 from sidecar.identity.judge import Presented, Revocations, VerifyParams, judge

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 from OpenSSL import SSL
 
-from sidecar.config.wiring import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams

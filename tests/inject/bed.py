@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from sidecar.config.wiring import Config, load_config
+from sidecar.config.sidecar_yaml import Config
+from sidecar.config.wiring import load_config
 from sidecar.inject.application import read_application
 from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_FILE, OVERRIDE, Injection, Inputs, inject

@@ -17,7 +17,8 @@ import trio
 from sidecar.agent import agent
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
-from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.config.sidecar_yaml import CaIdentity
+from sidecar.config.wiring import load_config
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.observe.logs import Log

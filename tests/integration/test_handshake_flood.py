@@ -11,7 +11,7 @@ import pytest
 import trio
 from OpenSSL import SSL
 
-from sidecar.config.wiring import Timeouts
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.beds import mesh as harness

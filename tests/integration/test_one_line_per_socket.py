@@ -12,7 +12,7 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.config.wiring import Limits, Timeouts
+from sidecar.config.sidecar_yaml import Limits, Timeouts
 from sidecar.documents.address import Address
 from sidecar.proxy import inbound, outbound
 from sidecar.transport import dial, sockets

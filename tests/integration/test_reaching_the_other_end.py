@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.config.wiring import Limits
+from sidecar.config.sidecar_yaml import Limits
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from sidecar.transport.dial import REFRESH_SECONDS

@@ -17,7 +17,8 @@ import trio
 from certs.store import store
 from sidecar.agent import statedir
 from sidecar.agent.agent import Agent
-from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.config.sidecar_yaml import CaIdentity
+from sidecar.config.wiring import load_config
 from sidecar.host.clock import utc_now
 from sidecar.observe.logs import Log
 from tests.beds.ca_processes import CaSite, member_process

@@ -11,7 +11,8 @@ from datetime import UTC, date, datetime
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sidecar.config.wiring import Config, parse_config
+from sidecar.config.sidecar_yaml import Config
+from sidecar.config.wiring import parse_config
 from sidecar.documents.address import parse_address
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId

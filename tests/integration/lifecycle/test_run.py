@@ -23,7 +23,8 @@ from certs.protocol.documents import Bundle, RevocationList, sign_bundle, sign_r
 from sidecar.agent import statedir
 from sidecar.agent.statedir import StateDir
 from sidecar.cli.commands import main
-from sidecar.config.wiring import Admin, Config, load_config
+from sidecar.config.sidecar_yaml import Admin, Config
+from sidecar.config.wiring import load_config
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit

@@ -65,14 +65,14 @@ def test_warnings_do_not_fail_and_are_told_once(here: Path) -> None:
     result = run("check", "mesh.yaml", "api.yaml")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "warning: mesh.yaml:3: rule 'web->api' held until 2020-01-01 and counts for nothing now",
-        "warning: api.yaml: inbound[0]: nobody may call api:http: no rule allows it",
+        "warning: mesh.yaml:3: rule 'web->api' held until 2020-01-01 and has no effect now",
+        "warning: api.yaml: inbound[0]: every call to api:http will be refused: no rule allows it",
     ]
 
 
 def test_the_environment_counts() -> None:
     assert run("check", "api.yaml", SIDECAR_SERVICE="web").stderr.splitlines() == [
-        "error: api.yaml:4: inbound[0].port: service 'web' has no ports, so nobody can call it"
+        "error: api.yaml:4: inbound[0].port: service 'web' has no ports, so it cannot be called"
     ]
     result = run("check", "api.yaml", SIDECAR_SERVCE="web")
     assert result.exit_code == 2

@@ -49,8 +49,8 @@ def meshes(monkeypatch: pytest.MonkeyPatch) -> list[DevMesh]:
 
     async def run(mesh: DevMesh) -> None:
         made.append(mesh)
-        for door in mesh._doors():
-            door.server.close()
+        for listener in mesh._listeners():
+            listener.server.close()
 
     # By name, since `sidecar.cli.dev` the attribute is the command, not the module.
     monkeypatch.setattr(import_module("sidecar.cli.dev"), "run_dev", run)

@@ -79,9 +79,9 @@ DENIED: web may not call db:5432: no rule allows it
 
 Both ends decide, each for itself:
   web's own sidecar: no. It checks, before it dials, that the policy lets spiffe://shop.internal/web call db:5432; \
-in the handshake, that it met spiffe://shop.internal/db and nobody else.
+in the handshake, that the peer is spiffe://shop.internal/db and no other.
   db's sidecar: no. It checks, in the handshake, that the caller proves an identity of shop.internal; \
-after it, that the policy lets that identity call db:5432, whatever the caller's sidecar thought.
+after it, that the policy lets that identity call db:5432, whatever the caller's sidecar decided.
 
 Dry runs:
   trial would allow
@@ -110,7 +110,7 @@ To allow it, add to `policy:`
             ("wbe", "db", "error: unknown service 'wbe' (did you mean 'web'?)"),
             ("web", "apii", "error: unknown service 'apii' (did you mean 'api'?)"),
             ("web", "api", "error: 'api' has several ports: say which of api:http, api:metrics"),
-            ("web", "web", "error: service 'web' has no ports, so nobody can call it"),
+            ("web", "web", "error: service 'web' has no ports, so it cannot be called"),
             ("web", "*", "error: '*' is not one port: say service:port"),
             ("spiffe://x", "db", "error: 'spiffe://x' has no path, so it names no service"),
         ],

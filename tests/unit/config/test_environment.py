@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.config.environment import variables
-from sidecar.config.wiring import Admin, CaIdentity, FileIdentity, Limits, Timeouts
+from sidecar.config.sidecar_yaml import Admin, CaIdentity, FileIdentity, Limits, Timeouts
 from sidecar.documents.address import Address
 from tests.specimens import DURATION, FULL, HEAD, mistakes, parsed
 
@@ -134,7 +134,7 @@ def test_a_variable_of_the_other_kind_of_identity() -> None:
 def test_an_identity_that_only_variables_make_and_that_is_not_whole() -> None:
     assert mistakes("service: api\nmesh: m", {"SIDECAR_IDENTITY_CA": "https://ca"}) == [
         "s.yaml:1: identity: 'state_dir' is missing",
-        "s.yaml:1: identity: needs exactly one of 'root' and 'root_sha256': whom to trust at first contact",
+        "s.yaml:1: identity: needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact",
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_file_with_everything_wrong() -> None:
     assert mistakes(text, {"SIDECAR_TIMEOUTS_DRAIN": "x", "SIDECAR_X": "1"}) == [
         "s.yaml:1: service: unknown service 'apj' (did you mean 'api'?)",
         "s.yaml:3: identity: 'state_dir' is missing",
-        "s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256': whom to trust at first contact",
+        "s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact",
         "s.yaml:3: identity.ca: 'x' is no address of a CA: write it as https://ca:8443",
         "s.yaml:4: inbound[0]: 'listen' is missing",
         "s.yaml:4: inbound[0]: 'app' is missing",

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BeforeValidator, Field, ValidationError
 
 from sidecar.config import environment, sidecar_yaml, wiring
-from sidecar.config.wiring import CaIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import CaIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.documents.schema import Shape, fields_of, frozen, nothing_is_empty, one_is_a_list, read_by
 from sidecar.policy.mesh import Mesh
@@ -98,11 +98,11 @@ def test_a_port_named_by_its_number_may_be_a_number() -> None:
         ("{root: r}", ["s.yaml:3: identity: 'ca' is missing", "s.yaml:3: identity: 'state_dir' is missing"]),
         (
             "{ca: 'https://ca', state_dir: s}",
-            ["s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256': whom to trust at first contact"],
+            ["s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact"],
         ),
         (
             f"{{ca: 'https://ca', state_dir: s, root: r, root_sha256: {'ab' * 32}}}",
-            ["s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256': whom to trust at first contact"],
+            ["s.yaml:3: identity: needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact"],
         ),
         (
             "{ca: 'https://ca', state_dir: s, root_sha256: abc}",
@@ -189,7 +189,7 @@ def test_a_service_without_ports_has_no_inbound() -> None:
     text = HEAD.replace("api", "job")
     assert parsed(text).service == "job"
     assert mistakes(f"{text}inbound: [{{port: http, listen: 'a:1', app: 'b:2'}}]") == [
-        "s.yaml:4: inbound[0].port: service 'job' has no ports, so nobody can call it"
+        "s.yaml:4: inbound[0].port: service 'job' has no ports, so it cannot be called"
     ]
 
 
@@ -234,7 +234,7 @@ def test_a_service_without_ports_has_no_inbound() -> None:
         ),
         (
             "{to: db, listen: '10.0.0.1:1', peers: ['p:1'], allow_from: [0.0.0.0/0, '::/0']}",
-            [f"s.yaml:5: outbound[0].allow_from: '{it}' is everybody: {NEIGHBOUR}" for it in ("0.0.0.0/0", "::/0")],
+            [f"s.yaml:5: outbound[0].allow_from: '{it}' is every address: {NEIGHBOUR}" for it in ("0.0.0.0/0", "::/0")],
         ),
     ],
 )
@@ -269,7 +269,7 @@ def test_plaintext_elsewhere_needs_allow_from(listen: str) -> None:
 def test_plaintext_on_a_name_is_refused() -> None:
     text = f"{HEAD}outbound:\n- {{to: db, listen: 'here:1', peers: ['p:2'], allow_from: 172.30.5.0/26}}"
     assert mistakes(text) == [
-        "s.yaml:5: outbound[0].listen: 'here:1' is a name, which may lead anywhere: say which IP address, or localhost"
+        "s.yaml:5: outbound[0].listen: 'here:1' is a host name, which may be any address: write an IP address, or localhost"
     ]
 
 
@@ -375,7 +375,7 @@ def test_a_value_that_the_program_makes_has_the_same_defaults_as_one_that_a_file
     peers = (Address("127.0.0.1", 4),)
     assert found.outbound == (Outbound(target=Target("db", "5432"), listen=Address("127.0.0.1", 3), peers=peers),)
     assert (found.timeouts, found.limits) == (Timeouts(), Limits())
-    made = wiring.Config(
+    made = sidecar_yaml.Config(
         path=found.path,
         mesh=MESH,
         mesh_path=found.mesh_path,

@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.wiring import (
-    Admin,
-    CaIdentity,
-    Config,
-    FileIdentity,
-    Inbound,
-    Limits,
-    Outbound,
-    Timeouts,
-    load_config,
-    warnings,
-)
+from sidecar.config.sidecar_yaml import Admin, CaIdentity, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.wiring import load_config, warnings
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.names import Target
@@ -189,13 +179,13 @@ def test_warnings() -> None:
     config = parsed(FULL)
     assert warnings(config, NOW) == [
         "etc/sidecar.yaml: outbound[1]: every connection will be refused: api may not call cache:6379: no rule allows it",
-        "etc/sidecar.yaml: inbound[1]: nobody may call api:metrics: no rule allows it",
+        "etc/sidecar.yaml: inbound[1]: every call to api:metrics will be refused: no rule allows it",
     ]
     assert warnings(config, datetime(2028, 1, 1, tzinfo=UTC)) == [
         "etc/sidecar.yaml: outbound[0]: every connection will be refused: api may not call db:5432: rule 'api->db'"
         " (etc/mesh.yaml:10) allowed it until 2027-01-31 and ran out; no other rule does",
         "etc/sidecar.yaml: outbound[1]: every connection will be refused: api may not call cache:6379: no rule allows it",
-        "etc/sidecar.yaml: inbound[1]: nobody may call api:metrics: no rule allows it",
-        "etc/mesh.yaml:10: rule 'api->db' held until 2027-01-31 and counts for nothing now",
+        "etc/sidecar.yaml: inbound[1]: every call to api:metrics will be refused: no rule allows it",
+        "etc/mesh.yaml:10: rule 'api->db' held until 2027-01-31 and has no effect now",
     ]
     assert warnings(parsed(HEAD), NOW) == []

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sidecar.config.wiring import CaIdentity, parse_config
+from sidecar.config.sidecar_yaml import CaIdentity
+from sidecar.config.wiring import parse_config
 from sidecar.demo.stage import LogFile, StoryError, free_ports, from_ca, from_files, stage, wiring
 from sidecar.policy.mesh import parse_mesh
 from tests.beds.mesh import MESH

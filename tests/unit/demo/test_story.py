@@ -12,7 +12,8 @@ import pytest
 from sidecar.demo import story
 from sidecar.demo.apps import FILE_BYTES, PIECE
 from sidecar.demo.stage import StoryError
-from sidecar.policy.decide import decide, run_tests
+from sidecar.policy.decide import decide
+from sidecar.policy.explain import run_tests
 from sidecar.policy.mesh import parse_mesh
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)

@@ -14,7 +14,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from sidecar.config.wiring import Inbound, Outbound, parse_config
+from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.config.wiring import parse_config
 from sidecar.dev import dev_mesh
 from sidecar.dev.dev_mesh import DevMesh, MemoryCa, run_dev
 from sidecar.identity.reasons import UsageError
@@ -71,7 +72,7 @@ async def test_what_it_does_not_say_itself_is_what_a_file_says_by_default(file: 
         assert made.timeouts == replace(written.timeouts, drain=dev_mesh.DRAIN_SECONDS)
         as_made = replace(made, mesh=mesh, mesh_path=written.mesh_path, identity=written.identity)
         assert as_made == replace(written, inbound=(), outbound=(), timeouts=made.timeouts)
-        listeners = [door for sidecar in bed.mesh._sidecars.values() for door in sidecar.doors]
+        listeners = [one for sidecar in bed.mesh._sidecars.values() for one in sidecar.listeners]
         assert {type(one) for one in listeners} == {Inbound, Outbound}
         for one in listeners:
             if isinstance(one, Inbound):
@@ -377,9 +378,9 @@ async def test_all_listeners_of_a_service_judge_by_the_one_state_in_force(file: 
         name = file.name("api")
         mesh.mesh.rotate(name)
         node = mesh.mesh.node(name)
-        doors = mesh.mesh._sidecars[name].doors.values()
-        assert doors
-        assert all(door.server.node is node for door in doors)
+        listeners = mesh.mesh._sidecars[name].listeners.values()
+        assert listeners
+        assert all(one.server.node is node for one in listeners)
         await mesh.works("web", "api:http")
 
 
@@ -443,7 +444,7 @@ async def test_connections_that_end_in_time_end_well(file: MeshFile) -> None:
 async def test_a_second_ctrl_c_does_not_wait_for_connections(file: MeshFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dev_mesh, "DRAIN_SECONDS", 1e6)
     mesh = DevMesh(file.path, Log(LogSink(), "json"))
-    listening = [listener.sock for door in mesh._doors() for listener in door.server.listeners]
+    listening = [listener.sock for one in mesh._listeners() for listener in one.server.listeners]
     with trio.fail_after(PATIENCE), listen("test", "127.0.0.1", file.app("api:http")) as app:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_dev, mesh)

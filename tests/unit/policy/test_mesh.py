@@ -10,7 +10,8 @@ import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.mesh import Dev, Mesh, Pattern, load_mesh, parse_mesh
+from sidecar.policy.mesh import Mesh, Pattern, load_mesh, parse_mesh
+from sidecar.policy.mesh_yaml import Dev
 from sidecar.policy.names import Target
 from tests.specimens import mesh_with
 

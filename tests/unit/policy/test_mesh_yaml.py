@@ -43,7 +43,7 @@ def mistakes(text: str) -> list[str]:
         ('policy: [{from: "", to: api}]', "mesh.yaml:3: policy[0].from: unknown service ''"),
         ("policy: [{from: w*, to: api}]", "mesh.yaml:3: policy[0].from: unknown service 'w*'"),
         ('policy: [{from: "web:http", to: api}]', "mesh.yaml:3: policy[0].from: unknown service 'web:http'"),
-        ("policy: [{from: [], to: api}]", "mesh.yaml:3: policy[0].from: is empty, so the rule is about nobody"),
+        ("policy: [{from: [], to: api}]", "mesh.yaml:3: policy[0].from: is empty, so the rule covers no call"),
         ("policy: [{from: , to: api}]", "mesh.yaml:3: policy[0].from: must be a list, not nothing"),
         ("policy: [{from: {a: b}, to: api}]", "mesh.yaml:3: policy[0].from: must be a list, not a mapping"),
         ("policy: [{from: 5, to: api}]", "mesh.yaml:3: policy[0].from: must be text, not 5 (quote it)"),
@@ -115,14 +115,14 @@ def mistakes(text: str) -> list[str]:
         ),
         (
             "policy: [{from: web, to: idle}]",
-            "mesh.yaml:3: policy[0].to: service 'idle' has no ports, so nobody can call it",
+            "mesh.yaml:3: policy[0].to: service 'idle' has no ports, so it cannot be called",
         ),
         (
             'policy: [{from: web, to: "idle:http"}]',
-            "mesh.yaml:3: policy[0].to: service 'idle' has no ports, so nobody can call it",
+            "mesh.yaml:3: policy[0].to: service 'idle' has no ports, so it cannot be called",
         ),
         ('policy: [{from: web, to: "*:http"}]', "mesh.yaml:3: policy[0].to: unknown service '*'"),
-        ("policy: [{from: web, to: []}]", "mesh.yaml:3: policy[0].to: is empty, so the rule is about nobody"),
+        ("policy: [{from: web, to: []}]", "mesh.yaml:3: policy[0].to: is empty, so the rule covers no call"),
         # The rest of a rule
         ("policy: [{from: web, to: api, name: 5}]", "mesh.yaml:3: policy[0].name: must be text, not 5 (quote it)"),
         ('policy: [{from: web, to: api, name: ""}]', "mesh.yaml:3: policy[0].name: a name has 1 to 200 characters"),
@@ -402,5 +402,5 @@ def test_ports_that_are_broken_do_not_hide_the_rest() -> None:
 
 
 def test_the_shape_alone_is_not_enough_to_check_with() -> None:
-    with pytest.raises(TypeError, match="only checked with the names"):
+    with pytest.raises(TypeError, match="checked only with the names"):
         read(MeshShape, {"trust_domain": "a", "services": {"a": {}}}, None)

@@ -28,7 +28,7 @@ def test_targets(text: str, ports: list[str]) -> None:
     [
         ("wbe", r"^unknown service 'wbe' \(did you mean 'web'\?\)$"),
         ("bd", r"^unknown service 'bd' \(did you mean 'db'\?\)$"),
-        ("job", "^service 'job' has no ports, so nobody can call it$"),
+        ("job", "^service 'job' has no ports, so it cannot be called$"),
         ("web:80", r"^service 'web' has no port '80' \(it has 'http', 'tls'\)$"),
         ("web:tsl", r"^service 'web' has no port 'tsl' \(did you mean 'tls'\?\)$"),
     ],

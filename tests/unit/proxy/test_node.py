@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from sidecar.config.wiring import Config, FileIdentity, Limits, Timeouts
+from sidecar.config.sidecar_yaml import Config, FileIdentity, Limits, Timeouts
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason

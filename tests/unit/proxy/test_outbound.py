@@ -11,7 +11,7 @@ import trio
 from OpenSSL import SSL
 from trio.testing import MockClock
 
-from sidecar.config.wiring import Timeouts
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.proxy import outbound as outbound_module
 from sidecar.transport import dial, sockets
