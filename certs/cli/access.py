@@ -125,11 +125,11 @@ def _make_one(made: EnrolmentCredential, identity: SpiffeId, out: Path | None, f
 
 
 def _remember(made: EnrolmentCredential, identity: SpiffeId, store: Store) -> None:
-    store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
+    store.write(lambda transaction: registrar.add_credential(transaction, made, identity))
 
 
 def _end(transaction: Transaction, identity: SpiffeId) -> int:
-    ended = registrar.end_passes(transaction, identity, "secret")
+    ended = registrar.end_credentials(transaction, identity, "secret")
     if ended:
         transaction.record("secrets_ended", str(identity), number=ended)
     return ended

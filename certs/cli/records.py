@@ -16,7 +16,7 @@ from certs.cli.options import DIRECTORY, directory, now, open_store, store_optio
 from certs.registrar import followers
 from certs.store import audit as chain
 from certs.store.audit import Entry
-from certs.store.store import audit_entries, audit_head, issued, passes, revoked_identities
+from certs.store.store import audit_entries, audit_head, enrolment_credentials, issued, revoked_identities
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import shown
 
@@ -116,9 +116,9 @@ def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[
         sa.select(issued).where(issued.c.not_after >= since).order_by(issued.c.identity, issued.c.issued_at)
     )
     secrets = connection.execute(
-        sa.select(passes)
-        .where((passes.c.kind == "secret") & passes.c.ended_at.is_(None))
-        .order_by(passes.c.identity, passes.c.made_at)
+        sa.select(enrolment_credentials)
+        .where((enrolment_credentials.c.kind == "secret") & enrolment_credentials.c.ended_at.is_(None))
+        .order_by(enrolment_credentials.c.identity, enrolment_credentials.c.made_at)
     )
     revoked = connection.execute(sa.select(revoked_identities).order_by(revoked_identities.c.identity))
     return {

@@ -286,7 +286,7 @@ class CaApi:
         now = trio.current_time()
         if before is not None and _same(before, found) and now - at < SEEN_SECONDS:
             return
-        await self.writer.write(lambda transaction: followers.seen(transaction, found))
+        await self.writer.write(lambda transaction: followers.save(transaction, found))
         self._seen[found.instance] = (found, now)
         if len(self._seen) > MOST_SEEN:
             lately = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}

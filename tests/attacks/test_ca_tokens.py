@@ -83,7 +83,7 @@ async def test_a_revoked_secret_and_a_revoked_token_end_at_once(tmp_path: Path) 
     async with ca_desk(tmp_path) as desk:
         token, secret = desk.make_pass("api"), desk.make_pass("api", "secret")
         (await desk.enrol("api", secret)).certificate  # noqa: B018 (asserts that it was one)
-        desk.write(lambda transaction: registrar.end_passes(transaction, service_id("api")))
+        desk.write(lambda transaction: registrar.end_credentials(transaction, service_id("api")))
         await desk.denied("pass_expired", desk.enrol("api", secret))
         await desk.denied("pass_expired", desk.enrol("api", token))
 

@@ -98,7 +98,7 @@ class CaFiles:
     def make_pass(self, service: str | SpiffeId, kind: Kind = "token", root: bytes | None = None) -> str:
         made = enrolment.make(kind, root or self.ca.root_digest)
         identity = service_id(service) if isinstance(service, str) else service
-        self.elsewhere(lambda it: registrar.add_pass(it, made, identity))
+        self.elsewhere(lambda it: registrar.add_credential(it, made, identity))
         return str(made)
 
     def make_secret(self, service: str | SpiffeId) -> str:

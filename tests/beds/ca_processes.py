@@ -176,7 +176,7 @@ class CaSite:
         with self.opened() as found:
             for service, one in made.items():
                 identity = authority.identity_of(loaded, service)
-                found.write(partial(registrar.add_pass, made=one, identity=identity))
+                found.write(partial(registrar.add_credential, credential=one, identity=identity))
         return made
 
     # -- who asks ------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class MiniCa:
 
     def make_pass(self, kind: enrolment.Kind = "token", identity: SpiffeId = API) -> EnrolmentCredential:
         made = enrolment.make(kind, self.authority.root_digest)
-        self.store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
+        self.store.write(lambda transaction: registrar.add_credential(transaction, made, identity))
         return made
 
     def enrol(

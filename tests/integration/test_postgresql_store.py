@@ -209,7 +209,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     terms = IssuingPolicy(site, {"web", "api"})
     opened._clock = lambda: int(now.timestamp())
     token = enrolment.make("token", site.root_digest)
-    opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
+    opened.write(lambda transaction: registrar.add_credential(transaction, token, WEB))
     key, other = new_key(), new_key()
     csr, other_csr = (accept.csr_for(one).decode() for one in (key, other))
 
@@ -230,7 +230,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
 
     assert opened.write(renew(other_csr)) != first
     secret = enrolment.make("secret", site.root_digest)
-    opened.write(lambda transaction: registrar.add_pass(transaction, secret, API))
+    opened.write(lambda transaction: registrar.add_credential(transaction, secret, API))
     with pytest.raises(Denied, match="key_reused"):
         opened.write(lambda transaction: registrar.enrol(transaction, terms, secret, "api", csr))
 

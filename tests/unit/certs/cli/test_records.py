@@ -73,7 +73,7 @@ def test_a_sidecar_that_asks_is_listed_with_what_it_has() -> None:
     over = followers.Follower("2" * 32, WEB, 7, "ab" * 32, now - timedelta(minutes=9), now)
     with options.open_store(Path("ca"), None) as store:
         for follower in (alive, over):
-            store.write(lambda transaction, one=follower: followers.seen(transaction, one))  # type: ignore[misc]
+            store.write(lambda transaction, one=follower: followers.save(transaction, one))  # type: ignore[misc]
     assert listed()["sidecars that ask"] == [
         {
             "identity": WEB, "instance": "1" * 12, "bundle": 7, "root": "ab" * 8,

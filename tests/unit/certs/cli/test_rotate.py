@@ -82,7 +82,7 @@ def test_by_force_whoever_is_left_behind_is_named() -> None:
     init()
     with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as store:
         late = Follower("ab" * 16, str(API), 1, "0" * 64, now() + DAY, now())
-        store.write(lambda transaction: followers.seen(transaction, late))
+        store.write(lambda transaction: followers.save(transaction, late))
     run("issue", "ca", "db", "--out", "db")
     result = run("rotate-root", "ca", "--force")
     assert result.exit_code == 0

@@ -21,9 +21,8 @@ from certs.protocol.csr import key_hash, proof_of_possession
 from certs.protocol.denial import Denial, Denied
 from certs.registrar import followers, registrar, revocations
 from certs.registrar.followers import Follower
+from certs.store.store import enrolment_credentials, issued, revoked_serials
 from certs.store.store import followers as followers_table
-from certs.store.store import issued, revoked_serials
-from certs.store.store import passes as passes_table
 from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import parse_svid
 from tests.beds.certificates import DAY, HOUR, ec_key, rsa_key
@@ -157,22 +156,22 @@ def test_a_token_is_good_for_five_minutes(ca: MiniCa) -> None:
 @pytest.mark.parametrize("kind", ["token", "secret"])
 def test_a_pass_that_was_ended(ca: MiniCa, kind: enrolment.Kind) -> None:
     mine, other = ca.make_pass(kind), ca.make_pass(kind, WEB)
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API)) == 1
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API)) == 1
     assert refused(lambda: ca.enrol(mine, csr())) is Denial.PASS_EXPIRED
     assert ca.enrol(other, csr(uris=[WEB_URI]), "web"), "web's is good still"
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API)) == 0
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API)) == 0
 
 
 def test_passes_of_one_kind_are_ended(ca: MiniCa) -> None:
     token, secret = ca.make_pass("token"), ca.make_pass("secret")
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API, "secret")) == 1
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API, "secret")) == 1
     assert refused(lambda: ca.enrol(secret, csr())) is Denial.PASS_EXPIRED
     assert ca.enrol(token, csr())
 
 
 def test_a_pass_of_another_service(ca: MiniCa) -> None:
     token = ca.make_pass("token", WEB)
-    with pytest.raises(Denied, match="no token and no enrolment secret of api that this CA knows"):
+    with pytest.raises(Denied, match="this CA has no such token or enrolment secret of api"):
         ca.enrol(token, csr())
     assert refused(lambda: ca.enrol(token, csr(uris=[WEB_URI]))) is Denial.BAD_CSR, "nor by asking for both"
     assert refused(lambda: ca.enrol(token, csr(), "web")) is Denial.BAD_CSR
@@ -190,7 +189,7 @@ def test_a_forged_pass(ca: MiniCa) -> None:
 
 def test_what_is_kept_of_a_pass_opens_nothing(ca: MiniCa) -> None:
     token = ca.make_pass("token")
-    rows = ca.store.read(lambda connection: connection.execute(sa.select(passes_table)).all())
+    rows = ca.store.read(lambda connection: connection.execute(sa.select(enrolment_credentials)).all())
     assert token.secret not in repr(rows)
     assert (
         refused(lambda: ca.enrol(enrolment.EnrolmentCredential("token", rows[0].hash[:32], token.root), csr()))
@@ -499,7 +498,7 @@ def test_an_issuing_ca_that_ended_issues_nothing(ca: MiniCa) -> None:
 
 
 def counted(ca: MiniCa) -> dict[str, int]:
-    tables = (issued, followers_table, passes_table, revoked_serials)
+    tables = (issued, followers_table, enrolment_credentials, revoked_serials)
     return ca.store.read(
         lambda connection: {
             table.name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
@@ -512,9 +511,9 @@ def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_no
     svid = parse_svid(ders(ca.enrol(ca.make_pass("token"), csr()))[0])
     ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, svid.serial))
     follower = Follower("a" * 32, str(API), 5, "0" * 64, NOW + HOUR, NOW)
-    ca.store.write(lambda transaction: followers.seen(transaction, follower))
+    ca.store.write(lambda transaction: followers.save(transaction, follower))
     ca.make_pass("secret")
-    ca.store.write(lambda transaction: registrar.end_passes(transaction, API, "secret"))
+    ca.store.write(lambda transaction: registrar.end_credentials(transaction, API, "secret"))
     lasting = ca.make_pass("secret")
     before, told = counted(ca), ca.events()
     ca.clock.now = NOW + 30 * DAY

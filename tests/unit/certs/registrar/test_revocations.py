@@ -14,7 +14,7 @@ from certs.authority.authority import Made
 from certs.protocol import documents
 from certs.protocol.documents import Bundle, RevocationList
 from certs.registrar import revocations
-from certs.store.store import passes
+from certs.store.store import enrolment_credentials
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
@@ -53,7 +53,8 @@ def test_an_identity_is_revoked_with_all_that_was_issued_in_this_second_too(ca: 
     assert parse_svid(chain[0]).not_before < found.identities[API]
     assert found.version == int(NOW.timestamp())
     assert ca.events()[-1] == ("revoked", str(API))
-    ended = ca.store.read(lambda connection: connection.execute(sa.select(passes).where(passes.c.ended_at > 0)).all())
+    query = sa.select(enrolment_credentials).where(enrolment_credentials.c.ended_at > 0)
+    ended = ca.store.read(lambda connection: connection.execute(query).all())
     assert len(ended) == 2
     assert ca.enrol(web, csr(uris=[str(WEB)]), "web"), "web's are good"
     assert token

@@ -78,7 +78,7 @@ class Stage:
     def seen(self, **what: Any) -> Follower:
         """A sidecar asks."""
         one = replace(Follower("a" * 32, str(API), 0, "0" * 64, NOW + HOUR, NOW), **what)
-        self.store.write(lambda transaction: followers.seen(transaction, one))
+        self.store.write(lambda transaction: followers.save(transaction, one))
         return one
 
 

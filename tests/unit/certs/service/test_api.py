@@ -109,7 +109,7 @@ class Office:
 
     def make_pass(self, kind: enrolment.Kind = "secret", identity: SpiffeId = API) -> EnrolmentCredential:
         made = enrolment.make(kind, OWN.root_digest)
-        self.store.write(lambda it: registrar.add_pass(it, made, identity))
+        self.store.write(lambda it: registrar.add_credential(it, made, identity))
         return made
 
     async def ask(
