@@ -118,7 +118,7 @@ def test_names_that_nobody_may_have(ca: Path, name: str) -> None:
 
 
 def test_a_bad_ttl(ca: Path) -> None:
-    with pytest.raises(UsageError, match="from 5 minutes to 24 hours"):
+    with pytest.raises(UsageError, match="for 5 minutes to 24 hours"):
         authority.issue(authority.load(ca, NOW), "api", NOW, 25 * HOUR)
 
 
@@ -324,7 +324,7 @@ def test_an_issuing_file_with_more_than_one_certificate(ca: Path) -> None:
 
 def test_an_issuer_that_runs_out_between_load_and_issue(ca: Path) -> None:
     loaded = authority.load(ca, NOW)
-    with pytest.raises(UsageError, match="the issuer's certificate is good from"):
+    with pytest.raises(UsageError, match="the issuer's certificate is valid from"):
         authority.issue(loaded, "api", NOW + 91 * DAY)
 
 

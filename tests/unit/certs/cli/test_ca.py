@@ -85,7 +85,7 @@ def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
         (["issue", "ca", "web", "--out", "out", "--ttl", "1"], b"error: --ttl: '1' is not a duration"),
         (
             ["issue", "ca", "web", "--out", "out", "--ttl", "25h"],
-            b"error: a certificate lives from 5 minutes to 24 hours",
+            b"error: a certificate is valid for 5 minutes to 24 hours",
         ),
         (["issue", "ca", "web", "--out", "ca/root.pem"], b"error: cannot make the directory"),
         (

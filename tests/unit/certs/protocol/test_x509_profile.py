@@ -151,7 +151,7 @@ def test_the_lifetimes_that_are_allowed(ttl: timedelta) -> None:
 
 @pytest.mark.parametrize("ttl", [5 * MINUTE - MINUTE / 60, 24 * HOUR + MINUTE / 60, timedelta(0), -HOUR, timedelta.max])
 def test_any_other_is_an_error(ttl: timedelta) -> None:
-    with pytest.raises(ProfileError, match="from 5 minutes to 24 hours"):
+    with pytest.raises(ProfileError, match="for 5 minutes to 24 hours"):
         leaf(ttl=ttl)
 
 
@@ -173,7 +173,7 @@ def test_a_leaf_is_not_backdated_beyond_its_issuer() -> None:
 
 @pytest.mark.parametrize("now", [NOW - 2 * MINUTE, NOW + 90 * DAY, NOW + 91 * DAY])
 def test_an_issuer_out_of_its_time_signs_nothing(now: datetime) -> None:
-    with pytest.raises(ProfileError, match="the issuer's certificate is good from"):
+    with pytest.raises(ProfileError, match="the issuer's certificate is valid from"):
         leaf(now=now)
 
 
