@@ -6,7 +6,7 @@
 * ``payload``: base64 of the payload's bytes, a JSON object.
 * ``signatures``: 1 to 8 objects. ``certificate``: the signer's certificate in PEM. ``signature``: base64 of an ECDSA P-256
   signature (DER) with SHA-256 over the type, a zero byte, and the payload's bytes. It covers the type, so neither document
-  can be used as the other. One valid signature is enough. Only :func:`read_kept_bundle` reads the payload before one is found.
+  can be used as the other. One valid signature is enough. Only :func:`read_kept_bundle` reads the payload before.
 
 **Payload of a bundle.** ``trust_domain``; ``version``; ``roots``: 1 to 8 certificates in PEM; ``active``: SHA-256 of the
 root under which new certificates are issued; ``distrusted``: SHA-256 digests of the public keys (SubjectPublicKeyInfo) of

@@ -274,7 +274,7 @@ def test_files_of_two_cas(ca: Path, tmp_path: Path) -> None:
 
 def test_an_expired_issuing_ca_says_until_when_it_was_good_and_what_to_do(ca: Path) -> None:
     told = refusal(ca, NOW + 90 * DAY)
-    assert f"issuing.pem expired: it was good until {NOW + 90 * DAY:%FT%TZ}" in told
+    assert f"issuing.pem expired: it was valid until {NOW + 90 * DAY:%FT%TZ}" in told
     assert "certs renew-issuing" in told
     assert authority.load(ca, NOW + 90 * DAY - timedelta(seconds=1))
 
@@ -341,7 +341,7 @@ def test_a_root_key_can_go_to_another_directory_at_once(tmp_path: Path) -> None:
     assert stat.S_IMODE((safe / "root.key").stat().st_mode) == 0o600
     assert authority.load(directory, NOW).issuer.certificate == made.issuer.certificate
     assert authority.load_root(directory, safe / "root.key", None).certificate == made.root
-    with pytest.raises(UsageError, match="say where it is: --root-key FILE"):
+    with pytest.raises(UsageError, match="give its place: --root-key FILE"):
         authority.load_root(directory, None, None)
 
 
@@ -372,7 +372,7 @@ def test_a_passphrase_for_a_key_that_has_none(ca: Path) -> None:
 
 def test_a_root_key_of_another_ca(ca: Path, tmp_path: Path) -> None:
     authority.init(tmp_path / "other", DOMAIN, NOW)
-    with pytest.raises(UsageError, match=r"is the key of no root in .*root\.pem"):
+    with pytest.raises(UsageError, match=r"is not the key of any root in .*root\.pem"):
         authority.load_root(ca, tmp_path / "other" / "root.key", None)
 
 
@@ -423,7 +423,7 @@ def test_a_new_ca_that_cannot_be_written_leaves_the_old_one_its_key_elsewhere(
 def test_an_old_root_key_does_not_stay_where_the_new_one_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
     before = content(ca)
     with pytest.raises(
-        UsageError, match=r"root\.key is there, and the new root's key is to be kept elsewhere: remove it"
+        UsageError, match=r"root\.key exists, but the new root's key is to be kept elsewhere: remove that file"
     ):
         authority.init(ca, "other.internal", NOW, force=True, root_key_out=tmp_path / "safe")
     assert content(ca) == before
@@ -507,7 +507,7 @@ def test_it_needs_the_root_s_key_and_a_root_that_is_good(ca: Path, tmp_path: Pat
     before = content(ca)
     key = tmp_path / "root.key"
     (ca / "root.key").rename(key)
-    with pytest.raises(UsageError, match="the root's key is needed for this"):
+    with pytest.raises(UsageError, match="this needs the root's key"):
         authority.renew_issuing(ca, NOW)
     with pytest.raises(UsageError, match=r"root\.pem expired.*certs rotate-root"):
         authority.renew_issuing(ca, NOW + 3651 * DAY, key)

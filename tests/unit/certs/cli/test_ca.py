@@ -345,10 +345,7 @@ def test_with_the_root_key_from_the_safe(monkeypatch: pytest.MonkeyPatch, distru
 
     without = run("renew-issuing", "ca", *distrust)
     assert without.exit_code == 2
-    assert (
-        "ca/root.key is not there: the root's key is needed for this; say where it is: --root-key FILE"
-        in without.stderr
-    )
+    assert "ca/root.key does not exist: this needs the root's key; give its place: --root-key FILE" in without.stderr
 
     monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", "wrong horse battery")
     wrong = run("renew-issuing", "ca", "--root-key", "safe/root.key", *distrust)

@@ -113,7 +113,7 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
 
     without = run(*words)
     assert without.exit_code == 2
-    assert "say where it is: --root-key FILE" in without.stderr
+    assert "give its place: --root-key FILE" in without.stderr
     monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", "wrong passphrase")
     wrong = run(*words, "--root-key", "safe/root.key")
     assert (wrong.exit_code, wrong.stderr) == (2, "error: safe/root.key cannot be read with this passphrase\n")
@@ -138,7 +138,7 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
         (["none"], "none holds no CA"),
         (["ca", "--max-age", "soon"], "--max-age: 'soon' is not a duration"),
         (["ca", "--root-key", "none.key"], "none.key is not there"),
-        (["ca", "--root-key", "ca/issuing.key"], "is the key of no root"),
+        (["ca", "--root-key", "ca/issuing.key"], "is not the key of any root"),
     ],
 )
 def test_mistakes_change_nothing(words: list[str], told: str) -> None:

@@ -415,7 +415,7 @@ def test_killed_at_any_step_all_is_well_and_it_goes_on_to_its_end(
         if not complete:
             said = CliRunner().invoke(main, ["rotate-root", "ca", "--force", *options], prog_name="certs")
             if said.exit_code == 2 and elsewhere:
-                assert "is the key of no root" in said.stderr, "it has the new root already, and asks for its key"
+                assert "is not the key of any root" in said.stderr, "it has the new root already, and asks for its key"
                 rotate("--root-key", "new/root.key", "--root-key-out", "new")
             else:
                 assert said.exit_code == 0, (at, said.output)

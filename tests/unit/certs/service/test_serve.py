@@ -403,7 +403,7 @@ async def test_a_broken_directory_keeps_the_last_good(site: CaFiles, mock_clock:
         await ca.look()
         await ca.look()
         (warning,) = ca.warnings()
-        assert "issuing.pem is no certificate in PEM" in warning
+        assert "issuing.pem is not a certificate in PEM" in warning
         assert await ca.enrolled("api", secret)
         issuing.write_bytes(good)
         await ca.look()
