@@ -597,5 +597,5 @@ def test_it_is_said_thirty_days_before_the_issuing_ca_ends(ca: Path) -> None:
     assert authority.soon_over(loaded, NOW + 60 * DAY - timedelta(seconds=1)) is None
     told = authority.soon_over(loaded, NOW + 60 * DAY)
     assert told is not None
-    assert f"good until {NOW + 90 * DAY:%FT%TZ} only" in told
+    assert f"valid only until {NOW + 90 * DAY:%FT%TZ}" in told
     assert "certs renew-issuing" in told

@@ -104,7 +104,7 @@ def test_a_symlink_is_not_followed_even_by_force() -> None:
 def test_a_directory_that_anybody_may_write_to_gets_no_secret() -> None:
     Path("public").mkdir()
     Path("public").chmod(0o777)
-    assert "anybody may write" in refused("token", "ca", "web", "--out", "public/pass")
+    assert "every user may write" in refused("token", "ca", "web", "--out", "public/pass")
     Path("public").chmod(0o755)
     assert run("token", "ca", "web", "--out", "public/pass").exit_code == 0
 

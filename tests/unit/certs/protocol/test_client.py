@@ -272,7 +272,7 @@ def answering(answer: Response) -> Callable[[Request], Awaitable[Response]]:
         (Response(500, b"oops"), "the CA's answer is not JSON .status 500."),
         (Response(503, b'{"error": "unavailable", "message": "later"}'), r"the CA refused \(unavailable\): later"),
         (Response(301, b"[]", headers={"Location": "https://evil.example/"}), "the CA refused"),
-        (Response(204, b""), "no JSON|no HTTP"),
+        (Response(204, b""), "not JSON|not valid HTTP"),
         (Response(200, b"x" * (5 << 20), headers={"Mesh-Bundle": "1"}), "is larger than 4 MiB"),
     ],
 )
@@ -334,13 +334,13 @@ RAW: dict[str, tuple[bytes, str]] = {
     "no HTTP": (b"SSH-2.0-x\r\n\r\n", "the CA's answer is not valid HTTP"),
     "nothing": (b"", "the CA closed the connection without an answer"),
     "half a head": (b"HTTP/1.1 200 OK\r\nContent-Le", "the CA closed the connection without an answer"),
-    "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", "no HTTP"),
-    "a header that is no ASCII": (b"HTTP/1.1 200 OK\r\nX: \xff\r\nContent-Length: 2\r\n\r\n{}", "no HTTP"),
-    "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "no HTTP"),
-    "an endless head": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "no HTTP"),
+    "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", "not valid HTTP"),
+    "a header that is no ASCII": (b"HTTP/1.1 200 OK\r\nX: \xff\r\nContent-Length: 2\r\n\r\n{}", "not valid HTTP"),
+    "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "not valid HTTP"),
+    "an endless head": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "not valid HTTP"),
     "another protocol": (
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        "no HTTP",
+        "not valid HTTP",
     ),
 }
 

@@ -152,7 +152,7 @@ def test_a_list_is_no_bundle_and_a_bundle_no_list_not_even_under_the_other_s_nam
     ("change", "told"),
     [
         ({"roots": []}, "has no roots"),
-        ({"roots": [documents._pem(MADE.issuing.certificate)]}, "no root: it did not sign itself"),
+        ({"roots": [documents._pem(MADE.issuing.certificate)]}, "not a root: it did not sign itself"),
         ({"roots": [documents._pem(LEAF.certificate)]}, "not a root: it is not a CA certificate"),
         ({"roots": ["junk"]}, "cannot be read"),
         ({"roots": "junk"}, "cannot be read"),

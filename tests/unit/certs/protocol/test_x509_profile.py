@@ -316,7 +316,7 @@ def test_a_delegate_is_no_service() -> None:
 def test_a_delegate_s_key_is_p256_and_its_issuer_within_its_time() -> None:
     with pytest.raises(ProfileError, match="P-256"):
         x509_profile.delegate(ec.generate_private_key(ec.SECP384R1()).public_key(), Issuer(ROOT, ROOT_KEY), NOW)
-    with pytest.raises(ProfileError, match="is good from"):
+    with pytest.raises(ProfileError, match="is valid from"):
         x509_profile.delegate(DELEGATE_KEY.public_key(), Issuer(ROOT, ROOT_KEY), ROOT.not_valid_after_utc)
 
 

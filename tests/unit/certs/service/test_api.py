@@ -223,7 +223,7 @@ async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing
         answer = await ca.ask("GET /healthz")
         assert said(answer, 503) == {
             "error": "unavailable",
-            "message": "the CA's store is not there now; try again",
+            "message": "the CA's store is not available now; try again",
         }
         assert answer.headers["Retry-After"] == "5"
         (line,) = ca.log.events("store_unavailable")
@@ -262,7 +262,7 @@ async def test_a_bug_of_ours_ends_one_request_and_is_seen(tmp_path: Path, monkey
         monkeypatch.setattr(registrar, "enrol", broken)
         answer = await ca.enrol(ca.make_pass())
         monkeypatch.undo()
-        assert said(answer, 500) == {"error": "internal_error", "message": "a bug in the CA; its log says which"}
+        assert said(answer, 500) == {"error": "internal_error", "message": "a bug in the CA; see its log"}
         assert "ZeroDivisionError" in ca.log.events("internal_error")[0]["exception"]
         assert denial(await ca.enrol(ca.make_pass())) == "ok"
 
@@ -532,7 +532,7 @@ async def test_a_nonce_of_another_ca_or_a_bent_one_is_none(tmp_path: Path) -> No
 async def test_what_cannot_be_read_is_no_re_enrolment(field_: str, tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
         answer = await reenrol(ca, ca.sidecar(), await a_nonce(ca), {field_: "!"})
-        assert said(answer, 400)["message"] == "certificate is PEM, nonce and signature are base64"
+        assert said(answer, 400)["message"] == "certificate must be PEM, nonce and signature base64"
 
 
 # -- trust -------------------------------------------------------------------------------------------------------------
