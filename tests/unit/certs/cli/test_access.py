@@ -126,7 +126,7 @@ def test_a_store_that_cannot_be_opened_leaves_the_old_file_even_by_force() -> No
 @pytest.mark.parametrize(
     ("service", "why"),
     [
-        ("mesh/ca", "spiffe://shop.internal/mesh/ca is no service's identity, and only services enrol"),
+        ("mesh/ca", "spiffe://shop.internal/mesh/ca is not the identity of a service, and only services enrol"),
         ("batch/nightly", "is no service's identity"),
         ("../web", "'../web' cannot be a service's name"),
         ("", "'' cannot be a service's name"),
@@ -223,7 +223,7 @@ def test_a_name_that_nothing_was_issued_for_is_revoked_with_a_word_of_doubt() ->
     doubted = run("revoke", "ca", "wbe")
     assert doubted.exit_code == 0
     assert (
-        "this CA remembers nothing that it issued for spiffe://shop.internal/wbe: is the name right?" in doubted.stderr
+        "this CA has no record of anything issued for spiffe://shop.internal/wbe: is the name right?" in doubted.stderr
     )
     ran("issue", "ca", "web", "--out", "web")
     assert run("revoke", "ca", "web").stderr == ""

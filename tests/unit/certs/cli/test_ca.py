@@ -285,7 +285,7 @@ def test_a_stolen_issuing_key_is_distrusted() -> None:
     bundle = newest()
     assert bundle.distrusted == {stolen}
     assert bundle.version > before.version
-    assert f"what the old one signed counts no longer (trust bundle {bundle.version})" in result.stdout
+    assert f"what the old one signed is distrusted (trust bundle {bundle.version})" in result.stdout
     second = issuing_key()
     run("renew-issuing", "ca", "--distrust")
     assert newest().distrusted == {stolen, second}
@@ -383,7 +383,7 @@ def test_while_a_new_root_takes_over_there_is_no_other_issuing_ca() -> None:
         before = issuing_key()
         result = run("renew-issuing", "ca")
     assert result.exit_code == 2
-    assert "a new root takes the old one's place (activate)" in result.stderr
+    assert "a root rotation is in progress (activate)" in result.stderr
     assert "certs rotate-root" in result.stderr
     assert issuing_key() == before
     assert run("rotate-root", "ca", "--force").exit_code == 0

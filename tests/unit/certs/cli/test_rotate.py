@@ -62,7 +62,7 @@ def test_without_any_sidecar_it_waits_for_nobody() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     words = [line.partition(":")[0] for line in result.stdout.splitlines() if ":" in line]
     assert words == ["prepare", "distribute", "activate", "retire", "done"]
-    assert "ca/root.pem is the new root, and the old one is refused everywhere" in result.stdout
+    assert "ca/root.pem is the new root, and every sidecar refuses the old one" in result.stdout
     assert newest().anchors == {root()} != {old}
     assert run("issue", "ca", "web", "--out", "web").exit_code == 0
     assert run("inspect", "web/certificate.pem", "web/bundle.pem").exit_code == 0
