@@ -23,7 +23,7 @@ class Crowd:
     """200 callers, each with a token, from an address of its own. ``answered`` holds every answer that anybody had."""
 
     def __init__(self, site: CaSite) -> None:
-        self.tokens = site.make_passes(*SERVICES)
+        self.tokens = site.make_credentials(*SERVICES)
         self.callers = {
             service: site.caller(service, source=f"127.1.{number // 250}.{1 + number % 250}")
             for number, service in enumerate(SERVICES)

@@ -25,7 +25,7 @@ def _with_a_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(columns: str) -> list[tuple[Any, ...]]:
-    """What the store keeps of passes."""
+    """What the store keeps of enrolment credentials."""
     with sqlite3.connect("ca/store.db") as connection:
         rows = connection.execute(f"SELECT {columns} FROM passes ORDER BY kind, made_at").fetchall()  # noqa: S608
     connection.close()

@@ -44,9 +44,9 @@ def test_an_empty_list(ca: MiniCa) -> None:
 
 
 def test_an_identity_is_revoked_with_all_that_was_issued_in_this_second_too(ca: MiniCa) -> None:
-    chain = ders(ca.enrol(ca.make_pass("secret"), csr()))
-    token = ca.make_pass("token")
-    web = ca.make_pass("secret", WEB)
+    chain = ders(ca.enrol(ca.make_credential("secret"), csr()))
+    token = ca.make_credential("token")
+    web = ca.make_credential("secret", WEB)
     assert ca.revoke() == 2, "its secret and its token end"
     found = listed(ca)
     assert found.identities == {API: NOW + SECOND}
@@ -86,7 +86,7 @@ def test_a_clock_that_was_set_back_takes_no_revocation_back(ca: MiniCa) -> None:
 
 
 def test_one_certificate_is_revoked_by_its_serial(ca: MiniCa) -> None:
-    svid = parse_svid(ders(ca.enrol(ca.make_pass(), csr()))[0])
+    svid = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
 
     def revoke(serial: int) -> str:
         return ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, serial))
@@ -104,7 +104,7 @@ def test_one_certificate_is_revoked_by_its_serial(ca: MiniCa) -> None:
 
 
 def test_what_can_matter_no_more_leaves_the_list_and_nothing_sooner(ca: MiniCa) -> None:
-    svid = parse_svid(ders(ca.enrol(ca.make_pass(), csr()))[0])
+    svid = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
     ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, svid.serial))
     ca.revoke(WEB)
     ca.clock.now = svid.not_after
