@@ -3,8 +3,8 @@
 How this works. SQLAlchemy Core over SQLite (the default: WAL, synchronous FULL) or PostgreSQL (by URL; several CAs may share
 one database). Every change is one function of a :class:`Transaction`.
 
-* Writers are serial, in all processes: each transaction first locks the row of the audit log's head. So an operation sees
-  everything committed before it. Of two requests with one token, the second finds it used.
+* Writers are serial, in all processes: each transaction first locks the row of the audit log's head (SQLite: the database).
+  So an operation sees everything committed before it. Of two requests with one token, the second finds it used.
 * :meth:`Store.write_many` makes that fast: it runs many operations in one transaction, each in its own savepoint, and waits
   for the disk once.
 * A result may be sent only after ``write`` has returned it: then it is on disk.
