@@ -308,7 +308,7 @@ def test_a_certificate_that_is_no_issuing_ca(tmp_path: Path, issuing: Credential
 
 def test_keys_that_are_not_ours(tmp_path: Path) -> None:
     rsa = MESH.ca("issuing", key=rsa_key())
-    assert "no ECDSA key" in refusal(write_ca(tmp_path / "rsa", MESH, issuing=rsa))
+    assert "not an ECDSA key" in refusal(write_ca(tmp_path / "rsa", MESH, issuing=rsa))
     encrypted = ec_key().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -467,7 +467,7 @@ def test_a_delegate_that_does_not_belong_here(ca: Path, tmp_path: Path) -> None:
     assert "its key does not belong to its certificate" in refusal(ca)
     for damaged in (b"", b"junk", certificate, key, mine[:100]):
         (ca / "revocation.pem").write_bytes(damaged)
-        assert "revocation.pem is no " in refusal(ca)
+        assert "revocation.pem is not a " in refusal(ca)
     (ca / "revocation.pem").write_bytes(mine)
     assert authority.load(ca, NOW).delegate, "the twin"
     (ca / "revocation.pem").chmod(0o640)

@@ -47,7 +47,7 @@ _RSA = rsa_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
         (pemfiles.key_pem(MADE.root.key, b"correct horse"), None, "its passphrase was not given"),
         (pemfiles.key_pem(MADE.root.key, b"correct horse"), b"wrong horse", "cannot be read with this passphrase"),
         (pemfiles.key_pem(MADE.root.key), b"correct horse", "is not encrypted, and a passphrase was given"),
-        (_RSA, None, "is no ECDSA key"),
+        (_RSA, None, "is not an ECDSA key"),
     ],
 )
 def test_what_is_no_key_of_ours(content: bytes, passphrase: bytes | None, why: str) -> None:

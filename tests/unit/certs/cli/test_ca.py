@@ -92,7 +92,7 @@ def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
             ["init", "ca", "--trust-domain", "shop.internal"],
             b"error: already there: ca/root.key, ca/issuing.key, ca/revocation.pem, ca/root.pem",
         ),
-        (["init", "new", "--trust-domain", "Shop"], b"error: 'Shop' is no trust domain"),
+        (["init", "new", "--trust-domain", "Shop"], b"error: 'Shop' is not a trust domain"),
         (["inspect", "ca/root.key"], b"error: ca/root.key: a private key, not a certificate"),
         (["inspect", "none.pem"], b"error: none.pem: cannot be read"),
         (["inspect", "ca"], b"error: ca: cannot be read"),

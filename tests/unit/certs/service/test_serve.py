@@ -415,7 +415,7 @@ async def test_a_directory_of_another_ca_is_not_taken(site: CaFiles, mock_clock:
         secret = site.make_secret(API)
         authority.init(site.directory, "other.internal", NOW, force=True)
         await ca.look()
-        assert any("another trust domain now" in warning for warning in ca.warnings())
+        assert any("now holds a CA of another trust domain" in warning for warning in ca.warnings())
         assert (await ca.enrolled("api", secret))[1] == site.ca.issuer.certificate
         authority.init(site.directory, DOMAIN, NOW, force=True)
         await ca.look()
