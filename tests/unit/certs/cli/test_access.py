@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_opened_leaves_the_old_file_even_by_force() -> No
     ("service", "why"),
     [
         ("mesh/ca", "spiffe://shop.internal/mesh/ca is not the identity of a service, and only services enrol"),
-        ("batch/nightly", "is no service's identity"),
+        ("batch/nightly", "is not the identity of a service"),
         ("../web", "'../web' cannot be a service's name"),
         ("", "'' cannot be a service's name"),
         ("we\x1bb", r"'we\x1bb' cannot be a service's name"),
@@ -258,11 +258,11 @@ def test_one_certificate_is_revoked_by_its_serial_however_it_is_written(write: A
     ("serial", "why"),
     [
         ("1", "this CA issued no certificate with the serial 1; see: certs list"),
-        ("web", "--serial: 'web' is no hexadecimal number"),
-        ("", "--serial: '' is no hexadecimal number"),
-        ("-1", "--serial: '-1' is no hexadecimal number"),
-        ("\x1b[2J", r"--serial: '\x1b[2J' is no hexadecimal number"),
-        ("f" * 1000, "is no hexadecimal number"),
+        ("web", "--serial: 'web' is not a hexadecimal number"),
+        ("", "--serial: '' is not a hexadecimal number"),
+        ("-1", "--serial: '-1' is not a hexadecimal number"),
+        ("\x1b[2J", r"--serial: '\x1b[2J' is not a hexadecimal number"),
+        ("f" * 1000, "is not a hexadecimal number"),
     ],
 )
 def test_a_serial_that_is_none_of_ours_revokes_nothing(serial: str, why: str) -> None:

@@ -137,7 +137,7 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
     [
         (["none"], "none holds no CA"),
         (["ca", "--max-age", "soon"], "--max-age: 'soon' is not a duration"),
-        (["ca", "--root-key", "none.key"], "none.key is not there"),
+        (["ca", "--root-key", "none.key"], "none.key does not exist"),
         (["ca", "--root-key", "ca/issuing.key"], "is not the key of any root"),
     ],
 )
