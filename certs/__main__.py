@@ -1,4 +1,4 @@
-"""``python -m certs`` is ``certs``."""
+"""``python -m certs`` runs the ``certs`` command."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ import sqlalchemy as sa
 LATER = """
 import sys
 import sqlalchemy as sa
-from certs import store
+from certs.store import store
 
 def second(connection):
     connection.exec_driver_sql("ALTER TABLE passes ADD COLUMN note VARCHAR(32) NOT NULL DEFAULT 'none'")
     connection.exec_driver_sql("CREATE INDEX ix_passes_note ON passes (note)")
 
-store.passes.append_column(sa.Column("note", sa.String(32), nullable=False, server_default="none", index=True))
+note = sa.Column("note", sa.String(32), nullable=False, server_default="none", index=True)
+store.enrolment_credentials.append_column(note)
 store.MIGRATIONS = (*store.MIGRATIONS, second)
 store.SCHEMA_VERSION = len(store.MIGRATIONS)
 with store.opened(sys.argv[1], clock=lambda: 0) as found:

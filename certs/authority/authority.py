@@ -1,16 +1,15 @@
 """The mini-CA on disk: ``root.pem root.key issuing.pem issuing.key`` in one directory. Fails closed.
 
-Beside them: ``revocation.pem``, certificate and key of the root's delegate for lists of revocations, ``bundle.json``, the
-newest trust bundle, and ``store.db`` (:mod:`certs.store.store`).
+The directory also holds ``revocation.pem``, the certificate and key of the root's delegate for revocation lists;
+``bundle.json``, the newest trust bundle; and ``store.db`` (:mod:`certs.store.store`).
 
-Whoever can read ``issuing.key`` can make any identity of the mesh, so :func:`issue` asks nobody for leave: names under
-``mesh/`` too, which no enrolment can have, may be issued by whoever holds the directory. What a name may be made of is the
-SPIFFE grammar's (:mod:`sidecar.identity.spiffe`). ``root.key`` is needed by :func:`init`, :func:`renew_issuing` and a rotation of
-the root only, and may be kept elsewhere between them.
+A person who can read ``issuing.key`` can make any identity of the mesh. So :func:`issue` checks no permission: it issues
+every name of the SPIFFE grammar (:mod:`sidecar.identity.spiffe`), also names under ``mesh/``, which enrolment refuses. Only
+:func:`init`, :func:`renew_issuing` and a root rotation need ``root.key``; between them it may be kept elsewhere.
 
-An issuing certificate and its key are two files, which cannot be replaced at once. The key goes first, under the name
-``issuing.key.next``; replacing ``issuing.pem`` is what counts; then the key gets its place. Whenever that is cut off,
-:func:`load` finds the key that belongs to the certificate that is there.
+The issuing certificate and its key are two files, which cannot be replaced in one step. The new key is written first, as
+``issuing.key.next``. Replacing ``issuing.pem`` then makes the change. Last, the key is written to its place. If this is
+interrupted at any point, :func:`load` finds the key that belongs to the certificate.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ NEXT_KEY = "issuing.key.next"
 DELEGATE, BUNDLE_DOCUMENT, STORE = "revocation.pem", "bundle.json", "store.db"
 CERTIFICATE, KEY, BUNDLE = "certificate.pem", "key.pem", "bundle.pem"
 RENEWAL_WARNING = timedelta(days=30)
-"""How long before an issuing CA's end it is time to say so."""
+"""How long before an issuing CA's end the warning begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA that can issue: checked when it was loaded. ``roots`` is what its leaves' peers must trust, ``root`` the one that
-    it is under. ``delegate`` signs lists of revocations; None in a directory that was made before there were any."""
+    """A CA that can issue; checked when it was loaded. ``roots``: what the peers of its leaves must trust. ``root``: the
+    root that signed its issuing certificate. ``delegate`` signs revocation lists; None in a directory made by a version
+    without delegates."""
 
     trust_domain: str
     roots: tuple[x509.Certificate, ...]
@@ -53,7 +53,7 @@ class Authority:
 
     @property
     def root_digest(self) -> bytes:
-        """SHA-256 of the root: what a sidecar pins."""
+        """SHA-256 of the root, which a sidecar pins."""
         return certificate_digest(self.root)
 
 
@@ -89,7 +89,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A new root and what it signed at once: an issuing CA, and a delegate for revocations."""
+    """A new root, and the issuing CA and delegate under it."""
 
     root: Issuer
     issuing: Issuer
@@ -97,7 +97,7 @@ class Made:
 
 
 def make(trust_domain: str, now: datetime) -> Made:
-    """New keys for everything. Raises :class:`UsageError` for no trust domain."""
+    """Makes a new CA with new keys, in memory. Raises :class:`UsageError` for an invalid trust domain."""
     key = new_key()
     try:
         root = Issuer(x509_profile.root(trust_domain, key, now), key)
@@ -126,8 +126,8 @@ def init(
 ) -> Authority:
     """Makes a root and an issuing CA for ``trust_domain`` and writes all files, or none.
 
-    ``root_key_out``: another directory for ``root.key``, which is encrypted if there is a ``passphrase``.
-    Raises :class:`UsageError`: any of the files exists (and no ``force``), no trust domain, an unwritable directory.
+    ``root_key_out``: another directory for ``root.key``. ``passphrase``: encrypts ``root.key``.
+    Raises :class:`UsageError`: a file exists (without ``force``), an invalid trust domain, an unwritable directory.
     """
     made = make(trust_domain, now)
     bundle = documents.Bundle(
@@ -152,7 +152,7 @@ def init(
         files.make_directory(root_key_out)
         if (directory / ROOT_KEY).exists():
             raise UsageError(
-                f"{directory / ROOT_KEY} is there, and the new root's key is to be kept elsewhere: remove it"
+                f"{directory / ROOT_KEY} exists, but the new root's key is to be kept elsewhere: remove that file"
             )
         with files.locked(directory, exclusive=True), files.locked(root_key_out, exclusive=True):
             there = not files.missing(root_key_out, [ROOT_KEY])
@@ -160,7 +160,7 @@ def init(
             files.write(root_key_out, [key], force=force)
             try:
                 files.write(directory, rest, force=force)
-            except BaseException:  # the key of the CA that is still there must not be lost
+            except BaseException:  # keep the old CA's key, since the old CA is still in the directory
                 if old is None:
                     (root_key_out / ROOT_KEY).unlink()
                 else:
@@ -170,10 +170,10 @@ def init(
 
 
 def load(directory: Path, now: datetime) -> Authority:
-    """Reads the CA and checks that it can issue now: its files are there and belong together, the issuing CA keeps a
-    CA's rules, is bound to one trust domain, was signed by one of the roots, and both are valid.
+    """Reads the CA and checks that it can issue now: its files exist and belong together; the issuing certificate keeps the
+    rules of a CA, is bound to one trust domain and was signed by one of the roots; both are valid.
 
-    Raises :class:`UsageError` naming the file and what to do.
+    Raises :class:`UsageError`, which names the file and what to do.
     """
     if missing := [*files.missing(directory, (ROOT, ISSUING)), *_missing_key(directory)]:
         raise UsageError(
@@ -188,10 +188,10 @@ def _load(directory: Path, now: datetime) -> Authority:
     roots = pemfiles.certificates(directory / ROOT, files.read(directory / ROOT))
     issuing, *more = pemfiles.certificates(directory / ISSUING, files.read(directory / ISSUING))
     if more:
-        raise UsageError(f"{directory / ISSUING} holds {1 + len(more)} certificates instead of one")
+        raise UsageError(f"{directory / ISSUING} contains {1 + len(more)} certificates instead of one")
     for path, certificate in ((directory / ISSUING, issuing), *((directory / ROOT, root) for root in roots)):
         for fault in ca_faults(certificate):
-            raise UsageError(f"{path} is no CA certificate to issue with: {fault}")
+            raise UsageError(f"{path} is not a CA certificate to issue with: {fault}")
     key = _issuing_key(directory, issuing)
     root = next((root for root in roots if is_signed_by(issuing, root)), None)
     if root is None:
@@ -210,9 +210,9 @@ def _load(directory: Path, now: datetime) -> Authority:
 def renew_issuing(
     directory: Path, now: datetime, root_key: Path | None = None, passphrase: bytes | None = None
 ) -> tuple[Authority, Issuer]:
-    """Makes a new issuing CA and a new delegate under the root whose key this is; returns what is there then, and the root.
+    """Makes a new issuing CA and a new delegate under the root with this key; returns the new state of the CA, and the root.
 
-    What was issued before goes on to be good. A ``bundle.json`` that is missing is made too. Raises :class:`UsageError`.
+    Certificates issued before stay valid. A missing ``bundle.json`` is made too. Raises :class:`UsageError`.
     """
     if missing := files.missing(directory, (ROOT, ISSUING)):
         raise UsageError(f"{directory} holds no CA: {', '.join(missing)} missing")
@@ -232,15 +232,15 @@ def renew_issuing(
 
 
 def issuing_certificate(directory: Path) -> x509.Certificate:
-    """The issuing CA's certificate, as it is. Raises :class:`UsageError`."""
+    """The issuing CA's certificate, unchecked. Raises :class:`UsageError`."""
     if files.missing(directory, (ISSUING,)):
         raise UsageError(f"{directory} holds no CA: {ISSUING} missing")
     return pemfiles.certificates(directory / ISSUING, files.read(directory / ISSUING))[0]
 
 
 def install(directory: Path, issuing: Issuer, delegate: Issuer) -> None:
-    """Puts an issuing CA and a delegate in the place of those that are there; call it with the directory locked. May be cut
-    off anywhere, and done again."""
+    """Replaces the issuing CA and the delegate; call it with the directory locked. It may be interrupted anywhere and
+    repeated."""
     files.write(directory, [NewFile(NEXT_KEY, pemfiles.key_pem(issuing.key), SECRET)], force=True)
     files.write(directory, [NewFile(DELEGATE, pemfiles.delegate_pem(delegate), SECRET)], force=True)
     files.write(directory, [NewFile(ISSUING, pemfiles.pem(issuing.certificate), PUBLIC)], force=True)
@@ -249,45 +249,45 @@ def install(directory: Path, issuing: Issuer, delegate: Issuer) -> None:
 
 
 def load_root(directory: Path, key_file: Path | None, passphrase: bytes | None) -> Issuer:
-    """A root with its key, for signing. ``key_file``: where the key is kept, if not in the directory. Raises
+    """Reads a root and its key, for signing. ``key_file``: where the key is kept, if not in the directory. Raises
     :class:`UsageError`."""
     path = key_file or directory / ROOT_KEY
     if not path.exists():
-        raise UsageError(f"{path} is not there: the root's key is needed for this; say where it is: --root-key FILE")
+        raise UsageError(f"{path} does not exist: this needs the root's key; give its place: --root-key FILE")
     key = pemfiles.private_key(path, files.read(path, secret=True), passphrase)
     for root in pemfiles.certificates(directory / ROOT, files.read(directory / ROOT)):
         if root.public_key() == key.public_key():
             return Issuer(root, key)
-    raise UsageError(f"{path} is the key of no root in {directory / ROOT}")
+    raise UsageError(f"{path} is not the key of any root in {directory / ROOT}")
 
 
 def is_encrypted(path: Path) -> bool:
-    """Whether a key asks for a passphrase."""
+    """Whether a key file needs a passphrase."""
     return b"ENCRYPTED" in files.read(path, secret=True)
 
 
 def bundle_document(directory: Path) -> bytes:
-    """The newest bundle that this directory knows. Raises :class:`UsageError`."""
+    """The newest bundle in the directory. Raises :class:`UsageError`."""
     if files.missing(directory, (BUNDLE_DOCUMENT,)):
         raise UsageError(
-            f"{directory / BUNDLE_DOCUMENT} is missing: this CA was made by an older version; with the root's key at hand: "
+            f"{directory / BUNDLE_DOCUMENT} is missing: this CA was made by an older version; with the root's key, run: "
             f"certs renew-issuing {directory}"
         )
     return files.read(directory / BUNDLE_DOCUMENT)
 
 
 def keep_bundle(directory: Path, document: bytes) -> None:
-    """Makes this the newest bundle that the directory knows: an empty store begins with it. Raises :class:`UsageError`."""
+    """Writes the newest bundle to the directory; an empty store starts with it. Raises :class:`UsageError`."""
     with files.locked(directory, exclusive=True):
         files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
 
 
 def soon_over(authority: Authority, now: datetime) -> str | None:
-    """What to say when the issuing CA will not be good for much longer; None if it will."""
+    """A warning if the issuing CA ends within :data:`RENEWAL_WARNING`; else None."""
     end = authority.issuer.certificate.not_valid_after_utc
     if end - now > RENEWAL_WARNING:
         return None
-    return f"the issuing CA is good until {end:%FT%TZ} only; with the root's key at hand: certs renew-issuing"
+    return f"the issuing CA is valid only until {end:%FT%TZ}; with the root's key, run: certs renew-issuing"
 
 
 def issue(
@@ -299,8 +299,8 @@ def issue(
     not_before: datetime | None = None,
     dns: Sequence[str] = (),
 ) -> Issued:
-    """A certificate for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE ID), with a key
-    made for it. ``not_before`` and ``dns`` as in :func:`certs.protocol.x509_profile.leaf`. Raises :class:`UsageError`."""
+    """Issues a certificate with a new key for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE
+    ID). ``not_before``, ``dns``: as in :func:`certs.protocol.x509_profile.leaf`. Raises :class:`UsageError`."""
     identity = identity_of(authority, name)
     key = new_key()
     try:
@@ -311,7 +311,7 @@ def issue(
 
 
 def identity_of(authority: Authority, name: str) -> SpiffeId:
-    """The identity that a service's name stands for. Raises :class:`UsageError`."""
+    """The SPIFFE ID of a service's name. Raises :class:`UsageError`."""
     try:
         return parse_spiffe_id(f"spiffe://{authority.trust_domain}/{name}")
     except InvalidIdentityError as error:
@@ -319,7 +319,7 @@ def identity_of(authority: Authority, name: str) -> SpiffeId:
 
 
 def check_place(out: Path, *, force: bool) -> None:
-    """Raises :class:`UsageError` where :func:`save` would, for what can be known before."""
+    """Raises :class:`UsageError` where :func:`save` would, as far as that can be checked before."""
     files.make_directory(out)
     with files.locked(out, exclusive=True):
         files.refuse_occupied(out, [BUNDLE, KEY, CERTIFICATE], force=force)
@@ -328,8 +328,8 @@ def check_place(out: Path, *, force: bool) -> None:
 def save(issued: Issued, out: Path, *, force: bool = False) -> None:
     """Writes ``bundle.pem``, ``key.pem`` and ``certificate.pem``, in this order, each atomically.
 
-    So a reader that follows ``certificate.pem`` finds the key and the roots of a new one already in place; one that reads
-    between the last two sees a pair that does not match, and must keep its old one. Raises :class:`UsageError`.
+    So a reader that follows ``certificate.pem`` finds the key and the roots of a new one already in place. A reader between
+    the last two writes finds a pair that does not match, and must keep its old one. Raises :class:`UsageError`.
     """
     files.make_directory(out)
     with files.locked(out, exclusive=True):
@@ -349,7 +349,7 @@ def _missing_key(directory: Path) -> list[str]:
 
 
 def _issuing_key(directory: Path, issuing: x509.Certificate) -> ec.EllipticCurvePrivateKey:
-    """The key that belongs to the issuing certificate: in its place, or on its way there."""
+    """The issuing certificate's key: ``issuing.key``, or ``issuing.key.next`` after an interrupted :func:`install`."""
     for name in (ISSUING_KEY, NEXT_KEY):
         path = directory / name
         if not files.missing(directory, (name,)):

@@ -1,7 +1,7 @@
-"""Files that hold keys and certificates: read with suspicion, written whole or not at all.
+"""Files with keys and certificates: read strictly, written whole or not at all.
 
-Every mistake that a person can make with them is a :class:`sidecar.identity.reasons.UsageError` saying what to do; nothing here
-puts a file's content into a message.
+Every mistake of an operator is a :class:`sidecar.identity.reasons.UsageError` that says what to do. No message contains a
+file's content.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
 from sidecar.identity.reasons import UsageError
 
 MAX_BYTES = 64 * 1024
-"""No key or chain of ours is near that size."""
+"""No key or chain of the mesh is near this size."""
 
 WRITER_WAITS_SECONDS = 2.0
 
 
 def make_directory(path: Path) -> None:
-    """Makes ``path``, and what is missing above it, with mode 0700 whatever the umask; what exists stays as it is."""
+    """Makes ``path`` and its missing parents, each with mode 0700. Existing ones stay as they are."""
     try:
         for each in (*reversed(path.parents), path):
             each.mkdir(mode=0o700, exist_ok=True)
@@ -36,19 +36,23 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path, *, exclusive: bool) -> Iterator[None]:
-    """Holds the directory against other runs of ours: its files belong together, and no reader may see two generations
-    mixed. Refuses a directory that anybody may write to, since anybody could swap the files in it. Who writes waits for
-    who reads at this moment (a CA that serves looks at its files), but not long, since a lock can be held by whoever can
-    read the directory; who reads does not wait at all, for it may have others to serve."""
+    """Locks the directory against other runs of this program, so that no reader sees old and new files mixed.
+
+    Refuses a world-writable directory, since any user could replace the files in it. A writer waits up to
+    :data:`WRITER_WAITS_SECONDS` for readers (a serving CA reads its files each second); not longer, since every user who can
+    read the directory can hold a lock. A reader does not wait, because it may have requests to serve.
+    """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"cannot open the directory {directory}: {error.strerror}") from error
     try:
         if os.fstat(descriptor).st_mode & stat.S_IWOTH:
-            raise UsageError(f"anybody may write to the directory {directory}: chmod o-w {directory}, or use another")
+            raise UsageError(
+                f"every user may write to the directory {directory}: chmod o-w {directory}, or use another"
+            )
         if not _lock(descriptor, exclusive):
-            raise UsageError(f"another program is at work in {directory}: try again")
+            raise UsageError(f"another program has locked {directory}: try again")
         yield
     finally:
         os.close(descriptor)
@@ -62,18 +66,18 @@ def _lock(descriptor: int, exclusive: bool) -> bool:
         except OSError:
             if time.monotonic() >= end:
                 return False
-            time.sleep(0.02)  # noqa: TID251  # programs that write run no event loop, or have nothing else to do in it
+            time.sleep(0.02)  # noqa: TID251  # a writing program has no event loop, or nothing else to do in it
         else:
             return True
 
 
 def missing(directory: Path, names: Iterable[str]) -> list[str]:
-    """Those of the names that the directory does not have."""
+    """The names that do not exist in the directory."""
     return [name for name in names if not os.path.lexists(directory / name)]
 
 
 def read(path: Path, *, secret: bool = False) -> bytes:
-    """The content of a regular file of at most :data:`MAX_BYTES`. A ``secret`` one must be its owner's alone."""
+    """The content of a regular file of at most :data:`MAX_BYTES`. ``secret``: only its owner may have access."""
     try:
         return read_file(path, MAX_BYTES, Alone.BY_MODE if secret else None)
     except OSError as error:
@@ -82,19 +86,19 @@ def read(path: Path, *, secret: bool = False) -> bytes:
         raise UsageError(
             {
                 Unfit.IRREGULAR: f"{path} is not a regular file",
-                Unfit.TOO_LARGE: f"{path} is larger than {MAX_BYTES // 1024} KiB, so it is no key or certificate of ours",
+                Unfit.TOO_LARGE: f"{path} is larger than {MAX_BYTES // 1024} KiB, too large for a key or certificate",
             }.get(error.unfit, _shared(path))
         ) from error
 
 
 def check_secret(path: Path) -> None:
-    """Raises if ``path`` exists and is not its owner's alone; it is not opened."""
+    """Raises :class:`UsageError` if ``path`` exists and others than its owner have access. Does not open it."""
     try:
         exposed = exposure(path.stat(), Alone.BY_MODE)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"cannot look at {path}: {error.strerror}") from error
+        raise UsageError(f"cannot check {path}: {error.strerror}") from error
     if exposed is not None:
         raise UsageError(_shared(path))
 
@@ -104,11 +108,11 @@ def _shared(path: Path) -> str:
 
 
 def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
-    """Writes the files in the order given, each one whole or not at all; call it with the directory locked.
+    """Writes the files in the order given, each whole or not at all; call it with the directory locked.
 
-    Everything is on the disk under temporary names before the first file gets its own, so that a full disk changes
-    nothing. If a name cannot be given after that, the names given before it are taken back where they are new.
-    Without ``force`` nothing is overwritten; with it symlinks still are not.
+    All content is on disk under temporary names before the first rename, so a full disk changes nothing. If a rename fails,
+    the new files renamed before it are removed again. Without ``force`` nothing is overwritten; with it, symlinks still are
+    not.
     """
     try:
         refuse_occupied(directory, [file.name for file in files], force=force)
@@ -118,7 +122,7 @@ def write(directory: Path, files: list[NewFile], *, force: bool) -> None:
 
 
 def unused_name(path: Path) -> Path:
-    """The path, or one beside it, that nothing has yet."""
+    """The path, or the first ``path-2``, ``path-3``, … that does not exist yet."""
     number = 1
     candidate = path
     while os.path.lexists(candidate):
@@ -128,10 +132,10 @@ def unused_name(path: Path) -> Path:
 
 
 def refuse_occupied(directory: Path, names: list[str], *, force: bool) -> None:
-    """Raises :class:`UsageError` if any of the names is taken; with ``force``, if by something else than a file."""
+    """Raises :class:`UsageError` if a name exists; with ``force``, only if it is not a regular file."""
     existing = [directory / name for name in names if os.path.lexists(directory / name)]
     if existing and not force:
         raise UsageError(f"already there: {', '.join(map(str, existing))}; nothing was written (--force overwrites)")
     for path in existing:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise UsageError(f"{path} is a symlink or no file at all, and is not overwritten: remove it yourself")
+            raise UsageError(f"{path} is a symlink or not a regular file, and is not overwritten: remove it yourself")

@@ -1,6 +1,6 @@
-"""The command line. Its modules read options, call, and print; no logic.
+"""The command line. Its modules parse options, call functions and print; they contain no logic.
 
-``commands`` (the table of commands; each is loaded when it is used), ``ca`` (``init``, ``issue``, ``renew-issuing``,
+``commands`` (the table of commands; each is imported when it is used), ``ca`` (``init``, ``issue``, ``renew-issuing``,
 ``inspect``), ``access`` (``token``, ``enrolment``, ``revoke``), ``records`` (``list``, ``audit``), ``rotate``
-(``rotate-root``), ``serve``, ``options`` (what several of them read).
+(``rotate-root``), ``serve``, ``options`` (shared options and arguments).
 """

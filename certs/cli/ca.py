@@ -1,4 +1,4 @@
-"""``certs init``, ``issue``, ``renew-issuing``, ``inspect``: what is done with the CA's own files."""
+"""``certs init``, ``issue``, ``renew-issuing``, ``inspect``: the commands for the CA's own files."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _BROKEN_RULE, _UNUSABLE = 1, 2
 @click.command()
 @click.argument("directory", type=DIRECTORY)
 @click.option("--trust-domain", required=True, metavar="NAME", help="The mesh's name, such as shop.internal.")
-@click.option("--root-key-out", type=DIRECTORY, metavar="DIR", help="Put root.key there: it is not needed for issuing.")
+@click.option("--root-key-out", type=DIRECTORY, metavar="DIR", help="Write root.key to DIR: issuing does not need it.")
 @encrypt_option
-@click.option("--force", is_flag=True, help="Replace a CA that is there; nothing that it issued is trusted afterwards.")
+@click.option("--force", is_flag=True, help="Replace an existing CA; nothing that it issued is trusted afterwards.")
 def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt: bool, force: bool) -> None:
     """Make a CA in DIRECTORY: root.pem, root.key, issuing.pem, issuing.key, and its store."""
     secret = new_passphrase() if encrypt else None
@@ -52,7 +52,7 @@ def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt:
         f"  root.pem     what every sidecar trusts, until {root.not_valid_after_utc:%F}\n"
         f"  root.key     secret{where}; issuing does not need it, so it may be kept elsewhere\n"
         f"  issuing.pem  what signs certificates, until {issuing.not_valid_after_utc:%F}\n"
-        f"  issuing.key  secret: whoever can read it can be any service\n"
+        f"  issuing.key  secret: anyone who can read it can be any service\n"
         f"  store.db     what was issued and revoked; with it bundle.json and revocation.pem, for certs serve\n"
         f"root_sha256: {made.root_digest.hex()}\n"
         f"next: certs serve {shlex.quote(str(directory))} --mesh mesh.yaml, "
@@ -61,11 +61,11 @@ def init(directory: Path, trust_domain: str, root_key_out: Path | None, encrypt:
 
 
 def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> None:
-    """An empty store with the first bundle; that of a CA that was there before is kept beside it."""
+    """Makes an empty store with the first bundle. The store of an earlier CA is renamed and kept."""
     beside = files.unused_name(directory / f"{authority.STORE}.before-{int(time.timestamp())}")
-    for more in ("", "-wal", "-shm"):  # SQLite finds its other files by the name of the first
-        if (directory / f"{authority.STORE}{more}").exists():
-            (directory / f"{authority.STORE}{more}").rename(directory / f"{beside.name}{more}")
+    for suffix in ("", "-wal", "-shm"):  # SQLite finds its other files by the name of the first
+        if (directory / f"{authority.STORE}{suffix}").exists():
+            (directory / f"{authority.STORE}{suffix}").rename(directory / f"{beside.name}{suffix}")
     document = authority.bundle_document(directory).decode()
     bundle = bundles.own_bundle(document, made.trust_domain, made.roots, time)
 
@@ -80,12 +80,12 @@ def _begin_store(directory: Path, made: authority.Authority, time: datetime) -> 
 @click.command()
 @click.argument("directory", type=DIRECTORY)
 @click.argument("service")
-@click.option("--out", required=True, type=DIRECTORY, help="The directory to write to; made if need be.")
-@click.option("--ttl", default="1h", callback=duration, show_default=True, help="How long it is good: 5m to 24h.")
-@click.option("--force", is_flag=True, help="Replace the files that are there.")
+@click.option("--out", required=True, type=DIRECTORY, help="The directory to write to; made if it does not exist.")
+@click.option("--ttl", default="1h", callback=duration, show_default=True, help="How long it is valid: 5m to 24h.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 @store_option
 def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool, store_url: str | None) -> None:
-    """Issue SERVICE's certificate with the CA in DIRECTORY, with a fresh key.
+    """Issue SERVICE's certificate with the CA in DIRECTORY, with a new key.
 
     SERVICE is a service's name (web) or a longer SPIFFE path (mesh/ca, batch/nightly).
     """
@@ -95,8 +95,8 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
     with open_store(directory, store_url) as store:
         earliest = store.read(lambda connection: registrar.revoked_until(connection, identity))
         issued = authority.issue(loaded, service, time, ttl, not_before=earliest)
-        authority.check_place(out, force=force)  # nobody is waited for whose certificate was never written
-        # Remembered first: there is no certificate that the CA does not know of.
+        authority.check_place(out, force=force)  # a rotation waits for every recorded certificate, written or not
+        # Recorded before it is written, so that no certificate exists that is not in the store.
         store.write(lambda transaction: registrar.remember(transaction, issued.chain, "command"))
     authority.save(issued, out, force=force)
     click.echo(
@@ -116,13 +116,13 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
 @click.option(
     "--distrust",
     is_flag=True,
-    help="The old issuing key may be stolen: nothing that it signed counts any more, and every sidecar renews at once.",
+    help="The old issuing key may be stolen: distrust everything that it signed; every sidecar renews at once.",
 )
 @store_option
 def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, store_url: str | None) -> None:
-    """Make a new issuing CA under the root, whose key this needs. A CA that serves takes it up by itself.
+    """Make a new issuing CA under the root, whose key this needs. A running certs serve uses it without a restart.
 
-    Certificates that the old one issued stay good until they end, unless --distrust.
+    Certificates that the old one issued stay valid until they end, unless --distrust.
     """
     where, time = directory(given), now()
     secret = passphrase(root_key or where / authority.ROOT_KEY)
@@ -130,10 +130,11 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
     with open_store(where, store_url) as store:
         _refuse_during_rotation(rotation.current(store))
         if distrust:
-            # First: cut off after it, all is refused until this is run again, which then finds the stolen key still.
+            # Before the new issuing CA: if this is interrupted after it, sidecars refuse everything until it is run again,
+            # and that run still finds the stolen key to distrust.
             own, root = authority.load(where, time), authority.load_root(where, root_key, secret)
-            gone = key_digest(old)
-            version = store.write(lambda transaction: bundles.distrust(transaction, gone, own, root, time))
+            stolen = key_digest(old)
+            version = store.write(lambda transaction: bundles.distrust(transaction, stolen, own, root, time))
         made, _ = authority.renew_issuing(where, time, root_key, secret)
         until = made.issuer.certificate.not_valid_after_utc
         store.write(lambda transaction: transaction.record("renew_issuing", "", until=f"{until:%FT%TZ}"))
@@ -141,14 +142,15 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
             authority.keep_bundle(where, document.encode())
     click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
     if distrust:
-        click.echo(f"what the old one signed counts no longer (trust bundle {version}); sidecars renew within seconds")
+        click.echo(f"what the old one signed is distrusted (trust bundle {version}); sidecars renew within seconds")
 
 
 def _refuse_during_rotation(found: Rotation | None) -> None:
-    """From its second half on the old root's key would make an issuing CA that the new root knows nothing of."""
+    """Raises :class:`UsageError` from the ``activate`` stage on: the old root's key would then make an issuing CA that is
+    not under the new root."""
     if found is not None and found.stage != "distribute":
         raise UsageError(
-            f"a new root takes the old one's place ({found.stage}), and has an issuing CA already: first let it finish: "
+            f"a root rotation is in progress ({found.stage}), and the new root has an issuing CA already: first finish it: "
             "certs rotate-root (--force, if a key was stolen)"
         )
 
@@ -157,9 +159,9 @@ def _refuse_during_rotation(found: Rotation | None) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def inspect(names: tuple[str, ...], as_json: bool) -> None:
-    """Say what the certificates in FILEs (- for standard input; PEM or DER) are, and which rules they break.
+    """Show the certificates in FILEs (- for standard input; PEM or DER), and which rules they break.
 
-    Exit code: 0 every rule kept, 1 a rule broken or a certificate expired, 2 a file that is no certificate.
+    Exit code: 0 every rule kept, 1 a rule broken or a certificate expired, 2 a file that is not a certificate.
     """
     reports, code, time = [], 0, now()
     for name in names:

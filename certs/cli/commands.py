@@ -1,4 +1,4 @@
-"""``certs``: the command line of the mini-CA. One file for the commands of a kind; they read options, call, and print."""
+"""``certs``: the mini-CA's table of commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 class _Group(CommandGroup):
     def mistake(self, error: Exception) -> str | None:
         from certs.protocol.documents import UntrustedError
-        from certs.store.store import StoreUnavailableError  # not before something went wrong
+        from certs.store.store import StoreUnavailableError  # imported only after a failure, to start fast
 
         if isinstance(error, StoreUnavailableError):
             return str(error)
@@ -37,7 +37,7 @@ class _Group(CommandGroup):
 @click.group(cls=_Group, commands_at=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="certs")
 def main() -> None:
-    """The mesh's mini-CA: short-lived certificates that say who a service is.
+    """The mesh's mini-CA: short-lived certificates that prove a service's identity.
 
     DIRECTORY is where `certs init` made the CA. Where it may be left out, it is $CERTS_DIR, else this directory or ./ca.
     """

@@ -1,4 +1,4 @@
-"""What several commands have in common: where the CA and its store are, and what time it is."""
+"""Options and arguments that several commands share: the CA's directory, its store, passphrases, the time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LONGEST_PASSPHRASE = 1023  # OpenSSL's limit
 
 
 def _without_password(context: click.Context, option: click.Parameter, url: str | None) -> str | None:
-    """A command line is everybody's to read (`ps`): a password may be in the environment, or in ~/.pgpass."""
+    """Refuses a password on the command line, which every user can read (`ps`). Use the environment or ~/.pgpass."""
     typed = context.get_parameter_source(str(option.name)) is click.core.ParameterSource.COMMANDLINE
     if url is not None and typed and store.holds_password(url):
-        raise UsageError("--store: a password on the command line can be read by others; give the URL by $CERTS_STORE")
+        raise UsageError("--store: others can read a password on the command line; give the URL by $CERTS_STORE")
     return url
 
 
@@ -37,7 +37,7 @@ store_option = click.option(
     envvar="CERTS_STORE",
     metavar="URL",
     callback=_without_password,
-    help="Where the CA remembers, if not in DIRECTORY/store.db: postgresql://user@host/database ($CERTS_STORE).",
+    help="The CA's store, if not DIRECTORY/store.db: postgresql://user@host/database ($CERTS_STORE).",
 )
 root_key_option = click.option(
     "--root-key", type=DIRECTORY, metavar="FILE", help="The root's key, if it is not in DIRECTORY."
@@ -57,7 +57,7 @@ def new_passphrase() -> bytes:
     text = given or click.prompt("passphrase for the root's key", hide_input=True, confirmation_prompt=True, err=True)
     if len(text) < 8:
         raise UsageError("a passphrase has at least 8 characters")
-    secret = os.fsencode(text)  # the bytes that were typed, whatever the terminal takes them for
+    secret = os.fsencode(text)  # the bytes as typed, whatever the terminal's encoding
     if len(secret) > _LONGEST_PASSPHRASE:
         raise UsageError(f"a passphrase has at most {_LONGEST_PASSPHRASE} bytes")
     return secret
@@ -72,7 +72,7 @@ def duration(_context: click.Context, option: click.Parameter, text: str) -> tim
 
 
 def now() -> datetime:
-    """The time, in whole seconds, as certificates count."""
+    """The time in whole seconds, the resolution of certificates."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
@@ -98,28 +98,28 @@ def directory(given: Path | None) -> Path:
 
 
 def store_url(directory: Path, given: str | None, *, there: bool = False) -> str:
-    """The URL of the CA's store, which is made where there is none, unless it has to be ``there``: who asks what the CA has
-    done is not told "nothing" by an empty one. None is made where no CA is. Raises :class:`UsageError`."""
+    """The URL of the CA's store. ``there``: the store must exist, so that a report does not come from a new, empty store;
+    otherwise opening the URL makes it. Raises :class:`UsageError` if there is no CA, or no store where one must exist."""
     if given:
         return given
     if not (directory / authority.ISSUING).exists():
         raise UsageError(f"{directory} holds no CA; make one: certs init {directory} --trust-domain …")
     if there and not (directory / authority.STORE).exists():
         raise UsageError(
-            f"{directory / authority.STORE} is missing: restore it from a copy, or say where it is: --store"
+            f"{directory / authority.STORE} is missing: restore it from a copy, or give its place: --store"
         )
     return store.file_url(directory / authority.STORE)
 
 
 @contextmanager
 def open_store(directory: Path, given: str | None, *, there: bool = False) -> Iterator[Store]:
-    """The CA's store for the time of the block; ``there`` as in :func:`store_url`."""
+    """Opens the CA's store for the block; ``there`` as in :func:`store_url`."""
     with store.opened(store_url(directory, given, there=there), clock=lambda: int(now().timestamp())) as opened:
         yield opened
 
 
 def passphrase(key: Path) -> bytes | None:
-    """The passphrase of an encrypted key: $CERTS_ROOT_PASSPHRASE, or asked for; None where none is needed."""
+    """The passphrase of an encrypted key: $CERTS_ROOT_PASSPHRASE, or from a prompt; None if the key needs none."""
     if not key.exists() or not authority.is_encrypted(key):
         return None
     given = os.environ.get("CERTS_ROOT_PASSPHRASE")

@@ -1,4 +1,4 @@
-"""``certs list`` and ``certs audit``: what the CA has done."""
+"""``certs list`` and ``certs audit``: the CA's records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from certs.cli.options import DIRECTORY, directory, now, open_store, store_optio
 from certs.registrar import followers
 from certs.store import audit as chain
 from certs.store.audit import Entry
-from certs.store.store import audit_entries, audit_head, issued, passes, revoked_identities
+from certs.store.store import audit_entries, audit_head, enrolment_credentials, issued, revoked_identities
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import shown
 
@@ -29,7 +29,7 @@ _OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DI
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @store_option
 def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | None) -> None:
-    """List certificates, enrolment secrets, what is revoked, and the sidecars that ask for news."""
+    """List certificates, enrolment secrets, what is revoked, and the sidecars that poll the CA."""
     time = now()
     with open_store(directory(given), store_url, there=True) as store:
         found = store.read(lambda connection: _found(connection, time, everything))
@@ -49,7 +49,7 @@ def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @store_option
 def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, store_url: str | None) -> None:
-    """Print the audit log: one line for each thing that the CA did.
+    """Print the audit log: one line for each action of the CA.
 
     Each entry's hash covers the one before. Keep the last line's number and hash elsewhere: with --verify --expect they show
     that the log's end was not cut off.
@@ -64,8 +64,8 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
         return
     for entry in entries:
         if as_json:
-            said = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
-            click.echo(json.dumps({**said, "detail": _detail(entry.detail), "hash": entry.hash}, default=repr))
+            fields = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
+            click.echo(json.dumps({**fields, "detail": _detail(entry.detail), "hash": entry.hash}, default=repr))
         else:
             click.echo(_plain(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}"))
     if entries and not as_json:
@@ -75,7 +75,7 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
 def _verify(entries: Sequence[Entry], head: str, wanted: tuple[int, str] | None) -> None:
     faults = list(chain.faults(entries))
     if head != (f"{entries[-1].number} {entries[-1].hash}" if entries else f"0 {chain.START}"):
-        faults.append(f"the log does not end where the store remembers that it ends: {head.partition(' ')[0]}")
+        faults.append(f"the log does not end at the entry that the store names as the newest: {head.partition(' ')[0]}")
     if wanted is not None:
         number, hash_ = wanted
         there = next((entry.hash for entry in entries if entry.number == number), None)
@@ -92,22 +92,22 @@ def _verify(entries: Sequence[Entry], head: str, wanted: tuple[int, str] | None)
 
 
 def _plain(text: str) -> str:
-    """Whoever tampered with a log may have written for the terminal of whoever reads it."""
+    """Escapes control characters: a log that was tampered with may contain terminal sequences."""
     return text if text.isascii() and text.isprintable() else shown(text, len(text))
 
 
 def _detail(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # tampered with, which --verify says
+    except ValueError:  # tampered with; --verify reports it
         return text
 
 
 def _expected(text: str) -> tuple[int, str]:
-    said = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
-    if said is None:
-        raise UsageError("--expect: write it as the audit log's last line has it, number:hash")
-    return int(said[1]), said[2]
+    match = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if match is None:
+        raise UsageError("--expect: write it as number:hash, as in the audit log's last line")
+    return int(match[1]), match[2]
 
 
 def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[str, list[dict[str, Any]]]:
@@ -116,9 +116,9 @@ def _found(connection: sa.Connection, time: datetime, everything: bool) -> dict[
         sa.select(issued).where(issued.c.not_after >= since).order_by(issued.c.identity, issued.c.issued_at)
     )
     secrets = connection.execute(
-        sa.select(passes)
-        .where((passes.c.kind == "secret") & passes.c.ended_at.is_(None))
-        .order_by(passes.c.identity, passes.c.made_at)
+        sa.select(enrolment_credentials)
+        .where((enrolment_credentials.c.kind == "secret") & enrolment_credentials.c.ended_at.is_(None))
+        .order_by(enrolment_credentials.c.identity, enrolment_credentials.c.made_at)
     )
     revoked = connection.execute(sa.select(revoked_identities).order_by(revoked_identities.c.identity))
     return {

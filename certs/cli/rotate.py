@@ -26,7 +26,7 @@ from certs.registrar.rotation import Rotation, Rotator
 from certs.store.store import StoreUnavailableError
 
 LOOK_SECONDS = 0.5
-TELL_SECONDS = 10.0
+REPORT_SECONDS = 10.0
 
 
 @click.command("rotate-root")
@@ -42,7 +42,7 @@ TELL_SECONDS = 10.0
     help="How long connections may live (max_age of the sidecars): the old root is kept for that long.",
 )
 @click.option(
-    "--force", is_flag=True, help="Wait for nobody. Laggards lose their connections until they have caught up."
+    "--force", is_flag=True, help="Do not wait. Sidecars that lag lose their connections until they catch up."
 )
 @store_option
 def rotate_root(
@@ -54,10 +54,10 @@ def rotate_root(
     force: bool,
     store_url: str | None,
 ) -> None:
-    """Put a new root in the place of the old one. No sidecar is restarted, and no connection fails.
+    """Replace the root by a new one. No sidecar is restarted, and no connection fails.
 
-    Each stage waits for every sidecar; whoever is waited for is named. It may be interrupted at any time, and goes on when
-    it is run again. The CA must be serving meanwhile: sidecars learn from it.
+    Each stage waits for every sidecar, and lists those it waits for. It may be interrupted at any time; run it again to
+    resume. certs serve must be running meanwhile: sidecars get the new root from it.
     """
     where = directory(given)
     loaded = authority.load(where, now())
@@ -67,22 +67,22 @@ def rotate_root(
         rotator = Rotator(where, store, old, loaded.trust_domain)
         found = rotation.current(store)
         if found is None and rotator.clean_up():
-            click.echo("the last rotation is complete; what it left is cleaned up")
+            click.echo("the last rotation is complete; its leftover files were removed")
             return
         trio.run(_rotate, rotator, found, max_age, force)
         rotator.finish(root_key_out or where, secret)
     click.echo(
-        f"done: {where / authority.ROOT} is the new root, and the old one is refused everywhere.\n"
+        f"done: {where / authority.ROOT} is the new root, and every sidecar refuses the old one.\n"
         "Sidecars that pin root.pem or root_sha256 in their files need no change while they keep their state_dir; give new "
         "ones the new root."
     )
 
 
 async def _rotate(rotator: Rotator, found: Rotation | None, max_age: timedelta, force: bool) -> None:
-    """Goes through the stages from where it stands. Each is announced, done, and waited for."""
+    """Runs the remaining stages. Each is done, printed, and waited for."""
     if found is None:
         rotator.prepare(now())
-        click.echo("prepare: a new root is made; nobody knows it yet")
+        click.echo("prepare: a new root is made; no sidecar has it yet")
         found = rotator.distribute(now())
     if found.stage == "distribute":
         click.echo(f"distribute: bundle {found.bundle} has both roots")
@@ -100,13 +100,13 @@ async def _rotate(rotator: Rotator, found: Rotation | None, max_age: timedelta, 
 
 
 async def _wait_for_all(rotator: Rotator, stage: Rotation, force: bool) -> None:
-    said = -TELL_SECONDS
+    reported = -REPORT_SECONDS
     while True:
         try:
             late = rotator.laggards(stage, now())
         except StoreUnavailableError as error:
             click.echo(f"  {error}; trying again", err=True)
-            await trio.sleep(TELL_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
             continue
         if not late:
             click.echo("  all have it")
@@ -115,16 +115,16 @@ async def _wait_for_all(rotator: Rotator, stage: Rotation, force: bool) -> None:
             click.echo(
                 f"  WARNING: not waiting for {len(late)}, which lose trust now, until they have caught up:", err=True
             )
-            _each(late, "    ", err=True)
+            _print_each(late, "    ", err=True)
             return
-        if trio.current_time() - said >= TELL_SECONDS:
-            said = trio.current_time()
-            click.echo(f"  waiting for {len(late)}; whoever has not come by its certificate's end is not waited for:")
-            _each(late, "    ")
+        if trio.current_time() - reported >= REPORT_SECONDS:
+            reported = trio.current_time()
+            click.echo(f"  waiting for {len(late)}, each until its certificate ends at the latest:")
+            _print_each(late, "    ")
         await trio.sleep(LOOK_SECONDS)
 
 
-def _each(late: list[rotation.Laggard], indent: str, *, err: bool = False) -> None:
+def _print_each(late: list[rotation.Laggard], indent: str, *, err: bool = False) -> None:
     for one in late:
         click.echo(f"{indent}{one}", err=err)
 
@@ -136,6 +136,6 @@ async def _wait_for_age(stage: Rotation, max_age: timedelta, force: bool) -> Non
     if force:
         click.echo("  WARNING: connections that were verified by the old root are cut now", err=True)
         return
-    click.echo(f"settle: until {until:%FT%TZ} connections may live that the old root verified; --max-age says how long")
-    while rotation.may_retire(stage, max_age, now()) is not None:  # noqa: ASYNC110 (the wall clock tells by no event)
+    click.echo(f"settle: connections that the old root verified may live until {until:%FT%TZ} (--max-age)")
+    while rotation.may_retire(stage, max_age, now()) is not None:  # noqa: ASYNC110 (the wall clock has no event)
         await trio.sleep(LOOK_SECONDS)

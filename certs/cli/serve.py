@@ -39,9 +39,10 @@ def serve(
     style: Literal["auto", "json", "console"],
     store_url: str | None,
 ) -> None:
-    """Serve the CA: sidecars enrol, renew, and hear what is revoked and whom to trust, over HTTPS (TLS 1.3).
+    """Serve the CA over HTTPS (TLS 1.3): sidecars enrol, renew, and get the trust bundle and the revocation list.
 
-    The directory, MESH and the store are followed. SIGTERM ends it. Exit codes: 0 after that, 2 if it could not start.
+    Changes of the directory, MESH and the store are followed. SIGTERM ends it. Exit codes: 0 after that, 2 if it could not
+    start.
     """
     where = directory(given)
     try:

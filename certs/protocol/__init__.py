@@ -1,7 +1,7 @@
-"""All that both ends of the CA's protocol agree on, each literal once. Pure, but for ``client``.
+"""What both ends of the CA's protocol share; each literal is defined once. Pure, except for ``client``.
 
-``wire`` (paths, headers, fields, statuses, limits), ``denial`` (the words of a refusal), ``enrolment`` (tokens and enrolment
-secrets), ``csr`` (what may be asked for, and the proof of a key), ``x509_profile`` (what is in a certificate),
-``documents`` (the signed bundle and list of revocations), ``inspection`` and ``fields`` (which rules a certificate breaks,
-and what it says), ``client`` (the sidecar's end).
+``wire`` (paths, headers, fields, statuses, limits), ``denial`` (the reason words of refusals), ``enrolment`` (tokens and
+enrolment secrets), ``csr`` (the rules for a CSR, and the proof of possession), ``x509_profile`` (the certificate profiles),
+``documents`` (the signed trust bundle and revocation list), ``inspection`` and ``fields`` (a certificate's broken rules and
+its fields as text), ``client`` (the sidecar's end).
 """

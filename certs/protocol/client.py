@@ -1,11 +1,11 @@
-"""Asking the CA: HTTP/1.1 by h11, over TLS in which the CA proves to be ``mesh/ca`` before anything is said.
+"""The client of the CA's API: HTTP/1.1 by h11, over TLS. The CA must prove its identity ``mesh/ca`` before any request.
 
-:class:`CaClient` is given what to trust and, once there is one, the certificate to show. Why no HTTP library: they know
-hosts, by the interpreter's TLS; here the peer is a SPIFFE identity, judged as every peer of a sidecar's is
-(:mod:`sidecar.identity.judge`).
+:class:`CaClient` is given the roots to trust and, after enrolment, the certificate to present. Why not an HTTP library:
+those verify host names with the interpreter's TLS. Here the peer is a SPIFFE identity, verified like any other peer of a
+sidecar (:mod:`sidecar.identity.judge`).
 
-A CA whose certificate is under a root that is not known yet cannot be verified. All that may be asked of it then is the
-trust bundle, which proves itself by a root's own signature: :meth:`CaClient.bundles` with ``unverified``.
+A CA under a root that the sidecar does not have yet cannot be verified. Only the trust bundle may be requested from it,
+since a root's signature on the bundle proves it: :meth:`CaClient.bundles` with ``unverified``.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import Context, KeyPair, Roots
 
 SECONDS = 10.0
-"""For connecting and the handshake, and again for each request."""
+"""The deadline for connecting and the handshake together, and for each request."""
 
 
 class CaError(Exception):
-    """The CA could not be asked, or its answer made no sense. Worth trying again."""
+    """The CA could not be reached, or its answer is invalid. The caller may retry."""
 
 
 class CaUnverifiedError(CaError):
-    """Whoever answered did not prove to be the CA. ``refusal`` says how."""
+    """The peer did not prove that it is the CA. ``refusal``: the verification's result."""
 
     def __init__(self, message: str, refusal: Refused) -> None:
         super().__init__(message)
@@ -54,8 +54,8 @@ class CaUnverifiedError(CaError):
 
 
 class CaDeniedError(CaError):
-    """The CA said no: ``denial`` is one of :class:`certs.protocol.denial.Denial`. Asking again the same way is of no use,
-    unless ``passing``."""
+    """The CA refused the request. ``denial``: a word of :class:`certs.protocol.denial.Denial`. ``passing``: whether the same
+    request may succeed later."""
 
     def __init__(self, denial: str, message: str, *, passing: bool) -> None:
         super().__init__(message)
@@ -65,8 +65,8 @@ class CaDeniedError(CaError):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """An answer to :meth:`CaClient.revocations`. ``document``: None while it is the one that ``etag`` names. ``bundle``: the
-    newest bundle's version."""
+    """An answer to :meth:`CaClient.revocations`. ``document``: None if it has not changed since ``etag``. ``bundle``: the
+    version of the newest bundle."""
 
     document: bytes | None
     etag: str
@@ -81,7 +81,7 @@ class _Answer:
 
 
 class CaClient:
-    """One CA, at ``address``. Connections are kept and used again; a change of what is shown or trusted makes new ones."""
+    """One CA, at ``address``. Its connection is kept and reused; :meth:`use` closes it."""
 
     def __init__(self, address: Address, trust_domain: str, clock: Callable[[], datetime]) -> None:
         self._address = address
@@ -93,7 +93,7 @@ class CaClient:
         self._lock = trio.Lock()
 
     async def use(self, keys: KeyPair | Roots, revocations: Revocations) -> None:
-        """From now on show and trust these."""
+        """Sets the certificate to present, the roots to trust, and the revocations, for all later connections."""
         self._keys, self._revocations = keys, revocations
         await self.close()
 
@@ -102,15 +102,15 @@ class CaClient:
             stream, self._open = self._open[0], None
             await stream.close()
 
-    # -- what can be asked ---------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------------------
 
     async def enrol(self, service: str, text: str, csr: bytes) -> bytes:
-        """The first certificate, by a token or secret: the chain in PEM."""
-        said = await self._post(wire.ENROL_PATH, {wire.SERVICE: service, wire.PASS: text, wire.CSR: csr.decode()})
-        return _certificate(said)
+        """Enrols with a token or secret (``text``); returns the first certificate chain in PEM."""
+        answer = await self._post(wire.ENROL_PATH, {wire.SERVICE: service, wire.PASS: text, wire.CSR: csr.decode()})
+        return _certificate(answer)
 
     async def renew(self, csr: bytes) -> bytes:
-        """The next certificate, by the one that is shown."""
+        """Renews the certificate that this client presents; returns the chain in PEM."""
         return _certificate(await self._post(wire.RENEW_PATH, {wire.CSR: csr.decode()}))
 
     async def reenrol(
@@ -120,22 +120,22 @@ class CaClient:
         csr: bytes,
         new_key: ec.EllipticCurvePublicKey,
     ) -> bytes:
-        """The next certificate, by the key of one that has ended, or that is under a root that is gone."""
+        """Re-enrols with the key of a certificate that has expired or whose root is retired; returns the chain in PEM."""
         try:
             nonce = b64decode((await self._post(wire.NONCE_PATH, {}))[wire.NONCE], validate=True)
         except (KeyError, TypeError, ValueError) as error:
-            raise CaError("the CA answered something that is no nonce") from error
+            raise CaError("the CA's answer is not a nonce") from error
         signature = key.sign(proof_of_possession(nonce, new_key), ec.ECDSA(hashes.SHA256()))
-        said = {
+        fields = {
             wire.CERTIFICATE: certificate.public_bytes(Encoding.PEM).decode(),
             wire.NONCE: b64encode(nonce).decode(),
             wire.SIGNATURE: b64encode(signature).decode(),
             wire.CSR: csr.decode(),
         }
-        return _certificate(await self._post(wire.REENROL_PATH, said))
+        return _certificate(await self._post(wire.REENROL_PATH, fields))
 
     async def bundles(self, after: int, *, unverified: bool = False) -> list[bytes]:
-        """The trust bundles newer than a version, the oldest first. None of them is checked here."""
+        """The trust bundles newer than version ``after``, oldest first. They are not verified here."""
         target = f"{wire.BUNDLE_PATH}?{wire.AFTER}={after}"
         if unverified:
             roots: Roots = ()
@@ -147,13 +147,13 @@ class CaClient:
                 await stream.close()
         else:
             answer = await self._request("GET", target, {}, b"")
-        said = _json(answer)
-        if not isinstance(said, dict) or not isinstance(said.get(wire.BUNDLES), list):
-            raise CaError("the CA answered something that is no list of bundles")
-        return [json.dumps(bundle).encode() for bundle in said[wire.BUNDLES]]
+        content = _json(answer)
+        if not isinstance(content, dict) or not isinstance(content.get(wire.BUNDLES), list):
+            raise CaError("the CA's answer is not a list of bundles")
+        return [json.dumps(bundle).encode() for bundle in content[wire.BUNDLES]]
 
     async def revocations(self, etag: str, instance: str, bundle: int) -> Polled:
-        """The list of revocations, if it is not the one that ``etag`` names. Tells the CA which bundle this sidecar has."""
+        """The revocation list, if it has changed since ``etag``. Reports the version of this sidecar's bundle to the CA."""
         headers = {wire.IF_NONE_MATCH_HEADER: etag} if etag else {}
         headers |= {wire.INSTANCE_HEADER: instance, wire.BUNDLE_HEADER: str(bundle)}
         answer = await self._request("GET", wire.REVOCATIONS_PATH, headers, b"")
@@ -168,16 +168,16 @@ class CaClient:
             answer.body if answer.status == wire.OK else None, answer.headers.get(wire.ETAG_HEADER.lower(), ""), newest
         )
 
-    # -- how it is asked -----------------------------------------------------------------------------------------------
+    # -- connections ---------------------------------------------------------------------------------------------------
 
-    async def _post(self, target: str, said: Mapping[str, str]) -> Any:
-        body = json.dumps(said).encode()
+    async def _post(self, target: str, fields: Mapping[str, str]) -> Any:
+        body = json.dumps(fields).encode()
         return _json(await self._request("POST", target, {wire.CONTENT_TYPE_HEADER: wire.JSON}, body))
 
     async def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> _Answer:
         async with self._lock:
             if self._open is not None:
-                # The CA may have closed it meanwhile, or died: that is no answer, and there is a new connection to be had.
+                # The CA may have closed this connection meanwhile, or restarted: try once more on a new one.
                 try:
                     return await self._over_open(method, target, headers, body)
                 except CaError:
@@ -206,7 +206,7 @@ class CaClient:
         return VerifyParams(self._ca.trust_domain, revocations=self._revocations)
 
     async def _connect(self, context: Context) -> SecureStream:
-        """A connection on which the CA has proved who it is, unless the context asks for no proof."""
+        """A connection after the handshake. The CA's identity is verified, unless the context is unverified."""
         failed: OSError | None = None
         try:
             with trio.fail_after(SECONDS):
@@ -220,7 +220,7 @@ class CaClient:
                     except OSError as error:
                         failed = error
                 else:
-                    raise failed or OSError("its name has no address")
+                    raise failed or OSError("its host name has no address")
                 channel = context.client(wire.ALPN, self._ca, self._clock)
                 try:
                     await shake_hands(sock, channel)
@@ -264,7 +264,7 @@ async def _exchange(
     except BrokenStreamError as error:
         raise CaError(f"the CA did not answer: {error}") from error
     except (h11.RemoteProtocolError, h11.LocalProtocolError, UnicodeDecodeError) as error:
-        raise CaError(f"the CA's answer is no HTTP: {shown(str(error))}") from error
+        raise CaError(f"the CA's answer is not valid HTTP: {shown(str(error))}") from error
 
 
 async def _answer(stream: SecureStream, connection: h11.Connection) -> _Answer:
@@ -291,20 +291,20 @@ async def _answer(stream: SecureStream, connection: h11.Connection) -> _Answer:
 
 
 def _json(answer: _Answer) -> Any:
-    """What the CA says. Raises :class:`CaDeniedError` where that is no."""
+    """The answer's JSON. Raises :class:`CaDeniedError` if the answer is a refusal."""
     try:
-        said = json.loads(answer.body)
+        content = json.loads(answer.body)
     except (ValueError, RecursionError) as error:
-        raise CaError(f"the CA answered something that is no JSON (status {answer.status})") from error
+        raise CaError(f"the CA's answer is not JSON (status {answer.status})") from error
     if answer.status == wire.OK:
-        return said
+        return content
     denial, message = "", ""
-    if isinstance(said, dict):
-        denial, message = (shown(str(said.get(key, "")), 300)[1:-1] for key in (wire.ERROR, wire.MESSAGE))
-    raise CaDeniedError(denial, f"the CA says no ({denial}): {message}", passing=is_passing(answer.status))
+    if isinstance(content, dict):
+        denial, message = (shown(str(content.get(key, "")), 300)[1:-1] for key in (wire.ERROR, wire.MESSAGE))
+    raise CaDeniedError(denial, f"the CA refused ({denial}): {message}", passing=is_passing(answer.status))
 
 
-def _certificate(said: Any) -> bytes:
-    if not isinstance(said, dict) or not isinstance(said.get(wire.CERTIFICATE), str):
-        raise CaError("the CA answered something that is no certificate")
-    return str(said[wire.CERTIFICATE]).encode()
+def _certificate(content: Any) -> bytes:
+    if not isinstance(content, dict) or not isinstance(content.get(wire.CERTIFICATE), str):
+        raise CaError("the CA's answer is not a certificate")
+    return str(content[wire.CERTIFICATE]).encode()

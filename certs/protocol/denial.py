@@ -1,7 +1,7 @@
-"""Why the CA refuses a request: the words on the wire, and the HTTP status of each. Pure.
+"""The reasons for which the CA refuses a request: the words on the wire, and the HTTP status of each. Pure.
 
-The service raises :class:`Denied` and answers with the word and its status. The client reads the word, and learns from
-the status whether the same request may succeed later (:func:`is_passing`).
+The service raises :class:`Denied` and answers with the word and its status. The client reads the word; the status decides
+whether the same request may succeed later (:func:`is_passing`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 
 class Denial(StrEnum):
-    """Why the CA says no: the ``error`` of its answers, and a label of its metrics."""
+    """The reason of a refusal: the ``error`` field of the answer, and a label of the metrics."""
 
     BAD_REQUEST = "bad_request"
     BAD_CSR = "bad_csr"
@@ -35,7 +35,7 @@ class Denial(StrEnum):
 
 
 class Denied(Exception):  # noqa: N818 (an answer, not an error of the program)
-    """The CA's no. ``message`` is for people; nothing in it is secret."""
+    """The CA refuses the request. ``message`` is for people and contains nothing secret."""
 
     def __init__(self, denial: Denial, message: str) -> None:
         super().__init__(f"{denial}: {message}")
@@ -44,7 +44,7 @@ class Denied(Exception):  # noqa: N818 (an answer, not an error of the program)
 
 
 INTERNAL_ERROR = "internal_error"
-"""The word of an answer that tells of a bug in the CA; nothing raises it as a :class:`Denied`."""
+"""The word of an answer after a bug in the CA; never raised as a :class:`Denied`."""
 
 FORBIDDEN = 403
 INTERNAL_ERROR_STATUS = 500
@@ -63,5 +63,5 @@ _STATUS: Mapping[Denial, int] = MappingProxyType(
 
 
 def is_passing(status: int) -> bool:
-    """Whether the same request may succeed later: the CA was asked too often, or something in it is out of order."""
+    """Whether the same request may succeed later: a rate limit was reached, or the CA has a fault."""
     return status == _TOO_MANY or status >= 500

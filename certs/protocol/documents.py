@@ -1,13 +1,28 @@
-"""The two documents that a mesh trusts: which roots there are, and what is revoked. Pure; fails closed.
+"""The two signed documents of a mesh: the trust bundle and the revocation list. Pure; fails closed.
 
-Both are JSON in an envelope of ``{"type", "payload", "signatures": [{"certificate", "signature"}]}``: the payload in base64,
-as it was signed, and ECDSA-P256-SHA256 (DER) over the type, a zero byte and the payload, so that neither document can be
-taken for the other. Their versions only rise (:func:`next_version`).
+**Envelope.** Both are a JSON object of at most 1 MiB:
 
-* A **bundle** counts if *one of the roots that its reader trusts already* signed it. So whoever holds only the issuing key
-  installs no root, and a reader that slept through a rotation follows the signatures of the old root to the new one.
-* A **revocation list** counts if a trusted root signed it, or the delegate that a trusted root appointed for it
-  (:func:`certs.protocol.x509_profile.delegate`): it is signed anew each minute, and a root's key may be in a safe.
+* ``type``: ``mesh-bundle/1`` or ``mesh-revocations/1``. The number is the version of the format.
+* ``payload``: base64 of the payload's bytes, a JSON object.
+* ``signatures``: 1 to 8 objects. ``certificate``: the signer's certificate in PEM. ``signature``: base64 of an ECDSA P-256
+  signature (DER) with SHA-256 over the type, a zero byte, and the payload's bytes. It covers the type, so neither document
+  can be used as the other. One valid signature is enough. Only :func:`read_kept_bundle` reads the payload before.
+
+**Payload of a bundle.** ``trust_domain``; ``version``; ``roots``: 1 to 8 certificates in PEM; ``active``: SHA-256 of the
+root under which new certificates are issued; ``distrusted``: SHA-256 digests of the public keys (SubjectPublicKeyInfo) of
+CAs that are no longer trusted, at most 1000. Digests are hexadecimal.
+
+**Payload of a revocation list.** ``trust_domain``; ``version``; ``issued_at``: when it was signed; ``identities``: an object
+from SPIFFE ID to the time before which its certificates are revoked; ``serials``: pairs of the issuer's name (DER, base64)
+and the serial number (hexadecimal), at most 100 000. Times are Unix seconds.
+
+**Versions.** ``version`` is an integer from 1 to 2^53 - 1. It only rises, separately for each document
+(:func:`next_version`). Readers do not go back to an older version.
+
+**Signers.** A bundle must be signed by *a root that its reader already trusts*. So the issuing key alone cannot add a root,
+and a reader that missed a rotation follows the old root's signature to the new root. A revocation list must be signed by a
+trusted root, or by the delegate of one (:func:`certs.protocol.x509_profile.delegate`), because it is signed again each
+minute and a root's key may be kept offline.
 """
 
 from __future__ import annotations
@@ -41,13 +56,14 @@ MAX_SIGNATURES = 8
 
 
 class UntrustedError(ValueError):
-    """The document does not count; the message says why, for people."""
+    """The document is not accepted; the message gives the reason, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Which roots a mesh trusts. ``active``: the digest of the root under which new certificates are issued; whoever has one
-    under another renews. ``distrusted``: keys of CAs that count no longer, whoever signed for them."""
+    """The roots that a mesh trusts. ``active``: the digest of the root under which new certificates are issued; a sidecar
+    with a certificate under another root renews. ``distrusted``: digests of CA keys that are never trusted, whatever signed
+    their certificates."""
 
     trust_domain: str
     version: int
@@ -57,14 +73,15 @@ class Bundle:
 
     @property
     def anchors(self) -> frozenset[bytes]:
-        """The digests of its roots."""
+        """The digests of the roots."""
         return frozenset(map(certificate_digest, self.roots))
 
 
 @dataclass(frozen=True, slots=True)
 class RevocationList:
-    """What is revoked: identities by the time before which they were issued, and certificates by issuer's name and serial.
-    ``issued_at``: how fresh it is; it is signed again every minute, with the same version while nothing changes."""
+    """What is revoked. ``identities``: certificates of an identity that were issued before the time. ``serials``: single
+    certificates, by the issuer's name (DER) and serial number. ``issued_at``: when it was signed; it is signed again every
+    minute, with the same version while nothing changes."""
 
     trust_domain: str
     version: int
@@ -74,8 +91,8 @@ class RevocationList:
 
 
 def next_version(last: int, now: datetime) -> int:
-    """One more than the last, and no less than the time in seconds: so a store that was restored from a copy does not
-    number its next document with a version that its readers have seen already."""
+    """One more than the last version, and at least the time in Unix seconds. So a store that was restored from an old copy
+    does not reuse a version that readers have already accepted."""
     return max(last + 1, int(now.timestamp()))
 
 
@@ -83,7 +100,7 @@ def next_version(last: int, now: datetime) -> int:
 
 
 def sign_bundle(bundle: Bundle, signers: Sequence[Issuer]) -> bytes:
-    """The document, signed by each of ``signers``: every root whose key is at hand, the new and the old."""
+    """The document, signed by each of ``signers``: in a rotation the old root and the new one."""
     return _seal(
         BUNDLE,
         {
@@ -116,64 +133,67 @@ def sign_revocations(revoked: RevocationList, signer: Issuer) -> bytes:
 
 
 def read_bundle(document: bytes, trust_domain: str, anchors: frozenset[bytes], now: datetime) -> Bundle:
-    """The bundle, if a root in ``anchors`` (digests) signed it. Raises :class:`UntrustedError`."""
+    """Reads a bundle. A root in ``anchors`` (digests) must have signed it. Raises :class:`UntrustedError`."""
 
     def may_sign(signer: x509.Certificate) -> str | None:
         return None if certificate_digest(signer) in anchors else "not by a root that is trusted here"
 
-    said = _open(document, BUNDLE, trust_domain, may_sign, now)
+    payload = _open(document, BUNDLE, trust_domain, may_sign, now)
     try:
-        roots = tuple(x509.load_pem_x509_certificate(pem.encode()) for pem in _listed(said, "roots", str, MAX_ROOTS))
+        roots = tuple(x509.load_pem_x509_certificate(pem.encode()) for pem in _listed(payload, "roots", str, MAX_ROOTS))
         bundle = Bundle(
             trust_domain,
-            _version(said),
+            _version(payload),
             roots,
-            bytes.fromhex(said["active"]),
-            frozenset(bytes.fromhex(key) for key in _listed(said, "distrusted", str, 1000)),
+            bytes.fromhex(payload["active"]),
+            frozenset(bytes.fromhex(key) for key in _listed(payload, "distrusted", str, 1000)),
         )
-    except Exception as error:  # whatever the parsers raise: what a root signed and nobody can read does not count
+    except Exception as error:  # the parsers raise many classes
         raise UntrustedError(f"the bundle cannot be read: {shown(str(error))}") from error
     if not roots:
-        raise UntrustedError("the bundle has no roots, so nobody could be trusted")
+        raise UntrustedError("the bundle has no roots, so no certificate could be verified")
     for root in roots:
         for fault in [*ca_faults(root), *([] if is_signed_by(root, root) else ["it did not sign itself"])]:
-            raise UntrustedError(f"the bundle holds a certificate that is no root: {fault}")
+            raise UntrustedError(f"the bundle contains a certificate that is not a root: {fault}")
     if bundle.active not in bundle.anchors:
         raise UntrustedError("the bundle names an active root that is not in it")
     return bundle
 
 
 def read_kept_bundle(document: bytes, trust_domain: str, now: datetime) -> Bundle:
-    """A bundle that was accepted once and has been kept in a place that nobody else writes to. It must be whole, which is
-    shown by the signature of a root that is in it itself: every bundle has one. Raises :class:`UntrustedError`."""
+    """Reads a bundle that was accepted before and kept in a place that only the owner writes to. It is checked for damage
+    only: one of its own roots must have signed it, as in every bundle. Raises :class:`UntrustedError`."""
     try:
-        said = json.loads(b64decode(json.loads(document)["payload"], validate=True))
-        anchors = frozenset(certificate_digest(x509.load_pem_x509_certificate(pem.encode())) for pem in said["roots"])
-    except Exception as error:  # whatever the parsers raise of damaged bytes
-        raise UntrustedError("it is no trust bundle, or a damaged one") from error
+        payload = json.loads(b64decode(json.loads(document)["payload"], validate=True))
+        anchors = frozenset(
+            certificate_digest(x509.load_pem_x509_certificate(pem.encode())) for pem in payload["roots"]
+        )
+    except Exception as error:  # the parsers raise many classes
+        raise UntrustedError("it is not a trust bundle, or it is damaged") from error
     return read_bundle(document, trust_domain, anchors, now)
 
 
 def read_revocations(document: bytes, bundle: Bundle, now: datetime) -> RevocationList:
-    """The list, if a root of the bundle, or the delegate of one, signed it. Raises :class:`UntrustedError`."""
+    """Reads a revocation list. A root of the bundle, or a root's delegate, must have signed it. Raises
+    :class:`UntrustedError`."""
 
     def may_sign(signer: x509.Certificate) -> str | None:
         if certificate_digest(signer) in bundle.anchors:
             return None
         if not any(is_signed_by(signer, root) for root in bundle.roots):
-            return "by nobody whom a trusted root appointed"
+            return "by a certificate that no trusted root issued"
         return None if _is_delegate(signer) else "by a certificate that was not made for that, such as an issuing CA's"
 
-    said = _open(document, REVOCATIONS, bundle.trust_domain, may_sign, now)
+    payload = _open(document, REVOCATIONS, bundle.trust_domain, may_sign, now)
     try:
         identities = {
-            parse_spiffe_id(identity): _time(when) for identity, when in _checked(said, "identities", dict).items()
+            parse_spiffe_id(identity): _time(when) for identity, when in _checked(payload, "identities", dict).items()
         }
         serials = frozenset(
             (b64decode(issuer, validate=True), int(serial, 16))
-            for issuer, serial in _listed(said, "serials", list, 100_000)
+            for issuer, serial in _listed(payload, "serials", list, 100_000)
         )
-        return RevocationList(bundle.trust_domain, _version(said), _time(said["issued_at"]), identities, serials)
+        return RevocationList(bundle.trust_domain, _version(payload), _time(payload["issued_at"]), identities, serials)
     except Exception as error:  # as above
         raise UntrustedError(f"the list of revocations cannot be read: {shown(str(error))}") from error
 
@@ -186,7 +206,7 @@ def _seal(kind: str, payload: Mapping[str, Any], signers: Sequence[Issuer]) -> b
     signatures = [
         {
             "certificate": _pem(signer.certificate),
-            "signature": b64encode(signer.key.sign(_signed(kind, body), ec.ECDSA(hashes.SHA256()))).decode(),
+            "signature": b64encode(signer.key.sign(_signing_input(kind, body), ec.ECDSA(hashes.SHA256()))).decode(),
         }
         for signer in signers
     ]
@@ -200,7 +220,8 @@ def _open(
     may_sign: Callable[[x509.Certificate], str | None],
     now: datetime,
 ) -> dict[str, Any]:
-    """The payload, once one signature counts; nothing of it is looked at before. ``may_sign``: why a signer may not."""
+    """Verifies a signature, then parses the payload and returns it. ``may_sign``: the reason why a certificate may not sign;
+    None if it may. Raises :class:`UntrustedError`."""
     if len(document) > MAX_BYTES:
         raise UntrustedError(f"it is larger than {MAX_BYTES // 1024} KiB")
     try:
@@ -212,29 +233,29 @@ def _open(
     except UntrustedError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        raise UntrustedError("it is no signed document") from error
+        raise UntrustedError("it is not a signed document") from error
     why = ["it is not signed"]
     for entry in signatures:
-        fault = _signature_fault(entry, _signed(kind, body), may_sign, now)
+        fault = _signature_fault(entry, _signing_input(kind, body), may_sign, now)
         if fault is None:
             break
         why.append(f"it is signed {fault}")
     else:
         raise UntrustedError(why[-1])
     try:
-        said = json.loads(body)
-        claimed = said["trust_domain"]
+        payload = json.loads(body)
+        claimed = payload["trust_domain"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UntrustedError("what is signed is no document of a mesh") from error
+        raise UntrustedError("its payload is not a document of a mesh") from error
     if claimed != trust_domain:
         raise UntrustedError(f"it is of the trust domain {shown(str(claimed))}, not of {trust_domain}")
-    return dict(said)
+    return dict(payload)
 
 
 def _signature_fault(
     entry: Mapping[str, Any], signed: bytes, may_sign: Callable[[x509.Certificate], str | None], now: datetime
 ) -> str | None:
-    """Why this signature does not count; None if it does."""
+    """Why this signature is not valid; None if it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -243,53 +264,53 @@ def _signature_fault(
                 return fault
             key = signer.public_key()
             if not isinstance(key, ec.EllipticCurvePublicKey):
-                return "with a key that is none of ours"
+                return "with a key that is not an elliptic-curve key"
             key.verify(b64decode(entry["signature"], validate=True), signed, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         return "with a signature that is wrong"
-    except Exception:  # a parser's own failure, whatever its class, is no signature
+    except Exception:  # the parsers raise many classes
         return "in a way that cannot be read"
     if not signer.not_valid_before_utc <= now <= signer.not_valid_after_utc:
         return (
-            f"by a certificate that is good from {signer.not_valid_before_utc:%FT%TZ} "
+            f"by a certificate that is valid from {signer.not_valid_before_utc:%FT%TZ} "
             f"to {signer.not_valid_after_utc:%FT%TZ}, and it is {now:%FT%TZ}"
         )
     return None
 
 
 def _is_delegate(certificate: x509.Certificate) -> bool:
-    usages = find(certificate.extensions, x509.ExtendedKeyUsage)  # an issuing CA has none at all
+    usages = find(certificate.extensions, x509.ExtendedKeyUsage)  # an issuing CA has none
     return usages is not None and list(usages.value) == [ExtendedKeyUsageOID.OCSP_SIGNING]
 
 
-def _signed(kind: str, body: bytes) -> bytes:
+def _signing_input(kind: str, body: bytes) -> bytes:
     return kind.encode() + b"\0" + body
 
 
-def _checked(said: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = said[key]
+def _checked(payload: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = payload[key]
     if not isinstance(value, kind):
-        raise TypeError(f"{key} is of a wrong kind")
+        raise TypeError(f"{key} has the wrong type")
     return value
 
 
-def _listed(said: Mapping[str, Any], key: str, kind: type, most: int) -> list[Any]:
-    values = _checked(said, key, list)
+def _listed(payload: Mapping[str, Any], key: str, kind: type, most: int) -> list[Any]:
+    values = _checked(payload, key, list)
     if len(values) > most or not all(isinstance(value, kind) for value in values):
-        raise TypeError(f"{key} is of a wrong kind, or longer than {most}")
+        raise TypeError(f"{key} has the wrong type, or is longer than {most}")
     return list(values)
 
 
-def _version(said: Mapping[str, Any]) -> int:
-    version = said["version"]
+def _version(payload: Mapping[str, Any]) -> int:
+    version = payload["version"]
     if type(version) is not int or not 0 < version < 1 << 53:
-        raise TypeError("version is of a wrong kind")
+        raise TypeError("version has the wrong type or is out of range")
     return version
 
 
 def _time(seconds: Any) -> datetime:
     if type(seconds) is not int:
-        raise TypeError("a time is of a wrong kind")
+        raise TypeError("a time has the wrong type")
     return datetime.fromtimestamp(seconds, UTC)
 
 

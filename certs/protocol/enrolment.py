@@ -1,8 +1,8 @@
-"""What lets a service enrol: a one-time token or an enrolment secret, as text. Pure.
+"""Enrolment credentials as text: a one-time token or an enrolment secret. Pure.
 
-``mesh-token.<secret>.<root>`` and ``mesh-secret.<secret>.<root>``: a random part, of 128 bits for a token that lives five
-minutes and of 256 for a secret that lives until it is revoked, and the SHA-256 of the root beside it, so that the text
-itself says which mesh it is for. The CA keeps only its hash (:func:`stored`).
+``mesh-token.<secret>.<root>`` or ``mesh-secret.<secret>.<root>``. ``<secret>`` is random: 128 bits in a token, which is
+valid for five minutes; 256 bits in a secret, which is valid until it is revoked. ``<root>`` is the SHA-256 of the root, so
+that the text itself shows which mesh it is for. Both are hexadecimal. The CA stores only a hash (:func:`stored`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEXT = re.compile(r"mesh-(token|secret)\.([0-9a-f]{32}|[0-9a-f]{64})\.([0-9a-f]
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentCredential:
-    """``root``: the digest of the root under which it was made. Its text is secret, and kept out of any ``repr``."""
+    """``root``: the digest of the root under which it was made. The text is secret and never in the ``repr``."""
 
     kind: Kind
     secret: str
@@ -34,21 +34,21 @@ class EnrolmentCredential:
 
 
 def make(kind: Kind, root: bytes) -> EnrolmentCredential:
-    """A new one."""
+    """Makes a new credential."""
     return EnrolmentCredential(kind, secrets.token_hex(_BYTES[kind]), root)
 
 
 def parse(text: str) -> EnrolmentCredential:
-    """Reads one. Raises :class:`ValueError`, whose message has nothing of the text in it."""
+    """Parses a credential. Raises :class:`ValueError`, whose message never contains any of the text."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError("no token and no enrolment secret: it reads mesh-token.….… or mesh-secret.….…")
+        raise ValueError("not a token or an enrolment secret: these read mesh-token.….… or mesh-secret.….…")
     kind: Kind = "token" if match[1] == "token" else "secret"
     if len(match[2]) != 2 * _BYTES[kind]:
-        raise ValueError(f"a {kind} of a wrong length")
+        raise ValueError(f"a {kind} of the wrong length")
     return EnrolmentCredential(kind, match[2], bytes.fromhex(match[3]))
 
 
 def stored(made: EnrolmentCredential) -> str:
-    """What the CA keeps of it. A plain hash: there is nothing to guess in 128 random bits, however fast one hashes."""
+    """What the CA stores. A fast hash is enough: 128 random bits cannot be guessed, however fast the hash is."""
     return sha256(f"mesh-{made.kind}.{made.secret}".encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""The fields of a certificate, in words safe to print. Pure.
+"""The fields of a certificate as text that is safe to print. Pure.
 
-What a certificate says is somebody else's text: it is escaped and cut, and a field that cannot be read hides no other.
+A certificate's content is untrusted: it is escaped and cut. A field that cannot be read does not hide the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EKU_NAMES = {
     ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
     ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE: "any",
 }
-_USAGES = {  # RFC 5280 4.2.1.3, under its own names
+_USAGES = {  # the names of RFC 5280 4.2.1.3
     "digital_signature": "digitalSignature",
     "content_commitment": "nonRepudiation",
     "key_encipherment": "keyEncipherment",
@@ -65,14 +65,14 @@ def read_fields(certificate: x509.Certificate, now: datetime) -> tuple[list[tupl
     for label, show in readers:
         try:
             fields.append((label, show()))
-        except Exception as error:  # one field that cannot be read is no reason to hide the others
+        except Exception as error:  # the parsers raise many classes
             fields.append((label, f"cannot be read: {shown(str(error))}"))
             faults.append(f"its {label} cannot be read")
     return fields, faults
 
 
 def describe_span(span: timedelta) -> str:
-    """A span of time as people say it, rounded down: ``43 min``, ``2 h``, ``10 years``."""
+    """A span of time for people, rounded down: ``43 min``, ``2 h``, ``10 years``."""
     seconds = int(span.total_seconds())
     for unit, size, least in (("years", 365 * 86400, 2), ("days", 86400, 2), ("h", 3600, 2), ("min", 60, 1)):
         if seconds >= least * size:

@@ -1,7 +1,7 @@
-"""Which rules a certificate breaks, and whether a chain is one: :func:`examine`, then :func:`as_text`. Pure.
+"""Which rules a certificate breaks, and whether certificates form a chain: :func:`examine`, then :func:`as_text`. Pure.
 
-Made for certificates that somebody else sent: nothing in them can raise, everything in them is escaped
-(:mod:`certs.protocol.fields`), and a field that cannot be read is a fault by itself.
+The certificates are untrusted: no content of theirs raises, all of it is escaped (:mod:`certs.protocol.fields`), and a field
+that cannot be read is a fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNLIMITED = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One certificate, in words safe to print. ``fields``: (label, text). ``faults``: the rules that it breaks."""
+    """One certificate as text that is safe to print. ``fields``: (label, text). ``faults``: the rules that it breaks."""
 
     role: str  # "leaf" or "CA"
     spiffe_id: str | None
@@ -32,7 +32,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All certificates of one input, in its order."""
+    """The certificates of one input, in its order."""
 
     source: str
     accounts: tuple[Account, ...]
@@ -43,7 +43,7 @@ class Report:
 
 
 def examine(certificates: Sequence[x509.Certificate], now: datetime, source: str = "-") -> Report:
-    """What each certificate says, each rule that it breaks now, and whether each is signed by the next."""
+    """Reads each certificate, checks every rule at the time ``now``, and checks that the next certificate signed it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         accounts = []
@@ -66,12 +66,12 @@ def ca_faults(certificate: x509.Certificate) -> list[str]:
     """Every rule of a CA certificate (RFC 5280 4.2.1.3, 4.2.1.9) that this one breaks, each as one sentence."""
     try:
         extensions = certificate.extensions
-    except Exception as error:  # as above: malformed, and so not one to trust
+    except Exception as error:  # malformed: the parsers raise many classes
         return [f"its extensions cannot be read: {shown(str(error))}"]
     faults = []
     constraints = find(extensions, x509.BasicConstraints)
     if constraints is None or not constraints.value.ca:
-        faults.append("it is no CA certificate (cA is not true)")
+        faults.append("it is not a CA certificate (cA is not true)")
     elif not constraints.critical:
         faults.append("its BasicConstraints are not critical")
     usage = find(extensions, x509.KeyUsage)
@@ -89,16 +89,17 @@ def ca_faults(certificate: x509.Certificate) -> list[str]:
 
 
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether ``issuer``'s name and key made the certificate. Whether it was entitled to is not asked; doubt is a no."""
+    """Whether ``issuer`` has the issuer's name and the key that signed the certificate. Does not check that ``issuer`` is a
+    CA. False in every case of doubt."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except Exception:  # InvalidSignature, another name, a key or an algorithm that is not known
+    except Exception:  # InvalidSignature, another name, an unknown key type or algorithm
         return False
     return True
 
 
 def as_text(report: Report) -> str:
-    """The report for people: plain aligned lines, ASCII wherever the certificate speaks."""
+    """The report for people, in aligned lines; all text out of a certificate is ASCII."""
     lines = []
     for number, account in enumerate(report.accounts, 1):
         lines.append(f"{report.source}: certificate {number} of {len(report.accounts)} ({account.role})")
@@ -111,7 +112,7 @@ def as_text(report: Report) -> str:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """The same for programs: a list of inputs, each with its certificates."""
+    """The reports for programs: a list of inputs, each with its certificates."""
     documents = [
         {
             "source": report.source,
@@ -127,12 +128,12 @@ def _line(label: str, text: str) -> str:
 
 
 def _role(certificate: x509.Certificate) -> str:
-    """A CA certificate is one that says so, unless it also names a workload: then it is a leaf that breaks a rule."""
+    """``CA`` if cA is true, unless the certificate also names a workload: then it is a leaf that breaks a rule."""
     try:
         constraints = find(certificate.extensions, x509.BasicConstraints)
         is_ca = constraints is not None and constraints.value.ca
         return "CA" if is_ca and not any("/" in uri.partition("://")[2] for uri in _uris(certificate)) else "leaf"
-    except Exception:  # unreadable: judged by the stricter rules, which will say what is wrong with it
+    except Exception:  # unreadable: the leaf's rules are stricter, and report the fault
         return "leaf"
 
 
@@ -145,12 +146,12 @@ def _spiffe_id(certificate: x509.Certificate) -> str | None:
     try:
         (uri,) = _uris(certificate)
         return str(parse_spiffe_id(uri))
-    except Exception:  # none, several, outside the grammar, unreadable: svid_faults() says which
+    except Exception:  # none, several, outside the grammar, unreadable: svid_faults() reports which
         return None
 
 
 def _link(certificates: Sequence[x509.Certificate], at: int) -> tuple[str, list[str]]:
-    """Who signed certificate ``at``, and what is wrong with that where the input is a chain: a leaf, then its issuers."""
+    """What signed certificate ``at``; and the faults of that, if the input is a chain: a leaf, then its issuers."""
     certificate, is_chain = certificates[at], _role(certificates[0]) == "leaf"
     if is_signed_by(certificate, certificate):
         return "itself", ["it is self-signed, so no CA vouches for it"] if _role(certificate) == "leaf" else []
@@ -158,7 +159,7 @@ def _link(certificates: Sequence[x509.Certificate], at: int) -> tuple[str, list[
     signer = next((other for other in following if is_signed_by(certificate, certificates[other])), None)
     faults = []
     if signer is None:
-        text = "a certificate that is not in here"
+        text = "a certificate that is not in this input"
         if at + 1 < len(certificates):
             faults.append(f"it is not signed by certificate {at + 2}, which follows it in the chain")
     else:
@@ -166,14 +167,14 @@ def _link(certificates: Sequence[x509.Certificate], at: int) -> tuple[str, list[
         if signer != at + 1:
             faults.append(f"the chain is out of order: certificate {signer + 1} signed it and does not follow it")
         elif _role(certificates[signer]) != "CA":
-            faults.append(f"certificate {signer + 1} signed it and is no CA")
+            faults.append(f"certificate {signer + 1} signed it and is not a CA")
         elif signer - 1 > (limit := _path_length(certificates[signer])):
             faults.append(f"CAs below certificate {signer + 1}: {signer - 1}; its path length allows {limit}")
     return text, faults if is_chain else []
 
 
 def _path_length(ca: x509.Certificate) -> int:
-    """RFC 5280 4.2.1.9: how many CAs may stand between this one and the leaf."""
+    """RFC 5280 4.2.1.9: how many CAs may be between this one and the leaf."""
     limit = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
     return _UNLIMITED if limit is None else limit
 

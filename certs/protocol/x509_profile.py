@@ -1,7 +1,8 @@
-"""What is in a certificate of ours: a root, an issuing intermediate, a leaf. Pure but for random serials and signatures.
+"""The certificate profiles of the CA: root, issuing intermediate, leaf, delegate. Pure, except for random serials and
+signatures.
 
 References: RFC 5280 (certificates; section numbers below), SPIFFE's X509-SVID (leaves). Every field is set here and
-nowhere else; nothing is copied from a request but the public key. Chains made here pass OpenSSL's ``X509_STRICT``.
+nowhere else; only the public key is copied from a request. Chains made here pass OpenSSL's ``X509_STRICT``.
 
 ============== ====================== ============================== ===========================================
 field          root                   issuing intermediate           leaf
@@ -14,9 +15,8 @@ names          CN                     CN                             no subject;
 constraints    none                   URIs of the trust domain only  none
 ============== ====================== ============================== ===========================================
 
-A root appoints a *delegate* too, who signs lists of revocations for it: 90 days, cA false, digitalSignature, and OCSPSigning
-as its only extended usage, which is what RFC 6960 4.2.2.2 calls such a certificate's purpose. It has no URI and no TLS
-purpose, so no sidecar takes it for a service.
+A root also issues a *delegate*, which signs revocation lists for it: 90 days, cA false, digitalSignature, and OCSPSigning
+(RFC 6960 4.2.2.2) as its only extended key usage. It has no URI and no TLS usage, so no sidecar accepts it as a service.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ DEFAULT_TTL = timedelta(hours=1)
 MIN_TTL = timedelta(minutes=5)
 MAX_TTL = timedelta(hours=24)
 BACKDATED = timedelta(seconds=60)
-"""How far back not-before lies, for peers whose clocks are behind ours."""
+"""How far not-before is in the past, for peers whose clocks are behind the CA's."""
 
 _DNS_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class ProfileError(ValueError):
-    """What was asked for is not in the profile; the message says which rule, for people."""
+    """The requested certificate is outside the profile; the message names the rule, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Who signs: a CA's certificate and the key that belongs to it."""
+    """A signer: a certificate and its private key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -67,7 +67,7 @@ def root(trust_domain: str, key: ec.EllipticCurvePrivateKey, now: datetime) -> x
 
 
 def intermediate(trust_domain: str, public_key: PublicKeyTypes, issuer: Issuer, now: datetime) -> x509.Certificate:
-    """The issuing CA: it can sign leaves and no further CA, and, whoever holds its key, URIs of ``trust_domain`` only.
+    """The issuing CA. It can sign leaves but no further CA, and only URIs of ``trust_domain``, even if its key is stolen.
 
     Raises :class:`ProfileError`.
     """
@@ -82,8 +82,8 @@ def intermediate(trust_domain: str, public_key: PublicKeyTypes, issuer: Issuer, 
 
 
 def delegate(public_key: PublicKeyTypes, issuer: Issuer, now: datetime) -> x509.Certificate:
-    """Who may sign lists of revocations in a root's name, since the root's key need not be at hand every minute. The issuing
-    key may not: whoever stole it could take back a revocation of his own. Raises :class:`ProfileError`."""
+    """The certificate that signs revocation lists for a root, so that the root's key can be kept offline. The issuing key
+    may not sign them: with a stolen one, the thief could undo a revocation. Raises :class:`ProfileError`."""
     builder = _under(issuer, _ca_name("revocations", _p256(public_key)), public_key, now, ISSUING_LIFETIME)
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -103,11 +103,11 @@ def leaf(
     not_before: datetime | None = None,
     dns: Sequence[str] = (),
 ) -> x509.Certificate:
-    """The X.509-SVID of ``identity``, good for ``ttl`` from ``now`` and no longer than its issuer.
+    """The X.509-SVID of ``identity``, valid for ``ttl`` from ``now`` but no longer than its issuer.
 
-    Whether the caller may have this identity is not asked here. The subject stays empty, so that no field but the URI
-    can be taken for the name. ``not_before``: not good before that, however far certificates are dated back; for an identity
-    that was revoked up to then. ``dns``: names for people's tools, besides the service's. Raises :class:`ProfileError`.
+    Does not check whether the caller may have this identity. The subject is empty, so that only the URI can be read as the
+    name. ``not_before``: the earliest start; backdating stops there. It is for an identity whose certificates before that
+    time are revoked. ``dns``: more DNS names, for tools such as curl. Raises :class:`ProfileError`.
     """
     check_ttl(ttl)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
@@ -128,23 +128,23 @@ def leaf(
 
 
 def check_ttl(ttl: timedelta) -> None:
-    """Raises :class:`ProfileError` unless a leaf may live that long: a longer one would have to be revoked one day."""
+    """Raises :class:`ProfileError` unless a leaf may be valid for that long. A longer-lived one would need revocation."""
     if not MIN_TTL <= ttl <= MAX_TTL:
-        raise ProfileError(f"a certificate lives from 5 minutes to 24 hours, not {ttl}")
+        raise ProfileError(f"a certificate is valid for 5 minutes to 24 hours, not for {ttl}")
 
 
 def is_dns_name(text: str) -> bool:
-    """Whether ``text`` is a host name (RFC 1123 2.1): letters, digits and hyphens; not all digits at the end, as an
-    address has."""
+    """Whether ``text`` is a host name (RFC 1123 2.1): labels of letters, digits and hyphens, the last not only digits, as in
+    an IP address."""
     labels = text.split(".")
     return len(text) <= 253 and all(_DNS_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
 
 
 def _check_trust_domain(trust_domain: str) -> None:
     if not is_trust_domain(trust_domain):
-        raise ProfileError(f"{shown(trust_domain)} is no trust domain: 1 to 255 of a-z 0-9 . _ - and nothing else")
+        raise ProfileError(f"{shown(trust_domain)} is not a trust domain: 1 to 255 of a-z 0-9 . _ - and nothing else")
     if trust_domain.startswith("."):
-        # 4.2.1.10: a leading dot in a name constraint means "any host below", and no longer this very one.
+        # 4.2.1.10: in a name constraint, a leading dot means "any host below", without the domain itself.
         raise ProfileError(f"{shown(trust_domain)} cannot be a trust domain here: it starts with a dot")
 
 
@@ -155,7 +155,7 @@ def _p256(public_key: PublicKeyTypes) -> ec.EllipticCurvePublicKey:
 
 
 def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey) -> x509.Name:
-    """A CA's name, which differs with its key, so that two generations are never taken for each other."""
+    """A CA's name. It contains the key's identifier, so that two CAs of one mesh never have the same name."""
     key_id = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"mesh {role} {key_id[:16]}")])
 
@@ -168,19 +168,19 @@ def _under(
     lifetime: timedelta,
     earliest: datetime | None = None,
 ) -> x509.CertificateBuilder:
-    """What is the same in all that an issuer signs; its validity lies within the issuer's."""
+    """The fields that every certificate under an issuer shares; its validity is within the issuer's."""
     above = issuer.certificate
     if issuer.key.public_key() != above.public_key():
         raise ProfileError("the issuer's key does not belong to its certificate")
     if not above.not_valid_before_utc <= now < above.not_valid_after_utc:
         raise ProfileError(
-            f"the issuer's certificate is good from {above.not_valid_before_utc:%FT%TZ} "
+            f"the issuer's certificate is valid from {above.not_valid_before_utc:%FT%TZ} "
             f"to {above.not_valid_after_utc:%FT%TZ}, and it is {now:%FT%TZ}"
         )
     not_before = max(now - BACKDATED, above.not_valid_before_utc, earliest or now - BACKDATED)
     not_after = min(now + lifetime, above.not_valid_after_utc)
     if not_before >= not_after:
-        raise ProfileError(f"it would be good from {not_before:%FT%TZ} to {not_after:%FT%TZ}, which is never")
+        raise ProfileError(f"it would be valid from {not_before:%FT%TZ} to {not_after:%FT%TZ}, which is never")
     return _builder(above.subject, subject, _p256(public_key), issuer.key.public_key(), not_before, not_after)
 
 

@@ -1,5 +1,5 @@
-"""What the CA decides: functions of a transaction of the store.
+"""The CA's decisions, as functions of a store transaction.
 
-``registrar`` (who gets a certificate), ``revocations`` (what is revoked), ``bundles`` (which roots are trusted),
-``followers`` (which sidecars poll, and what they have), ``rotation`` (a new root in the place of the old one).
+``registrar`` (issuing certificates), ``revocations`` (what is revoked), ``bundles`` (which roots are trusted), ``followers``
+(which sidecars poll, and what each has), ``rotation`` (replacing the root).
 """

@@ -1,7 +1,7 @@
-"""The trust bundles that sidecars get, as they are in the store: read, published, and one more that distrusts a CA's key.
+"""The store's trust bundles: read, publish, and distrust a CA's key.
 
-Functions of a connection or a transaction (:mod:`certs.store.store`). The signed document is
-:mod:`certs.protocol.documents`'s.
+Functions of a connection or a transaction (:mod:`certs.store.store`). :mod:`certs.protocol.documents` defines the signed
+document.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 
 MOST_BUNDLES = 64
-"""How many bundles one answer holds, the newest ones: a rotation makes three."""
+"""The most bundles in one answer; the newest are kept. A root rotation publishes three."""
 
 
 def newest_bundle(connection: sa.Connection) -> str | None:
-    """The newest document; None in a store that has none yet."""
+    """The newest document; None if the store has none yet."""
     return connection.execute(sa.select(bundles.c.document).order_by(bundles.c.version.desc()).limit(1)).scalar()
 
 
 def bundles_after(connection: sa.Connection, version: int) -> list[str]:
-    """The documents newer than ``version``, the oldest first, at most :data:`MOST_BUNDLES`: each may be signed by a root
-    that only the one before it introduces."""
+    """The documents newer than ``version``, oldest first, at most :data:`MOST_BUNDLES`. A reader needs all of them: each may
+    be signed by a root that only the bundle before it introduces."""
     newer = sa.select(bundles.c.document).where(bundles.c.version > version).order_by(bundles.c.version.desc())
     return list(connection.execute(newer.limit(MOST_BUNDLES)).scalars())[::-1]
 
 
 def publish(transaction: Transaction, bundle: Bundle, document: bytes) -> None:
-    """Adds a bundle, which must be newer than all."""
+    """Adds a bundle. Raises :class:`UsageError` unless it is newer than every other."""
     last = transaction.connection.execute(sa.select(sa.func.max(bundles.c.version))).scalar()
     if last is not None and bundle.version <= last:
-        raise UsageError(f"a bundle of version {bundle.version} is no news after {last}")
+        raise UsageError(f"bundle version {bundle.version} is not newer than {last}")
     transaction.connection.execute(bundles.insert().values(version=bundle.version, document=document.decode()))
     roots = sorted(anchor.hex()[:16] for anchor in bundle.anchors)
     transaction.record("bundle", "", version=bundle.version, roots=roots, active=bundle.active.hex()[:16])
 
 
 def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer, now: datetime) -> int:
-    """Publishes that a CA's key counts no longer, whoever signed for it; returns the bundle's version."""
+    """Publishes a bundle that distrusts a CA's key (its digest), whatever signed that CA; returns the bundle's version."""
     document = newest_bundle(transaction.connection)
     if document is None:
         raise UsageError("the store has no trust bundle yet: start certs serve once")
@@ -59,5 +59,5 @@ def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer,
 
 
 def own_bundle(document: str, trust_domain: str, roots: Iterable[x509.Certificate], now: datetime) -> Bundle:
-    """A bundle from our own store, if it is of this CA: signed by one of these roots. Raises :class:`UntrustedError`."""
+    """Reads a bundle from the CA's own store. It must be signed by one of ``roots``. Raises :class:`UntrustedError`."""
     return read_bundle(document.encode(), trust_domain, frozenset(map(certificate_digest, roots)), now)

@@ -1,4 +1,4 @@
-"""Which sidecars poll this CA, and what each of them has. A rotation of the root waits for them.
+"""Which sidecars poll this CA, and which bundle and certificate each has. A root rotation waits for them.
 
 Functions of a connection or a transaction (:mod:`certs.store.store`).
 """
@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from certs.store.store import Transaction, followers
 
 MOST_FOLLOWERS = 256
-"""Of one identity. A sidecar says itself which replica it is, so it could be ever more of them, each a row, and each to be
-waited for by a rotation."""
+"""The most rows of one identity. A sidecar chooses its own instance number, so without a limit one sidecar could add any
+number of rows, and a rotation would wait for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """A sidecar that polls: what it has. ``root``: the digest of the root that its certificate is under."""
+    """What one polling sidecar has. ``bundle``: a version. ``root``: the SHA-256 of its certificate's root, hexadecimal."""
 
     instance: str
     identity: str
@@ -29,8 +29,8 @@ class Follower:
     seen_at: datetime
 
 
-def seen(transaction: Transaction, follower: Follower) -> None:
-    """Notes what a sidecar has. Of one identity those that were seen last stay, at most :data:`MOST_FOLLOWERS`."""
+def save(transaction: Transaction, follower: Follower) -> None:
+    """Records what a sidecar has. Keeps the :data:`MOST_FOLLOWERS` of its identity that polled last."""
     values = {
         "identity": follower.identity,
         "bundle": follower.bundle,
@@ -49,7 +49,8 @@ def seen(transaction: Transaction, follower: Follower) -> None:
 
 
 def all_followers(connection: sa.Connection, now: datetime) -> list[Follower]:
-    """Those whose certificate has not ended; whoever's has can talk to nobody, and learns all when it comes back."""
+    """The followers whose certificate has not expired. One whose has cannot connect to a peer, and gets the newest bundle
+    when it re-enrols."""
     alive = sa.select(followers).where(followers.c.not_after >= int(now.timestamp()))
     return [
         Follower(

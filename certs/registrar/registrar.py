@@ -1,11 +1,10 @@
-"""Who gets a certificate: enrolment, renewal, re-enrolment, each as one operation on the store. Fails closed.
+"""Issuing certificates: enrolment, renewal and re-enrolment, each as one operation on the store. Fails closed.
 
-Each function decides, signs and remembers in one transaction (:mod:`certs.store.store`), so what was decided still holds
-when it is remembered, and no certificate leaves that is not in the store. They raise
-:class:`~certs.protocol.denial.Denied`.
+Each function decides, signs and records in one transaction (:mod:`certs.store.store`). So the decision still holds when it
+is recorded, and every certificate that is sent is in the store. They raise :class:`~certs.protocol.denial.Denied`.
 
-An answer can be lost on its way. So a request that comes again *with the same key* gets the same certificate, for five
-minutes: a token that was spent on a certificate that never arrived strands nobody. Otherwise a key is certified once.
+An answer can be lost on the network. So a repeated request *with the same key* gets the same certificate for five minutes;
+otherwise a lost answer would use up a token for nothing. Beyond that, a key is certified once.
 """
 
 from __future__ import annotations
@@ -30,22 +29,31 @@ from certs.protocol import enrolment, x509_profile
 from certs.protocol.csr import check_csr, key_hash, proof_of_possession, read_csr
 from certs.protocol.denial import Denial, Denied
 from certs.protocol.enrolment import EnrolmentCredential
-from certs.store.store import Transaction, followers, issued, revoked_identities, revoked_serials
-from certs.store.store import passes as passes_table
+from certs.store.store import (
+    Transaction,
+    enrolment_credentials,
+    followers,
+    issued,
+    revoked_identities,
+    revoked_serials,
+)
 from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_svid, shown
 
 AGAIN_SECONDS = 300
-"""How long the same request gets the same answer."""
+"""How long a repeated request gets the same certificate."""
 
 TOKEN_LIFETIME = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
 class IssuingPolicy:
-    """By what the CA decides now. ``services``: those of ``mesh.yaml``; nobody else gets a certificate. ``window``: how long
-    after its end a certificate still counts for re-enrolment. ``distrusted``: keys of issuers that count no longer.
-    ``admit`` is asked last, for an identity, whether it is not too often."""
+    """What the CA decides by.
+
+    ``services``: those of ``mesh.yaml``; only these get a certificate. ``window``: how long an expired certificate still
+    counts for re-enrolment. ``distrusted``: digests of issuer keys that are no longer trusted. ``admit``: whether the rate
+    limit allows one more certificate for an identity; called last.
+    """
 
     authority: Authority
     services: Collection[str]
@@ -55,62 +63,63 @@ class IssuingPolicy:
     admit: Callable[[str], bool] = lambda _identity: True
 
     def identity(self, service: str) -> SpiffeId:
-        """A declared service's identity. Raises :class:`Denied`."""
+        """The identity of a service in ``mesh.yaml``. Raises :class:`Denied`."""
         if not is_segment(service) or service not in self.services:
             raise Denied(Denial.UNKNOWN_SERVICE, f"there is no service {shown(service)} in the CA's mesh.yaml")
         return SpiffeId(self.authority.trust_domain, (service,))
 
     def renewed(self, identity: SpiffeId) -> SpiffeId:
-        """The same, of a certificate that is to be renewed. Raises :class:`Denied`."""
+        """The identity for the renewal of a certificate with this one. Raises :class:`Denied`."""
         if identity.trust_domain != self.authority.trust_domain or identity.service is None:
-            raise Denied(Denial.NOT_ENTITLED, f"{identity} is no service of this mesh, so it renews nothing here")
+            raise Denied(Denial.NOT_ENTITLED, f"{identity} is not a service of this mesh, so this CA does not renew it")
         return self.identity(identity.service)
 
 
-# -- passes ------------------------------------------------------------------------------------------------------------
+# -- enrolment credentials ---------------------------------------------------------------------------------------------
 
 
-def add_pass(transaction: Transaction, made: EnrolmentCredential, identity: SpiffeId) -> None:
-    """Remembers a new token or secret (its hash)."""
-    expires = transaction.now + int(TOKEN_LIFETIME.total_seconds()) if made.kind == "token" else None
+def add_credential(transaction: Transaction, credential: EnrolmentCredential, identity: SpiffeId) -> None:
+    """Stores a new token or secret, as its hash."""
+    expires = transaction.now + int(TOKEN_LIFETIME.total_seconds()) if credential.kind == "token" else None
     transaction.connection.execute(
-        passes_table.insert().values(
-            hash=enrolment.stored(made),
-            kind=made.kind,
+        enrolment_credentials.insert().values(
+            hash=enrolment.stored(credential),
+            kind=credential.kind,
             identity=str(identity),
             made_at=transaction.now,
             expires_at=expires,
         )
     )
-    transaction.record(f"{made.kind}_made", str(identity))
+    transaction.record(f"{credential.kind}_made", str(identity))
 
 
-def end_passes(transaction: Transaction, identity: SpiffeId, kind: str | None = None) -> int:
-    """Ends an identity's secrets and tokens, or those of one kind; returns how many were good till now."""
-    good = (passes_table.c.identity == str(identity)) & passes_table.c.ended_at.is_(None)
+def end_credentials(transaction: Transaction, identity: SpiffeId, kind: str | None = None) -> int:
+    """Ends an identity's secrets and tokens, or those of one kind; returns how many were not ended before."""
+    table = enrolment_credentials
+    good = (table.c.identity == str(identity)) & table.c.ended_at.is_(None)
     if kind is not None:
-        good &= passes_table.c.kind == kind
-    return transaction.connection.execute(passes_table.update().where(good).values(ended_at=transaction.now)).rowcount
+        good &= table.c.kind == kind
+    return transaction.connection.execute(table.update().where(good).values(ended_at=transaction.now)).rowcount
 
 
 # -- certificates ------------------------------------------------------------------------------------------------------
 
 
 def enrol(
-    transaction: Transaction, policy: IssuingPolicy, shown_pass: EnrolmentCredential, service: str, csr: str
+    transaction: Transaction, policy: IssuingPolicy, credential: EnrolmentCredential, service: str, csr: str
 ) -> str:
-    """The first certificate of a service, for whoever shows a pass of it: the chain in PEM."""
+    """Issues a service's first certificate to a caller with an enrolment credential of it; returns the chain in PEM."""
     identity = policy.identity(service)
     request, key = read_csr(csr)
     check_csr(request, identity)
-    row = _find(transaction, shown_pass, identity)
+    row = _find_credential(transaction, credential, identity)
     if row.ended_at is not None:
         raise Denied(Denial.PASS_EXPIRED, f"this {row.kind} was revoked; ask for a new one: certs {_command(row.kind)}")
     if row.kind == "token":
         if row.used_by not in (None, key_hash(key)):
             raise Denied(
                 Denial.PASS_USED,
-                "this token was used already. If that was not you, somebody has stolen it: "
+                "this token was used already. If that was not you, it was stolen: "
                 f"certs revoke {service}; for a new one: certs token {service}",
             )
         if row.used_by is None and transaction.now >= row.expires_at:
@@ -118,21 +127,22 @@ def enrol(
                 Denial.PASS_EXPIRED, f"this token was good for 5 minutes; for a new one: certs token {service}"
             )
         transaction.connection.execute(
-            passes_table.update().where(passes_table.c.hash == row.hash).values(used_by=key_hash(key))
+            enrolment_credentials.update().where(enrolment_credentials.c.hash == row.hash).values(used_by=key_hash(key))
         )
     return _certify(transaction, policy, identity, key, row.kind)
 
 
 def renew(transaction: Transaction, policy: IssuingPolicy, path: Sequence[bytes], csr: str) -> str:
-    """The next certificate for whoever showed its current one in the handshake; ``path``: DER, verified, leaf first."""
+    """Issues the next certificate to a caller that proved its current one in the handshake; returns the chain in PEM.
+    ``path``: the caller's certificates in DER, verified, leaf first."""
     svid = parse_svid(path[0])
     identity = policy.renewed(svid.id)
     request, key = read_csr(csr)
     check_csr(request, identity)
-    if _when(transaction.now) > svid.not_after:  # it was good in the handshake, and a connection may be kept for long
+    if _to_datetime(transaction.now) > svid.not_after:  # valid in the handshake, but the connection may be old
         raise Denied(Denial.EXPIRED, f"the certificate of this connection ended at {svid.not_after:%FT%TZ}")
     _refuse_revoked(transaction, path[0])
-    if _row(transaction, path[0]) is None and any(_key(der) in policy.distrusted for der in path[1:]):
+    if _find_issued(transaction, path[0]) is None and any(_key_digest(der) in policy.distrusted for der in path[1:]):
         raise Denied(Denial.REVOKED, "this certificate's issuer is distrusted, and this CA did not issue it")
     return _certify(transaction, policy, identity, key, "renewal")
 
@@ -140,17 +150,21 @@ def renew(transaction: Transaction, policy: IssuingPolicy, path: Sequence[bytes]
 def reenrol(
     transaction: Transaction, policy: IssuingPolicy, certificate: bytes, nonce: bytes, signature: bytes, csr: str
 ) -> str:
-    """The next certificate for whoever has the key of one (DER) that this CA issued and that ended less than the window ago,
-    or that is under a root which is not trusted any more. It need not verify: it is looked up."""
+    """Issues the next certificate to a caller that has the key of an earlier one, ``certificate`` (DER). Returns the chain
+    in PEM.
+
+    The earlier one ended less than ``policy.window`` ago, or its root is no longer trusted. So it is not verified; it must
+    be in the store instead.
+    """
     request, key = read_csr(csr)
-    row = _row(transaction, certificate)
+    row = _find_issued(transaction, certificate)
     if row is None:
         raise Denied(Denial.NOT_ENTITLED, "this CA did not issue this certificate")
     try:
         svid = parse_svid(certificate)
         old_key = x509.load_der_x509_certificate(certificate).public_key()
         if not isinstance(old_key, ec.EllipticCurvePublicKey):
-            raise Denied(Denial.NOT_ENTITLED, "the certificate's key is none of ours")
+            raise Denied(Denial.NOT_ENTITLED, "the certificate's key is not an elliptic-curve key")
         old_key.verify(signature, proof_of_possession(nonce, key), ec.ECDSA(hashes.SHA256()))
     except (InvalidIdentityError, InvalidSignature) as error:
         raise Denied(Denial.NOT_ENTITLED, "the request is not signed with the key of the certificate in it") from error
@@ -158,7 +172,7 @@ def reenrol(
     check_csr(request, identity)
     _refuse_revoked(transaction, certificate)
     end = svid.not_after + policy.window
-    if _when(transaction.now) > end:
+    if _to_datetime(transaction.now) > end:
         raise Denied(
             Denial.EXPIRED,
             f"the certificate ended at {svid.not_after:%FT%TZ}, and could be renewed until {end:%FT%TZ} (reenrol_window); "
@@ -168,12 +182,12 @@ def reenrol(
 
 
 def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: str) -> None:
-    """Enters a certificate that was issued, and tells the audit log."""
+    """Records an issued certificate in the store and in the audit log."""
     leaf = chain[0]
     svid = parse_svid(leaf.public_bytes(Encoding.DER))
     key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TypeError("a leaf of ours has an elliptic-curve key")
+        raise TypeError("the leaf's key is not an elliptic-curve key")
     transaction.connection.execute(
         issued.insert().values(
             sha256=svid.sha256,
@@ -191,35 +205,37 @@ def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: s
 
 def is_known(connection: sa.Connection, identity: SpiffeId) -> bool:
     """Whether the store has a certificate, a token or a secret of an identity."""
-    found = (sa.select(table.c.identity).where(table.c.identity == str(identity)) for table in (issued, passes_table))
-    return any(connection.execute(one.limit(1)).first() is not None for one in found)
+    tables = (issued, enrolment_credentials)
+    queries = (sa.select(table.c.identity).where(table.c.identity == str(identity)) for table in tables)
+    return any(connection.execute(query.limit(1)).first() is not None for query in queries)
 
 
 def revoked_until(connection: sa.Connection, identity: SpiffeId) -> datetime | None:
-    """What a new certificate's not-before must not lie before: the time up to which the identity is revoked."""
+    """The time before which an identity's certificates are revoked; a new one must not begin earlier. None: not revoked."""
     before = connection.execute(
         sa.select(revoked_identities.c.before).where(revoked_identities.c.identity == str(identity))
     ).scalar_one_or_none()
-    return None if before is None else _when(before)
+    return None if before is None else _to_datetime(before)
 
 
 def prune(transaction: Transaction, keep: timedelta = timedelta(days=30)) -> None:
-    """Forgets certificates, followers and passes that ended long ago. The audit log forgets nothing."""
+    """Deletes certificates, followers, revoked serials and enrolment credentials that ended longer ago than ``keep``. The
+    audit log keeps everything."""
     then = transaction.now - int(keep.total_seconds())
     for table in (issued, followers, revoked_serials):
         transaction.connection.execute(table.delete().where(table.c.not_after < then))
-    over = (passes_table.c.expires_at < then) | (passes_table.c.ended_at < then)
-    transaction.connection.execute(passes_table.delete().where(over))
+    over = (enrolment_credentials.c.expires_at < then) | (enrolment_credentials.c.ended_at < then)
+    transaction.connection.execute(enrolment_credentials.delete().where(over))
 
 
 def _certify(
     transaction: Transaction, policy: IssuingPolicy, identity: SpiffeId, key: ec.EllipticCurvePublicKey, how: str
 ) -> str:
-    known = transaction.connection.execute(sa.select(issued).where(issued.c.key_hash == key_hash(key))).one_or_none()
-    if known is not None:
-        if known.identity == str(identity) and transaction.now - known.issued_at <= AGAIN_SECONDS:
-            return str(known.certificate)
-        raise Denied(Denial.KEY_REUSED, "the key in the CSR was certified before; make a fresh one")
+    earlier = transaction.connection.execute(sa.select(issued).where(issued.c.key_hash == key_hash(key))).one_or_none()
+    if earlier is not None:
+        if earlier.identity == str(identity) and transaction.now - earlier.issued_at <= AGAIN_SECONDS:
+            return str(earlier.certificate)
+        raise Denied(Denial.KEY_REUSED, "the key in the CSR was certified before; make a new one")
     if not policy.admit(str(identity)):
         raise Denied(Denial.RATE_LIMITED, f"too many certificates for {identity}, or in all; try again later")
     issuer = policy.authority.issuer
@@ -228,7 +244,7 @@ def _certify(
             identity,
             key,
             issuer,
-            _when(transaction.now),
+            _to_datetime(transaction.now),
             policy.ttl,
             not_before=revoked_until(transaction.connection, identity),
         )
@@ -239,18 +255,21 @@ def _certify(
     return pem(*chain).decode()
 
 
-def _find(transaction: Transaction, shown_pass: EnrolmentCredential, identity: SpiffeId) -> sa.Row[tuple[object, ...]]:
-    """The pass that was shown, if it is one of this identity's."""
-    wanted = enrolment.stored(shown_pass)
-    row = transaction.connection.execute(sa.select(passes_table).where(passes_table.c.hash == wanted)).one_or_none()
-    # The index compares hashes of 128 random bits and more, of which a guesser chooses none; this compares once more, in
-    # constant time. Whose it is, is told to nobody.
+def _find_credential(
+    transaction: Transaction, credential: EnrolmentCredential, identity: SpiffeId
+) -> sa.Row[tuple[object, ...]]:
+    """The credential's row. Raises :class:`Denied` if there is none, or if it belongs to another identity."""
+    wanted = enrolment.stored(credential)
+    table = enrolment_credentials
+    row = transaction.connection.execute(sa.select(table).where(table.c.hash == wanted)).one_or_none()
+    # The index compares hashes of at least 128 random bits, none of which an attacker chooses. This compares again in
+    # constant time. The refusal does not tell an unknown credential from another identity's.
     if row is None or not hmac.compare_digest(row.hash, wanted) or row.identity != str(identity):
-        raise Denied(Denial.BAD_PASS, f"no token and no enrolment secret of {identity.service} that this CA knows")
+        raise Denied(Denial.BAD_PASS, f"this CA has no such token or enrolment secret of {identity.service}")
     return row
 
 
-def _row(transaction: Transaction, certificate: bytes) -> sa.Row[tuple[object, ...]] | None:
+def _find_issued(transaction: Transaction, certificate: bytes) -> sa.Row[tuple[object, ...]] | None:
     return transaction.connection.execute(
         sa.select(issued).where(issued.c.sha256 == sha256(certificate).hexdigest())
     ).one_or_none()
@@ -272,11 +291,11 @@ def _refuse_revoked(transaction: Transaction, certificate: bytes) -> None:
         )
 
 
-def _key(certificate: bytes) -> bytes:
+def _key_digest(certificate: bytes) -> bytes:
     return key_digest(x509.load_der_x509_certificate(certificate))
 
 
-def _when(seconds: int) -> datetime:
+def _to_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 

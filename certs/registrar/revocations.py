@@ -1,7 +1,7 @@
-"""What is revoked: identities and single certificates, and the list of both that sidecars get.
+"""Revokes identities and single certificates, and makes the list of both that sidecars get.
 
-Functions of a connection or a transaction (:mod:`certs.store.store`). The signed document is
-:mod:`certs.protocol.documents`'s.
+Functions of a connection or a transaction (:mod:`certs.store.store`). :mod:`certs.protocol.documents` defines the signed
+document.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from cryptography import x509
 
 from certs.protocol import x509_profile
 from certs.protocol.documents import RevocationList, next_version
-from certs.registrar.registrar import end_passes
+from certs.registrar.registrar import end_credentials
 from certs.store.store import Transaction, issued, meta, revoked_identities, revoked_serials
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
 
 _LONGEST = max(x509_profile.MAX_TTL, timedelta(hours=25)) + timedelta(hours=1)
-"""After that much time nothing is good any more that was issued before a revocation, so it leaves the list."""
+"""Everything issued before a revocation has expired after this time, so the revocation leaves the list."""
 
 
 def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
-    """Revokes all that was issued for an identity until now, and ends its passes. Returns how many passes that were.
+    """Revokes every certificate issued for an identity until now, and ends its enrolment credentials; returns the number of
+    credentials ended.
 
-    The time is the next whole second, as certificates count, so that nothing issued in this one is left out; what is issued
-    later is not dated back before it (:func:`certs.registrar.registrar.revoked_until`). It only rises, whatever the clock
-    says."""
+    The recorded time is the next whole second, because certificates count in seconds and one issued in this second is
+    revoked too. A later certificate is not backdated before it (:func:`certs.registrar.registrar.revoked_until`). The time
+    never goes back, even if the clock does.
+    """
     where = revoked_identities.c.identity == str(identity)
     until = transaction.connection.execute(sa.select(revoked_identities.c.before).where(where)).scalar()
     before = max(transaction.now + 1, until or 0)
@@ -36,14 +38,14 @@ def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
         transaction.connection.execute(revoked_identities.insert().values(identity=str(identity), before=before))
     else:
         transaction.connection.execute(revoked_identities.update().where(where).values(before=before))
-    ended = end_passes(transaction, identity)
-    _changed(transaction)
+    ended = end_credentials(transaction, identity)
+    _raise_version(transaction)
     transaction.record("revoked", str(identity), before=before, passes_ended=ended)
     return ended
 
 
 def revoke_certificate(transaction: Transaction, serial: int) -> str:
-    """Revokes one certificate that this CA issued; returns whose it was. Raises :class:`UsageError`."""
+    """Revokes one certificate that this CA issued; returns its identity. Raises :class:`UsageError`."""
     row = transaction.connection.execute(sa.select(issued).where(issued.c.serial == f"{serial:x}")).first()
     if row is None:
         raise UsageError(f"this CA issued no certificate with the serial {serial:x}; see: certs list")
@@ -53,20 +55,20 @@ def revoke_certificate(transaction: Transaction, serial: int) -> str:
     if transaction.connection.execute(sa.select(revoked_serials.c.serial).where(known)).first() is None:
         values = {"issuer": issuer, "serial": row.serial, "not_after": row.not_after}
         transaction.connection.execute(revoked_serials.insert().values(**values))
-        _changed(transaction)
+        _raise_version(transaction)
         transaction.record("revoked", row.identity, serial=row.serial)
     return str(row.identity)
 
 
 def revocations_version(connection: sa.Connection) -> int:
-    """Of the list as it stands."""
+    """The version of the current list."""
     return int(connection.execute(sa.select(meta.c.value).where(meta.c.key == "revocations_version")).scalar() or 1)
 
 
 def current_list(connection: sa.Connection, trust_domain: str, now: datetime) -> RevocationList:
-    """The list as it stands. What cannot matter any more, because all of it has expired, is not in it."""
-    gone = int((now - _LONGEST).timestamp())
-    identities = connection.execute(sa.select(revoked_identities).where(revoked_identities.c.before > gone))
+    """The current list, without the revocations whose certificates have all expired."""
+    obsolete = int((now - _LONGEST).timestamp())
+    identities = connection.execute(sa.select(revoked_identities).where(revoked_identities.c.before > obsolete))
     serials = connection.execute(sa.select(revoked_serials).where(revoked_serials.c.not_after >= int(now.timestamp())))
     return RevocationList(
         trust_domain,
@@ -77,6 +79,6 @@ def current_list(connection: sa.Connection, trust_domain: str, now: datetime) ->
     )
 
 
-def _changed(transaction: Transaction) -> None:
+def _raise_version(transaction: Transaction) -> None:
     last = int(transaction.get("revocations_version") or 0)
     transaction.put("revocations_version", str(next_version(last, datetime.fromtimestamp(transaction.now, UTC))))

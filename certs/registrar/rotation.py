@@ -1,22 +1,30 @@
-"""A new root in the place of the old one, without a restart and without a failed connection; resumable. Fails closed.
+"""Replaces the CA's root without a restart and without a failed connection. Resumable; fails closed.
+
+How this works. A rotation goes through five stages:
 
 ============ ====================================================================== ==================================
-stage        what was done                                                          what it waits for
+stage        what it does                                                           what it waits for
 ============ ====================================================================== ==================================
-prepare      a new root, and what it signs, in ``DIRECTORY/next``
-distribute   a bundle of both roots, signed by the old one                          all have it: all trust the new root
-activate     the CA issues under the new root; a bundle says so                     all have a certificate under it
-settle                                                                              ``max_age``: connections that were
+prepare      makes a new root, issuing CA and delegate in ``DIRECTORY/next``        nothing
+distribute   publishes a bundle of both roots; the old root is active               all have it: all trust the new root
+activate     the CA issues under the new root; publishes a bundle in which it is    all have a certificate under it
+             active
+settle       nothing                                                                ``max_age``: connections that were
                                                                                     verified by the old root have ended
-retire       a bundle of the new root alone, signed by both                         all have it
+retire       publishes a bundle of the new root alone                               all have it
 ============ ====================================================================== ==================================
 
-The stage is in the store, written in one transaction with the bundle that makes it true; the files are made to agree with
-it before and after, by steps that can be done again. So it can be killed anywhere, and ``certs rotate-root`` goes on from
-there.
+*All* means: the sidecars whose certificate has not expired, even if they have not polled lately, and the unexpired
+certificates that were issued by hand.
 
-*All* are the sidecars whose certificate has not ended, whether they were heard of lately or not, and certificates that were
-issued by hand. A sidecar that slept through all of it comes back by the newest bundle, which the old root signed too.
+Invariants:
+
+* No stage begins before every sidecar has what makes it safe. So at each moment each sidecar trusts the root of every
+  certificate that its peers present. ``--force`` gives this up.
+* Both roots sign each of the three bundles. So a sidecar that was off during the whole rotation accepts the newest bundle,
+  because the old root, which it trusts, signed it.
+* The stage is stored in the same transaction as the bundle that belongs to it. The files are brought into line before and
+  after that, by steps that can be repeated. So the process may be killed at any point, and ``certs rotate-root`` resumes.
 """
 
 from __future__ import annotations
@@ -51,8 +59,8 @@ _META = "rotation"
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Where a rotation stands. ``old``, ``new``: digests of the roots, hexadecimal. ``bundle``: the version that the stage's
-    bundle has. ``since``: Unix seconds when the stage began."""
+    """The state of a rotation. ``old``, ``new``: SHA-256 of the roots, hexadecimal. ``bundle``: the version of the stage's
+    bundle. ``since``: when the stage began, in Unix seconds."""
 
     stage: str
     old: str
@@ -63,7 +71,7 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class Laggard:
-    """Who is waited for: ``until`` it can talk to nobody any more, it would lose trust if nobody waited."""
+    """A sidecar or a certificate that the stage waits for. ``until``: when its certificate ends, and the wait with it."""
 
     identity: str
     what: str
@@ -74,19 +82,21 @@ class Laggard:
 
 
 def current(store: Store) -> Rotation | None:
-    """The rotation that is under way."""
+    """The rotation that is in progress; None if there is none."""
 
-    def ask(transaction: Transaction) -> str | None:
+    def read(transaction: Transaction) -> str | None:
         return transaction.get(_META)
 
-    said = store.write(ask)
-    return Rotation(**json.loads(said)) if said else None
+    state = store.write(read)
+    return Rotation(**json.loads(state)) if state else None
 
 
 def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | None) -> Issuer:
-    """The root with its key, as :func:`certs.authority.authority.load_root`. After a run that was killed in its last moments
-    the root is the new one already, and whoever runs it again still names the old one's key: the new one's is in
-    ``next/``."""
+    """The root and its key, as :func:`certs.authority.authority.load_root` reads them.
+
+    A run that was killed near its end may have installed the new root already, while ``key_file`` still names the old root's
+    key. The new root's key is then taken from ``next/``.
+    """
     try:
         return authority.load_root(directory, key_file, passphrase)
     except UsageError:
@@ -99,7 +109,8 @@ def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | No
 
 
 class Rotator:
-    """One directory's rotation. ``old`` is the root in force with its key, for as long as the new one is not."""
+    """The rotation of one directory. ``old``: the root to replace, with its key; the new root itself, if an interrupted run
+    has installed that already."""
 
     def __init__(self, directory: Path, store: Store, old: Issuer, trust_domain: str) -> None:
         self._directory = directory
@@ -108,11 +119,11 @@ class Rotator:
         self._old = old
         self._trust_domain = trust_domain
 
-    # -- the stages, each to be done again if it was cut off -----------------------------------------------------------
+    # -- the stages; each may be repeated if it was interrupted --------------------------------------------------------
 
     def prepare(self, now: datetime) -> None:
-        """Makes the new root. What a cut-off run left, or another CA that was here before, is made anew, since nobody has
-        heard of it."""
+        """Makes the new root in ``next/``. Replaces what an interrupted run or an earlier CA left there; no sidecar has
+        it yet."""
         made = authority.make(self._trust_domain, now)
         _remove(self._next)
         files.make_directory(self._next)
@@ -130,15 +141,18 @@ class Rotator:
             )
 
     def distribute(self, now: datetime) -> Rotation:
-        """Both roots are trusted from here on; the old one says so."""
+        """Publishes a bundle with both roots."""
         new = self.new_root()
-        self._store.read(lambda connection: self._newest(connection, [self._old], now))  # a wrong store changes no file
+        self._store.read(
+            lambda connection: self._newest(connection, [self._old], now)
+        )  # check the store before any write
         self._write_roots(self._old.certificate, new.certificate)
         bundle = self._bundle(now, (self._old.certificate, new.certificate), self._old.certificate)
         return self._publish("distribute", bundle, [self._old, new], now)
 
     def activate(self, now: datetime) -> Rotation:
-        """From here on the CA issues under the new root. Files first: whoever hears of it finds a CA that does."""
+        """Installs the new issuing CA, then publishes a bundle in which the new root is active. In this order, so that a
+        sidecar that has the bundle finds a CA that issues under the new root."""
         new = self.new_root()
         made = authority.load(self._next, now)
         if made.delegate is None:
@@ -149,25 +163,25 @@ class Rotator:
         return self._publish("activate", bundle, [self._old, new], now)
 
     def retire(self, now: datetime) -> Rotation:
-        """The old root is trusted no longer. It signs that too, for whoever knows no other."""
+        """Publishes a bundle without the old root. The old root signs it too, for sidecars that trust no other."""
         new = self.new_root()
         bundle = self._bundle(now, (new.certificate,), new.certificate)
         return self._publish("retire", bundle, [self._old, new], now)
 
     def settle(self, rotation: Rotation) -> Rotation:
-        """All have changed: from here on ``max_age`` counts."""
+        """Records that every sidecar has a certificate under the new root; ``max_age`` counts from here."""
 
-        def note(transaction: Transaction) -> Rotation:
+        def record(transaction: Transaction) -> Rotation:
             settled = replace(rotation, stage="settle", since=transaction.now)
             transaction.put(_META, json.dumps(asdict(settled)))
             transaction.record("rotation", "", stage="settle")
             return settled
 
-        return self._store.write(note)
+        return self._store.write(record)
 
     def finish(self, key_out: Path, passphrase: bytes | None) -> None:
-        """Leaves the directory with the new root alone, its key in ``key_out``. An old key that is in the way there goes to
-        ``retired/``, for somebody to destroy."""
+        """Removes the old root from the directory and writes the new root's key to ``key_out``. An old key in that place is
+        moved to ``retired/``, for the operator to destroy."""
         new = self.new_root()
         files.make_directory(key_out)
         with files.locked(key_out, exclusive=True):
@@ -178,7 +192,7 @@ class Rotator:
                 files.write(retired, [NewFile(name, files.read(key_out / ROOT_KEY, secret=True), SECRET)], force=True)
             files.write(key_out, [NewFile(ROOT_KEY, key_pem(new.key, passphrase), SECRET)], force=True)
         self._write_roots(new.certificate)
-        # Again, since a run that was cut off may have published it and not written it.
+        # Repeated, since an interrupted run may have published it and not written the file.
         document = self._store.read(bundles.newest_bundle)
         if document is not None:
             authority.keep_bundle(self._directory, document.encode())
@@ -186,7 +200,7 @@ class Rotator:
         self._remove_next()
 
     def clean_up(self) -> bool:
-        """Removes what a rotation left that was killed in its last moment; returns whether there was something."""
+        """Removes what a rotation left that was killed near its end; returns whether there was anything."""
         if self.is_prepared() and certificate_digest(self.new_root().certificate) == certificate_digest(
             self._old.certificate
         ):
@@ -197,7 +211,7 @@ class Rotator:
     # -- what is waited for --------------------------------------------------------------------------------------------
 
     def laggards(self, rotation: Rotation, now: datetime) -> list[Laggard]:
-        """Who has not done what the stage waits for."""
+        """The sidecars and certificates that the stage still waits for."""
         return self._store.read(lambda connection: list(_laggards(connection, rotation, now)))
 
     def new_root(self) -> Issuer:
@@ -208,10 +222,10 @@ class Rotator:
         names = (ROOT, ROOT_KEY, authority.ISSUING, authority.ISSUING_KEY, authority.DELEGATE)
         return self._next.is_dir() and not files.missing(self._next, names)
 
-    # -- how it is done ------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _is_in_the_way(self, path: Path, new: Issuer, passphrase: bytes | None) -> bool:
-        """Whether there is a key that is not the new one already, written by a run that was cut off."""
+        """Whether ``path`` has a key other than the new root's (which an interrupted run may have written already)."""
         if not path.exists() or certificate_digest(self._old.certificate) == certificate_digest(new.certificate):
             return False
         try:
@@ -221,13 +235,13 @@ class Rotator:
         return False
 
     def _remove_next(self) -> None:
-        """By another name first: what is half removed is not taken for what is half made."""
+        """Renames before it removes, so that a half-removed directory is not taken for a half-made one."""
         _remove(self._directory / DONE)
         self._next.rename(self._directory / DONE)
         _remove(self._directory / DONE)
 
     def _bundle(self, now: datetime, roots: tuple[x509.Certificate, ...], active: x509.Certificate) -> Bundle:
-        """What :meth:`_publish` gives its version."""
+        """A bundle for :meth:`_publish`, which sets its version."""
         return Bundle(self._trust_domain, int(now.timestamp()), roots, certificate_digest(active))
 
     def _publish(self, stage: str, wanted: Bundle, signers: list[Issuer], now: datetime) -> Rotation:
@@ -247,8 +261,8 @@ class Rotator:
         return rotation
 
     def _newest(self, connection: sa.Connection, signers: Sequence[Issuer], now: datetime) -> Bundle:
-        """The bundle in force, if the store is of this CA: signed by one of these. Raises :class:`UsageError` and
-        :class:`~certs.protocol.documents.UntrustedError`."""
+        """The newest bundle. It must be signed by one of ``signers``, which shows that the store is this CA's. Raises
+        :class:`UsageError` and :class:`~certs.protocol.documents.UntrustedError`."""
         document = bundles.newest_bundle(connection)
         if document is None:
             raise UsageError("the store has no trust bundle yet: start certs serve once")
@@ -277,7 +291,7 @@ def _laggards(connection: sa.Connection, rotation: Rotation, now: datetime) -> I
 
 
 def _remove(directory: Path) -> bool:
-    """Whether it was there."""
+    """Removes a directory; returns whether it was there."""
     if not directory.is_dir():
         return False
     shutil.rmtree(directory)
@@ -285,14 +299,13 @@ def _remove(directory: Path) -> bool:
 
 
 def _end(transaction: Transaction) -> None:
-    said = transaction.get(_META)
-    if said:
+    if transaction.get(_META):
         transaction.put(_META, "")
         transaction.record("rotation", "", stage="done")
 
 
 def may_retire(rotation: Rotation, max_age: timedelta, now: datetime) -> datetime | None:
-    """None if the old root may go; else when. Until ``max_age`` after all have changed, connections may live that were
-    verified by the old root, and would be cut."""
+    """When the old root may be retired; None if it may be now. Connections that the old root verified may live until
+    ``max_age`` after the settle stage began; retiring it earlier cuts them."""
     then = datetime.fromtimestamp(rotation.since, UTC) + max_age
     return None if now >= then else then

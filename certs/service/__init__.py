@@ -1,5 +1,5 @@
-"""The process that sidecars talk to.
+"""The CA's server process.
 
-``serve`` (start, stop, and what is followed), ``listener`` (connections and their handshakes), ``api`` (what each path
-answers), ``guesses`` and ``limits`` (how often), ``metrics`` (for Prometheus).
+``serve`` (start, stop, reload), ``listener`` (connections and their handshakes), ``api`` (the handlers of each path),
+``guesses`` and ``limits`` (rate limits), ``metrics`` (for Prometheus).
 """

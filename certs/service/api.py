@@ -1,19 +1,19 @@
-"""The CA's API: what each path answers. JSON over HTTPS (TLS 1.3, identity ``mesh/ca``); a certificate says who asks.
+"""The handlers of the CA's API. JSON over HTTPS (TLS 1.3, identity ``mesh/ca``); a client certificate identifies the caller.
 
 ================================= ==================================================================================
 ``GET /healthz``                  200 while the store can be written, else 503
 ``GET /metrics``                  for Prometheus
-``POST /v1/enrol``                ``{"service", "pass", "csr"}`` → ``{"certificate"}``: a token's or secret's holder
+``POST /v1/enrol``                ``{"service", "pass", "csr"}`` → ``{"certificate"}``: with a token or secret
 ``POST /v1/renew``                ``{"csr"}`` → ``{"certificate"}``: over mutual TLS, with the current certificate
-``POST /v1/nonce``                → ``{"nonce"}``, good for a minute
-``POST /v1/reenrol``              ``{"certificate", "nonce", "signature", "csr"}`` → ``{"certificate"}``: by the key of a
-                                  certificate that ended lately
-``GET /v1/bundle?after=N``        ``{"bundles": [...]}``: the trust bundles newer than N, the oldest first
-``GET /v1/revocations``           the list; ``If-None-Match`` → 304. ``Mesh-Bundle`` says the newest bundle's version.
-                                  A sidecar says what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
+``POST /v1/nonce``                → ``{"nonce"}``, valid for a minute
+``POST /v1/reenrol``              ``{"certificate", "nonce", "signature", "csr"}`` → ``{"certificate"}``: with the key of
+                                  a certificate that expired recently
+``GET /v1/bundle?after=N``        ``{"bundles": [...]}``: the trust bundles newer than N, oldest first
+``GET /v1/revocations``           the revocation list; ``If-None-Match`` → 304. ``Mesh-Bundle`` is the newest bundle's
+                                  version. A sidecar reports what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
 ================================= ==================================================================================
 
-A certificate is PEM of the leaf, then of the CA that issued it. A no is ``{"error", "message"}``, its words in
+A certificate is PEM of the leaf, then of the issuing CA. A refusal is ``{"error", "message"}``; ``error`` is a
 :class:`certs.protocol.denial.Denial`. Nothing here opens a connection.
 """
 
@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certs.protocol import wire
 from certs.protocol.denial import INTERNAL_ERROR, INTERNAL_ERROR_STATUS, Denial, Denied
 from certs.protocol.documents import Bundle
-from certs.protocol.enrolment import parse as parse_pass
+from certs.protocol.enrolment import parse as parse_credential
 from certs.registrar import bundles, followers, registrar
 from certs.registrar.followers import Follower
 from certs.service import metrics
@@ -51,10 +51,10 @@ from sidecar.transport.http1 import Handler, Request, Response, Routes, error
 
 HEALTHY_SECONDS = 1.0
 SEEN_SECONDS = 30.0
-"""How often it is noted that a sidecar which has nothing new still asks."""
+"""How often a poll without changes is recorded in the store."""
 
 NOTE_SECONDS = 2.0
-"""How long an answer waits for that note to be on the disk."""
+"""How long an answer waits for that record to be on disk."""
 
 MOST_SEEN = 10_000
 
@@ -63,8 +63,8 @@ _FOLLOWER_HEADERS = (wire.INSTANCE_HEADER.lower(), wire.BUNDLE_HEADER.lower())  
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """How often. ``guesses``: wrong passes from one address. ``identity``: certificates for one identity. ``everybody``:
-    certificates in all."""
+    """The rate limits. ``guesses``: wrong enrolment credentials from one address. ``identity``: certificates for one
+    identity. ``everybody``: certificates in total."""
 
     guesses: Rate = field(default=Rate(10, 0.1))
     identity: Rate = field(default=Rate(300, 5))
@@ -73,7 +73,7 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the CA answers by now; replaced whole. ``revocations``: the signed list, and ``etag`` its name."""
+    """The state that answers requests; replaced as a whole. ``revocations``: the signed list. ``etag``: its HTTP ETag."""
 
     policy: registrar.IssuingPolicy
     bundle: Bundle
@@ -81,8 +81,8 @@ class Snapshot:
     etag: str
 
 
-class Desk(Protocol):
-    """Where the API finds what is in force."""
+class SnapshotSource(Protocol):
+    """Gives the API the current snapshot."""
 
     @property
     def in_force(self) -> Snapshot: ...
@@ -90,9 +90,9 @@ class Desk(Protocol):
 
 @dataclass(slots=True)
 class CaApi:
-    """The handlers, and what they keep between requests. ``clock`` tells the time of day."""
+    """The handlers, and the state that they keep between requests. ``clock``: the time of day."""
 
-    desk: Desk
+    source: SnapshotSource
     store: Store
     writer: Writer
     log: Log
@@ -114,7 +114,7 @@ class CaApi:
     def routes(self) -> Routes:
         return {
             "/healthz": {"GET": self._safe(self.healthz)},
-            "/metrics": {"GET": self._safe(self.tell_metrics)},
+            "/metrics": {"GET": self._safe(self.prometheus)},
             wire.ENROL_PATH: {"POST": self._safe(self.enrol)},
             wire.RENEW_PATH: {"POST": self._safe(self.renew)},
             wire.NONCE_PATH: {"POST": self._safe(self.nonce)},
@@ -124,7 +124,7 @@ class CaApi:
         }
 
     def _safe(self, handler: Handler) -> Handler:
-        """The handler, its denials turned into answers; a bug of ours ends one request, and is seen."""
+        """Wraps a handler: a denial becomes an answer; a bug ends one request and is logged."""
 
         async def answer(request: Request) -> Response:
             try:
@@ -139,60 +139,62 @@ class CaApi:
                     peer_id=None if request.peer.svid is None else str(request.peer.svid.id),
                 )
                 return error(denied.denial.status, denied.denial, denied.message)
-            except StoreUnavailableError as gone:
+            except StoreUnavailableError as fault:
                 self.metrics.denied(str(Denial.UNAVAILABLE))
-                self.log.warning("store_unavailable", message=str(gone))
+                self.log.warning("store_unavailable", message=str(fault))
                 return error(
                     Denial.UNAVAILABLE.status,
                     Denial.UNAVAILABLE,
-                    "the CA's store is not there now; try again",
+                    "the CA's store is not available now; try again",
                     {"Retry-After": "5"},
                 )
             except Exception as fault:
                 self.log.bug("internal_error", fault)
-                return error(INTERNAL_ERROR_STATUS, INTERNAL_ERROR, "a bug in the CA; its log says which")
+                return error(INTERNAL_ERROR_STATUS, INTERNAL_ERROR, "a bug in the CA; see its log")
 
         return answer
 
-    # -- about itself --------------------------------------------------------------------------------------------------
+    # -- health and metrics --------------------------------------------------------------------------------------------
 
     async def healthz(self, _request: Request) -> Response:
-        # Anybody may ask, and each answer costs a wait for the disk: so one a second.
+        # Any caller may request this, and each check waits for the disk: so at most one check a second.
         now = trio.current_time()
         if now - self._healthy_at >= HEALTHY_SECONDS:
             await self.writer.write(_probe)
             self._healthy_at = now
         return Response.of(wire.OK, {"status": "ok"})
 
-    async def tell_metrics(self, _request: Request) -> Response:
-        now = self.desk.in_force
-        text = self.metrics.text(
-            now.policy.authority.issuer.certificate.not_valid_after_utc, now.bundle.version, len(self._seen)
-        )
+    async def prometheus(self, _request: Request) -> Response:
+        current = self.source.in_force
+        issuing = current.policy.authority.issuer.certificate
+        text = self.metrics.text(issuing.not_valid_after_utc, current.bundle.version, len(self._seen))
         return Response(wire.OK, text, "text/plain; version=0.0.4; charset=utf-8")
 
     # -- certificates --------------------------------------------------------------------------------------------------
 
     async def enrol(self, request: Request) -> Response:
-        said = _fields(request.body, *wire.ENROL_FIELDS)
-        async with self._guesses.turn(_source(request.peer.address)):
+        fields = _fields(request.body, *wire.ENROL_FIELDS)
+        service, csr = fields[wire.SERVICE], fields[wire.CSR]
+        async with self._guesses.turn(_guess_source(request.peer.address)):
             policy = self._policy()
             try:
-                shown = parse_pass(said[wire.PASS])
+                credential = parse_credential(fields[wire.PASS])
             except ValueError as fault:
-                raise Denied(Denial.BAD_PASS, f"the pass is {fault}") from fault
+                raise Denied(Denial.BAD_PASS, f"the enrolment credential is {fault}") from fault
             certificate = await self.writer.write(
-                lambda transaction: registrar.enrol(transaction, policy, shown, said[wire.SERVICE], said[wire.CSR])
+                lambda transaction: registrar.enrol(transaction, policy, credential, service, csr)
             )
-        return self._granted(certificate, shown.kind)
+        return self._granted(certificate, credential.kind)
 
     async def renew(self, request: Request) -> Response:
-        said = _fields(request.body, *wire.RENEW_FIELDS)
+        fields = _fields(request.body, *wire.RENEW_FIELDS)
         path, policy = request.peer.path, self._policy()
         if not path:
-            raise Denied(Denial.NO_CERTIFICATE, "a renewal comes over mutual TLS, with the certificate that is renewed")
+            raise Denied(
+                Denial.NO_CERTIFICATE, "a renewal needs mutual TLS, with the certificate that is to be renewed"
+            )
         certificate = await self.writer.write(
-            lambda transaction: registrar.renew(transaction, policy, path, said[wire.CSR])
+            lambda transaction: registrar.renew(transaction, policy, path, fields[wire.CSR])
         )
         return self._granted(certificate, "renewal")
 
@@ -200,36 +202,36 @@ class CaApi:
         return Response.of(wire.OK, {wire.NONCE: b64encode(self._make_nonce()).decode()})
 
     async def reenrol(self, request: Request) -> Response:
-        said = _fields(request.body, *wire.REENROL_FIELDS)
+        fields = _fields(request.body, *wire.REENROL_FIELDS)
         policy = self._policy()
         try:
-            nonce, signature = (b64decode(said[name], validate=True) for name in (wire.NONCE, wire.SIGNATURE))
-            certificate = x509.load_pem_x509_certificate(said[wire.CERTIFICATE].encode()).public_bytes(Encoding.DER)
-        except Exception as fault:  # whatever the parsers raise of a stranger's bytes
-            raise Denied(Denial.BAD_REQUEST, "certificate is PEM, nonce and signature are base64") from fault
+            nonce, signature = (b64decode(fields[name], validate=True) for name in (wire.NONCE, wire.SIGNATURE))
+            certificate = x509.load_pem_x509_certificate(fields[wire.CERTIFICATE].encode()).public_bytes(Encoding.DER)
+        except Exception as fault:  # the parsers of untrusted bytes raise many classes
+            raise Denied(Denial.BAD_REQUEST, "certificate must be PEM, nonce and signature base64") from fault
         self._check_nonce(nonce)
         answer = await self.writer.write(
-            lambda transaction: registrar.reenrol(transaction, policy, certificate, nonce, signature, said[wire.CSR])
+            lambda transaction: registrar.reenrol(transaction, policy, certificate, nonce, signature, fields[wire.CSR])
         )
         return self._granted(answer, "re-enrolment")
 
     def _policy(self) -> registrar.IssuingPolicy:
-        return self.desk.in_force.policy
+        return self.source.in_force.policy
 
     def _granted(self, certificate: str, how: str) -> Response:
         self.metrics.issued(how)
         return Response.of(wire.OK, {wire.CERTIFICATE: certificate})
 
     def admit(self, identity: str) -> bool:
-        """Whether one more certificate may be issued for ``identity``.
-        (:class:`certs.registrar.registrar.IssuingPolicy` asks, when all else is right, so that nobody uses up the turns of
-        another.)"""
+        """Whether the rate limits allow one more certificate for ``identity``. The ``admit`` of
+        :class:`certs.registrar.registrar.IssuingPolicy`: called after every other check, so that a caller without a
+        credential of an identity cannot use up its rate."""
         now = self.clock().timestamp()
         return self._identities.take(identity, now) and self._everybody.take("", now)
 
     def _make_nonce(self) -> bytes:
-        """The time, authenticated: nothing is kept of it. Another CA of the same mesh does not know it, and its sidecar asks
-        again; it need not be used once, because what it helps to get is a certificate for one given key."""
+        """The time with a MAC, so that no nonce is stored. Another CA of the same mesh refuses it, and the sidecar retries.
+        It may be used more than once: the signed request certifies only the one new key in it."""
         body = int(self.clock().timestamp()).to_bytes(8, "big") + secrets.token_bytes(8)
         return body + hmac.digest(self._nonce_key, body, "sha256")
 
@@ -240,7 +242,7 @@ class CaApi:
             not hmac.compare_digest(tag, hmac.digest(self._nonce_key, body, "sha256"))
             or not 0 <= age <= wire.NONCE_SECONDS
         ):
-            raise Denied(Denial.BAD_REQUEST, "the nonce is not of this CA, or older than a minute; ask for another")
+            raise Denied(Denial.BAD_REQUEST, "the nonce is not of this CA, or older than a minute; request another")
 
     # -- trust ---------------------------------------------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class CaApi:
         after = request.query.get(wire.AFTER, "0")
         if set(request.query) - {wire.AFTER} or not wire.VERSION.fullmatch(after):
             raise Denied(
-                Denial.BAD_REQUEST, f"ask for {wire.BUNDLE_PATH}?{wire.AFTER}=N, N being the version that you have"
+                Denial.BAD_REQUEST, f"request {wire.BUNDLE_PATH}?{wire.AFTER}=N, where N is the version that you have"
             )
         documents = await trio.to_thread.run_sync(
             self.store.read, lambda connection: bundles.bundles_after(connection, int(after))
@@ -256,26 +258,27 @@ class CaApi:
         return Response.of(wire.OK, {wire.BUNDLES: [json.loads(document) for document in documents]})
 
     async def revocations(self, request: Request) -> Response:
-        # The list is at hand, and who has none lets nobody in: a store that cannot be written keeps it from nobody.
+        # The list is sent even if the store cannot be written: it is in memory, and a sidecar without a fresh list refuses
+        # every peer.
         with trio.move_on_after(NOTE_SECONDS):
             try:
-                await self._note(request)
-            except StoreUnavailableError as gone:
-                self.log.warning("store_unavailable", message=str(gone))
-        now = self.desk.in_force
-        headers = {wire.ETAG_HEADER: now.etag, wire.BUNDLE_HEADER: str(now.bundle.version)}
-        if request.headers.get(wire.IF_NONE_MATCH_HEADER.lower()) == now.etag:
+                await self._record_follower(request)
+            except StoreUnavailableError as fault:
+                self.log.warning("store_unavailable", message=str(fault))
+        current = self.source.in_force
+        headers = {wire.ETAG_HEADER: current.etag, wire.BUNDLE_HEADER: str(current.bundle.version)}
+        if request.headers.get(wire.IF_NONE_MATCH_HEADER.lower()) == current.etag:
             return Response(wire.NOT_MODIFIED, headers=headers)
-        return Response(wire.OK, now.revocations, headers=headers)
+        return Response(wire.OK, current.revocations, headers=headers)
 
-    async def _note(self, request: Request) -> None:
-        """Remembers what a sidecar has, if it says so; what it says of itself changes nothing but who is waited for."""
+    async def _record_follower(self, request: Request) -> None:
+        """Records what a sidecar has, if it reports that. A false report changes only what a rotation waits for."""
         svid, path = request.peer.svid, request.peer.path
         instance, bundle = (request.headers.get(name, "") for name in _FOLLOWER_HEADERS)
         if svid is None or not wire.INSTANCE.fullmatch(instance) or not wire.VERSION.fullmatch(bundle):
             return
         found = Follower(
-            sha256(f"{svid.id} {instance}".encode()).hexdigest()[:32],  # nobody overwrites another's
+            sha256(f"{svid.id} {instance}".encode()).hexdigest()[:32],  # no identity can overwrite another's row
             str(svid.id),
             int(bundle),
             sha256(path[-1]).hexdigest(),
@@ -286,15 +289,15 @@ class CaApi:
         now = trio.current_time()
         if before is not None and _same(before, found) and now - at < SEEN_SECONDS:
             return
-        await self.writer.write(lambda transaction: followers.seen(transaction, found))
+        await self.writer.write(lambda transaction: followers.save(transaction, found))
         self._seen[found.instance] = (found, now)
         if len(self._seen) > MOST_SEEN:
             lately = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}
-            # A peer may call itself something else each time. Who is forgotten is noted once more.
+            # A peer may use a new instance number each time. A follower that is dropped here is recorded once more.
             self._seen = lately if len(lately) < MOST_SEEN / 2 else {}
 
     async def write(self, operation: Operation[Any]) -> Any:
-        """For what is no request."""
+        """Runs an operation that is not part of a request."""
         return await self.writer.write(operation)
 
 
@@ -307,32 +310,36 @@ def _same(one: Follower, other: Follower) -> bool:
 
 
 def _fields(body: bytes, *names: str) -> dict[str, str]:
-    """A JSON object of exactly these texts. Raises :class:`Denied`."""
+    """Parses a JSON object with exactly these names, each value a string. Raises :class:`Denied`."""
     try:
-        said = json.loads(body, object_pairs_hook=_once)
+        fields = json.loads(body, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as fault:
-        raise Denied(Denial.BAD_REQUEST, "the body is no JSON") from fault
-    if not isinstance(said, dict) or set(said) != set(names) or not all(isinstance(it, str) for it in said.values()):
+        raise Denied(Denial.BAD_REQUEST, "the body is not JSON") from fault
+    if (
+        not isinstance(fields, dict)
+        or set(fields) != set(names)
+        or not all(isinstance(value, str) for value in fields.values())
+    ):
         raise Denied(
-            Denial.BAD_REQUEST, f"the body is a JSON object of {', '.join(names)}, each a text, and nothing else"
+            Denial.BAD_REQUEST, f"the body must be a JSON object of {', '.join(names)}, each a string, and nothing else"
         )
-    return said
+    return fields
 
 
 def _probe(transaction: Transaction) -> None:
-    """Something that is new each time: where nothing changes, SQLite writes nothing, and a full disk is not noticed."""
+    """Writes a new value each time: if nothing changed, SQLite would write nothing, and a full disk would go unnoticed."""
     transaction.put("probe", secrets.token_hex(8))
 
 
-def _source(address: str) -> str:
-    """Whose guesses count together: an IPv4 address, or the /64 that one host has of IPv6."""
+def _guess_source(address: str) -> str:
+    """The source that guesses are counted by: an IPv4 address, or an IPv6 /64, which one host may have whole."""
     ip = ip_address(address.rpartition(":")[0].strip("[]"))
     return str(ip) if ip.version == 4 else ip.exploded[:19]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, each of whose names is there once: two readers might take two that are there as different ones."""
-    said = dict(pairs)
-    if len(said) != len(pairs):
-        raise ValueError("a name is there twice")
-    return said
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name occurs twice: of two values, different parsers might use different ones."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return fields

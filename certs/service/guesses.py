@@ -1,8 +1,8 @@
-"""Wrong guesses, counted by where they come from, in a way that refuses no right one.
+"""Limits wrong enrolment credentials by source address, without refusing a correct one.
 
-A turn is taken before anything is compared, so a thousand guesses at once are a thousand; and it is given back if it was no
-guess. Who finds none left waits while those who have one are answered: were they right, there is one again. So however
-many services of one address enrol at once, none of them is taken for a guesser.
+A guess is taken from the source's bucket before the credential is compared, so concurrent guesses all count. A correct
+credential gives its guess back. When the bucket is empty, the caller waits for the comparisons in progress: if one of them
+is correct, a guess is free again. So any number of services behind one address can enrol at once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from certs.service.limits import Buckets, Rate
 
 @dataclass(slots=True)
 class _Compared:
-    """Those of one source who have a turn, and those who wait for one."""
+    """One source: the ``number`` of comparisons in progress, and the callers that wait for a guess."""
 
     number: int = 0
     waiting: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
 
 class Guesses:
-    """``rate``: how many wrong ones from one source."""
+    """``rate``: how many wrong credentials one source may send."""
 
     def __init__(self, rate: Rate) -> None:
         self._left = Buckets(rate)
@@ -34,8 +34,8 @@ class Guesses:
 
     @asynccontextmanager
     async def turn(self, source: str) -> AsyncIterator[None]:
-        """For the block, which is given back unless it raises a denial of :attr:`Denial.BAD_PASS`. Raises
-        :class:`Denied` if there is none."""
+        """Takes a guess for the block, and gives it back unless the block raises :attr:`Denial.BAD_PASS`. Raises
+        :class:`Denied` if there is none left."""
         while not self._left.take(source, trio.current_time()):
             if source not in self._compared:
                 raise Denied(

@@ -1,4 +1,4 @@
-"""How often: token buckets. Pure; time is an argument, in seconds. A clock that jumps may fill one, and empties none."""
+"""Rate limits by token buckets. Pure; time is an argument, in seconds. A clock jump can fill a bucket, not empty it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Rate:
 
 
 class Buckets:
-    """One bucket a key; of at most ``most`` keys, the longest unused forgotten first. A forgotten one is full again, so
-    ``most`` bounds memory, and a limit over all keys bounds what forgetting gives away."""
+    """One bucket for each key, for at most ``most`` keys; the one unused for longest is dropped first. A dropped bucket is
+    full when its key returns, so ``most`` bounds memory, and a limit over all keys must bound what dropping gives away."""
 
     def __init__(self, rate: Rate, most: int = 4096) -> None:
         self.rate = rate
@@ -24,12 +24,12 @@ class Buckets:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def left(self, key: str, now: float) -> float:
-        """How many may come now."""
+        """How many tokens the key has now."""
         level, at = self._buckets.get(key, (self.rate.burst, now))
         return min(self.rate.burst, level + max(0.0, now - at) * self.rate.per_second)
 
     def take(self, key: str, now: float) -> bool:
-        """Takes one, if there is one."""
+        """Takes one token; returns whether there was one."""
         left = self.left(key, now)
         self._buckets[key] = (left - 1 if left >= 1 else left, now)
         self._buckets.move_to_end(key)
@@ -38,6 +38,6 @@ class Buckets:
         return left >= 1
 
     def give_back(self, key: str, now: float) -> None:
-        """Puts back one that was taken and not needed. A bucket that was forgotten meanwhile is full already."""
+        """Returns a token that was taken and not needed. A bucket that was dropped meanwhile is full already."""
         if key in self._buckets:
             self._buckets[key] = (min(self.rate.burst, self.left(key, now) + 1), now)

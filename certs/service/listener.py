@@ -1,8 +1,14 @@
-"""Who is let in to ask the CA: accepting, the handshake, one request after the other. Fails closed, and shuts nobody out.
+"""The CA's listener: accepting, the TLS handshake, then one request after the other. Fails closed.
 
-A caller without a certificate gets in too, for it may enrol; what it may ask is :mod:`certs.service.api`'s to say. So
-whoever reaches the port could hold it: a connection that has shown no certificate (a *stranger*) gives way when there are
-too many.
+How this works. Each accepted connection is one task, :meth:`CaListener._serve_one`: handshake, requests, close.
+
+* A caller without a certificate is accepted too, because it may enrol. The handlers of :mod:`certs.service.api` check what
+  it may request. A certificate that is presented must verify, or the handshake fails.
+* So every host that reaches the port can open connections. A connection that has not proved a certificate is *anonymous*.
+  At :data:`MAX_CONNECTIONS`, or when file descriptors run out, the oldest anonymous connection is closed to make room. A
+  connection of a sidecar with a certificate is never closed for that.
+* ``_anonymous`` contains each connection from its start until it proves a certificate or ends, in order of arrival.
+* Nothing escapes from a connection's task: a bug in one is logged and does not end the others.
 """
 
 from __future__ import annotations
@@ -29,12 +35,13 @@ from sidecar.transport.tls import Context
 HANDSHAKE_SECONDS = 5.0
 DRAIN_SECONDS = 5.0
 MAX_CONNECTIONS = 4096
-"""When there are as many, a new one takes the place of the oldest stranger: whoever holds thousands open and asks nothing
-keeps no sidecar from its renewal."""
+"""At this number, a new connection replaces the oldest anonymous one, so that thousands of idle connections do not keep a
+sidecar from renewing."""
 
 
 class CaListener:
-    """The connections of one listener. ``context``: what is in force in TLS now; ``tell``: says once what is wrong."""
+    """The connections of one listener. ``context``: the current TLS context. ``report``: logs a fault once (topic, fault or
+    None)."""
 
     def __init__(
         self,
@@ -44,7 +51,7 @@ class CaListener:
         gate: Gate,
         log: Log,
         clock: Callable[[], datetime],
-        tell: Callable[[str, str | None], object],
+        report: Callable[[str, str | None], object],
     ) -> None:
         self._listener = listener
         self._api = api
@@ -53,12 +60,12 @@ class CaListener:
         self._gate = gate
         self._log = log
         self._clock = clock
-        self._tell = tell
+        self._report = report
         self._closing = Closing()
-        self._strangers: dict[trio.CancelScope, None] = {}  # in the order in which they came
+        self._anonymous: dict[trio.CancelScope, None] = {}  # in order of arrival
 
     async def run(self, stop: trio.Event) -> None:
-        """Serves until ``stop``; then closes the listener, and gives what is under way :data:`DRAIN_SECONDS`."""
+        """Serves until ``stop``; then closes the listener, and drains its connections for :data:`DRAIN_SECONDS`."""
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(self._accept, connections)
@@ -72,37 +79,37 @@ class CaListener:
         await accept_all(
             self._listener,
             lambda sock: self._admit(connections, sock),
-            lambda fault: self._tell("accepting", fault),
-            self._cut_a_stranger,
+            lambda fault: self._report("accepting", fault),
+            self._close_oldest_anonymous,
         )
 
     def _admit(self, connections: trio.Nursery, sock: socket.socket) -> None:
-        if len(connections.child_tasks) > MAX_CONNECTIONS and not self._cut_a_stranger():
+        if len(connections.child_tasks) > MAX_CONNECTIONS and not self._close_oldest_anonymous():
             sock.close()
             self._api.metrics.refused("overloaded")
         else:
             connections.start_soon(self._connection, sock)
 
-    def _cut_a_stranger(self) -> bool:
-        """Makes room; returns whether there was anybody to cut."""
-        oldest = next(iter(self._strangers), None)
+    def _close_oldest_anonymous(self) -> bool:
+        """Makes room; returns whether there was an anonymous connection to close."""
+        oldest = next(iter(self._anonymous), None)
         if oldest is None:
             return False
-        del self._strangers[oldest]
+        del self._anonymous[oldest]
         self._api.metrics.refused("overloaded")
         oldest.cancel()
         return True
 
     async def _connection(self, sock: socket.socket) -> None:
         with trio.CancelScope() as scope:
-            self._strangers[scope] = None
+            self._anonymous[scope] = None
             try:
                 await self._serve_one(sock, scope)
             finally:
-                self._strangers.pop(scope, None)
+                self._anonymous.pop(scope, None)
 
     async def _serve_one(self, sock: socket.socket, scope: trio.CancelScope) -> None:
-        """One connection. Nothing that happens in it escapes."""
+        """Serves one connection. No exception escapes."""
         address, channel = "", self._context().server(wire.ALPN, self._clock)
         try:
             address = sockets.text(sock.getpeername())
@@ -110,7 +117,7 @@ class CaListener:
             with trio.fail_after(HANDSHAKE_SECONDS):
                 await shake_hands(sock, channel, self._gate)
             if channel.svid is not None:
-                self._strangers.pop(scope, None)
+                self._anonymous.pop(scope, None)
             stream = SecureStream(sock, channel)
             try:
                 peer = Peer(address, channel.svid, channel.path)
@@ -123,7 +130,7 @@ class CaListener:
             self._api.metrics.refused(str(refusal.reason))
             message = f"refused: the CA {refusal.detail}"
             if refusal.reason is Reason.HANDSHAKE_FAILED and channel.connection_id is None:
-                return  # it said nothing and went: whoever looks whether the port is open, every few seconds
+                return  # the peer closed without a byte: a port check, which may come every few seconds
             self._log.warning(
                 "refused",
                 reason=str(refusal.reason),
@@ -135,7 +142,7 @@ class CaListener:
         except trio.TooSlowError:
             self._api.metrics.refused("handshake_timeout")
         except (BrokenStreamError, OSError):
-            pass  # a caller that is gone; it asks again
+            pass  # the caller disconnected; it retries
         except Exception as error:  # one connection's bug must not end the others
             self._log.bug("internal_error", error, peer_address=address)
         finally:

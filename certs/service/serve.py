@@ -1,10 +1,20 @@
-"""``certs serve``: the process. What is in force, and what is followed: files, store, clock.
+"""The process of ``certs serve``: start, stop, and reload of the files, the store and its own certificate.
 
-The CA follows its own directory, ``mesh.yaml`` and its store by looking at them once a second, so that whatever changed
-them (an editor, ``certs revoke`` in another terminal, another CA on the same database) is in force in a second, without a
-restart.
-What is wrong is said, and the last good stays. The list of revocations is signed anew each minute, but only while the store
-can be read: a CA that cannot know of a revocation does not vouch that there was none.
+How this works. :class:`CaServer` holds one immutable :class:`_State`, built from three sources: the CA's directory,
+``mesh.yaml``, and the store (the newest bundle and what is revoked). :meth:`CaServer._look` polls them once a second. So a
+change by an editor, by ``certs revoke`` in another terminal, or by another CA on the same database takes effect within a
+second, without a restart.
+
+Invariants:
+
+* A changed source makes a new state, which replaces the old one in one assignment. A request reads the state once, so it
+  never sees parts of two.
+* A source that is invalid or unreadable is logged once, and the last good state stays.
+* The revocation list is signed again each minute, but only while the store can be read. A CA that cannot read revocations
+  must not sign that there are none; its sidecars then see the list become stale.
+* When a new bundle appears, the directory is read again before the bundle takes effect: a rotation writes the files first.
+* The CA's own certificate is valid for :data:`OWN_TTL` and is renewed at half of that, and whenever the directory, the mesh
+  or the bundle changes.
 """
 
 from __future__ import annotations
@@ -43,17 +53,17 @@ from sidecar.transport.gate import Gate
 from sidecar.transport.tls import Context, KeyPair
 
 SIGN_SECONDS = 60.0
-"""How often the list of revocations is signed anew."""
+"""How often the revocation list is signed again."""
 
 OWN_TTL = timedelta(hours=24)
 PRUNE_SECONDS = 3600.0
 
-_KEPT = "what was in force before stays"
+_KEPT = "the previous state stays in force"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. ``ttl``: of the certificates that it issues."""
+    """The options of ``certs serve``. ``ttl``: the lifetime of the certificates that it issues."""
 
     directory: Path
     mesh: Path
@@ -65,7 +75,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class _StoreContents:
-    """What the store holds: the newest bundle's document, and what is revoked as of when it was asked."""
+    """What the store holds: the newest bundle's document, and what was revoked when it was read."""
 
     bundle: str
     revoked: RevocationList
@@ -73,18 +83,19 @@ class _StoreContents:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """All that is in force, and what it was made of. A change makes a new one, which replaces the old one at once."""
+    """The sources, and what was made from them: the snapshot for requests, the CA's own certificate, and its TLS context.
+    Replaced as a whole."""
 
     authority: Authority
     mesh: Mesh
-    known: _StoreContents
+    stored: _StoreContents
     in_force: Snapshot
     own: x509.Certificate
     context: Context
 
 
 class CaServer:
-    """One CA. Everything that can be wrong at start is a :class:`UsageError` of the constructor."""
+    """One CA. The constructor raises :class:`UsageError` for everything that can be wrong at start."""
 
     def __init__(self, settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:
         self.settings = settings
@@ -94,7 +105,7 @@ class CaServer:
         self.gate = Gate()
         self._faults = ReportOnce[str](
             lambda _, fault: log.warning("warning", message=fault),
-            lambda what: log.info("mended", message=f"{what}: good again"),
+            lambda topic: log.info("mended", message=f"{topic}: good again"),
         )
         names = (authority.ROOT, authority.ISSUING, authority.DELEGATE)
         self._files = Follower(
@@ -130,11 +141,11 @@ class CaServer:
 
     @property
     def in_force(self) -> Snapshot:
-        """What requests are answered by."""
+        """The snapshot that answers requests."""
         return self._state.in_force
 
     async def run(self, stop: trio.Event) -> None:
-        """Serves until ``stop``; then lets requests that are under way end."""
+        """Serves until ``stop``, then drains."""
         try:
             async with trio.open_nursery() as machinery:
                 machinery.start_soon(self.api.writer.run)
@@ -146,19 +157,19 @@ class CaServer:
             self.socket.close()
             self.store.close()
 
-    # -- what is in force ----------------------------------------------------------------------------------------------
+    # -- building a state ----------------------------------------------------------------------------------------------
 
     def _load_mesh(self) -> Mesh:
         mesh = load_mesh(self.settings.mesh)
         if mesh.trust_domain != self._trust_domain:
             raise UsageError(
-                f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, and the CA in {self.settings.directory} "
+                f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, but the CA in {self.settings.directory} "
                 f"is of {self._trust_domain}"
             )
         return mesh
 
     def _seed(self, own: Authority) -> None:
-        """An empty store gets the bundle that the directory has."""
+        """Publishes the directory's bundle in an empty store."""
         document = self.store.read(bundles.newest_bundle) or authority.bundle_document(self.settings.directory).decode()
         bundle = self._read_bundle(document, own)
 
@@ -181,21 +192,20 @@ class CaServer:
         revoked = revocations.current_list(connection, self._trust_domain, self.clock())
         return _StoreContents(bundles.newest_bundle(connection) or "", revoked)
 
-    def _build(self, own: Authority, mesh: Mesh, known: _StoreContents) -> _State:
-        """Raises :class:`UsageError` and :class:`UntrustedError`."""
-        in_force = self._assemble(own, mesh, known)
-        return _State(own, mesh, known, in_force, *self._issue_own_certificate(own, mesh, in_force.bundle))
+    def _build(self, own: Authority, mesh: Mesh, stored: _StoreContents) -> _State:
+        """A new state, with a new certificate of the CA's own. Raises :class:`UsageError` and :class:`UntrustedError`."""
+        in_force = self._make_snapshot(own, mesh, stored)
+        return _State(own, mesh, stored, in_force, *self._issue_own_certificate(own, mesh, in_force.bundle))
 
-    def _assemble(self, own: Authority, mesh: Mesh, known: _StoreContents) -> Snapshot:
-        """From the directory, the mesh, and what the store was last known to hold. Raises :class:`UsageError` and
-        :class:`UntrustedError`."""
+    def _make_snapshot(self, own: Authority, mesh: Mesh, stored: _StoreContents) -> Snapshot:
+        """Raises :class:`UsageError` and :class:`UntrustedError`."""
         if own.delegate is None:
             raise UsageError(
                 f"{self.settings.directory / authority.DELEGATE} is missing: this CA was made by an older version; "
-                f"with the root's key at hand: certs renew-issuing {self.settings.directory}"
+                f"with the root's key, run: certs renew-issuing {self.settings.directory}"
             )
-        bundle = self._read_bundle(known.bundle, own)
-        signed = sign_revocations(known.revoked, own.delegate)
+        bundle = self._read_bundle(stored.bundle, own)
+        signed = sign_revocations(stored.revoked, own.delegate)
         policy = IssuingPolicy(
             own,
             frozenset(mesh.services),
@@ -207,15 +217,15 @@ class CaServer:
         return Snapshot(policy, bundle, signed, etag(signed))
 
     def _issue_own_certificate(self, own: Authority, mesh: Mesh, bundle: Bundle) -> tuple[x509.Certificate, Context]:
-        """Our own certificate, new, and the roots whose certificates we take from sidecars. A peer without one gets in too:
-        it may enrol. Names of hosts are for people's tools; sidecars look at the identity alone."""
+        """A new certificate of the CA, and the TLS context of its listener. The context accepts a client without a
+        certificate, because it may enrol. The DNS names are for tools such as curl; sidecars check the SPIFFE ID only."""
         names = {"localhost", "ca", "mesh-ca", socket.gethostname(), self.settings.listen.host}
         issued = authority.issue(own, wire.CA_SERVICE, self.clock(), OWN_TTL, dns=sorted(names))
         keys = KeyPair(issued.chain, issued.key, bundle.roots)
         params = VerifyParams(own.trust_domain, max_leaf_ttl=mesh.max_leaf_ttl, anonymous=True)
         return issued.chain[0], Context(keys, params)
 
-    # -- following -----------------------------------------------------------------------------------------------------
+    # -- following the sources -----------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
         pruned = trio.current_time()
@@ -228,18 +238,18 @@ class CaServer:
             await trio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
-        """Takes what is new and good; says, once, what is new and is not."""
+        """Polls every source once: takes valid changes, and logs each fault once."""
         now = self.clock()
         await self._files.look()
         try:
-            known = await trio.to_thread.run_sync(self.store.read, self._read_store)
+            stored = await trio.to_thread.run_sync(self.store.read, self._read_store)
         except StoreUnavailableError as error:
             self.api.metrics.store_up(up=False)
             self._faults.report("store", f"{error}; {_KEPT}")
         else:
             self.api.metrics.store_up(up=True)
-            await self._take_store(known)
-        # (A clock that was ahead and is right again leaves a certificate of the future, which nobody takes.)
+            await self._take_store(stored)
+        # Also if it is not valid yet: that remains from a clock that was ahead, and no peer accepts it.
         begin, end = self._state.own.not_valid_before_utc, self._state.own.not_valid_after_utc
         if not begin <= now <= begin + (end - begin) / 2:
             self._swap(await self._files.attempt("own certificate", self._renewed, self._state, _KEPT))
@@ -249,13 +259,13 @@ class CaServer:
         for topic, load in (("directory", self._with_directory), ("mesh", self._with_mesh)):
             self._swap(await self._files.attempt(topic, load, self._state, _KEPT))
 
-    async def _take_store(self, known: _StoreContents) -> None:
-        """The bundle and the revocations. A bundle that is refused is no reason not to tell what is revoked."""
-        now = self._state
-        state = await self._files.attempt("store", partial(self._with_store, known), None, _KEPT)
+    async def _take_store(self, stored: _StoreContents) -> None:
+        """Takes the bundle and the revocations. If the bundle is refused, the revocations are still taken."""
+        current = self._state
+        state = await self._files.attempt("store", partial(self._with_store, stored), None, _KEPT)
         if state is None:
-            known = replace(known, bundle=now.known.bundle)
-            state = await self._files.attempt("revocations", partial(self._with_store, known), now, _KEPT)
+            stored = replace(stored, bundle=current.stored.bundle)
+            state = await self._files.attempt("revocations", partial(self._with_store, stored), current, _KEPT)
         self._swap(state)
 
     def _swap(self, state: _State) -> None:
@@ -268,46 +278,47 @@ class CaServer:
         if state.in_force.bundle != before.in_force.bundle:
             self.log.info("reloaded", message=f"trust bundle {state.in_force.bundle.version}")
 
-    # -- what would be in force with a source as it is now; the present state if that changed nothing --------------------
+    # -- the state with one source read again; the current state if nothing changed ------------------------------------
 
     def _with_directory(self) -> _State:
-        now, own = self._state, self._load_authority()
-        return now if own is now.authority else self._build(own, now.mesh, now.known)
+        current, own = self._state, self._load_authority()
+        return current if own is current.authority else self._build(own, current.mesh, current.stored)
 
     def _load_authority(self) -> Authority:
         loaded = authority.load(self.settings.directory, self.clock())
         if loaded.trust_domain != self._trust_domain:
             raise UsageError(
-                f"{self.settings.directory} holds a CA of another trust domain now: restart to be that one"
+                f"{self.settings.directory} now holds a CA of another trust domain: restart to serve that one"
             )
         before = self._state.authority
-        return before if _shape(loaded) == _shape(before) else loaded
+        return before if _certificates(loaded) == _certificates(before) else loaded
 
     def _with_mesh(self) -> _State:
-        now, mesh = self._state, self._load_mesh()
-        return now if mesh == now.mesh else self._build(now.authority, mesh, now.known)
+        current, mesh = self._state, self._load_mesh()
+        return current if mesh == current.mesh else self._build(current.authority, mesh, current.stored)
 
-    def _with_store(self, known: _StoreContents) -> _State:
-        """With its bundle and revocations, if they changed, or if it is time to sign again."""
-        now = self._state
-        age = (known.revoked.issued_at - now.known.revoked.issued_at).total_seconds()
-        if known.bundle != now.known.bundle:
-            # The files that a bundle is about are there before it is; told of it first, every sidecar would renew, and get
-            # a certificate that is no news.
-            return self._build(self._load_authority(), now.mesh, known)
-        if known.revoked.version != now.known.revoked.version or not 0 <= age < SIGN_SECONDS:
-            return replace(now, known=known, in_force=self._assemble(now.authority, now.mesh, known))
-        return now
+    def _with_store(self, stored: _StoreContents) -> _State:
+        """Changed if the bundle or the revocations did, or if the list must be signed again."""
+        current = self._state
+        age = (stored.revoked.issued_at - current.stored.revoked.issued_at).total_seconds()
+        if stored.bundle != current.stored.bundle:
+            # A rotation writes the files before it publishes the bundle, so read them now. Otherwise every sidecar would
+            # renew because of the bundle, and get a certificate from the old issuing CA.
+            return self._build(self._load_authority(), current.mesh, stored)
+        if stored.revoked.version != current.stored.revoked.version or not 0 <= age < SIGN_SECONDS:
+            snapshot = self._make_snapshot(current.authority, current.mesh, stored)
+            return replace(current, stored=stored, in_force=snapshot)
+        return current
 
     def _renewed(self) -> _State:
-        """With a new certificate of our own."""
-        now = self._state
-        own, context = self._issue_own_certificate(now.authority, now.mesh, now.in_force.bundle)
-        return replace(now, own=own, context=context)
+        """With a new certificate of the CA's own."""
+        current = self._state
+        own, context = self._issue_own_certificate(current.authority, current.mesh, current.in_force.bundle)
+        return replace(current, own=own, context=context)
 
 
-def _shape(loaded: Authority) -> tuple[object, ...]:
-    """What tells one state of the directory from another; keys go with their certificates."""
+def _certificates(loaded: Authority) -> tuple[object, ...]:
+    """What differs between two states of the directory. Keys need no comparison: each belongs to its certificate."""
     delegate = None if loaded.delegate is None else loaded.delegate.certificate
     return loaded.roots, loaded.issuer.certificate, delegate
 
@@ -320,7 +331,7 @@ async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> 
     own = server.in_force
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            # Said when signals are obeyed: whoever waits for it may send one at once.
+            # Logged after the signal handlers are installed, since a supervisor may send a signal as soon as it reads this.
             log.info(
                 "started",
                 message=f"CA of {own.policy.authority.trust_domain} for {len(own.policy.services)} services",
@@ -329,13 +340,14 @@ async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> 
                 root_sha256=own.bundle.active.hex(),
                 bundle=own.bundle.version,
             )
-            nursery.start_soon(_obey, signals, stop, nursery.cancel_scope)
+            nursery.start_soon(_stop_on_signal, signals, stop, nursery.cancel_scope)
             await server.run(stop)
             nursery.cancel_scope.cancel()
     log.info("stopped")
 
 
-async def _obey(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+    """The first signal drains; the second ends the process at once."""
     async for _ in signals:
         if stop.is_set():
             everything.cancel()

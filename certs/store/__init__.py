@@ -1,5 +1,5 @@
-"""What the CA remembers.
+"""The CA's records.
 
-``store`` (the tables and their transactions), ``migrations`` (their schema, version by version), ``writer`` (one transaction
-for all that came in meanwhile), ``audit`` (the chain of hashes over the audit log).
+``store`` (the tables and their transactions), ``migrations`` (the schema, version by version), ``writer`` (group commit),
+``audit`` (the hash chain over the audit log).
 """

@@ -1,7 +1,7 @@
-"""The audit log's chain: each entry's hash covers the one before, so that none can be changed or taken out unnoticed. Pure.
+"""The audit log's hash chain. Each entry's hash covers the one before, so a changed or removed entry is detected. Pure.
 
-What a chain cannot show is that its *end* was cut off: ``certs audit`` prints the newest number and hash, to be kept
-elsewhere, and ``certs audit --verify --expect N:HASH`` tells whether that entry is still there as it was.
+A chain cannot show that its *end* was cut off. For that, ``certs audit`` prints the newest number and hash, to be kept
+elsewhere, and ``certs audit --verify --expect N:HASH`` checks that this entry is still there and unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ START = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What happened. ``number`` counts from 1; ``at``: Unix seconds; ``detail``: JSON with sorted keys."""
+    """One event. ``number`` counts from 1; ``at``: Unix seconds; ``detail``: JSON with sorted keys."""
 
     number: int
     at: int
@@ -35,7 +35,7 @@ def chained(previous: str, number: int, at: int, event: str, identity: str, deta
 
 
 def faults(entries: Iterable[Entry]) -> Iterator[str]:
-    """What is wrong with a whole log, in its order; nothing if it is as it was written."""
+    """The faults of a whole log, in its order; none if it is as it was written."""
     previous, number = START, 0
     for entry in entries:
         number += 1
@@ -48,5 +48,6 @@ def faults(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _hash(previous: str, number: int, at: int, event: str, identity: str, detail: str) -> str:
-    # As JSON, whose quotes keep the fields apart. (Of a log that was tampered with a field may be anything.)
+    # JSON, because its quotes separate the fields. default=repr, because in a log that was tampered with a field may have
+    # any type.
     return sha256(json.dumps([previous, number, at, event, identity, detail], default=repr).encode()).hexdigest()

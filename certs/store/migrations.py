@@ -1,11 +1,11 @@
-"""The schema of the CA's store, from one version to the next. Only ever added to.
+"""The schema of the CA's store, from one version to the next. Migrations are only ever added.
 
-Version 1 stands here as the DDL that shipped, not as "the tables of today": a new store runs every migration, as an old one
-did, so a later ``ADD COLUMN`` never meets a column that is there already. Whoever changes ``store``'s tables adds a
-migration; the tests compare the two, column by column, on SQLite and on PostgreSQL.
+Version 1 is the DDL that shipped, not "the current tables". A new store runs every migration, as an old one did, so a later
+``ADD COLUMN`` never finds its column there already. A change of ``store``'s tables needs a new migration; the tests compare
+the two, column by column, on SQLite and on PostgreSQL.
 
-Frozen DDL instead of Alembic: the store migrates itself when it is opened, in the one transaction that holds its lock, and
-for that a tuple of functions is enough, while Alembic brings files, a command and a version table of its own.
+Why frozen DDL and not Alembic: the store migrates itself when it is opened, in the transaction that holds its lock. A tuple
+of functions is enough for that; Alembic would add files, a command and a version table of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 Migration = Callable[[sa.Connection], None]
-"""Brings the schema from the version of its place in :data:`MIGRATIONS` to the next."""
+"""Migrates the schema from the version that is its index in :data:`MIGRATIONS` to the next."""
 
 _BUNDLES = "CREATE TABLE bundles (version {} NOT NULL, document TEXT NOT NULL, PRIMARY KEY (version))"
 _VERSION_1 = (
@@ -75,7 +75,7 @@ VERSION_1 = {
     "sqlite": (*_VERSION_1, _BUNDLES.format("BIGINT")),
     "postgresql": (*_VERSION_1, _BUNDLES.format("BIGSERIAL")),
 }
-"""By dialect. Frozen: stores of this version exist, and what is changed here does not reach them."""
+"""By dialect. Frozen: stores of this version exist, and a change here would not reach them."""
 
 
 def _version_1(connection: sa.Connection) -> None:

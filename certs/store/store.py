@@ -1,12 +1,13 @@
-"""What the CA remembers: certificates issued, passes, revocations, trust bundles, who follows it, and an audit log.
+"""The CA's records: issued certificates, enrolment credentials, revocations, trust bundles, followers, and an audit log.
 
-SQLAlchemy Core over SQLite (the default: WAL, synchronous FULL) or PostgreSQL (by URL; several CAs may share one). Every
-change is one function of a :class:`Transaction`; it sees all that was committed before it, because each transaction first
-takes the lock on the audit log's head, on which every writer of every replica waits. So there are no races to think of:
-of two who use one token at once, one comes second and finds it used. What makes that fast is :meth:`Store.write_many`: one
-transaction, and one wait for the disk, for all that came in meanwhile, each in a savepoint of its own.
+How this works. SQLAlchemy Core over SQLite (the default: WAL, synchronous FULL) or PostgreSQL (by URL; several CAs may share
+one database). Every change is one function of a :class:`Transaction`.
 
-What a function returned may be told to anybody only after ``write`` has returned it: then it is on the disk.
+* Writers are serial, in all processes: each transaction first locks the row of the audit log's head (SQLite: the database).
+  So an operation sees everything committed before it. Of two requests with one token, the second finds it used.
+* :meth:`Store.write_many` makes that fast: it runs many operations in one transaction, each in its own savepoint, and waits
+  for the disk once.
+* A result may be sent only after ``write`` has returned it: then it is on disk.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _T = TypeVar("_T")
 
 SCHEMA_VERSION = len(MIGRATIONS)
 _BUSY_SECONDS = 10
-_SECRETS = ("password", "sslpassword")  # what PostgreSQL takes as parameters of a URL, too
+_SECRETS = ("password", "sslpassword")  # PostgreSQL accepts these as URL parameters too
 
-_tables = sa.MetaData()  # what is asked for; what a store has is made by ``migrations``
+_tables = sa.MetaData()  # for queries only; ``migrations`` makes a store's tables
 _Time = sa.BigInteger  # Unix seconds
 
 meta = sa.Table(
@@ -49,7 +50,7 @@ issued = sa.Table(
     sa.Column("how", sa.String(16), nullable=False),
     sa.Column("certificate", sa.Text, nullable=False),  # PEM of the chain
 )
-passes = sa.Table(
+enrolment_credentials = sa.Table(
     "passes",
     _tables,
     sa.Column("hash", sa.String(64), primary_key=True),
@@ -58,7 +59,7 @@ passes = sa.Table(
     sa.Column("made_at", _Time, nullable=False),
     sa.Column("expires_at", _Time),  # of a token
     sa.Column("used_by", sa.String(64)),  # the hash of the key that a token was used for
-    sa.Column("ended_at", _Time),  # of a secret that was revoked
+    sa.Column("ended_at", _Time),  # when it was revoked
 )
 revoked_identities = sa.Table(
     "revoked_identities",
@@ -79,7 +80,7 @@ followers = sa.Table(
     sa.Column("instance", sa.String(32), primary_key=True),
     sa.Column("identity", sa.Text, nullable=False),
     sa.Column("bundle", sa.BigInteger, nullable=False),
-    sa.Column("root", sa.String(64), nullable=False),  # the digest of the one that its certificate is under
+    sa.Column("root", sa.String(64), nullable=False),  # SHA-256 of its certificate's root
     sa.Column("not_after", _Time, nullable=False),
     sa.Column("seen_at", _Time, nullable=False),
 )
@@ -102,12 +103,12 @@ audit_log = sa.Table(
 
 
 class StoreUnavailableError(Exception):
-    """The store cannot be read or written now: a full disk, a database that is gone. Nothing was changed."""
+    """The store cannot be read or written now: a full disk, an unreachable database. Nothing was changed."""
 
 
 @dataclass(slots=True)
 class Transaction:
-    """One transaction: read and change by ``connection``, tell by :meth:`record`. ``now``: Unix seconds."""
+    """One transaction. ``connection`` reads and writes; :meth:`record` adds to the audit log. ``now``: Unix seconds."""
 
     connection: sa.Connection
     now: int
@@ -115,7 +116,7 @@ class Transaction:
     _hash: str
 
     def record(self, event: str, identity: str, **detail: Any) -> None:
-        """Adds to the audit log. No detail may be secret."""
+        """Adds an entry to the audit log. No detail may be secret."""
         entry = audit.chained(self._hash, self._number + 1, self.now, event, identity, detail)
         self.connection.execute(
             audit_log.insert().values(
@@ -142,10 +143,10 @@ Operation = Callable[[Transaction], _T]
 
 
 class Store:
-    """An open store, its schema up to date. Its methods block: call them in a thread."""
+    """An open store with an up-to-date schema. Its methods block: call them in a thread."""
 
     def __init__(self, url: str, *, clock: Callable[[], int]) -> None:
-        """Opens, makes if need be, and migrates. Raises :class:`UsageError`."""
+        """Opens the store, creates it if it is missing, and migrates it. Raises :class:`UsageError`."""
         self._clock = clock
         parsed = _parse(url)
         self._where = _without_secrets(parsed)
@@ -163,15 +164,15 @@ class Store:
         self._engine.dispose()
 
     def write(self, operation: Operation[_T]) -> _T:
-        """Runs one operation in a transaction and returns its result once that is on the disk. What it raises undoes it."""
+        """Runs one operation in a transaction and returns its result once it is on disk. An exception rolls it back."""
         (outcome,) = self.write_many([operation])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome  # type: ignore[no-any-return]
 
     def write_many(self, operations: Sequence[Operation[Any]]) -> list[Any]:
-        """Runs them in their order in one transaction; returns for each its result, or the exception that undid it alone.
-        Raises :class:`StoreUnavailableError` if none of them counts."""
+        """Runs the operations in order in one transaction. Returns for each its result, or the exception that rolled back
+        this one alone. Raises :class:`StoreUnavailableError` if the whole transaction failed."""
         outcomes: list[Any] = []
         fault: Exception | None = None
         try:
@@ -184,10 +185,10 @@ class Store:
                             try:
                                 outcomes.append(operation(transaction))
                             except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-                                fault = error  # kept, since it may have taken the savepoint with it, which is said next
+                                fault = error  # the cause: it may end the savepoint too, whose error would replace it
                                 raise
                     except (sa.exc.OperationalError, sa.exc.InterfaceError):
-                        raise  # the store's fault: none of them is sure to last
+                        raise  # a fault of the store: no operation is certain to be committed
                     except Exception as error:
                         transaction._number, transaction._hash = head
                         outcomes.append(error)
@@ -197,11 +198,11 @@ class Store:
             raise StoreUnavailableError(f"the store {self._where} cannot be written: {why}") from error
         return outcomes
 
-    def read(self, question: Callable[[sa.Connection], _T]) -> _T:
-        """Asks; sees what is committed, and waits for no writer. Raises :class:`StoreUnavailableError`."""
+    def read(self, query: Callable[[sa.Connection], _T]) -> _T:
+        """Runs a query on what is committed; does not wait for writers. Raises :class:`StoreUnavailableError`."""
         try:
             with self._engine.connect().execution_options(reading=True) as connection:
-                return question(connection)
+                return query(connection)
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise StoreUnavailableError(f"the store {self._where} cannot be read: {_reason(error)}") from error
 
@@ -215,9 +216,8 @@ class Store:
     def _migrate(self) -> None:
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                connection.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(7305432109)")
-                )  # two replicas that start at once
+                # Two replicas may start at once.
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7305432109)"))
             found = 0
             if sa.inspect(connection).has_table("meta"):
                 found = int(
@@ -225,7 +225,7 @@ class Store:
                 )
             if found > SCHEMA_VERSION:
                 raise UsageError(
-                    f"the store {self._where} was made by a newer version (schema {found}; this one knows up to "
+                    f"the store {self._where} was made by a newer version (schema {found}; this one supports up to "
                     f"{SCHEMA_VERSION}): update this program, or restore the copy from before the update"
                 )
             if found == SCHEMA_VERSION:
@@ -252,12 +252,12 @@ def audit_entries(connection: sa.Connection) -> Iterator[audit.Entry]:
 
 
 def audit_head(connection: sa.Connection) -> str:
-    """``number hash`` of the newest entry, as the last transaction left it beside the log."""
+    """``number hash`` of the newest entry, as the last transaction stored it outside the log."""
     return str(connection.execute(sa.select(meta.c.value).where(meta.c.key == "audit_head")).scalar_one())
 
 
 def holds_password(url: str) -> bool:
-    """Whether a store's URL has a password in it, in whichever place. Raises :class:`UsageError` for no URL."""
+    """Whether a store's URL contains a password, in any place. Raises :class:`UsageError` if it is not a URL."""
     parsed = _parse(url)
     return bool(parsed.password) or any(name in parsed.query for name in _SECRETS)
 
@@ -284,7 +284,7 @@ def _engine(parsed: sa.URL) -> sa.Engine:
         try:
             return sa.create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
-                pool_pre_ping=True,  # a database that was gone and is back costs nobody an error
+                pool_pre_ping=True,  # no request fails for a database that restarted meanwhile
                 connect_args={
                     "connect_timeout": _BUSY_SECONDS,
                     "options": "-c lock_timeout=10s -c statement_timeout=30s",
@@ -298,36 +298,38 @@ def _engine(parsed: sa.URL) -> sa.Engine:
 
 
 def _make_private(path: Path) -> None:
-    """Makes the file, if it is not there, its owner's alone; SQLite gives its other files the same mode. One that is there
-    is not opened here: to close it again would take away the locks that this process's other connections have on it
-    (fcntl(2)), and another process, thinking itself alone, would remove the log that they write to."""
+    """Creates the file with mode 0600 if it is missing; SQLite gives its other files the same mode.
+
+    An existing file is not opened here. Closing it would release the locks that this process's other connections hold on it
+    (fcntl(2)), and another process could then remove the write-ahead log that they use.
+    """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         if path.is_symlink() or not path.is_file():
             raise UsageError(
-                f"cannot open the store {path}: it is no regular file, and a symlink is not followed"
+                f"cannot open the store {path}: it is not a regular file, and a symlink is not followed"
             ) from None
     except OSError as error:
         raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGINs would come too late for a lock, and break savepoints
+    connection.isolation_level = None  # the driver's implicit BEGIN comes too late for the lock, and breaks savepoints
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # durable before an answer leaves
+    connection.execute("PRAGMA synchronous=FULL")  # durable before an answer is sent
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer takes its place at once; a reader's transaction, which nobody marked, takes none.
+    # A write transaction takes the lock at once; one marked ``reading`` takes none.
     reading = connection.get_execution_options().get("reading", False)
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 @contextmanager
 def opened(url: str, clock: Callable[[], int]) -> Iterator[Store]:
-    """A store for the time of the block."""
+    """Opens a store for the block."""
     store = Store(url, clock=clock)
     try:
         yield store

@@ -1,4 +1,4 @@
-"""Group commit: whatever came in while the disk was busy goes to it together."""
+"""Group commit: operations that arrive while the disk is busy share the next transaction."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class _Job:
 
 
 class Writer:
-    """The one task of a process that writes to its store. Use :meth:`run` in a nursery."""
+    """The only task of a process that writes to its store. Start :meth:`run` in a nursery."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._send, self._receive = trio.open_memory_channel[_Job](MOST_WAITING)
 
     async def write(self, operation: Operation[_T]) -> _T:
-        """The operation's result, once it is on the disk; raises what it raises, or :class:`StoreUnavailableError`."""
+        """The operation's result, once it is on disk. Raises what it raises, or :class:`StoreUnavailableError`."""
         job = _Job(operation)
         try:
             self._send.send_nowait(job)
         except trio.WouldBlock:
-            raise StoreUnavailableError(f"{MOST_WAITING} requests wait for the store already") from None
+            raise StoreUnavailableError(f"{MOST_WAITING} requests are already waiting for the store") from None
         await job.done.wait()
         if isinstance(job.outcome, Exception):
             raise job.outcome
@@ -49,7 +49,7 @@ class Writer:
                     jobs.append(self._receive.receive_nowait())
                 except trio.WouldBlock:
                     break
-            # A fault of ours in one must not end the task on which all depend.
+            # Catches everything: a bug in one operation must not end the task that all operations depend on.
             try:
                 outcomes = await trio.to_thread.run_sync(
                     self._store.write_many, [job.operation for job in jobs], limiter=_ONE

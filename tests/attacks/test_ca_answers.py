@@ -70,7 +70,7 @@ class Renewal:
 @asynccontextmanager
 async def due(path: Path) -> AsyncIterator[Renewal]:
     async with ca_desk(path, ago=45 * MINUTE) as desk, desk.false_ca() as false:
-        sidecar = desk.membership(false.address, text=desk.make_pass("web"))
+        sidecar = desk.membership(false.address, text=desk.make_credential("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.agent.enrol()
         desk.clock.jump(40 * MINUTE)
@@ -224,7 +224,7 @@ async def test_the_csr_that_leaves_gives_a_key_and_asks_for_nothing(tmp_path: Pa
 async def test_a_ca_that_is_down_past_the_certificate_s_end_closes_the_mesh_and_never_opens_it(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
         async with desk.false_ca() as false:
-            sidecar = desk.membership(false.address, text=desk.make_pass("web"))
+            sidecar = desk.membership(false.address, text=desk.make_credential("web"))
             with trio.fail_after(PATIENCE):
                 await sidecar.agent.enrol()
             own = sidecar.own

@@ -74,7 +74,7 @@ async def test_whoever_is_not_mesh_ca_under_the_pinned_root_gets_no_token(
 ) -> None:
     """The bundle is public, so an impostor passes on the true one; it is the next connection that must be refused."""
     async with ca_desk(tmp_path) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         async with desk.false_ca(show(desk)) as false:
             sidecar = desk.membership(false.address, text=token)
             words = await refused_at_first(sidecar)
@@ -97,7 +97,7 @@ async def test_a_false_ca_with_a_bundle_of_its_own_is_not_even_asked_again(tmp_p
         evil = authority.make(DOMAIN, desk.clock().replace(microsecond=0))
         bundle = documents.Bundle(DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate))
         document = documents.sign_bundle(bundle, [evil.root])
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         async with desk.false_ca(evil_keys(desk, evil)) as false:
             false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(document)]})
             sidecar = desk.membership(false.address, text=token)
@@ -123,19 +123,19 @@ def evil_keys(desk: Desk, evil: authority.Made) -> KeyPair:
 
 async def test_a_token_of_another_mesh_is_not_sent_to_this_one(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = desk.membership(text=desk.make_pass("web", root=b"\7" * 32))
+        sidecar = desk.membership(text=desk.make_credential("web", root=b"\7" * 32))
         with pytest.raises(UsageError, match="0707"):
             await sidecar.agent.enrol()
         await sidecar.agent.close()
         assert desk.issued() == []
-        again = desk.membership(text=desk.make_pass("web"))
+        again = desk.membership(text=desk.make_credential("web"))
         await joins(again)
         await again.agent.close()
 
 
 async def test_a_pass_file_that_others_can_read_is_not_used(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = desk.membership(text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_credential("web"))
         file = sidecar.identity.enrolment
         assert file is not None
         file.chmod(0o644)
@@ -150,7 +150,7 @@ async def test_a_pass_file_that_others_can_read_is_not_used(tmp_path: Path) -> N
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n", b"\x15\x03\x03\x00\x02\x02\x28", b""])
 async def test_whatever_is_no_tls_hears_a_hello_and_nothing_else(answer: bytes, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token, heard = desk.make_pass("web"), bytearray()
+        token, heard = desk.make_credential("web"), bytearray()
 
         async def serve(listener: socket.socket) -> None:
             while True:
@@ -179,7 +179,7 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
         evil = authority.make(DOMAIN, desk.clock().replace(microsecond=0))
         issuing = Issuer(desk.ca.issuer.certificate, desk.ca.issuer.key)
         bundle = documents.Bundle(DOMAIN, 1 << 40, (evil.root.certificate,), certificate_digest(evil.root.certificate))
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         async with desk.false_ca() as false:
             false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(documents.sign_bundle(bundle, [issuing]))]})
             sidecar = desk.membership(false.address, text=token)

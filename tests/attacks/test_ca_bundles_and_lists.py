@@ -106,7 +106,7 @@ async def poll(path: Path) -> AsyncIterator[Poll]:
     async with ca_desk(path) as desk, desk.false_ca() as false:
         desk.write(lambda transaction: revocations.revoke_identity(transaction, service_id("ca")))
         await desk.server._look()
-        sidecar = desk.membership(false.address, text=desk.make_pass("web"))
+        sidecar = desk.membership(false.address, text=desk.make_credential("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.agent.enrol()
         root = authority.load_root(path / "ca", None, None)

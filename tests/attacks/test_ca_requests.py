@@ -93,7 +93,7 @@ BAD_CSRS: dict[str, Any] = {
 @pytest.mark.parametrize("bend", BAD_CSRS.values(), ids=BAD_CSRS.keys())
 async def test_a_csr_that_asks_for_anything_but_a_key_is_refused_and_not_corrected(bend: Any, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         answer = await desk.denied("bad_csr", desk.enrol("web", token, bend()))
         assert answer.said["message"].isprintable()
         await desk.denied("bad_csr", desk.renew(desk.keys("web"), bend()))
@@ -103,7 +103,7 @@ async def test_a_csr_that_asks_for_anything_but_a_key_is_refused_and_not_correct
 @pytest.mark.parametrize("uris", [[], [WEB]], ids=["nothing", "our own URI"])
 async def test_a_csr_that_asks_for_nothing_or_for_what_it_gets_anyway(uris: list[str], tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        leaf = (await desk.enrol("web", desk.make_pass("web"), csr(uris=uris))).certificate
+        leaf = (await desk.enrol("web", desk.make_credential("web"), csr(uris=uris))).certificate
         assert names_of(leaf) == [WEB, "web"]
         assert list(leaf.subject) == []
         assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -267,8 +267,8 @@ async def test_the_ca_connects_nowhere_that_a_caller_names(tmp_path: Path) -> No
         with sockets.listen("trap", "127.0.0.1", 0) as trap:
             place = f"127.0.0.1:{trap.getsockname()[1]}"
             bait = f"http://{place}/"
-            await desk.denied("bad_csr", desk.enrol("web", desk.make_pass("web"), csr(uris=[bait])))
-            await desk.denied("unknown_service", desk.enrol(bait, desk.make_pass("web")))
+            await desk.denied("bad_csr", desk.enrol("web", desk.make_credential("web"), csr(uris=[bait])))
+            await desk.denied("unknown_service", desk.enrol(bait, desk.make_credential("web")))
             await desk.denied("bad_request", desk.ask("GET", f"/v1/bundle?after=0&url={bait}"))
             assert (await desk.ask("GET", bait)).status == 404
             for name in ("Host", "Forwarded", "X-Forwarded-For", "Origin", "Referer"):

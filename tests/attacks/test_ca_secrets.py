@@ -87,7 +87,7 @@ def bad_ones(good: str, guessed: str) -> list[str]:
 async def test_a_bad_pass_is_not_quoted_by_either_end(tmp_path: Path) -> None:
     guessed = "f" * 64
     async with ca_desk(tmp_path) as desk:
-        good = desk.make_pass("web", "secret")
+        good = desk.make_credential("web", "secret")
         for number, bad in enumerate(bad_ones(good, guessed)):
             sidecar = desk.membership(text=bad, state=f"state-{number}")
             with pytest.raises(UsageError) as refused:
@@ -160,7 +160,7 @@ async def test_a_state_that_others_could_have_touched_stops_the_start(
     name: str, spoil: Callable[[Path], object], tmp_path: Path
 ) -> None:
     async with ca_desk(tmp_path) as desk:
-        first = desk.membership(text=desk.make_pass("web"))
+        first = desk.membership(text=desk.make_credential("web"))
         await joined(first)
         await first.agent.close()
         # The twin first: untouched, it starts, and needs neither a token nor the CA.
@@ -175,11 +175,11 @@ async def test_a_state_that_others_could_have_touched_stops_the_start(
 @pytest.mark.parametrize("content", ["", "half", "garbage", "another's", "another key's"])
 async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(content: str, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        secret = desk.make_pass("web", "secret")
+        secret = desk.make_credential("web", "secret")
         first = desk.membership(text=secret)
         await joined(first)
         await first.agent.close()
-        other = desk.membership(service="api", text=desk.make_pass("api"), state="other")
+        other = desk.membership(service="api", text=desk.make_credential("api"), state="other")
         await joined(other)
         await other.agent.close()
         file = first.state / "identity.pem"
@@ -207,7 +207,7 @@ async def test_a_certificate_that_is_broken_or_not_ours_is_not_used_and_said(con
 
 async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = desk.membership(text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_credential("web"))
         await joined(sidecar)
         assert sidecar.state.stat().st_mode & 0o777 == 0o700
         modes = {file.name: file.stat().st_mode & 0o777 for file in sidecar.state.iterdir()}

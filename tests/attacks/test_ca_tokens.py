@@ -25,7 +25,7 @@ async def test_a_token_that_was_stolen_and_used_is_worth_nothing_again_and_says_
     tmp_path: Path,
 ) -> None:
     async with ca_desk(tmp_path) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         assert names_of((await desk.enrol("web", token)).certificate)[0] == WEB
         answer = await desk.denied("pass_used", desk.enrol("web", token))
         assert answer.status == 403
@@ -34,7 +34,7 @@ async def test_a_token_that_was_stolen_and_used_is_worth_nothing_again_and_says_
 
 async def test_of_twenty_that_use_one_token_at_once_one_wins(tmp_path: Path) -> None:
     async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(100, 1))) as desk:
-        token, answers = desk.make_pass("web"), list[Answer]()
+        token, answers = desk.make_credential("web"), list[Answer]()
 
         async def use() -> None:
             answers.append(await desk.enrol("web", token))
@@ -51,18 +51,18 @@ async def test_of_twenty_that_use_one_token_at_once_one_wins(tmp_path: Path) -> 
 async def test_the_same_request_again_gets_the_same_certificate_and_with_another_key_none(tmp_path: Path) -> None:
     """An answer may get lost; whoever has the token, and not the key, gains nothing by that."""
     async with ca_desk(tmp_path) as desk:
-        token, key = desk.make_pass("web"), ec_key()
+        token, key = desk.make_credential("web"), ec_key()
         first = (await desk.enrol("web", token, csr(key=key))).certificate
         assert (await desk.enrol("web", token, csr(key=key))).certificate == first
         await desk.denied("pass_used", desk.enrol("web", token))
         desk.clock.jump(timedelta(minutes=6))
         await desk.denied("key_reused", desk.enrol("web", token, csr(key=key)))
-        await desk.denied("key_reused", desk.enrol("api", desk.make_pass("api"), csr(key=key)))
+        await desk.denied("key_reused", desk.enrol("api", desk.make_credential("api"), csr(key=key)))
 
 
 async def test_a_token_runs_out_after_five_minutes_and_a_secret_does_not(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token, secret = desk.make_pass("web"), desk.make_pass("web", "secret")
+        token, secret = desk.make_credential("web"), desk.make_credential("web", "secret")
         desk.clock.jump(timedelta(minutes=5))
         await desk.denied("pass_expired", desk.enrol("web", token))
         for _ in range(3):
@@ -72,7 +72,7 @@ async def test_a_token_runs_out_after_five_minutes_and_a_secret_does_not(tmp_pat
 @pytest.mark.parametrize("kind", ["token", "secret"])
 async def test_a_pass_of_another_service_is_worth_as_much_as_none(kind: enrolment.Kind, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        others = desk.make_pass("api", kind)
+        others = desk.make_credential("api", kind)
         stolen = await desk.denied("bad_pass", desk.enrol("web", others))
         forged = await desk.denied("bad_pass", desk.enrol("web", str(enrolment.make(kind, desk.ca.root_digest))))
         assert stolen.said == forged.said, "whose it is is told to nobody"
@@ -81,22 +81,24 @@ async def test_a_pass_of_another_service_is_worth_as_much_as_none(kind: enrolmen
 
 async def test_a_revoked_secret_and_a_revoked_token_end_at_once(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token, secret = desk.make_pass("api"), desk.make_pass("api", "secret")
+        token, secret = desk.make_credential("api"), desk.make_credential("api", "secret")
         (await desk.enrol("api", secret)).certificate  # noqa: B018 (asserts that it was one)
-        desk.write(lambda transaction: registrar.end_passes(transaction, service_id("api")))
+        desk.write(lambda transaction: registrar.end_credentials(transaction, service_id("api")))
         await desk.denied("pass_expired", desk.enrol("api", secret))
         await desk.denied("pass_expired", desk.enrol("api", token))
 
 
 async def test_a_revocation_ends_the_passes_of_its_service_and_no_other_s(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        api = [desk.make_pass("api", kind) for kind in ("token", "secret")]
-        web = desk.make_pass("web", "secret")
+        api = [desk.make_credential("api", kind) for kind in ("token", "secret")]
+        web = desk.make_credential("web", "secret")
         await desk.revoke("api")
         for ended in api:
             await desk.denied("pass_expired", desk.enrol("api", ended))
         assert (await desk.enrol("web", web)).status == 200
-        assert (await desk.enrol("api", desk.make_pass("api"))).status == 200, "made since, so somebody wants it back"
+        assert (await desk.enrol("api", desk.make_credential("api"))).status == 200, (
+            "made since, so somebody wants it back"
+        )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ async def test_a_revocation_ends_the_passes_of_its_service_and_no_other_s(tmp_pa
 )
 async def test_a_forged_pass(bend: Callable[[str], str], tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         await desk.denied("bad_pass", desk.enrol("web", bend(token)))
         assert (await desk.enrol("web", token)).status == 200, "the guess used up nothing of the real one"
 
@@ -126,7 +128,7 @@ async def test_a_forged_pass(bend: Callable[[str], str], tmp_path: Path) -> None
 )
 async def test_a_name_that_is_no_declared_service(name: str, tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         answer = await desk.denied("unknown_service", desk.enrol(name, token))
         assert answer.said["message"].isprintable()
         assert len(answer.said["message"]) < 500
@@ -138,7 +140,9 @@ async def test_guesses_from_one_address_are_limited_and_honest_enrolments_are_no
             await desk.honest()  # more than ten: none of them is a guess
         statuses = [(await desk.enrol("web", str(enrolment.make("token", b"\0" * 32)))).status for _ in range(15)]
         assert statuses == [403] * 10 + [429] * 5
-        assert (await desk.enrol("web", desk.make_pass("web"))).said["error"] == "rate_limited", "and this is no oracle"
+        assert (await desk.enrol("web", desk.make_credential("web"))).said["error"] == "rate_limited", (
+            "and this is no oracle"
+        )
         assert (await desk.renew(desk.keys("web"))).status == 200, "renewals go on"
 
 
@@ -146,7 +150,7 @@ async def test_a_store_that_is_away_makes_no_guesses_of_honest_tries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with ca_desk(tmp_path, limits=RateLimits(guesses=Rate(3, 0.0001))) as desk:
-        token = desk.make_pass("web")
+        token = desk.make_credential("web")
         real = type(desk.server.store).write_many
 
         def away(*_: object) -> None:

@@ -103,7 +103,7 @@ async def test_a_revoked_callee_is_cut_and_met_with_an_alarm(tmp_path: Path) -> 
 async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_path: Path) -> None:
     """web's list is stale, then api's; neither can know whether the other was revoked meanwhile."""
     async with ca_desk(tmp_path, ttl=timedelta(hours=12)) as desk:
-        sidecar = desk.membership(text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_credential("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.agent.enrol()
         mesh, own = parse_mesh(MESH, "mesh.yaml"), sidecar.own.keys
@@ -148,7 +148,7 @@ async def test_a_stale_list_lets_nobody_new_in_cuts_nobody_and_is_no_alarm(tmp_p
 
 async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
     async with ca_desk(tmp_path) as desk:
-        sidecar = desk.membership(text=desk.make_pass("web"))
+        sidecar = desk.membership(text=desk.make_credential("web"))
         with trio.fail_after(PATIENCE):
             await sidecar.agent.enrol()
         assert (sidecar.agent.revocations().fresh_until or desk.clock()) > desk.clock()

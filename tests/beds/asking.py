@@ -74,7 +74,7 @@ class Desk(CaBed):
 
     def __init__(self, nursery: trio.Nursery, files: CaFiles) -> None:
         super().__init__(nursery, files)
-        self.write, self.make_pass, self.issued = files.elsewhere, files.make_pass, files.issued
+        self.write, self.make_credential, self.issued = files.elsewhere, files.make_credential, files.issued
         self._denials = 0
 
     @property
@@ -90,7 +90,7 @@ class Desk(CaBed):
     @property
     def strangers(self) -> int:
         """How many connections are those of nobody known."""
-        return len(self.server.connections._strangers)
+        return len(self.server.connections._anonymous)
 
     async def revoke(self, service: str) -> None:
         """``certs revoke``; returns once the CA tells everybody."""
@@ -108,7 +108,7 @@ class Desk(CaBed):
         state: str = "state",
     ) -> Sidecar:
         """A membership of the mesh, by the CA that is said to be ``at``; ``text``: its token or secret."""
-        enrolment = None if text is None else self.write_pass(text)
+        enrolment = None if text is None else self.write_credential(text)
         url = f"https://{at or self.address}"
         return self.sidecar(service, enrolment, name=state, ca=url, pin=pin)
 
@@ -196,7 +196,7 @@ class Desk(CaBed):
 
     async def honest(self) -> x509.Certificate:
         """The twin: web's own new token is worth one certificate of web's."""
-        leaf = (await self.enrol("web", self.files.make_pass("web"))).certificate
+        leaf = (await self.enrol("web", self.files.make_credential("web"))).certificate
         assert names_of(leaf)[0] == f"spiffe://{DOMAIN}/web"
         assert not self.log.events("internal_error"), self.log.events("internal_error")
         return leaf

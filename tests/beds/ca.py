@@ -158,9 +158,9 @@ class CaBed:
     def pass_for(self, kind: Kind, service: str, root: bytes | None = None) -> Path:
         """The file of a new token or secret."""
         root = root or self.server.in_force.policy.authority.root_digest
-        return self.write_pass(self.files.make_pass(service, kind, root))
+        return self.write_credential(self.files.make_credential(service, kind, root))
 
-    def write_pass(self, text: str) -> Path:
+    def write_credential(self, text: str) -> Path:
         """A file for its owner alone."""
         self._number += 1
         file = self.path / f"pass-{self._number}.enrol"

@@ -95,14 +95,14 @@ class CaFiles:
         with closing(sqlite3.connect(self.db)) as connection, connection:
             connection.execute(text)
 
-    def make_pass(self, service: str | SpiffeId, kind: Kind = "token", root: bytes | None = None) -> str:
+    def make_credential(self, service: str | SpiffeId, kind: Kind = "token", root: bytes | None = None) -> str:
         made = enrolment.make(kind, root or self.ca.root_digest)
         identity = service_id(service) if isinstance(service, str) else service
-        self.elsewhere(lambda it: registrar.add_pass(it, made, identity))
+        self.elsewhere(lambda it: registrar.add_credential(it, made, identity))
         return str(made)
 
     def make_secret(self, service: str | SpiffeId) -> str:
-        return self.make_pass(service, "secret")
+        return self.make_credential(service, "secret")
 
     def revokes(self, service: str) -> None:
         """``certs revoke``."""

@@ -169,14 +169,14 @@ class CaSite:
         """The certificates that the CA knows to have issued."""
         return self.ask(lambda connection: list(connection.execute(sa.select(store.issued.c.certificate)).scalars()))
 
-    def make_passes(self, *services: str, kind: Kind = "token") -> dict[str, EnrolmentCredential]:
+    def make_credentials(self, *services: str, kind: Kind = "token") -> dict[str, EnrolmentCredential]:
         """Tokens or secrets as ``certs token`` makes them, many at once."""
         loaded = authority.load(self.directory, utc_now())
         made = {service: enrolment.make(kind, loaded.root_digest) for service in services}
         with self.opened() as found:
             for service, one in made.items():
                 identity = authority.identity_of(loaded, service)
-                found.write(partial(registrar.add_pass, made=one, identity=identity))
+                found.write(partial(registrar.add_credential, credential=one, identity=identity))
         return made
 
     # -- who asks ------------------------------------------------------------------------------------------------------
@@ -203,14 +203,14 @@ class CaSite:
 
     def agent(self, service: str, body: str) -> Path:
         """The sidecar.yaml of a service with an enrolment secret of its own."""
-        return self.wiring(service, f"log_format: json\n{body}", enrolment=self.write_pass(service))
+        return self.wiring(service, f"log_format: json\n{body}", enrolment=self.write_credential(service))
 
-    def write_pass(self, service: str, kind: Kind = "secret") -> str:
+    def write_credential(self, service: str, kind: Kind = "secret") -> str:
         """A new token or secret in a file for its owner alone; returns the file's name."""
         name = f"{service}.{kind}"
         (self.path / name).unlink(missing_ok=True)
         with os.fdopen(os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"{self.make_passes(service, kind=kind)[service]}\n")
+            file.write(f"{self.make_credentials(service, kind=kind)[service]}\n")
         return name
 
 

@@ -77,9 +77,9 @@ class MiniCa:
         """The terms, one of them changed."""
         return replace(self.terms, **terms)
 
-    def make_pass(self, kind: enrolment.Kind = "token", identity: SpiffeId = API) -> EnrolmentCredential:
+    def make_credential(self, kind: enrolment.Kind = "token", identity: SpiffeId = API) -> EnrolmentCredential:
         made = enrolment.make(kind, self.authority.root_digest)
-        self.store.write(lambda transaction: registrar.add_pass(transaction, made, identity))
+        self.store.write(lambda transaction: registrar.add_credential(transaction, made, identity))
         return made
 
     def enrol(

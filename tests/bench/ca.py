@@ -104,7 +104,7 @@ async def serving(site: CaSite, profile: Path | None) -> AsyncIterator[Running]:
 
 async def compare(site: CaSite, store: str, seconds: float, profile: Path | None) -> list[Reading]:
     readings = []
-    secrets = site.make_passes(*SERVICES, kind="secret")
+    secrets = site.make_credentials(*SERVICES, kind="secret")
     async with serving(site, profile) as ca:
         callers = [site.caller(service) for service in SERVICES]
         for caller in callers:

@@ -12,7 +12,7 @@ import trio
 
 from certs.protocol.client import CaError
 from certs.protocol.enrolment import EnrolmentCredential
-from certs.store.store import passes
+from certs.store.store import enrolment_credentials
 from tests.beds.ca_processes import Caller, CaSite, denial
 
 SERVICES = [f"s{number:03}" for number in range(200)]
@@ -23,7 +23,7 @@ class Crowd:
     """200 callers, each with a token, from an address of its own. ``answered`` holds every answer that anybody had."""
 
     def __init__(self, site: CaSite) -> None:
-        self.tokens = site.make_passes(*SERVICES)
+        self.tokens = site.make_credentials(*SERVICES)
         self.callers = {
             service: site.caller(service, source=f"127.1.{number // 250}.{1 + number % 250}")
             for number, service in enumerate(SERVICES)
@@ -81,5 +81,7 @@ async def test_killed_during_200_enrolments(tmp_path: Path, killed_after: int) -
 
     assert sorted(site.issued()) == sorted(one for answers in crowd.answered.values() for one in answers)
     assert site.faults() == []
-    unused = sa.select(sa.func.count()).select_from(passes).where(passes.c.used_by.is_(None))
+    unused = (
+        sa.select(sa.func.count()).select_from(enrolment_credentials).where(enrolment_credentials.c.used_by.is_(None))
+    )
     assert site.ask(lambda connection: connection.execute(unused).scalar()) == 0

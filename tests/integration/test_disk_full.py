@@ -67,7 +67,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 async def test_the_ca_s_disk_is_full(tmp_path: Path, disk: Disk) -> None:
     """Its process, its store on that disk; sidecars' requests answered or denied, never half."""
     site = CaSite.make(tmp_path / "site", store=f"sqlite:///{disk.path}/store.db")
-    tokens = site.make_passes("web", "api")
+    tokens = site.make_credentials("web", "api")
     async with site.serves() as ca:
         web, api = site.caller("web"), site.caller("api")
         had = [await web.enrol(tokens["web"]), await web.renew()]
@@ -106,10 +106,12 @@ async def test_the_sidecar_s_disk_is_full(tmp_path: Path, disk: Disk, monkeypatc
     """What cannot be kept is in force all the same, and that is said; nothing that was kept gets lost."""
     site = CaSite.make(tmp_path / "site")
     async with live_ca(site), echo_app() as app, trio.open_nursery() as nursery:
-        api = LiveMember(site.wiring("api", inbound(app), enrolment=site.write_pass("api")))
+        api = LiveMember(site.wiring("api", inbound(app), enrolment=site.write_credential("api")))
         await nursery.start(api.run)
         state = disk.path / "state"
-        wiring = site.wiring("web", outbound(*api.address("http")), enrolment=site.write_pass("web"), state=str(state))
+        wiring = site.wiring(
+            "web", outbound(*api.address("http")), enrolment=site.write_credential("web"), state=str(state)
+        )
         web = LiveMember(wiring)
         await nursery.start(web.run)
         kept = (state / "identity.pem").read_bytes()

@@ -42,7 +42,7 @@ async def test_the_way_of_the_readme(site: CaSite) -> None:
 
 
 async def test_a_restart_with_its_state_needs_no_token(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web", "token"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web", "token"))
     async with site.serves():
         async with member_process(file) as web:
             await web.program.event("enrolled")
@@ -59,7 +59,7 @@ async def test_a_restart_with_its_state_needs_no_token(site: CaSite) -> None:
 
 
 async def test_lost_state_and_a_secret_enrols_again(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web"))
     async with site.serves():
         for _ in range(2):
             async with member_process(file) as web:
@@ -69,7 +69,7 @@ async def test_lost_state_and_a_secret_enrols_again(site: CaSite) -> None:
 
 
 async def test_lost_state_and_a_used_token_is_refused_in_words(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web", "token"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web", "token"))
     async with site.serves():
         async with member_process(file) as web:
             await web.program.event("enrolled")
@@ -83,20 +83,20 @@ async def test_lost_state_and_a_used_token_is_refused_in_words(site: CaSite) -> 
 
 
 async def test_an_ended_secret_is_refused_in_words(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web"))
     await site.certs("enrolment", "web", "--end")
     async with site.serves(), running(*SIDECAR, "run", file) as web:
         assert await web.ended() == 2, web.text
         assert "(pass_expired)" in web.errors
         assert "certs enrolment" in web.errors
         shutil.rmtree(site.path / "state-web", ignore_errors=True)
-        site.write_pass("web")  # and a new one lets it in
+        site.write_credential("web")  # and a new one lets it in
         async with member_process(file) as web_again:
             await web_again.program.event("enrolled")
 
 
 async def test_a_ca_that_is_down_at_the_start_is_waited_for(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web"))
     variables = {"SIDECAR_LOG_FORMAT": "json"}
     async with running(*SIDECAR, "run", file, variables=variables) as web:
         waiting = await web.event("joining_failed")
@@ -108,7 +108,7 @@ async def test_a_ca_that_is_down_at_the_start_is_waited_for(site: CaSite) -> Non
 
 
 async def test_whoever_waits_for_a_ca_ends_at_a_signal(site: CaSite) -> None:
-    file = site.wiring("web", "", enrolment=site.write_pass("web"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web"))
     async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as web:
         await web.event("joining_failed")
         web.signal(signal.SIGTERM)
@@ -117,7 +117,7 @@ async def test_whoever_waits_for_a_ca_ends_at_a_signal(site: CaSite) -> None:
 
 async def test_no_secret_goes_to_a_ca_under_another_root(site: CaSite, tmp_path: Path) -> None:
     """Somebody answers in the CA's place, with a CA of the same name."""
-    file = site.wiring("web", "", enrolment=site.write_pass("web"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web"))
     other = CaSite.make(tmp_path / "other")
     async with (
         other.serves(port=site.port),

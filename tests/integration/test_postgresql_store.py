@@ -209,7 +209,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
     terms = IssuingPolicy(site, {"web", "api"})
     opened._clock = lambda: int(now.timestamp())
     token = enrolment.make("token", site.root_digest)
-    opened.write(lambda transaction: registrar.add_pass(transaction, token, WEB))
+    opened.write(lambda transaction: registrar.add_credential(transaction, token, WEB))
     key, other = new_key(), new_key()
     csr, other_csr = (accept.csr_for(one).decode() for one in (key, other))
 
@@ -230,7 +230,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
 
     assert opened.write(renew(other_csr)) != first
     secret = enrolment.make("secret", site.root_digest)
-    opened.write(lambda transaction: registrar.add_pass(transaction, secret, API))
+    opened.write(lambda transaction: registrar.add_credential(transaction, secret, API))
     with pytest.raises(Denied, match="key_reused"):
         opened.write(lambda transaction: registrar.enrol(transaction, terms, secret, "api", csr))
 
@@ -256,7 +256,7 @@ async def test_the_life_of_an_identity(opened: Store, tmp_path: Path) -> None:
 async def test_a_database_that_stops_and_starts_again_under_the_ca(database: Database, tmp_path: Path) -> None:
     async with database.serves():
         site = CaSite.make(tmp_path, MESH, store=database.create("stops"))
-        tokens = site.make_passes("s00")
+        tokens = site.make_credentials("s00")
     caller = site.caller("s00")
     async with trio.open_nursery() as databases:
         stop = trio.Event()
@@ -329,7 +329,7 @@ RATE, ROUNDS = 100, 13
 
 async def test_two_replicas_under_a_hundred_renewals_a_second(database: Database, tmp_path: Path) -> None:
     async with pair(database, tmp_path, "replicas") as two:
-        secrets = two.site.make_passes(*SERVICES, kind="secret")
+        secrets = two.site.make_credentials(*SERVICES, kind="secret")
         had: list[str] = []
         callers = []
         for number, service in enumerate(SERVICES):
@@ -367,7 +367,7 @@ async def test_two_replicas_under_a_hundred_renewals_a_second(database: Database
 
 async def test_a_token_used_at_both_replicas_at_once_has_one_winner(database: Database, tmp_path: Path) -> None:
     async with pair(database, tmp_path, "tokens") as two:
-        tokens = two.site.make_passes(*SERVICES)
+        tokens = two.site.make_credentials(*SERVICES)
         outcomes: dict[str, list[str]] = {service: [] for service in SERVICES}
 
         async def tries(service: str, replica: int) -> None:
@@ -390,7 +390,7 @@ async def test_a_token_used_at_both_replicas_at_once_has_one_winner(database: Da
 
 async def test_what_is_revoked_at_one_is_told_by_both_within_seconds(database: Database, tmp_path: Path) -> None:
     async with pair(database, tmp_path, "revoked") as two:
-        secrets = two.site.make_passes("s00", "s01", kind="secret")
+        secrets = two.site.make_credentials("s00", "s01", kind="secret")
         askers = [two.caller(f"s0{replica}", replica) for replica in (0, 1)]
         for asker in askers:
             await asker.enrol(secrets[asker.service])
@@ -401,7 +401,7 @@ async def test_what_is_revoked_at_one_is_told_by_both_within_seconds(database: D
         assert [one.document for one in again] == [None, None], "nothing new, nothing sent"
 
         revoked = two.caller("s39", 1)  # it got its certificate at the one, and is revoked by the other's command
-        await revoked.enrol(two.site.make_passes("s39")["s39"])
+        await revoked.enrol(two.site.make_credentials("s39")["s39"])
         assert "revoked all certificates" in await two.site.certs("revoke", "s39")
         with trio.fail_after(5):
             for asker, old in zip(askers, before, strict=True):

@@ -46,10 +46,10 @@ async def stage(path: Path, *, busy: bool = True) -> AsyncIterator[Stage]:
     site = CaSite.make(path)
     async with live_ca(site), echo_app() as app, trio.open_nursery() as nursery:
         api = LiveMember(
-            site.wiring("api", inbound(app), enrolment=site.write_pass("api")),
+            site.wiring("api", inbound(app), enrolment=site.write_credential("api")),
         )
         await nursery.start(api.run)
-        web = LiveMember(site.wiring("web", outbound(*api.address("http")), enrolment=site.write_pass("web")))
+        web = LiveMember(site.wiring("web", outbound(*api.address("http")), enrolment=site.write_credential("web")))
         await nursery.start(web.run)
         if busy:
             async with load(web.address("api:http")) as calls:
@@ -102,10 +102,10 @@ async def test_a_whole_rotation_under_load(tmp_path: Path) -> None:
     (old_root,) = site.roots()
     async with site.serves(), echo_app() as app:
         former = site.caller("web")
-        await former.enrol(site.make_passes("web")["web"])
+        await former.enrol(site.make_credentials("web")["web"])
         old = Credential(former.chain[0], former.key, former.chain)
-        async with member_process(site.wiring("api", inbound(app), enrolment=site.write_pass("api"))) as api:
-            wiring = site.wiring("web", outbound(*api.address("http")), enrolment=site.write_pass("web"))
+        async with member_process(site.wiring("api", inbound(app), enrolment=site.write_credential("api"))) as api:
+            wiring = site.wiring("web", outbound(*api.address("http")), enrolment=site.write_credential("web"))
             async with member_process(wiring) as web, load(web.address("api:http")) as calls:
                 await calls.grows(5)
                 said = await rotated(site)
@@ -191,7 +191,7 @@ async def test_killed_at_any_moment_and_run_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hasty")
 async def test_a_sleeper_is_named_waited_for_and_comes_back_by_what_the_old_root_signed(tmp_path: Path) -> None:
     async with stage(tmp_path, busy=False) as it:
-        file = it.site.wiring("reporting", "", enrolment=it.site.write_pass("reporting", "token"))
+        file = it.site.wiring("reporting", "", enrolment=it.site.write_credential("reporting", "token"))
         async with member_process(file) as sleeper:
             await sleeper.program.event("enrolled")
             old = (tmp_path / "state-reporting" / "identity.pem").read_bytes()
@@ -255,7 +255,7 @@ async def test_the_root_s_key_is_elsewhere_and_encrypted(tmp_path: Path) -> None
     rotate = ("rotate-root", *SETTLED, "--root-key", str(key), *kept)
     async with live_ca(site):
         caller = site.caller("web")
-        await caller.enrol(site.make_passes("web")["web"])  # nobody misses the key
+        await caller.enrol(site.make_credentials("web")["web"])  # nobody misses the key
         await caller.client.close()
 
         said = await site.certs("rotate-root", *SETTLED, check=False)

@@ -71,5 +71,5 @@ def open_descriptors() -> int:
 
 
 def _member(site: CaSite, service: str, body: str, number: int) -> LiveMember:
-    enrolment = site.write_pass(service)
+    enrolment = site.write_credential(service)
     return LiveMember(site.wiring(service, body, enrolment=enrolment, state=f"state-{service}-{number}"))

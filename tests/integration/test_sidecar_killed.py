@@ -70,7 +70,7 @@ def wakes_up(file: Path) -> Agent:
 
 async def test_killed_while_it_renews(tmp_path: Path) -> None:
     site = CaSite.make(tmp_path)
-    file = site.wiring("web", "", enrolment=site.write_pass("web", "token"))
+    file = site.wiring("web", "", enrolment=site.write_credential("web", "token"))
     renewed = 0
     async with live_ca(site):
         async with lives() as them:
@@ -108,7 +108,7 @@ async def test_killed_while_it_enrols_by_a_token_that_is_good_once(tmp_path: Pat
     deaths = lost = 0
     async with live_ca(site), lives() as them:
         for number in range(12):
-            file = site.wiring("web", "", enrolment=site.write_pass("web", "token"), state=f"state-{number}")
+            file = site.wiring("web", "", enrolment=site.write_credential("web", "token"), state=f"state-{number}")
             identity = tmp_path / f"state-{number}" / statedir.IDENTITY
             while not identity.exists():
                 await them.live(file, CHANCE.uniform(0.015, 0.06))

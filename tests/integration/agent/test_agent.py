@@ -108,7 +108,7 @@ async def test_without_a_pass_it_says_how_to_get_one(bed: CaBed, mock_clock: Moc
 
 
 async def test_a_pass_of_another_service_is_refused(bed: CaBed, mock_clock: MockClock) -> None:
-    with pytest.raises(UsageError, match=r"api cannot enrol: the CA says no \(bad_pass\)"):
+    with pytest.raises(UsageError, match=r"api cannot enrol: the CA refused \(bad_pass\)"):
         await bed.sidecar("api", bed.secret("web")).joins()
 
 
@@ -121,9 +121,9 @@ async def test_a_service_that_the_mesh_does_not_have_is_refused(bed: CaBed, mock
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("mesh-token.zz", "no token and no enrolment secret"),
-        ("mesh-token." + "0" * 64 + "." + "0" * 64, "a token of a wrong length"),
-        ("x" * 10_000, "no token and no enrolment secret"),
+        ("mesh-token.zz", "not a token or an enrolment secret"),
+        ("mesh-token." + "0" * 64 + "." + "0" * 64, "a token of the wrong length"),
+        ("x" * 10_000, "not a token or an enrolment secret"),
         (" \n", "empty"),
     ],
 )
@@ -512,10 +512,10 @@ async def test_an_answer_that_was_not_asked_for_is_refused_and_the_old_kept(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"garbage", "something that is no JSON"),
-        (b"[" * 100_000, "something that is no JSON"),
-        (b"[]", "something that is no certificate"),
-        (b'{"certificate": 7}', "something that is no certificate"),
+        (b"garbage", "the CA's answer is not JSON"),
+        (b"[" * 100_000, "the CA's answer is not JSON"),
+        (b"[]", "the CA's answer is not a certificate"),
+        (b'{"certificate": 7}', "the CA's answer is not a certificate"),
         (b'{"certificate": "' + b"x" * (5 << 20) + b'"}', "larger than 4 MiB"),
     ],
 )
@@ -548,7 +548,7 @@ async def test_an_answer_that_makes_no_sense_is_refused_and_the_old_kept(
         ("another root, and the real bundle", "unknown|trust bundle"),
         ("a service named ca", "met spiffe://shop.internal/ca (valid, same CA)"),
         ("another service", "met spiffe://shop.internal/web (valid, same CA)"),
-        ("garbage", "no list of bundles"),
+        ("garbage", "not a list of bundles"),
     ],
 )
 async def test_a_pass_leaves_for_the_ca_alone(bed: CaBed, mock_clock: MockClock, who: str, detail: str) -> None:
@@ -694,11 +694,11 @@ LISTS: dict[str, tuple[Callable[[CaBed], bytes], str]] = {
     "an older version": (lambda bed: signed(bed, 1), "it is older"),
     "of before": (lambda bed: signed(bed, newest(bed), age=HOUR), "it is older"),
     "by the issuing key": (lambda bed: signed(bed, 1 << 40, "issuing"), "such as an issuing CA's"),
-    "by another root": (lambda bed: signed(bed, 1 << 40, "other"), "by nobody whom a trusted root appointed"),
+    "by another root": (lambda bed: signed(bed, 1 << 40, "other"), "by a certificate that no trusted root issued"),
     "unsigned": (lambda bed: json.dumps({**json.loads(signed(bed, 1 << 40)), "signatures": []}).encode(),
         "it is not signed"),
     "a bundle": (lambda bed: authority.bundle_document(bed.directory), "where mesh-revocations/1 is expected"),
-    "garbage": (lambda _: b"garbage", "it is no signed document"),
+    "garbage": (lambda _: b"garbage", "it is not a signed document"),
     "too large": (lambda _: b"x" * (1 << 20) * 2, "it is larger than 1024 KiB"),
 }  # fmt: skip
 

@@ -118,7 +118,7 @@ def test_names_that_nobody_may_have(ca: Path, name: str) -> None:
 
 
 def test_a_bad_ttl(ca: Path) -> None:
-    with pytest.raises(UsageError, match="from 5 minutes to 24 hours"):
+    with pytest.raises(UsageError, match="for 5 minutes to 24 hours"):
         authority.issue(authority.load(ca, NOW), "api", NOW, 25 * HOUR)
 
 
@@ -274,7 +274,7 @@ def test_files_of_two_cas(ca: Path, tmp_path: Path) -> None:
 
 def test_an_expired_issuing_ca_says_until_when_it_was_good_and_what_to_do(ca: Path) -> None:
     told = refusal(ca, NOW + 90 * DAY)
-    assert f"issuing.pem expired: it was good until {NOW + 90 * DAY:%FT%TZ}" in told
+    assert f"issuing.pem expired: it was valid until {NOW + 90 * DAY:%FT%TZ}" in told
     assert "certs renew-issuing" in told
     assert authority.load(ca, NOW + 90 * DAY - timedelta(seconds=1))
 
@@ -308,7 +308,7 @@ def test_a_certificate_that_is_no_issuing_ca(tmp_path: Path, issuing: Credential
 
 def test_keys_that_are_not_ours(tmp_path: Path) -> None:
     rsa = MESH.ca("issuing", key=rsa_key())
-    assert "no ECDSA key" in refusal(write_ca(tmp_path / "rsa", MESH, issuing=rsa))
+    assert "not an ECDSA key" in refusal(write_ca(tmp_path / "rsa", MESH, issuing=rsa))
     encrypted = ec_key().private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -324,7 +324,7 @@ def test_an_issuing_file_with_more_than_one_certificate(ca: Path) -> None:
 
 def test_an_issuer_that_runs_out_between_load_and_issue(ca: Path) -> None:
     loaded = authority.load(ca, NOW)
-    with pytest.raises(UsageError, match="the issuer's certificate is good from"):
+    with pytest.raises(UsageError, match="the issuer's certificate is valid from"):
         authority.issue(loaded, "api", NOW + 91 * DAY)
 
 
@@ -341,7 +341,7 @@ def test_a_root_key_can_go_to_another_directory_at_once(tmp_path: Path) -> None:
     assert stat.S_IMODE((safe / "root.key").stat().st_mode) == 0o600
     assert authority.load(directory, NOW).issuer.certificate == made.issuer.certificate
     assert authority.load_root(directory, safe / "root.key", None).certificate == made.root
-    with pytest.raises(UsageError, match="say where it is: --root-key FILE"):
+    with pytest.raises(UsageError, match="give its place: --root-key FILE"):
         authority.load_root(directory, None, None)
 
 
@@ -372,7 +372,7 @@ def test_a_passphrase_for_a_key_that_has_none(ca: Path) -> None:
 
 def test_a_root_key_of_another_ca(ca: Path, tmp_path: Path) -> None:
     authority.init(tmp_path / "other", DOMAIN, NOW)
-    with pytest.raises(UsageError, match=r"is the key of no root in .*root\.pem"):
+    with pytest.raises(UsageError, match=r"is not the key of any root in .*root\.pem"):
         authority.load_root(ca, tmp_path / "other" / "root.key", None)
 
 
@@ -423,7 +423,7 @@ def test_a_new_ca_that_cannot_be_written_leaves_the_old_one_its_key_elsewhere(
 def test_an_old_root_key_does_not_stay_where_the_new_one_is_kept_elsewhere(ca: Path, tmp_path: Path) -> None:
     before = content(ca)
     with pytest.raises(
-        UsageError, match=r"root\.key is there, and the new root's key is to be kept elsewhere: remove it"
+        UsageError, match=r"root\.key exists, but the new root's key is to be kept elsewhere: remove that file"
     ):
         authority.init(ca, "other.internal", NOW, force=True, root_key_out=tmp_path / "safe")
     assert content(ca) == before
@@ -467,7 +467,7 @@ def test_a_delegate_that_does_not_belong_here(ca: Path, tmp_path: Path) -> None:
     assert "its key does not belong to its certificate" in refusal(ca)
     for damaged in (b"", b"junk", certificate, key, mine[:100]):
         (ca / "revocation.pem").write_bytes(damaged)
-        assert "revocation.pem is no " in refusal(ca)
+        assert "revocation.pem is not a " in refusal(ca)
     (ca / "revocation.pem").write_bytes(mine)
     assert authority.load(ca, NOW).delegate, "the twin"
     (ca / "revocation.pem").chmod(0o640)
@@ -507,7 +507,7 @@ def test_it_needs_the_root_s_key_and_a_root_that_is_good(ca: Path, tmp_path: Pat
     before = content(ca)
     key = tmp_path / "root.key"
     (ca / "root.key").rename(key)
-    with pytest.raises(UsageError, match="the root's key is needed for this"):
+    with pytest.raises(UsageError, match="this needs the root's key"):
         authority.renew_issuing(ca, NOW)
     with pytest.raises(UsageError, match=r"root\.pem expired.*certs rotate-root"):
         authority.renew_issuing(ca, NOW + 3651 * DAY, key)
@@ -597,5 +597,5 @@ def test_it_is_said_thirty_days_before_the_issuing_ca_ends(ca: Path) -> None:
     assert authority.soon_over(loaded, NOW + 60 * DAY - timedelta(seconds=1)) is None
     told = authority.soon_over(loaded, NOW + 60 * DAY)
     assert told is not None
-    assert f"good until {NOW + 90 * DAY:%FT%TZ} only" in told
+    assert f"valid only until {NOW + 90 * DAY:%FT%TZ}" in told
     assert "certs renew-issuing" in told

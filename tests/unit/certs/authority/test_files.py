@@ -170,7 +170,7 @@ def test_what_is_no_file_of_ours_is_not_read(tmp_path: Path) -> None:
 def test_a_missing_secret_is_no_secret_told(tmp_path: Path) -> None:
     files.check_secret(tmp_path / "missing")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UsageError, match="cannot look at"):
+    with pytest.raises(UsageError, match="cannot check"):
         files.check_secret(tmp_path / "loop")
 
 

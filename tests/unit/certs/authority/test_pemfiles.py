@@ -44,12 +44,12 @@ _RSA = rsa_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
 @pytest.mark.parametrize(
     ("content", "passphrase", "why"),
     [
-        (b"", None, "is no private key in PEM"),
-        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", None, "is no private key in PEM"),
+        (b"", None, "is not a private key in PEM"),
+        (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", None, "is not a private key in PEM"),
         (pemfiles.key_pem(MADE.root.key, b"correct horse"), None, "its passphrase was not given"),
         (pemfiles.key_pem(MADE.root.key, b"correct horse"), b"wrong horse", "cannot be read with this passphrase"),
         (pemfiles.key_pem(MADE.root.key), b"correct horse", "is not encrypted, and a passphrase was given"),
-        (_RSA, None, "is no ECDSA key"),
+        (_RSA, None, "is not an ECDSA key"),
     ],
 )
 def test_what_is_no_key_of_ours(content: bytes, passphrase: bytes | None, why: str) -> None:
@@ -60,7 +60,7 @@ def test_what_is_no_key_of_ours(content: bytes, passphrase: bytes | None, why: s
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pemfiles.key_pem(MADE.root.key)])
 def test_what_is_no_certificate(content: bytes) -> None:
-    with pytest.raises(UsageError, match=r"^ca/file\.pem is no certificate in PEM"):
+    with pytest.raises(UsageError, match=r"^ca/file\.pem is not a certificate in PEM"):
         pemfiles.certificates(FILE, content)
 
 

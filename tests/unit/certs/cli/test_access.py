@@ -25,7 +25,7 @@ def _with_a_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept(columns: str) -> list[tuple[Any, ...]]:
-    """What the store keeps of passes."""
+    """What the store keeps of enrolment credentials."""
     with sqlite3.connect("ca/store.db") as connection:
         rows = connection.execute(f"SELECT {columns} FROM passes ORDER BY kind, made_at").fetchall()  # noqa: S608
     connection.close()
@@ -104,7 +104,7 @@ def test_a_symlink_is_not_followed_even_by_force() -> None:
 def test_a_directory_that_anybody_may_write_to_gets_no_secret() -> None:
     Path("public").mkdir()
     Path("public").chmod(0o777)
-    assert "anybody may write" in refused("token", "ca", "web", "--out", "public/pass")
+    assert "every user may write" in refused("token", "ca", "web", "--out", "public/pass")
     Path("public").chmod(0o755)
     assert run("token", "ca", "web", "--out", "public/pass").exit_code == 0
 
@@ -126,8 +126,8 @@ def test_a_store_that_cannot_be_opened_leaves_the_old_file_even_by_force() -> No
 @pytest.mark.parametrize(
     ("service", "why"),
     [
-        ("mesh/ca", "spiffe://shop.internal/mesh/ca is no service's identity, and only services enrol"),
-        ("batch/nightly", "is no service's identity"),
+        ("mesh/ca", "spiffe://shop.internal/mesh/ca is not the identity of a service, and only services enrol"),
+        ("batch/nightly", "is not the identity of a service"),
         ("../web", "'../web' cannot be a service's name"),
         ("", "'' cannot be a service's name"),
         ("we\x1bb", r"'we\x1bb' cannot be a service's name"),
@@ -223,7 +223,7 @@ def test_a_name_that_nothing_was_issued_for_is_revoked_with_a_word_of_doubt() ->
     doubted = run("revoke", "ca", "wbe")
     assert doubted.exit_code == 0
     assert (
-        "this CA remembers nothing that it issued for spiffe://shop.internal/wbe: is the name right?" in doubted.stderr
+        "this CA has no record of anything issued for spiffe://shop.internal/wbe: is the name right?" in doubted.stderr
     )
     ran("issue", "ca", "web", "--out", "web")
     assert run("revoke", "ca", "web").stderr == ""
@@ -258,11 +258,11 @@ def test_one_certificate_is_revoked_by_its_serial_however_it_is_written(write: A
     ("serial", "why"),
     [
         ("1", "this CA issued no certificate with the serial 1; see: certs list"),
-        ("web", "--serial: 'web' is no hexadecimal number"),
-        ("", "--serial: '' is no hexadecimal number"),
-        ("-1", "--serial: '-1' is no hexadecimal number"),
-        ("\x1b[2J", r"--serial: '\x1b[2J' is no hexadecimal number"),
-        ("f" * 1000, "is no hexadecimal number"),
+        ("web", "--serial: 'web' is not a hexadecimal number"),
+        ("", "--serial: '' is not a hexadecimal number"),
+        ("-1", "--serial: '-1' is not a hexadecimal number"),
+        ("\x1b[2J", r"--serial: '\x1b[2J' is not a hexadecimal number"),
+        ("f" * 1000, "is not a hexadecimal number"),
     ],
 )
 def test_a_serial_that_is_none_of_ours_revokes_nothing(serial: str, why: str) -> None:

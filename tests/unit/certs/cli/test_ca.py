@@ -85,14 +85,14 @@ def test_three_commands_from_nothing_to_an_honest_certificate() -> None:
         (["issue", "ca", "web", "--out", "out", "--ttl", "1"], b"error: --ttl: '1' is not a duration"),
         (
             ["issue", "ca", "web", "--out", "out", "--ttl", "25h"],
-            b"error: a certificate lives from 5 minutes to 24 hours",
+            b"error: a certificate is valid for 5 minutes to 24 hours",
         ),
         (["issue", "ca", "web", "--out", "ca/root.pem"], b"error: cannot make the directory"),
         (
             ["init", "ca", "--trust-domain", "shop.internal"],
             b"error: already there: ca/root.key, ca/issuing.key, ca/revocation.pem, ca/root.pem",
         ),
-        (["init", "new", "--trust-domain", "Shop"], b"error: 'Shop' is no trust domain"),
+        (["init", "new", "--trust-domain", "Shop"], b"error: 'Shop' is not a trust domain"),
         (["inspect", "ca/root.key"], b"error: ca/root.key: a private key, not a certificate"),
         (["inspect", "none.pem"], b"error: none.pem: cannot be read"),
         (["inspect", "ca"], b"error: ca: cannot be read"),
@@ -285,7 +285,7 @@ def test_a_stolen_issuing_key_is_distrusted() -> None:
     bundle = newest()
     assert bundle.distrusted == {stolen}
     assert bundle.version > before.version
-    assert f"what the old one signed counts no longer (trust bundle {bundle.version})" in result.stdout
+    assert f"what the old one signed is distrusted (trust bundle {bundle.version})" in result.stdout
     second = issuing_key()
     run("renew-issuing", "ca", "--distrust")
     assert newest().distrusted == {stolen, second}
@@ -345,10 +345,7 @@ def test_with_the_root_key_from_the_safe(monkeypatch: pytest.MonkeyPatch, distru
 
     without = run("renew-issuing", "ca", *distrust)
     assert without.exit_code == 2
-    assert (
-        "ca/root.key is not there: the root's key is needed for this; say where it is: --root-key FILE"
-        in without.stderr
-    )
+    assert "ca/root.key does not exist: this needs the root's key; give its place: --root-key FILE" in without.stderr
 
     monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", "wrong horse battery")
     wrong = run("renew-issuing", "ca", "--root-key", "safe/root.key", *distrust)
@@ -386,7 +383,7 @@ def test_while_a_new_root_takes_over_there_is_no_other_issuing_ca() -> None:
         before = issuing_key()
         result = run("renew-issuing", "ca")
     assert result.exit_code == 2
-    assert "a new root takes the old one's place (activate)" in result.stderr
+    assert "a root rotation is in progress (activate)" in result.stderr
     assert "certs rotate-root" in result.stderr
     assert issuing_key() == before
     assert run("rotate-root", "ca", "--force").exit_code == 0

@@ -73,7 +73,7 @@ def test_a_sidecar_that_asks_is_listed_with_what_it_has() -> None:
     over = followers.Follower("2" * 32, WEB, 7, "ab" * 32, now - timedelta(minutes=9), now)
     with options.open_store(Path("ca"), None) as store:
         for follower in (alive, over):
-            store.write(lambda transaction, one=follower: followers.seen(transaction, one))  # type: ignore[misc]
+            store.write(lambda transaction, one=follower: followers.save(transaction, one))  # type: ignore[misc]
     assert listed()["sidecars that ask"] == [
         {
             "identity": WEB, "instance": "1" * 12, "bundle": 7, "root": "ab" * 8,
@@ -179,7 +179,7 @@ def test_an_end_that_was_cut_off_clumsily_is_told_by_the_store_itself() -> None:
         store.execute("DELETE FROM audit_log WHERE number = 5")
     told = run("audit", "ca", "--verify")
     assert told.exit_code == 1
-    assert told.stdout == "TAMPERED: the log does not end where the store remembers that it ends: 5\n"
+    assert told.stdout == "TAMPERED: the log does not end at the entry that the store names as the newest: 5\n"
 
 
 @pytest.mark.parametrize("value", ["yesterday", 1e300, -(2**63), b"\0\xff"])
@@ -226,7 +226,7 @@ def test_a_tampered_log_writes_nothing_of_its_own_to_the_terminal() -> None:
     ],
 )  # fmt: skip
 def test_an_expectation_that_cannot_be_read_is_a_mistake_and_not_an_answer(expected: str) -> None:
-    assert "--expect: write it as the audit log's last line has it" in refused(
+    assert "--expect: write it as number:hash" in refused(
         "audit", "ca", "--verify", "--expect", expected
     )
 

@@ -62,7 +62,7 @@ def test_without_any_sidecar_it_waits_for_nobody() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     words = [line.partition(":")[0] for line in result.stdout.splitlines() if ":" in line]
     assert words == ["prepare", "distribute", "activate", "retire", "done"]
-    assert "ca/root.pem is the new root, and the old one is refused everywhere" in result.stdout
+    assert "ca/root.pem is the new root, and every sidecar refuses the old one" in result.stdout
     assert newest().anchors == {root()} != {old}
     assert run("issue", "ca", "web", "--out", "web").exit_code == 0
     assert run("inspect", "web/certificate.pem", "web/bundle.pem").exit_code == 0
@@ -82,7 +82,7 @@ def test_by_force_whoever_is_left_behind_is_named() -> None:
     init()
     with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as store:
         late = Follower("ab" * 16, str(API), 1, "0" * 64, now() + DAY, now())
-        store.write(lambda transaction: followers.seen(transaction, late))
+        store.write(lambda transaction: followers.save(transaction, late))
     run("issue", "ca", "db", "--out", "db")
     result = run("rotate-root", "ca", "--force")
     assert result.exit_code == 0
@@ -113,7 +113,7 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
 
     without = run(*words)
     assert without.exit_code == 2
-    assert "say where it is: --root-key FILE" in without.stderr
+    assert "give its place: --root-key FILE" in without.stderr
     monkeypatch.setenv("CERTS_ROOT_PASSPHRASE", "wrong passphrase")
     wrong = run(*words, "--root-key", "safe/root.key")
     assert (wrong.exit_code, wrong.stderr) == (2, "error: safe/root.key cannot be read with this passphrase\n")
@@ -137,8 +137,8 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
     [
         (["none"], "none holds no CA"),
         (["ca", "--max-age", "soon"], "--max-age: 'soon' is not a duration"),
-        (["ca", "--root-key", "none.key"], "none.key is not there"),
-        (["ca", "--root-key", "ca/issuing.key"], "is the key of no root"),
+        (["ca", "--root-key", "none.key"], "none.key does not exist"),
+        (["ca", "--root-key", "ca/issuing.key"], "is not the key of any root"),
     ],
 )
 def test_mistakes_change_nothing(words: list[str], told: str) -> None:

@@ -74,8 +74,8 @@ def test_what_is_said_is_served(served: list[Settings], monkeypatch: pytest.Monk
     ("words", "told"),
     [
         ([], "Missing option '--mesh'"),
-        (["--mesh", "mesh.yaml", "--ttl", "4m"], "error: --ttl: a certificate lives from 5 minutes to 24 hours"),
-        (["--mesh", "mesh.yaml", "--ttl", "25h"], "error: --ttl: a certificate lives from 5 minutes to 24 hours"),
+        (["--mesh", "mesh.yaml", "--ttl", "4m"], "error: --ttl: a certificate is valid for 5 minutes to 24 hours"),
+        (["--mesh", "mesh.yaml", "--ttl", "25h"], "error: --ttl: a certificate is valid for 5 minutes to 24 hours"),
         (["--mesh", "mesh.yaml", "--ttl", "soon"], "error: --ttl: 'soon' is not a duration"),
         (["--mesh", "mesh.yaml", "--listen", "8443"], "error: --listen: "),
         (["--mesh", "mesh.yaml", "--listen", "localhost:99999"], "error: --listen: "),

@@ -271,11 +271,11 @@ def answering(answer: Response) -> Callable[[Request], Awaitable[Response]]:
     [
         (Response(200, b"{}"), "does not say which trust bundle is the newest"),
         (Response(200, b"{}", headers={"Mesh-Bundle": "x"}), "does not say which trust bundle is the newest"),
-        (Response(404, b"{}"), "the CA says no"),
-        (Response(500, b"oops"), "something that is no JSON .status 500."),
-        (Response(503, b'{"error": "unavailable", "message": "later"}'), r"the CA says no \(unavailable\): later"),
-        (Response(301, b"[]", headers={"Location": "https://evil.example/"}), "the CA says no"),
-        (Response(204, b""), "no JSON|no HTTP"),
+        (Response(404, b"{}"), "the CA refused"),
+        (Response(500, b"oops"), "the CA's answer is not JSON .status 500."),
+        (Response(503, b'{"error": "unavailable", "message": "later"}'), r"the CA refused \(unavailable\): later"),
+        (Response(301, b"[]", headers={"Location": "https://evil.example/"}), "the CA refused"),
+        (Response(204, b""), "not JSON|not valid HTTP"),
         (Response(200, b"x" * (5 << 20), headers={"Mesh-Bundle": "1"}), "is larger than 4 MiB"),
     ],
 )
@@ -294,7 +294,7 @@ async def test_an_answer_to_a_poll_that_makes_no_sense(
 @pytest.mark.parametrize("body", [b"7", b"{}", b'{"bundles": 7}', b'{"bundles": {"a": 1}}', b"[" * 20_000])
 async def test_what_is_no_list_of_bundles(bed: CaBed, mock_clock: MockClock, body: bytes) -> None:
     bed.api.bent["/v1/bundle"] = answering(Response(200, body))
-    with pytest.raises(CaError, match=r"no list of bundles|no JSON"):
+    with pytest.raises(CaError, match=r"not a list of bundles|not JSON"):
         await bed.time.finishes(partial((await client(bed)).bundles, 0, unverified=True))
 
 
@@ -303,7 +303,7 @@ async def test_what_is_no_nonce(bed: CaBed, mock_clock: MockClock, said: object)
     bed.api.bent["/v1/nonce"] = answering(Response.of(200, said))
     own, key, ca = authority.issue(bed.ca, "api", bed.time()), new_key(), await client(bed)
     ask = partial(ca.reenrol, own.chain[0], own.key, accept.csr_for(key), key.public_key())
-    assert str(await fails(bed, ask)) == "the CA answered something that is no nonce"
+    assert str(await fails(bed, ask)) == "the CA's answer is not a nonce"
     await bed.time.finishes(ca.close)
 
 
@@ -334,16 +334,16 @@ async def test_a_no_of_any_shape(bed: CaBed, mock_clock: MockClock) -> None:
 
 
 RAW: dict[str, tuple[bytes, str]] = {
-    "no HTTP": (b"SSH-2.0-x\r\n\r\n", "the CA's answer is no HTTP"),
+    "no HTTP": (b"SSH-2.0-x\r\n\r\n", "the CA's answer is not valid HTTP"),
     "nothing": (b"", "the CA closed the connection without an answer"),
     "half a head": (b"HTTP/1.1 200 OK\r\nContent-Le", "the CA closed the connection without an answer"),
-    "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", "no HTTP"),
-    "a header that is no ASCII": (b"HTTP/1.1 200 OK\r\nX: \xff\r\nContent-Length: 2\r\n\r\n{}", "no HTTP"),
-    "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "no HTTP"),
-    "an endless head": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "no HTTP"),
+    "half a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}", "not valid HTTP"),
+    "a header that is no ASCII": (b"HTTP/1.1 200 OK\r\nX: \xff\r\nContent-Length: 2\r\n\r\n{}", "not valid HTTP"),
+    "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", "not valid HTTP"),
+    "an endless head": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "not valid HTTP"),
     "another protocol": (
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        "no HTTP",
+        "not valid HTTP",
     ),
 }
 

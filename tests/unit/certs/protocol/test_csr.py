@@ -184,7 +184,7 @@ def test_an_ed25519_key() -> None:
 
 def test_a_signature_by_another_key_so_the_key_in_it_is_somebody_else_s() -> None:
     assert judge(raw_csr(KEY, signer=KEY)) == KEY.public_key()
-    with pytest.raises(Denied, match="not signed by the key in it") as refused:
+    with pytest.raises(Denied, match="not signed with its own key") as refused:
         judge(raw_csr(KEY, signer=ANOTHER))
     assert denial(refused) is Denial.BAD_CSR
 
@@ -229,7 +229,7 @@ def test_a_huge_one_is_refused_before_it_is_parsed() -> None:
     ],
 )
 def test_what_is_no_csr(text: str) -> None:
-    with pytest.raises(Denied, match="no PEM of a certificate signing request") as refused:
+    with pytest.raises(Denied, match="not a certificate signing request in PEM") as refused:
         judge(text)
     assert denial(refused) is Denial.BAD_CSR
 

@@ -152,8 +152,8 @@ def test_a_list_is_no_bundle_and_a_bundle_no_list_not_even_under_the_other_s_nam
     ("change", "told"),
     [
         ({"roots": []}, "has no roots"),
-        ({"roots": [documents._pem(MADE.issuing.certificate)]}, "no root: it did not sign itself"),
-        ({"roots": [documents._pem(LEAF.certificate)]}, "no root: it is no CA certificate"),
+        ({"roots": [documents._pem(MADE.issuing.certificate)]}, "not a root: it did not sign itself"),
+        ({"roots": [documents._pem(LEAF.certificate)]}, "not a root: it is not a CA certificate"),
         ({"roots": ["junk"]}, "cannot be read"),
         ({"roots": "junk"}, "cannot be read"),
         ({"roots": [1]}, "cannot be read"),
@@ -187,7 +187,7 @@ def test_what_a_root_signed_and_is_not_complete(key: str) -> None:
 
 @pytest.mark.parametrize("said", [[], "text", 1, None, {}])
 def test_what_a_root_signed_and_is_no_document(said: Any) -> None:
-    assert why(resealed(said)) == "what is signed is no document of a mesh"
+    assert why(resealed(said)) == "its payload is not a document of a mesh"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_a_root_signed_and_is_no_document(said: Any) -> None:
     ],
 )
 def test_what_is_no_signed_document(document: bytes) -> None:
-    assert why(document) == "it is no signed document"
+    assert why(document) == "it is not a signed document"
     with pytest.raises(UntrustedError):
         read_kept_bundle(document, DOMAIN, NOW)
     with pytest.raises(UntrustedError):
@@ -258,7 +258,7 @@ def test_a_root_of_another_kind_of_key_signs_nothing() -> None:
     document = bent(lambda envelope: envelope["signatures"][0].update(certificate=documents._pem(foreign.certificate)))
     assert (
         why(document, frozenset({certificate_digest(foreign.certificate)}))
-        == "it is signed with a key that is none of ours"
+        == "it is signed with a key that is not an elliptic-curve key"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_root_signs_while_it_is_good() -> None:
     for now in (ROOT.not_valid_before_utc, end):
         assert read_bundle(SIGNED, DOMAIN, ANCHORS, now) == PLAIN
     for now in (end + timedelta(seconds=1), ROOT.not_valid_before_utc - timedelta(seconds=1)):
-        assert "by a certificate that is good from" in why(SIGNED, now=now)
+        assert "by a certificate that is valid from" in why(SIGNED, now=now)
 
 
 @settings(max_examples=400, deadline=None)
@@ -368,10 +368,10 @@ def test_an_empty_list_says_that_nothing_is_revoked() -> None:
     ("signer", "told"),
     [
         (MADE.issuing, "by a certificate that was not made for that, such as an issuing CA's"),
-        (LEAF, "by nobody whom a trusted root appointed"),
-        (OTHER.root, "by nobody whom a trusted root appointed"),
-        (OTHER.delegate, "by nobody whom a trusted root appointed"),
-        (FOREIGN.delegate, "by nobody whom a trusted root appointed"),
+        (LEAF, "by a certificate that no trusted root issued"),
+        (OTHER.root, "by a certificate that no trusted root issued"),
+        (OTHER.delegate, "by a certificate that no trusted root issued"),
+        (FOREIGN.delegate, "by a certificate that no trusted root issued"),
         (Issuer(MADE.delegate.certificate, OTHER.delegate.key), "with a signature that is wrong"),
     ],
     ids=["the issuing CA", "a leaf", "another root", "its delegate", "another mesh's", "another key"],
@@ -402,7 +402,7 @@ def test_during_a_rotation_the_delegate_of_either_root_signs() -> None:
 
 def test_a_delegate_whose_time_is_over() -> None:
     late = NOW + 91 * DAY
-    assert "by a certificate that is good from" in why_list(LIST, now=late)
+    assert "by a certificate that is valid from" in why_list(LIST, now=late)
     assert read_revocations(sign_revocations(REVOKED, MADE.root), PLAIN, late) == REVOKED
 
 

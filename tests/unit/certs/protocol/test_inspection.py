@@ -162,8 +162,8 @@ def test_a_ca_that_breaks_a_rule(bent: Credential, fault: str) -> None:
 
 
 def test_a_leaf_is_no_ca() -> None:
-    assert "it is no CA certificate (cA is not true)" in ca_faults(HONEST.certificate)
-    assert "it is no CA certificate (cA is not true)" in ca_faults(MESH.leaf(ca=None).certificate)
+    assert "it is not a CA certificate (cA is not true)" in ca_faults(HONEST.certificate)
+    assert "it is not a CA certificate (cA is not true)" in ca_faults(MESH.leaf(ca=None).certificate)
     assert ca_faults(MESH.issuing.certificate) == ca_faults(MESH.root.certificate) == []
 
 
@@ -206,12 +206,12 @@ def test_a_path_that_is_too_long() -> None:
 def test_a_leaf_signed_by_a_leaf() -> None:
     told = report(*MESH.leaf(signer=MESH.leaf("web", cn="web")).chain)
     assert [account.role for account in told.accounts] == ["leaf", "leaf", "CA"]
-    assert told.accounts[0].faults == ("certificate 2 signed it and is no CA",)
+    assert told.accounts[0].faults == ("certificate 2 signed it and is not a CA",)
 
 
 def test_a_signer_that_cannot_be_read() -> None:
     odd = MESH.ca("odd", key_usage=None, extensions=[raw(ExtensionOID.KEY_USAGE, b"\xff")])
-    assert faults(*MESH.leaf(signer=odd).chain) == ("certificate 2 signed it and is no CA",)
+    assert faults(*MESH.leaf(signer=odd).chain) == ("certificate 2 signed it and is not a CA",)
 
 
 # -- attacker's certificates -------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_the_lifetimes_that_are_allowed(ttl: timedelta) -> None:
 
 @pytest.mark.parametrize("ttl", [5 * MINUTE - MINUTE / 60, 24 * HOUR + MINUTE / 60, timedelta(0), -HOUR, timedelta.max])
 def test_any_other_is_an_error(ttl: timedelta) -> None:
-    with pytest.raises(ProfileError, match="from 5 minutes to 24 hours"):
+    with pytest.raises(ProfileError, match="for 5 minutes to 24 hours"):
         leaf(ttl=ttl)
 
 
@@ -174,7 +174,7 @@ def test_a_leaf_is_not_backdated_beyond_its_issuer() -> None:
 
 @pytest.mark.parametrize("now", [NOW - 2 * MINUTE, NOW + 90 * DAY, NOW + 91 * DAY])
 def test_an_issuer_out_of_its_time_signs_nothing(now: datetime) -> None:
-    with pytest.raises(ProfileError, match="the issuer's certificate is good from"):
+    with pytest.raises(ProfileError, match="the issuer's certificate is valid from"):
         leaf(now=now)
 
 
@@ -317,7 +317,7 @@ def test_a_delegate_is_no_service() -> None:
 def test_a_delegate_s_key_is_p256_and_its_issuer_within_its_time() -> None:
     with pytest.raises(ProfileError, match="P-256"):
         x509_profile.delegate(ec.generate_private_key(ec.SECP384R1()).public_key(), Issuer(ROOT, ROOT_KEY), NOW)
-    with pytest.raises(ProfileError, match="is good from"):
+    with pytest.raises(ProfileError, match="is valid from"):
         x509_profile.delegate(DELEGATE_KEY.public_key(), Issuer(ROOT, ROOT_KEY), ROOT.not_valid_after_utc)
 
 

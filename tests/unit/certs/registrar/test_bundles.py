@@ -60,7 +60,7 @@ def test_the_newest_is_told_and_those_after_one_that_a_reader_has_oldest_first(c
 @pytest.mark.parametrize("version", [5, 4, 1])
 def test_one_that_is_no_newer_is_not_published(ca: MiniCa, version: int) -> None:
     first = publish(ca, 5)
-    with pytest.raises(UsageError, match=f"a bundle of version {version} is no news after 5"):
+    with pytest.raises(UsageError, match=f"bundle version {version} is not newer than 5"):
         publish(ca, version)
     assert ca.store.read(bundles.newest_bundle) == first
     assert len(ca.events()) == 1

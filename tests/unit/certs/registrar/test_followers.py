@@ -37,7 +37,7 @@ def follower(
 
 
 def note(ca: MiniCa, one: Follower) -> None:
-    ca.store.write(lambda transaction: followers.seen(transaction, one))
+    ca.store.write(lambda transaction: followers.save(transaction, one))
 
 
 def all_of(ca: MiniCa) -> list[Follower]:

@@ -21,9 +21,8 @@ from certs.protocol.csr import key_hash, proof_of_possession
 from certs.protocol.denial import Denial, Denied
 from certs.registrar import followers, registrar, revocations
 from certs.registrar.followers import Follower
+from certs.store.store import enrolment_credentials, issued, revoked_serials
 from certs.store.store import followers as followers_table
-from certs.store.store import issued, revoked_serials
-from certs.store.store import passes as passes_table
 from sidecar.identity.keys import key_digest
 from sidecar.identity.spiffe import parse_svid
 from tests.beds.certificates import DAY, HOUR, ec_key, rsa_key
@@ -54,7 +53,7 @@ def signature(key: ec.EllipticCurvePrivateKey, new: ec.EllipticCurvePrivateKey, 
 
 def enrolled(ca: MiniCa, key: ec.EllipticCurvePrivateKey | None = None) -> list[bytes]:
     """A certificate of api's, with its chain, in DER."""
-    return ders(ca.enrol(ca.make_pass(), csr(key or ec_key())))
+    return ders(ca.enrol(ca.make_credential(), csr(key or ec_key())))
 
 
 def by_hand(ca: MiniCa, name: str, own: Authority | None = None) -> authority.Issued:
@@ -74,7 +73,7 @@ def der_of(made: authority.Issued) -> bytes:
 @pytest.mark.parametrize("kind", ["token", "secret"])
 def test_whoever_has_a_pass_gets_its_service_s_certificate(ca: MiniCa, kind: enrolment.Kind) -> None:
     key = ec_key()
-    leaf, issuer = leaves(ca.enrol(ca.make_pass(kind), csr(key)))
+    leaf, issuer = leaves(ca.enrol(ca.make_credential(kind), csr(key)))
     svid = parse_svid(leaf.public_bytes(Encoding.DER))
     assert svid.id == API
     assert leaf.public_key() == key.public_key()
@@ -85,19 +84,19 @@ def test_whoever_has_a_pass_gets_its_service_s_certificate(ca: MiniCa, kind: enr
 
 
 def test_the_lifetime_is_the_ca_s_to_say(ca: MiniCa) -> None:
-    (leaf, _) = leaves(ca.enrol(ca.make_pass(), csr(), terms=ca.but(ttl=5 * HOUR)))
+    (leaf, _) = leaves(ca.enrol(ca.make_credential(), csr(), terms=ca.but(ttl=5 * HOUR)))
     assert leaf.not_valid_after_utc == NOW + 5 * HOUR
 
 
 def test_a_token_is_used_once(ca: MiniCa) -> None:
-    token = ca.make_pass("token")
+    token = ca.make_credential("token")
     assert ca.enrol(token, csr())
     assert refused(lambda: ca.enrol(token, csr())) is Denial.PASS_USED
     assert len(ca.events()) == 2
 
 
 def test_a_secret_as_often_as_its_service_starts(ca: MiniCa) -> None:
-    secret = ca.make_pass("secret")
+    secret = ca.make_credential("secret")
     chains = [ca.enrol(secret, csr()) for _ in range(5)]
     assert len(set(chains)) == 5
     ca.clock.pass_by(days=365)
@@ -110,7 +109,7 @@ def test_of_many_who_use_one_token_at_once_exactly_one_wins(ca: MiniCa) -> None:
     """Two threads, each with a store of its own, as two replicas have; ten times."""
     another = ca.another_store()
     for _ in range(10):
-        token, barrier = ca.make_pass(), threading.Barrier(2)
+        token, barrier = ca.make_credential(), threading.Barrier(2)
         outcomes: list[object] = []
 
         def race(store: Any, token: Any = token, outcomes: list[object] = outcomes, barrier: Any = barrier) -> None:
@@ -136,7 +135,7 @@ def test_of_many_who_use_one_token_at_once_exactly_one_wins(ca: MiniCa) -> None:
 
 def test_the_same_request_again_gets_the_same_certificate_for_five_minutes(ca: MiniCa) -> None:
     """The answer was lost on its way, and the token with it, if it were not so."""
-    token, key = ca.make_pass("token"), ec_key()
+    token, key = ca.make_credential("token"), ec_key()
     first = ca.enrol(token, csr(key))
     assert ca.enrol(token, csr(key)) == first
     ca.clock.pass_by(minutes=5)
@@ -147,7 +146,7 @@ def test_the_same_request_again_gets_the_same_certificate_for_five_minutes(ca: M
 
 
 def test_a_token_is_good_for_five_minutes(ca: MiniCa) -> None:
-    early, late = ca.make_pass("token"), ca.make_pass("token")
+    early, late = ca.make_credential("token"), ca.make_credential("token")
     ca.clock.pass_by(seconds=299)
     assert ca.enrol(early, csr())
     ca.clock.pass_by(seconds=1)
@@ -156,23 +155,23 @@ def test_a_token_is_good_for_five_minutes(ca: MiniCa) -> None:
 
 @pytest.mark.parametrize("kind", ["token", "secret"])
 def test_a_pass_that_was_ended(ca: MiniCa, kind: enrolment.Kind) -> None:
-    mine, other = ca.make_pass(kind), ca.make_pass(kind, WEB)
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API)) == 1
+    mine, other = ca.make_credential(kind), ca.make_credential(kind, WEB)
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API)) == 1
     assert refused(lambda: ca.enrol(mine, csr())) is Denial.PASS_EXPIRED
     assert ca.enrol(other, csr(uris=[WEB_URI]), "web"), "web's is good still"
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API)) == 0
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API)) == 0
 
 
 def test_passes_of_one_kind_are_ended(ca: MiniCa) -> None:
-    token, secret = ca.make_pass("token"), ca.make_pass("secret")
-    assert ca.store.write(lambda transaction: registrar.end_passes(transaction, API, "secret")) == 1
+    token, secret = ca.make_credential("token"), ca.make_credential("secret")
+    assert ca.store.write(lambda transaction: registrar.end_credentials(transaction, API, "secret")) == 1
     assert refused(lambda: ca.enrol(secret, csr())) is Denial.PASS_EXPIRED
     assert ca.enrol(token, csr())
 
 
 def test_a_pass_of_another_service(ca: MiniCa) -> None:
-    token = ca.make_pass("token", WEB)
-    with pytest.raises(Denied, match="no token and no enrolment secret of api that this CA knows"):
+    token = ca.make_credential("token", WEB)
+    with pytest.raises(Denied, match="this CA has no such token or enrolment secret of api"):
         ca.enrol(token, csr())
     assert refused(lambda: ca.enrol(token, csr(uris=[WEB_URI]))) is Denial.BAD_CSR, "nor by asking for both"
     assert refused(lambda: ca.enrol(token, csr(), "web")) is Denial.BAD_CSR
@@ -180,7 +179,7 @@ def test_a_pass_of_another_service(ca: MiniCa) -> None:
 
 
 def test_a_forged_pass(ca: MiniCa) -> None:
-    token = ca.make_pass("token")
+    token = ca.make_credential("token")
     forged = enrolment.make("token", token.root)
     as_secret = enrolment.EnrolmentCredential("secret", token.secret, token.root)
     for other in (forged, as_secret):
@@ -189,8 +188,8 @@ def test_a_forged_pass(ca: MiniCa) -> None:
 
 
 def test_what_is_kept_of_a_pass_opens_nothing(ca: MiniCa) -> None:
-    token = ca.make_pass("token")
-    rows = ca.store.read(lambda connection: connection.execute(sa.select(passes_table)).all())
+    token = ca.make_credential("token")
+    rows = ca.store.read(lambda connection: connection.execute(sa.select(enrolment_credentials)).all())
     assert token.secret not in repr(rows)
     assert (
         refused(lambda: ca.enrol(enrolment.EnrolmentCredential("token", rows[0].hash[:32], token.root), csr()))
@@ -201,13 +200,13 @@ def test_what_is_kept_of_a_pass_opens_nothing(ca: MiniCa) -> None:
 @pytest.mark.parametrize("service", ["db", "ca", "mesh/ca", "api/", "../api", "API", "", "api\n", "*", "a" * 3000])
 def test_a_service_that_is_not_in_the_mesh(ca: MiniCa, service: str) -> None:
     with pytest.raises(Denied, match="there is no service") as denied:
-        ca.enrol(ca.make_pass(), csr(uris=()), service)
+        ca.enrol(ca.make_credential(), csr(uris=()), service)
     assert denied.value.denial is Denial.UNKNOWN_SERVICE
     assert len(denied.value.message) < 250
 
 
 def test_a_service_that_has_left_the_mesh_has_nothing_of_its_pass(ca: MiniCa) -> None:
-    token = ca.make_pass()
+    token = ca.make_credential()
     assert refused(lambda: ca.enrol(token, csr(), terms=ca.but(services={"web"}))) is Denial.UNKNOWN_SERVICE
     assert ca.enrol(token, csr())
 
@@ -216,16 +215,19 @@ def test_a_service_that_has_left_the_mesh_has_nothing_of_its_pass(ca: MiniCa) ->
     "request_", ["junk", csr(uris=[WEB_URI]), csr(cn="api"), csr(rsa_key())], ids=["junk", "web", "CN", "RSA"]
 )
 def test_a_bad_csr_uses_up_no_token(ca: MiniCa, request_: str) -> None:
-    token = ca.make_pass()
+    token = ca.make_credential()
     assert refused(lambda: ca.enrol(token, request_)) is Denial.BAD_CSR
     assert ca.enrol(token, csr())
 
 
 def test_a_key_is_certified_for_one_service_and_once(ca: MiniCa) -> None:
     key = ec_key()
-    ca.enrol(ca.make_pass(), csr(key))
-    assert refused(lambda: ca.enrol(ca.make_pass("token", WEB), csr(key, uris=[WEB_URI]), "web")) is Denial.KEY_REUSED
-    assert ca.enrol(ca.make_pass("token", WEB), csr(uris=[WEB_URI]), "web")
+    ca.enrol(ca.make_credential(), csr(key))
+    assert (
+        refused(lambda: ca.enrol(ca.make_credential("token", WEB), csr(key, uris=[WEB_URI]), "web"))
+        is Denial.KEY_REUSED
+    )
+    assert ca.enrol(ca.make_credential("token", WEB), csr(uris=[WEB_URI]), "web")
 
 
 # -- the rate limit ----------------------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def test_whether_it_is_too_often_is_asked_last(ca: MiniCa) -> None:
         return False
 
     terms = ca.but(admit=admit)
-    token, key = ca.make_pass(), ec_key()
+    token, key = ca.make_credential(), ec_key()
     for wrong in (
         lambda: ca.enrol(enrolment.make("token", token.root), csr(), terms=terms),
         lambda: ca.enrol(token, csr(uris=[WEB_URI]), terms=terms),
@@ -255,7 +257,7 @@ def test_whether_it_is_too_often_is_asked_last(ca: MiniCa) -> None:
 
 
 def test_a_token_is_not_used_up_by_coming_too_often(ca: MiniCa) -> None:
-    token = ca.make_pass()
+    token = ca.make_credential()
     assert refused(lambda: ca.enrol(token, csr(), terms=ca.but(admit=lambda _: False))) is Denial.RATE_LIMITED
     assert ca.enrol(token, csr())
 
@@ -294,7 +296,7 @@ def test_not_on_a_connection_that_outlived_its_certificate(ca: MiniCa) -> None:
 
 
 def test_not_when_it_was_revoked(ca: MiniCa) -> None:
-    old, other = enrolled(ca), ders(ca.enrol(ca.make_pass("token", WEB), csr(uris=[WEB_URI]), "web"))
+    old, other = enrolled(ca), ders(ca.enrol(ca.make_credential("token", WEB), csr(uris=[WEB_URI]), "web"))
     ca.revoke()
     with pytest.raises(Denied, match="was revoked; if its service may come back: certs enrolment api") as denied:
         ca.renew(old, csr())
@@ -443,11 +445,11 @@ def test_what_is_issued_after_a_revocation_is_not_under_it(ca: MiniCa) -> None:
     ca.revoke()
     before = ca.store.read(lambda connection: registrar.revoked_until(connection, API))
     assert before == NOW + timedelta(seconds=1)
-    chain = ders(ca.enrol(ca.make_pass(), csr()))
+    chain = ders(ca.enrol(ca.make_credential(), csr()))
     assert parse_svid(chain[0]).not_before == before, "not dated back a minute, as others are"
     assert ca.renew(chain, csr())
     ca.clock.pass_by(hours=1)
-    late = parse_svid(ders(ca.enrol(ca.make_pass(), csr()))[0])
+    late = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
     assert late.not_before == ca.clock.now - timedelta(minutes=1)
 
 
@@ -461,19 +463,19 @@ def test_when_the_clock_was_set_back_behind_a_revocation_nothing_is_issued_and_i
     ca.clock.pass_by(days=1)
     ca.revoke()
     ca.clock.pass_by(hours=-2)
-    token = ca.make_pass()
+    token = ca.make_credential()
     with pytest.raises(Denied, match=r"this CA cannot issue now: .* which is never") as denied:
         ca.enrol(token, csr())
     assert denied.value.denial is Denial.UNAVAILABLE
     ca.clock.pass_by(hours=2)
-    assert ca.enrol(ca.make_pass(), csr())
+    assert ca.enrol(ca.make_credential(), csr())
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------
 
 
 def test_no_certificate_leaves_that_is_not_in_the_store(ca: MiniCa) -> None:
-    chain = ca.enrol(ca.make_pass(), csr())
+    chain = ca.enrol(ca.make_credential(), csr())
     row = ca.store.read(lambda connection: connection.execute(sa.select(issued)).one())
     svid = parse_svid(ders(chain)[0])
     assert (row.certificate, row.sha256, row.serial) == (chain, svid.sha256, f"{svid.serial:x}")
@@ -489,7 +491,7 @@ def test_only_a_leaf_of_ours_is_remembered(ca: MiniCa) -> None:
 
 def test_an_issuing_ca_that_ended_issues_nothing(ca: MiniCa) -> None:
     ca.clock.now = OWN.issuer.certificate.not_valid_after_utc
-    token = ca.make_pass()
+    token = ca.make_credential()
     assert refused(lambda: ca.enrol(token, csr())) is Denial.UNAVAILABLE
     ca.clock.pass_by(seconds=-1)
     assert ca.enrol(token, csr())
@@ -499,7 +501,7 @@ def test_an_issuing_ca_that_ended_issues_nothing(ca: MiniCa) -> None:
 
 
 def counted(ca: MiniCa) -> dict[str, int]:
-    tables = (issued, followers_table, passes_table, revoked_serials)
+    tables = (issued, followers_table, enrolment_credentials, revoked_serials)
     return ca.store.read(
         lambda connection: {
             table.name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
@@ -509,13 +511,13 @@ def counted(ca: MiniCa) -> dict[str, int]:
 
 
 def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_nothing(ca: MiniCa) -> None:
-    svid = parse_svid(ders(ca.enrol(ca.make_pass("token"), csr()))[0])
+    svid = parse_svid(ders(ca.enrol(ca.make_credential("token"), csr()))[0])
     ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, svid.serial))
     follower = Follower("a" * 32, str(API), 5, "0" * 64, NOW + HOUR, NOW)
-    ca.store.write(lambda transaction: followers.seen(transaction, follower))
-    ca.make_pass("secret")
-    ca.store.write(lambda transaction: registrar.end_passes(transaction, API, "secret"))
-    lasting = ca.make_pass("secret")
+    ca.store.write(lambda transaction: followers.save(transaction, follower))
+    ca.make_credential("secret")
+    ca.store.write(lambda transaction: registrar.end_credentials(transaction, API, "secret"))
+    lasting = ca.make_credential("secret")
     before, told = counted(ca), ca.events()
     ca.clock.now = NOW + 30 * DAY
     ca.store.write(registrar.prune)

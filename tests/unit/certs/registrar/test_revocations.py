@@ -14,7 +14,7 @@ from certs.authority.authority import Made
 from certs.protocol import documents
 from certs.protocol.documents import Bundle, RevocationList
 from certs.registrar import revocations
-from certs.store.store import passes
+from certs.store.store import enrolment_credentials
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_svid
@@ -44,16 +44,17 @@ def test_an_empty_list(ca: MiniCa) -> None:
 
 
 def test_an_identity_is_revoked_with_all_that_was_issued_in_this_second_too(ca: MiniCa) -> None:
-    chain = ders(ca.enrol(ca.make_pass("secret"), csr()))
-    token = ca.make_pass("token")
-    web = ca.make_pass("secret", WEB)
+    chain = ders(ca.enrol(ca.make_credential("secret"), csr()))
+    token = ca.make_credential("token")
+    web = ca.make_credential("secret", WEB)
     assert ca.revoke() == 2, "its secret and its token end"
     found = listed(ca)
     assert found.identities == {API: NOW + SECOND}
     assert parse_svid(chain[0]).not_before < found.identities[API]
     assert found.version == int(NOW.timestamp())
     assert ca.events()[-1] == ("revoked", str(API))
-    ended = ca.store.read(lambda connection: connection.execute(sa.select(passes).where(passes.c.ended_at > 0)).all())
+    query = sa.select(enrolment_credentials).where(enrolment_credentials.c.ended_at > 0)
+    ended = ca.store.read(lambda connection: connection.execute(query).all())
     assert len(ended) == 2
     assert ca.enrol(web, csr(uris=[str(WEB)]), "web"), "web's are good"
     assert token
@@ -85,7 +86,7 @@ def test_a_clock_that_was_set_back_takes_no_revocation_back(ca: MiniCa) -> None:
 
 
 def test_one_certificate_is_revoked_by_its_serial(ca: MiniCa) -> None:
-    svid = parse_svid(ders(ca.enrol(ca.make_pass(), csr()))[0])
+    svid = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
 
     def revoke(serial: int) -> str:
         return ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, serial))
@@ -103,7 +104,7 @@ def test_one_certificate_is_revoked_by_its_serial(ca: MiniCa) -> None:
 
 
 def test_what_can_matter_no_more_leaves_the_list_and_nothing_sooner(ca: MiniCa) -> None:
-    svid = parse_svid(ders(ca.enrol(ca.make_pass(), csr()))[0])
+    svid = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
     ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, svid.serial))
     ca.revoke(WEB)
     ca.clock.now = svid.not_after

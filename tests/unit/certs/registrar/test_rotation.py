@@ -78,7 +78,7 @@ class Stage:
     def seen(self, **what: Any) -> Follower:
         """A sidecar asks."""
         one = replace(Follower("a" * 32, str(API), 0, "0" * 64, NOW + HOUR, NOW), **what)
-        self.store.write(lambda transaction: followers.seen(transaction, one))
+        self.store.write(lambda transaction: followers.save(transaction, one))
         return one
 
 
@@ -415,7 +415,7 @@ def test_killed_at_any_step_all_is_well_and_it_goes_on_to_its_end(
         if not complete:
             said = CliRunner().invoke(main, ["rotate-root", "ca", "--force", *options], prog_name="certs")
             if said.exit_code == 2 and elsewhere:
-                assert "is the key of no root" in said.stderr, "it has the new root already, and asks for its key"
+                assert "is not the key of any root" in said.stderr, "it has the new root already, and asks for its key"
                 rotate("--root-key", "new/root.key", "--root-key-out", "new")
             else:
                 assert said.exit_code == 0, (at, said.output)
@@ -461,7 +461,7 @@ def test_a_rotation_that_was_killed_in_its_last_moment_is_only_cleaned_up(
         root = roots_of(Path("ca"))
         result = CliRunner().invoke(main, ["rotate-root", "ca", "--force"], prog_name="certs")
         assert (result.exit_code, result.stdout) == (
-            0, "the last rotation is complete; what it left is cleaned up\n",
+            0, "the last rotation is complete; its leftover files were removed\n",
         )  # fmt: skip
         assert roots_of(Path("ca")) == root
         assert not list(Path("ca").glob("next*"))
@@ -505,7 +505,7 @@ async def test_it_waits_until_all_have_it_and_names_who_has_not(
             assert len(nursery.child_tasks) == 1
             stage.seen(bundle=found.bundle, not_after=NOW + DAY)
     told = capsys.readouterr().out
-    assert told.count("waiting for 1; whoever has not come by its certificate's end is not waited for:") == 3
+    assert told.count("waiting for 1, each until its certificate ends at the latest:") == 3
     assert told.count("spiffe://shop.internal/api (instance aaaaaaaaaaaa") == 3, "every ten seconds, not every look"
     assert told.endswith("  all have it\n")
 
@@ -559,4 +559,4 @@ async def test_it_waits_until_the_old_connections_have_ended(
     assert "WARNING: connections that were verified by the old root are cut now" in capsys.readouterr().err
     await command._wait_for_age(settled, HOUR, False)
     assert 3600 <= trio.current_time() - began < 3602
-    assert f"settle: until {NOW + HOUR:%FT%TZ}" in capsys.readouterr().out
+    assert f"may live until {NOW + HOUR:%FT%TZ} (--max-age)" in capsys.readouterr().out

@@ -107,9 +107,9 @@ class Office:
         self.store.write(lambda it: bundles.publish(it, bundle, sign_bundle(bundle, [MADE.root])))
         self.in_force = replace(self.in_force, bundle=bundle)
 
-    def make_pass(self, kind: enrolment.Kind = "secret", identity: SpiffeId = API) -> EnrolmentCredential:
+    def make_credential(self, kind: enrolment.Kind = "secret", identity: SpiffeId = API) -> EnrolmentCredential:
         made = enrolment.make(kind, OWN.root_digest)
-        self.store.write(lambda it: registrar.add_pass(it, made, identity))
+        self.store.write(lambda it: registrar.add_credential(it, made, identity))
         return made
 
     async def ask(
@@ -223,7 +223,7 @@ async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing
         answer = await ca.ask("GET /healthz")
         assert said(answer, 503) == {
             "error": "unavailable",
-            "message": "the CA's store is not there now; try again",
+            "message": "the CA's store is not available now; try again",
         }
         assert answer.headers["Retry-After"] == "5"
         (line,) = ca.log.events("store_unavailable")
@@ -235,8 +235,8 @@ async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing
 async def test_metrics_have_no_label_that_a_stranger_chose(tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
         await ca.enrol("mesh-secret.evil", service="evil")
-        await ca.enrol(ca.make_pass(), service="evil")
-        await ca.enrol(ca.make_pass())
+        await ca.enrol(ca.make_credential(), service="evil")
+        await ca.enrol(ca.make_credential())
         await ca.ask("POST /v1/renew", {"csr": "evil"}, peer=ca.sidecar().peer)
         await ca.ask("POST /v1/enrol", {"evil": "evil"})
         await ca.ask("GET /v1/bundle", query={"after": "evil"})
@@ -260,11 +260,11 @@ async def test_a_bug_of_ours_ends_one_request_and_is_seen(tmp_path: Path, monkey
 
     async with office(tmp_path) as ca:
         monkeypatch.setattr(registrar, "enrol", broken)
-        answer = await ca.enrol(ca.make_pass())
+        answer = await ca.enrol(ca.make_credential())
         monkeypatch.undo()
-        assert said(answer, 500) == {"error": "internal_error", "message": "a bug in the CA; its log says which"}
+        assert said(answer, 500) == {"error": "internal_error", "message": "a bug in the CA; see its log"}
         assert "ZeroDivisionError" in ca.log.events("internal_error")[0]["exception"]
-        assert denial(await ca.enrol(ca.make_pass())) == "ok"
+        assert denial(await ca.enrol(ca.make_credential())) == "ok"
 
 
 # -- enrolment ---------------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ async def test_a_bug_of_ours_ends_one_request_and_is_seen(tmp_path: Path, monkey
 @pytest.mark.parametrize("kind", ["token", "secret"])
 async def test_a_pass_gets_its_service_a_certificate(kind: enrolment.Kind, tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
-        leaf = leaf_of(await ca.enrol(ca.make_pass(kind)))
+        leaf = leaf_of(await ca.enrol(ca.make_credential(kind)))
         assert parse_svid(der(leaf)).id == API
 
 
@@ -310,7 +310,7 @@ async def test_a_body_of_anything_else_than_exactly_its_fields(body: bytes, tmp_
 
 async def test_a_name_given_twice_is_no_way_to_say_two_things(tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
-        text = json.dumps({"service": "api", "pass": str(ca.make_pass()), "csr": csr()})
+        text = json.dumps({"service": "api", "pass": str(ca.make_credential()), "csr": csr()})
         twice = text[:-1] + ', "service": "web"}'
         assert said(await ca.ask("POST /v1/enrol", raw=twice.encode()), 400)["error"] == "bad_request"
         assert denial(await ca.ask("POST /v1/enrol", raw=text.encode())) == "ok"
@@ -319,7 +319,7 @@ async def test_a_name_given_twice_is_no_way_to_say_two_things(tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["\ud800", "\x00", "\u0430pi", "x" * 60_000, "\x1b[31m\nevil"])
 async def test_odd_text_is_refused_by_name_and_forges_no_line(text: str, tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
-        good = {"service": "api", "pass": str(ca.make_pass()), "csr": csr()}
+        good = {"service": "api", "pass": str(ca.make_credential()), "csr": csr()}
         for name in good:
             answer = await ca.ask("POST /v1/enrol", good | {name: text})
             assert answer.status in (400, 403)
@@ -334,7 +334,7 @@ async def test_odd_text_is_refused_by_name_and_forges_no_line(text: str, tmp_pat
 
 async def test_a_denial_says_why_to_the_caller_and_in_the_log(tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
-        used, sidecar = ca.make_pass("token"), ca.sidecar("web")
+        used, sidecar = ca.make_credential("token"), ca.sidecar("web")
         await ca.enrol(used)
         answer = await ca.enrol(used)
         assert set(said(answer, 403)) == {"error", "message"}
@@ -354,7 +354,7 @@ async def test_a_denial_says_why_to_the_caller_and_in_the_log(tmp_path: Path) ->
 
 async def test_guesses_are_counted_by_address(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     async with office(tmp_path, limits=RateLimits(guesses=Rate(3, 0.1))) as ca:
-        secret = ca.make_pass()
+        secret = ca.make_credential()
         assert [await ca.guess() for _ in range(4)] == ["bad_pass"] * 3 + ["rate_limited"]
         answer = await ca.enrol(secret)
         assert said(answer, 429)["error"] == "rate_limited"
@@ -381,13 +381,13 @@ async def test_what_is_no_pass_at_all_is_a_guess(tmp_path: Path, mock_clock: tri
 
 async def test_another_service_s_pass_is_a_guess(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
-        secret = ca.make_pass()
+        secret = ca.make_credential()
         assert [denial(await ca.enrol(secret, "web")) for _ in range(3)] == ["bad_pass", "bad_pass", "rate_limited"]
 
 
 async def test_a_right_pass_is_no_guess_however_it_ends(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     async with office(tmp_path, limits=RateLimits(guesses=Rate(1, 0.1))) as ca:
-        secret, used = ca.make_pass(), ca.make_pass("token")
+        secret, used = ca.make_credential(), ca.make_credential("token")
         ended = [denial(await ca.enrol(one)) for one in (secret, secret, used, used)]
         assert ended == ["ok", "ok", "ok", "pass_used"]
         bad_csr = {"service": "api", "pass": str(secret), "csr": "x"}
@@ -398,7 +398,7 @@ async def test_a_right_pass_is_no_guess_however_it_ends(tmp_path: Path, mock_clo
 
 async def test_a_store_that_is_gone_makes_nobody_a_guesser(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     async with office(tmp_path, limits=RateLimits(guesses=Rate(2, 0.1))) as ca:
-        secret = ca.make_pass()
+        secret = ca.make_credential()
         ca.fill_the_disk()
         assert [denial(await ca.enrol(secret)) for _ in range(3)] == ["unavailable"] * 3
         ca.free_the_disk()
@@ -416,7 +416,7 @@ async def test_a_thousand_guesses_at_once_are_a_thousand(tmp_path: Path, mock_cl
             for _ in range(1000):
                 nursery.start_soon(guess)
         assert answers == {"bad_pass": 10, "rate_limited": 990}
-        assert denial(await ca.enrol(ca.make_pass(), peer="192.0.2.2:9")) == "ok"
+        assert denial(await ca.enrol(ca.make_credential(), peer="192.0.2.2:9")) == "ok"
 
 
 async def test_two_hundred_services_of_one_address_enrol_at_once(
@@ -424,7 +424,7 @@ async def test_two_hundred_services_of_one_address_enrol_at_once(
 ) -> None:
     answers: Counter[str] = Counter()
     async with office(tmp_path) as ca:
-        secret = ca.make_pass()
+        secret = ca.make_credential()
 
         async def enrol() -> None:
             answers[denial(await ca.enrol(secret))] += 1
@@ -440,7 +440,7 @@ async def test_certificates_are_counted_by_identity_and_in_all(
 ) -> None:
     limits = RateLimits(identity=Rate(2, 1), everybody=Rate(3, 1))
     async with office(tmp_path, limits=limits) as ca:
-        api, web = ca.make_pass(), ca.make_pass(identity=SpiffeId(DOMAIN, ("web",)))
+        api, web = ca.make_credential(), ca.make_credential(identity=SpiffeId(DOMAIN, ("web",)))
         assert [denial(await ca.enrol(api)) for _ in range(3)] == ["ok", "ok", "rate_limited"]
         assert [denial(await ca.enrol(web, "web")) for _ in range(2)] == ["ok", "rate_limited"], "three in all"
         answer = await ca.enrol(web, "web")
@@ -453,7 +453,7 @@ async def test_who_is_denied_anyway_uses_up_no_turn_of_anybody(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     async with office(tmp_path, limits=RateLimits(identity=Rate(1, 0), everybody=Rate(1, 0))) as ca:
-        secret = ca.make_pass()
+        secret = ca.make_credential()
         assert [await ca.guess() for _ in range(5)] == ["bad_pass"] * 5
         assert denial(await ca.enrol(secret)) == "ok"
         assert denial(await ca.enrol(secret)) == "rate_limited"
@@ -532,7 +532,7 @@ async def test_a_nonce_of_another_ca_or_a_bent_one_is_none(tmp_path: Path) -> No
 async def test_what_cannot_be_read_is_no_re_enrolment(field_: str, tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
         answer = await reenrol(ca, ca.sidecar(), await a_nonce(ca), {field_: "!"})
-        assert said(answer, 400)["message"] == "certificate is PEM, nonce and signature are base64"
+        assert said(answer, 400)["message"] == "certificate must be PEM, nonce and signature base64"
 
 
 # -- trust -------------------------------------------------------------------------------------------------------------

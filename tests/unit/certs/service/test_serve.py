@@ -166,14 +166,14 @@ def a_clock_that_is_wrong(site: CaFiles) -> None:
     [
         (no_ca, "holds no CA: .* certs init"),
         (a_key_that_others_can_read, "can be read or written by others: chmod 600"),
-        (another_trust_domain, "its trust_domain is shoq.internal, and the CA in .* is of shop.internal"),
+        (another_trust_domain, "its trust_domain is shoq.internal, but the CA in .* is of shop.internal"),
         (no_mesh, "mesh.yaml"),
         (a_broken_mesh, "mesh.yaml"),
         (no_delegate, "revocation.pem is missing: .* certs renew-issuing"),
         (no_bundle, "bundle.json is missing: .* certs renew-issuing"),
         (a_bundle_of_another_ca, "not of the CA in"),
         (a_store_of_another_ca, "is it the store of another CA"),
-        (a_store_that_is_a_directory, "cannot open the store .*store.db: it is no regular file"),
+        (a_store_that_is_a_directory, "cannot open the store .*store.db: it is not a regular file"),
         (a_store_that_is_none, "cannot open the store .*store.db: file is not a database"),
         (a_store_of_a_newer_version, "newer version .*schema 99"),
         (an_issuing_ca_that_ended, "issuing.pem expired: .* certs renew-issuing"),
@@ -292,7 +292,7 @@ async def test_but_not_while_it_cannot_be_known_what_is_revoked(
         assert (await ca.listed())[0] == first, "the last good is still told, and grows old"
         (warning,) = ca.warnings()
         assert "cannot be read" in warning
-        assert "what was in force before stays" in warning
+        assert "the previous state stays in force" in warning
         assert "mesh_ca_store_up 0.0" in await ca.metrics()
         site.sql("ALTER TABLE away RENAME TO revoked_identities")
         await ca.look()
@@ -353,7 +353,7 @@ async def test_a_broken_one_keeps_the_last_good_and_is_said_once(
         await ca.look()
         (warning,) = ca.warnings()
         assert str(site.mesh) in warning
-        assert warning.endswith("what was in force before stays")
+        assert warning.endswith("the previous state stays in force")
         assert await ca.enrolled("api", secret)
         site.mesh.write_text(MESH)
         await ca.look()
@@ -403,7 +403,7 @@ async def test_a_broken_directory_keeps_the_last_good(site: CaFiles, mock_clock:
         await ca.look()
         await ca.look()
         (warning,) = ca.warnings()
-        assert "issuing.pem is no certificate in PEM" in warning
+        assert "issuing.pem is not a certificate in PEM" in warning
         assert await ca.enrolled("api", secret)
         issuing.write_bytes(good)
         await ca.look()
@@ -415,7 +415,7 @@ async def test_a_directory_of_another_ca_is_not_taken(site: CaFiles, mock_clock:
         secret = site.make_secret(API)
         authority.init(site.directory, "other.internal", NOW, force=True)
         await ca.look()
-        assert any("another trust domain now" in warning for warning in ca.warnings())
+        assert any("now holds a CA of another trust domain" in warning for warning in ca.warnings())
         assert (await ca.enrolled("api", secret))[1] == site.ca.issuer.certificate
         authority.init(site.directory, DOMAIN, NOW, force=True)
         await ca.look()
@@ -456,7 +456,7 @@ async def test_while_the_directory_cannot_be_read_a_new_bundle_waits_and_revocat
         listed, newest = await ca.listed()
         assert (WEB in listed.identities, newest) == (True, before)
         (warning,) = ca.warnings()
-        assert warning.endswith("what was in force before stays")
+        assert warning.endswith("the previous state stays in force")
         os.close(descriptor)
         await ca.look()
         assert (await ca.listed())[1] == before + 5

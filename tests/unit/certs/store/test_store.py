@@ -22,11 +22,11 @@ from certs.store.store import (
     StoreUnavailableError,
     Transaction,
     audit_entries,
+    enrolment_credentials,
     file_url,
     issued,
     meta,
     opened,
-    passes,
 )
 from sidecar.identity.reasons import UsageError
 from tests.beds.clock import Clock
@@ -378,7 +378,7 @@ def test_a_newer_program_s_store_is_refused_in_a_sentence_and_left_alone(path: P
         kept.write(put("a"))
         kept.write(lambda transaction: transaction.put("schema_version", "7"))
     said = refusal(file_url(path))
-    assert f"was made by a newer version (schema 7; this one knows up to {store.SCHEMA_VERSION})" in said
+    assert f"was made by a newer version (schema 7; this one supports up to {store.SCHEMA_VERSION})" in said
     assert "update this program" in said
     with sqlite3.connect(path) as database:
         assert database.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone() == ("7",)
@@ -429,7 +429,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path: Path, monkeypat
     with opened(file_url(path), clock=Clock().seconds) as kept:
         assert version(kept) == "1"
         columns = kept.read(lambda connection: sa.inspect(connection).get_columns("passes"))
-        assert {column["name"] for column in columns} == set(passes.c.keys())
+        assert {column["name"] for column in columns} == set(enrolment_credentials.c.keys())
 
 
 def test_two_that_open_a_new_store_at_once(path: Path) -> None:

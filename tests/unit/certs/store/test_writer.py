@@ -138,7 +138,7 @@ async def test_a_flood_is_refused_at_once_and_those_before_it_are_served(held: H
         for _ in range(MOST_WAITING):
             nursery.start_soon(writer.write, has("first"))
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(StoreUnavailableError, match=f"{MOST_WAITING} requests wait for the store already"):
+        with pytest.raises(StoreUnavailableError, match=f"{MOST_WAITING} requests are already waiting for the store"):
             await writer.write(put("too many"))
         held.free.set()
         while held.together[1:] == [] or sum(held.together) < 1 + MOST_WAITING:
