@@ -35,8 +35,8 @@ class Kind(StrEnum):
     DENIED = "denied"
     NO_RULE = "no_rule"
     RAN_OUT = "ran_out"
-    UNKNOWN_SERVICE = "unknown_service"
-    UNKNOWN_PORT = "unknown_port"
+    UNKNOWN_SERVICE = "service_not_declared"
+    UNKNOWN_PORT = "port_not_declared"
     OTHER_TRUST_DOMAIN = "other_trust_domain"
 
 

@@ -1,4 +1,5 @@
-"""A stand-in for TLS and one for the kernel, both in plain memory, to drive :class:`sidecar.relay.duplex.Duplex` without either.
+"""A stand-in for TLS and one for the kernel, both in plain memory, to drive :class:`sidecar.relay.duplex.Duplex`
+without either.
 
 :class:`FakeChannel` keeps the promises of ``sidecar.relay.duplex.Channel`` with records that a test can write by hand.
 :class:`FakeSocket` is our end of a TCP connection whose kernel has little memory, and whose other end is the test; its

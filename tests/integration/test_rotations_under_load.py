@@ -1,7 +1,8 @@
 """Hundreds of certificates come and go while connections are made and one transfer goes on: nothing fails, nothing is left.
 
 How the count is reached: four sidecars (two replicas at each end) find half of a certificate's life over a few milliseconds
-after they have it (:func:`sidecar.agent.schedule.refresh_at` says so here), and then do what they do every half an hour: a fresh
+after they have it (:func:`sidecar.agent.schedule.refresh_at` says so here), and then do what they do every half an
+hour: a fresh
 key, a question over mutual TLS with the certificate in force, the answer checked, on the disk, in force. 60 times each.
 """
 

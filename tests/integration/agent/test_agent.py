@@ -924,12 +924,12 @@ async def test_a_start_with_a_bundle_and_no_certificate_has_nothing_to_ignore(
 
 async def test_a_pass_is_under_the_pinned_root_or_one_that_is_trusted_by_now(bed: CaBed, mock_clock: MockClock) -> None:
     api = await bed.joined("api", bed.token())
-    shown, pinned, nobody_s = api.agent._pass(), api.agent._pin, bytes(32)
+    shown, pinned, nobody_s = api.agent._read_enrolment(), api.agent._pin, bytes(32)
     api.agent._pin = nobody_s
-    assert api.agent._pass() == shown, "the bundle has its root"
+    assert api.agent._read_enrolment() == shown, "the bundle has its root"
     assert api.agent._bundle is not None
     api.agent._bundle = replace(api.agent._bundle, roots=())
     with pytest.raises(UsageError, match="of a mesh under another root"):
-        api.agent._pass()
+        api.agent._read_enrolment()
     api.agent._pin = pinned
-    assert api.agent._pass() == shown, "it is the pinned root"
+    assert api.agent._read_enrolment() == shown, "it is the pinned root"

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
 from sidecar.agent.credentials import Credentials
-from sidecar.config.wiring import CaIdentity, load_config
+from sidecar.config.sidecar_yaml import CaIdentity
+from sidecar.config.wiring import load_config
 from sidecar.host.follow import LOOK_SECONDS, mounted
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest

@@ -298,7 +298,10 @@ def test_callers(rules: list[str], expected: list[str]) -> None:
 def test_a_peer_that_is_allowed_and_denied_is_no_caller() -> None:
     allowed = "{from: web, to: \x27api:http\x27}"
     assert callers(mesh(allowed), "api", "http", NOW) == ["web"]
-    assert callers(mesh(allowed, "{from: web, to: \x27api:http\x27, action: deny, name: not web}"), "api", "http", NOW) == []
+    assert (
+        callers(mesh(allowed, "{from: web, to: \x27api:http\x27, action: deny, name: not web}"), "api", "http", NOW)
+        == []
+    )
 
 
 @pytest.mark.parametrize(

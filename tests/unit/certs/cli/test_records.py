@@ -226,9 +226,7 @@ def test_a_tampered_log_writes_nothing_of_its_own_to_the_terminal() -> None:
     ],
 )  # fmt: skip
 def test_an_expectation_that_cannot_be_read_is_a_mistake_and_not_an_answer(expected: str) -> None:
-    assert "--expect: write it as number:hash" in refused(
-        "audit", "ca", "--verify", "--expect", expected
-    )
+    assert "--expect: write it as number:hash" in refused("audit", "ca", "--verify", "--expect", expected)
 
 
 def test_an_expectation_without_the_question_is_a_mistake() -> None:
