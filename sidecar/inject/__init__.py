@@ -1,13 +1,14 @@
 """``sidecar inject``: puts a sidecar beside every service of a Docker Compose application.
 
-How this works. The core is ``inject`` of ``injection``, a pure function. Its input is Compose's own reading of the application, and
-the texts that the services mount and are built from. Its output is the text of every file to write. It reads top to bottom::
+How this works. The core is ``inject`` of ``injection``, a pure function. Its input is Compose's own reading of the
+application, and the texts that the services mount and are built from. Its output is the text of every file to write. It
+reads top to bottom::
 
     application -> exclusions -> edges -> ports -> topology -> subnets -> override, meshtext, wiring, picture
 
-``application`` (Compose's reading, as values), ``exclusions`` (services that cannot be meshed), ``edges`` (calls), ``ports``,
-``topology`` (networks and names), ``subnets``, ``override`` (``compose.mesh.yaml``), ``meshtext`` (``mesh.yaml``), ``wiring``
-(each ``sidecar.yaml``), ``picture`` (the report).
+``application`` (Compose's reading, as values), ``exclusions`` (services that cannot be meshed), ``edges`` (calls),
+``ports``, ``topology`` (networks and names), ``subnets``, ``override`` (``compose.mesh.yaml``), ``meshtext``
+(``mesh.yaml``), ``wiring`` (each ``sidecar.yaml``), ``picture`` (the report).
 
 Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
 and secrets, ``project`` compares and writes; ``steps`` calls them in order. Fails closed: a service that cannot be put

@@ -39,7 +39,7 @@ def test_the_demo_plays_to_its_end() -> None:
     [
         pytest.param(
             "sidecar/identity/judge.py",
-            "if params.expected is not None and svid.id != terms.expected:",
+            "if params.expected is not None and svid.id != params.expected:",
             "if False:",
             "web's app got an answer",
             id="without the check of the expected peer",

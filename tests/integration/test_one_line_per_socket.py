@@ -101,7 +101,7 @@ async def looking_up_the_peer(bed: MeshBed, stack: AsyncExitStack, patch: pytest
     async def never(*_: object) -> None:
         await trio.sleep_forever()
 
-    patch.setattr(dial.Upstream, "places", never)
+    patch.setattr(dial.Upstream, "endpoints", never)
     there = Address("127.0.0.1", 9)
     web = await bed.sidecar("web", outbound=[harness.outbound("api", "http", there)], timeouts=TIMES)
     stack.enter_context(await connect(web.address("api:http", "outbound")))

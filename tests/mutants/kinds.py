@@ -29,7 +29,7 @@ UNJUDGED = {
     "judge_own": "{0}.chain[0].public_bytes(__import__('cryptography').hazmat.primitives.serialization.Encoding.DER)",
 }
 """Functions that judge a certificate, and where in their first argument its DER is: the mutant only reads it."""
-READER = ("identity", "parse_svid")
+READER = ("spiffe", "parse_svid")
 """The module and the function that read a certificate and judge nothing."""
 
 EMPTY: dict[str, bytes | str | int] = {"bytes": b"", "str": "", "bool": False, "int": 0}

@@ -45,76 +45,83 @@ ATTACKS_ON_THE_CA = (
 
 SECURITY: dict[str, tuple[str, ...]] = {
     "judge": ("attacks/test_certificates.py", "attacks/test_revoked_peers.py"),
-    "identity": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
+    "spiffe": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
     "tls": (*ATTACKS_ON_PEERS, "attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
     "inbound": ATTACKS_ON_PEERS,
     "outbound": ATTACKS_ON_PEERS,
+    "peer": ATTACKS_ON_PEERS,
     "duplex": ("properties/test_duplex_properties.py", "attacks/test_tampering.py", "attacks/test_floods.py"),
-    "policy": ("properties/test_policy_properties.py", "attacks/test_policy.py"),
-    "configfile": ("unit/test_config.py", "unit/test_collisions.py"),
-    "config": ("unit/test_configfile.py", "unit/test_cli_check.py"),
-    "collisions": ("unit/test_configfile.py", "unit/test_config.py"),
+    "decide": ("unit/policy/test_explain.py", "properties/test_policy_properties.py", "attacks/test_policy.py"),
+    "explain": ("properties/test_policy_properties.py",),
+    "mesh": ("unit/policy/test_decide.py", "properties/test_policy_properties.py", "attacks/test_policy.py"),
+    "sidecar_yaml": ("unit/config/test_wiring.py", "unit/config/test_collisions.py"),
+    "wiring": ("unit/config/test_sidecar_yaml.py", "unit/cli/test_check.py"),
+    "collisions": ("unit/config/test_sidecar_yaml.py", "unit/config/test_wiring.py"),
     "verdict": ("attacks/test_verdict_frame.py",),
     "dial": ("attacks/test_policy.py", "attacks/test_fail_over.py"),
     "handshake": ATTACKS_ON_PEERS,
-    "stream": ("attacks/test_ca_connections.py", "attacks/test_ca_denial_of_service.py"),
-    "node": ("unit/test_registry.py", "unit/test_reload.py", "attacks/test_revoked_peers.py"),
+    "stream": (
+        "unit/transport/test_handshake.py",
+        "attacks/test_floods.py",
+        "attacks/test_ca_connections.py",
+        "attacks/test_ca_denial_of_service.py",
+    ),
+    "node": ("unit/proxy/test_live.py", "unit/lifecycle/test_reload.py", "attacks/test_revoked_peers.py"),
     "reload": ("attacks/test_revoked_peers.py", "attacks/test_ca_bundles_and_lists.py"),
-    "credentials": ("unit/test_reload.py", "attacks/test_ca_secrets.py"),
+    "follow": ("unit/lifecycle/test_reload.py", "unit/certs/service/test_serve.py"),
+    "private": (
+        "unit/agent/test_credentials.py",
+        "unit/agent/test_statedir.py",
+        "unit/certs/authority/test_files.py",
+        "attacks/test_ca_secrets.py",
+    ),
+    "atomic": ("unit/agent/test_statedir.py", "unit/certs/authority/test_files.py", "attacks/test_ca_secrets.py"),
+    "credentials": ("unit/lifecycle/test_reload.py", "attacks/test_ca_secrets.py"),
     "statedir": ("attacks/test_ca_secrets.py",),
-    "answers": ATTACKS_ON_THE_CA,
-    "member": ATTACKS_ON_THE_CA,
-    "memory": ("unit/test_member.py", "attacks/test_ca_secrets.py"),
+    "accept": ("integration/agent/test_agent.py", *ATTACKS_ON_THE_CA),
+    "agent": ATTACKS_ON_THE_CA,
+    "saved_state": ("integration/agent/test_agent.py", "attacks/test_ca_secrets.py"),
     "process": (),
     "http1": (
         "attacks/test_ca_requests.py",
         "attacks/test_ca_denial_of_service.py",
-        "unit/test_admin.py",
-        "unit/test_certs_client.py",
+        "unit/observe/test_admin.py",
+        "unit/certs/protocol/test_client.py",
     ),
     "admin": (),
-    "registry": ("unit/test_reload.py",),
-    "address": ("unit/test_configfile.py",),
-    "sockets": ("unit/test_server.py", "attacks/test_strangers.py"),
-    "yamlfile": ("unit/test_meshfile.py", "unit/test_configfile.py"),
-    "meshfile": ("unit/test_mesh.py",),
-    "certs/issuance": ("unit/test_certs_registrar.py", "attacks/test_ca_requests.py"),
+    "live": ("unit/lifecycle/test_reload.py",),
+    "address": ("unit/config/test_sidecar_yaml.py",),
+    "sockets": ("unit/proxy/test_server.py", "attacks/test_strangers.py"),
+    "yaml12": ("unit/policy/test_mesh_yaml.py", "unit/config/test_sidecar_yaml.py"),
+    "mesh_yaml": ("unit/policy/test_mesh.py",),
+    "certs/csr": ("unit/certs/registrar/test_registrar.py", "attacks/test_ca_requests.py"),
     "certs/registrar": ATTACKS_ON_THE_CA,
-    "certs/trust": ("unit/test_answers.py", "attacks/test_ca_bundles_and_lists.py"),
-    "certs/service": ATTACKS_ON_THE_CA,
-    "certs/client": ATTACKS_ON_THE_CA,
-    "certs/connections": ("attacks/test_ca_denial_of_service.py", "attacks/test_ca_connections.py"),
+    "certs/documents": ("unit/agent/test_accept.py", "attacks/test_ca_bundles_and_lists.py"),
+    "certs/api": ATTACKS_ON_THE_CA,
+    "certs/client": ("integration/agent/test_agent.py", *ATTACKS_ON_THE_CA),
+    "certs/wire": ("attacks/test_ca_at_first_contact.py",),
+    "certs/listener": ("attacks/test_ca_denial_of_service.py", "attacks/test_ca_connections.py"),
     "certs/guesses": ("attacks/test_ca_tokens.py",),
-    "certs/standing": ("attacks/test_ca_tokens.py", "attacks/test_ca_renewals.py", "unit/test_certs_rotation.py"),
-    "certs/store": ("unit/test_certs_serve.py", "unit/test_certs_registrar.py"),
-    "certs/pemfiles": ("unit/test_certs_authority.py",),
-    "certs/files": ("unit/test_certs_authority.py", "unit/test_certs_store.py"),
-    "certs/passes": ("unit/test_certs_registrar.py", "unit/test_member.py"),
-    "certs/profile": ("unit/test_certs_authority.py", "unit/test_certs_issuance.py"),
-    "certs/authority": ("unit/test_certs_cli_ca.py", "unit/test_certs_rotation.py", "unit/test_certs_serve.py"),
+    "certs/bundles": ("attacks/test_ca_renewals.py", "unit/certs/registrar/test_rotation.py"),
+    "certs/revocations": ("attacks/test_ca_tokens.py", "attacks/test_ca_renewals.py"),
+    "certs/followers": ("unit/certs/registrar/test_rotation.py",),
+    "certs/store": ("unit/certs/service/test_serve.py", "unit/certs/registrar/test_registrar.py"),
+    "certs/pemfiles": ("unit/certs/authority/test_authority.py",),
+    "certs/files": ("unit/certs/authority/test_authority.py", "unit/certs/store/test_store.py"),
+    "certs/enrolment": ("unit/certs/registrar/test_registrar.py", "integration/agent/test_agent.py"),
+    "certs/x509_profile": ("unit/certs/authority/test_authority.py", "unit/certs/protocol/test_csr.py"),
+    "certs/authority": (
+        "unit/certs/cli/test_ca.py",
+        "unit/certs/registrar/test_rotation.py",
+        "unit/certs/service/test_serve.py",
+    ),
 }
 """Modules whose checks all become mutants, each with the test files that ought to notice, besides its own unit
 tests."""
 
-RENAMED: dict[str, tuple[str, ...]] = {
-    "identity": ("spiffe",),
-    "configfile": ("sidecar_yaml",),
-    "meshfile": ("mesh_yaml",),
-    "answers": ("accept",),
-    "member": ("agent",),
-    "memory": ("saved_state",),
-    "registry": ("live",),
-    "node": ("snapshot",),
-    "policy": ("decide", "explain"),
-    "certs/issuance": ("certs/csr",),
-    "certs/standing": ("certs/bundles", "certs/revocations", "certs/followers"),
-    "certs/trust": ("certs/documents",),
-    "certs/passes": ("certs/enrolment",),
-    "certs/service": ("certs/api",),
-    "certs/connections": ("certs/listener",),
-}
+RENAMED: dict[str, tuple[str, ...]] = {}
 """A module's name in the tables -> the name that it may have by now, or several if it was divided. An id belongs to the one
-that has its function."""
+that has its function. ``--rekey`` writes the tables with the new names; after it, this is empty again."""
 
 RENAMED_NAMES: dict[str, str] = {}
 """A function's, class's or parameter's name in the tables -> its name today."""
@@ -176,33 +183,25 @@ def security() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def tests_of(module: str, extra: tuple[str, ...]) -> list[str]:
-    """The test files of a module, relative to tests/: its own unit tests first."""
-    former = [old for old, new in RENAMED.items() if module in new]
-    own = [file for name in (module, *former) if (file := test_file(f"unit/test_{name.replace('/', '_')}.py"))]
-    return list(dict.fromkeys([*own[:1], *(found for file in extra if (found := test_file(file)))]))
+    """The test files of a module, relative to tests/: its own first, among the units or the integration tests."""
+    *rooms, stem = find(module).relative_to(ROOT).with_suffix("").parts
+    inside = "/".join([*(rooms[1:] if rooms[0] == "sidecar" else rooms), f"test_{stem}.py"])
+    own = [f"{kind}/{inside}" for kind in ("unit", "integration") if (TESTS / kind / inside).exists()]
+    return list(dict.fromkeys([*own, *(found for file in extra if (found := test_file(file)))]))
 
 
 @cache
 def test_file(name: str) -> str | None:
-    """Where a test file is, relative to tests/: by basename, below the same directory if it is there, else anywhere."""
-    top, _, base = name.partition("/")
-    base = base.rpartition("/")[2]
-    bases = [base, *(_renamed_test(base))]
+    """Where a test file is, relative to tests/: there, or, if it was moved, by basename below the same directory or
+    anywhere."""
+    if (TESTS / name).is_file():
+        return name
+    top, _, rest = name.partition("/")
     for place in (TESTS / top, TESTS):
-        for candidate in bases:
-            found = sorted(path for path in place.rglob(candidate) if "e2e" not in path.parts)
-            if len(found) == 1:
-                return found[0].relative_to(TESTS).as_posix()
+        found = sorted(path for path in place.rglob(rest.rpartition("/")[2]) if "e2e" not in path.parts)
+        if len(found) == 1:
+            return found[0].relative_to(TESTS).as_posix()
     return None
 
 
 test_file.__test__ = False  # type: ignore[attr-defined]  # pytest: its name begins as tests do
-
-
-def _renamed_test(base: str) -> Iterator[str]:
-    stem = base.removeprefix("test_").removesuffix(".py")
-    for old, names in RENAMED.items():
-        if old.replace("/", "_") == stem:
-            for name in names:
-                yield f"test_{name.replace('/', '_')}.py"
-                yield f"test_{name.rpartition('/')[2]}.py"

@@ -206,7 +206,7 @@ async def test_a_certificate_without_its_bundle_is_not_used(bed: CaBed, mock_clo
     await api.ends()
     (api.state / "bundle.json").unlink()
     again = bed.sidecar("api", bed.token())
-    with pytest.raises(RuntimeError, match="not a member yet"):
+    with pytest.raises(RuntimeError, match="not enrolled yet"):
         again.agent.revocations()
     await again.joins()
     assert again.serial != serial

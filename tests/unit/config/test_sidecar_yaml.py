@@ -17,7 +17,7 @@ from sidecar.policy.mesh_yaml import MeshShape
 from sidecar.policy.names import Target
 from tests.specimens import DURATION, HEAD, MESH, NEIGHBOUR, mistakes, parsed
 
-EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.0.0.1 or unix:/…"
+EXPOSED = "is not on loopback: a neighbour could read which services communicate; use 127.0.0.1 or unix:/…"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ EXPOSED = "is not on loopback: a neighbour could ask who talks to whom; use 127.
         (HEAD + "admin: {}", ["s.yaml:4: admin: 'listen' is missing"]),
         (HEAD + "admin: {listen: x}", ["s.yaml:4: admin.listen: 'x' is no host:port, with a port of 1 to 65535"]),
         (HEAD + "admin: {listen: 'unix:run/admin.sock'}", [
-            "s.yaml:4: admin.listen: 'unix:run/admin.sock' is no whole path: write it as unix:/run/sidecar/admin.sock",
+            "s.yaml:4: admin.listen: 'unix:run/admin.sock' is no absolute path: write it as unix:/run/sidecar/admin.sock",
         ]),
         (HEAD + "admin: {listen: '10.0.0.1:15000'}", [f"s.yaml:4: admin.listen: '10.0.0.1:15000' {EXPOSED}"]),
         (HEAD + "admin: {listen: '0.0.0.0:15000'}", [f"s.yaml:4: admin.listen: '0.0.0.0:15000' {EXPOSED}"]),

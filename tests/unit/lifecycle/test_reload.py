@@ -541,7 +541,7 @@ async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
 async def test_files_are_not_asked_for_what_the_ca_gives(site: Site) -> None:
     ca = CaIdentity(ca="https://ca.example", root_sha256="0" * 64, state_dir=Path("state"))
     config = replace(site.node.config, identity=ca)
-    with pytest.raises(TypeError, match="that a CA gives are not in files"):
+    with pytest.raises(TypeError, match="that a CA issues has no credential files"):
         load_credentials(config, site.node.current.mesh, site.now)
 
 

@@ -200,7 +200,10 @@ async def test_a_body_with_a_length_and_in_chunks_may_be_two_requests(first: byt
         both = b"\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
         await caller.say(b"POST /post " + first + both)
         answer = await caller.hear()
-        assert (answer.status, answer.said["message"]) == (400, "a body has a length or chunks, not both")
+        assert (answer.status, answer.said["message"]) == (
+            400,
+            "a body has either a Content-Length or chunks, not both",
+        )
         assert answer.is_last
     assert caller.asked == []
 

@@ -379,7 +379,7 @@ async def test_answers_in_other_words_of_http(bed: CaBed, mock_clock: MockClock,
 @pytest.mark.parametrize("said", [None, [], "certificate", {}, {"certificate": None}, {"certificate": ["PEM"]}])
 def test_an_answer_without_a_certificate(said: object) -> None:
     assert asking._certificate({"certificate": "PEM"}) == b"PEM"
-    with pytest.raises(CaError, match="something that is no certificate"):
+    with pytest.raises(CaError, match="is not a certificate"):
         asking._certificate(said)
 
 
