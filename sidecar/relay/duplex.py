@@ -290,7 +290,7 @@ class Duplex:
         elif self._tolerant:
             self._peer_done = True
         else:
-            detail = "the peer's stream ended without close_notify: cut by somebody, or a broken peer"
+            detail = "the peer's stream ended without close_notify: an attacker may have cut it, or the peer is broken"
             self._end(Ending(How.TRUNCATED, detail, reset_app=True))
         return self.next()
 

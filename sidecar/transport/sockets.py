@@ -76,6 +76,7 @@ async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
 def prepare(sock: socket.socket) -> None:
     """Sets every connection's options: non-blocking, no delay of small writes, dead hosts detected in about 2 minutes."""
     sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes stay in the stream (RFC 6093 6)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):

@@ -1,4 +1,4 @@
-"""A peer that closes without close_notify: cut by somebody, for all we know, unless the file says that it is just sloppy."""
+"""A peer that closes without close_notify: an attacker may have cut it, unless the file says that it is just sloppy."""
 
 from __future__ import annotations
 

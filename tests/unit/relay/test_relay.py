@@ -118,7 +118,7 @@ async def test_an_end_that_comes_together_with_the_last_bytes_is_seen(bed: Bed, 
     assert drain(two.app) == parse(drain(two.net)).data == b"last words"
 
 
-async def test_bytes_behind_urgent_data_are_not_left_lying(bed: Bed) -> None:
+async def test_an_urgent_byte_stays_in_the_stream_and_the_bytes_behind_it_are_not_left_lying(bed: Bed) -> None:
     """A read stops at the urgent mark, so a short one does not mean that the socket is drained."""
     one = bed.connection()
     await bed.settle()
@@ -126,7 +126,12 @@ async def test_bytes_behind_urgent_data_are_not_left_lying(bed: Bed) -> None:
     one.app.send(b"!", socket.MSG_OOB)
     one.app.send(b"after")
     await bed.settle()
-    assert parse(drain(one.net)).data == b"before after"
+    assert parse(drain(one.net)).data == b"before !after"
+    one.net.send(records(b"answer")[:3])
+    one.net.send(records(b"answer")[3:4], socket.MSG_OOB)
+    one.net.send(records(b"answer")[4:])
+    await bed.settle()
+    assert drain(one.app) == b"answer"
 
 
 # -- backpressure ------------------------------------------------------------------------------------------------------
