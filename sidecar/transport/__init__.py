@@ -1,7 +1,7 @@
 """Sockets and TLS: from a connected socket to an authenticated peer and its verdict.
 
 ``sockets``, ``accepting`` (the accept loop), ``staggered`` (several addresses, RFC 8305), ``dial`` (upstreams, DNS,
-fail-over), ``gate`` (few handshake steps per tick), ``bindings`` (the parts of OpenSSL in use), ``tls``, ``tls_errors``
-(alerts and verification errors), ``handshake``, ``verdict`` (the first frame of ``mesh/1``), ``stream`` (a TLS channel to
-read and write), ``http1``.
+fail-over), ``gate`` (few handshake steps per tick), ``strangers`` (the budget for connections not judged yet), ``bindings``
+(the parts of OpenSSL in use), ``tls``, ``tls_errors`` (alerts and verification errors), ``handshake``, ``verdict`` (the
+first frame of ``mesh/1``), ``stream`` (a TLS channel to read and write), ``http1``.
 """

@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS, ACCEPTS_A_TICK, accept_all
+from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS, ACCEPTS_A_TICK, Room, accept_all
+from sidecar.transport.strangers import SAFE_SECONDS, Stranger
 from tests.beds.mesh import PATIENCE
 
 
@@ -41,9 +42,12 @@ class Loop:
         self.reports: list[str | None] = []
         self.accepted: list[socket.socket] = []
         self.rooms = 0
+        self.room_left = 0
 
-    def make_room(self) -> None:
+    def make_room(self) -> bool:
         self.rooms += 1
+        self.room_left -= 1
+        return self.room_left >= 0
 
     async def run(self) -> None:
         await accept_all(self.listener, self.accepted.append, self.reports.append, self.make_room)
@@ -90,6 +94,15 @@ async def test_when_nothing_is_left_it_pauses_and_goes_on(
         await wait_all_tasks_blocked(0.01)
     assert loop.reports == ["cannot accept connections: none left"] * 3 + [None]
     assert len(loop.accepted) == 1
+
+
+async def test_if_room_can_be_made_it_does_not_pause(loop: Loop, nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """This clock stands still. What was mended is not reported."""
+    loop.listener.failures, loop.room_left = [errno.EMFILE] * 3, 3
+    with loop.call():
+        nursery.start_soon(loop.run)
+        await wait_all_tasks_blocked(0.01)
+    assert (loop.reports, loop.rooms, len(loop.accepted)) == ([None], 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -140,3 +153,117 @@ async def test_a_crowd_is_accepted_in_portions(loop: Loop, nursery: trio.Nursery
     assert max(after - before for before, after in itertools.pairwise(seen)) <= 2 * ACCEPTS_A_TICK
     for caller in callers:
         caller.close()
+
+
+# -- room for strangers ------------------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """A loop with room for a few strangers, who stay until they are cut."""
+
+    def __init__(self, listener: Listener, limit: int) -> None:
+        self.listener = listener
+        self.room = Room(limit)
+        self.inside: list[Stranger] = []
+        self.cut: list[int] = []
+
+    def serve(self, sock: socket.socket) -> None:
+        sock.close()
+        number = len(self.inside)
+        self.inside.append(self.room.enter(sock, lambda: self.cut.append(number)))
+
+    async def run(self) -> None:
+        await accept_all(self.listener, self.serve, lambda _: None, self.room.cut_one, self.room)
+
+
+@pytest.fixture
+def guarded(loop: Loop) -> Guarded:
+    return Guarded(loop.listener, 2)
+
+
+async def test_newcomers_wait_until_somebody_may_be_cut(
+    guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    nursery.start_soon(guarded.run)
+    for _ in range(3):
+        loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    mock_clock.jump(SAFE_SECONDS * 0.9)
+    await wait_all_tasks_blocked(0.01)
+    assert (len(guarded.inside), guarded.cut) == (2, [])
+    mock_clock.jump(SAFE_SECONDS * 0.1)
+    await wait_all_tasks_blocked(0.01)
+    assert (len(guarded.inside), guarded.cut) == (3, [0])
+
+
+async def test_nobody_is_cut_before_a_caller_waits(
+    guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    nursery.start_soon(guarded.run)
+    for _ in range(2):
+        loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    mock_clock.jump(SAFE_SECONDS * 10)
+    await wait_all_tasks_blocked(0.01)
+    assert (len(guarded.inside), guarded.cut) == (2, [])
+
+
+async def test_newcomers_come_in_when_somebody_has_left(
+    guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """And the twin: who is known or busy stays counted."""
+    nursery.start_soon(guarded.run)
+    for _ in range(4):
+        loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    guarded.room.known(guarded.inside[0])
+    guarded.room.busy(guarded.inside[0])
+    await wait_all_tasks_blocked(0.01)
+    assert len(guarded.inside) == 2
+    for number in range(2):
+        guarded.room.leave(guarded.inside[number])
+        await wait_all_tasks_blocked(0.01)
+        assert len(guarded.inside) == 3 + number
+    assert guarded.cut == []
+
+
+async def test_two_loops_share_a_room(
+    guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    with Listener() as second:
+        beside = Guarded(second, 1)
+        beside.room = guarded.room
+        nursery.start_soon(guarded.run)
+        nursery.start_soon(beside.run)
+        for _ in range(3):
+            loop.call().close()
+            socket.create_connection(second.getsockname()).close()
+        await wait_all_tasks_blocked(0.01)
+        assert len(guarded.inside) + len(beside.inside) == 2
+        while waiting := 6 - len(guarded.inside) - len(beside.inside):
+            for one in (*guarded.inside, *beside.inside):
+                guarded.room.leave(one)
+            await wait_all_tasks_blocked(0.01)
+            assert 6 - len(guarded.inside) - len(beside.inside) < waiting
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_descriptors_strangers_are_cut_though_there_is_room(
+    guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    nursery.start_soon(guarded.run)
+    loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    mock_clock.jump(SAFE_SECONDS)
+    loop.listener.failures = [errno.EMFILE]
+    loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    assert (len(guarded.inside), guarded.cut) == (2, [0])
+
+
+async def test_a_caller_without_an_address_is_counted() -> None:
+    room = Room(1)
+    left, right = socket.socketpair()
+    with left, right:
+        room.enter(left, lambda: None)
+    assert room.strangers.full
