@@ -100,7 +100,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     stop = trio.Event()
     admin = None
     if config.admin is not None:
-        status = partial(_status, config, server.node, reloader, agent, stop)
+        status = partial(_status, config, server, reloader, agent, stop)
         try:
             admin = AdminServer(
                 f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.metrics), log
@@ -135,10 +135,13 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     log.info("stopped", service=config.service)
 
 
-def _status(config: Config, node: Node, reloader: Reloader, agent: Agent | None, stop: trio.Event) -> dict[str, Any]:
+def _status(
+    config: Config, server: Server, reloader: Reloader, agent: Agent | None, stop: trio.Event
+) -> dict[str, Any]:
     """Current state, as the admin listener serves it."""
+    node = server.node
     now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
-    unwell = []
+    unwell = server.faults
     if now > svid.not_after:
         unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
     if fresh_until is not None and now > fresh_until:

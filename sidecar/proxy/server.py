@@ -9,6 +9,8 @@ refused, cut by a reload, cancelled at the end of the drain, or ended by a bug. 
 except cancellation. The server owns ``sock``: handlers never close it, and after a refusal it is still open, so that an
 alert or verdict can reach the peer before the close.
 
+A configured listener is one :class:`Listener` for each address of its host.
+
 Drain. ``stop`` ends accepting and closes the listeners. Connections then have the drain time to finish; after it they are
 cancelled.
 """
@@ -16,41 +18,26 @@ cancelled.
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import trio
 
 from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.documents.address import Address
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import inbound, outbound
 from sidecar.proxy.carry import Ends
+from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.node import Node
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.dial import SocketAddress
 
-Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[Ends]]
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """An open listening socket, and the handler of its connections. ``upstream``: their target, for the log."""
-
-    sock: socket.socket
-    direction: Direction
-    port: str
-    upstream: str | None
-    handler: Handler
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where it listens; the port is the system's choice if the configuration has 0."""
-        host, port = self.sock.getsockname()[:2]
-        return host, port
+LOOK_SECONDS = 1.0
+"""How often listeners on a network interface are examined."""
 
 
 class Server:
@@ -74,6 +61,11 @@ class Server:
             self.close()
             raise
 
+    @property
+    def faults(self) -> list[str]:
+        """The reasons why no connection reaches a listener now, a sentence each."""
+        return [listener.fault for listener in self.listeners if listener.fault is not None]
+
     def close(self) -> None:
         """Closes the listeners. Accepted connections continue."""
         for listener in self.listeners:
@@ -88,6 +80,7 @@ class Server:
                 async with trio.open_nursery() as accepting:
                     for listener in self.listeners:
                         accepting.start_soon(self._accept, listener, connections)
+                    accepting.start_soon(self._look_after_devices)
                     await stop.wait()
                     accepting.cancel_scope.cancel()
                 self.close()
@@ -100,29 +93,62 @@ class Server:
     def _open(self, ports: Iterable[Inbound], routes: Iterable[Outbound]) -> None:
         node, config = self.node, self.node.config
         for index, port in enumerate(ports):
-            sock = sockets.listen(f"{config.path}: inbound[{index}].listen", port.listen.host, port.listen.port)
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
-            self._add(Listener(sock, "inbound", port.port, None, _inbound(node, port, app)))
+            handler = _inbound(node, port, app)
+            self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler)
         for index, route in enumerate(routes):
-            where = f"{config.path}: outbound[{index}].listen"
-            sock = sockets.listen(where, route.listen.host, route.listen.port, route.device)
             peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
-            self._add(Listener(sock, "outbound", route.port, str(route.target), _outbound(node, route, peers)))
+            handler, where, target = _outbound(node, route, peers), f"outbound[{index}]", str(route.target)
+            self._add(where, route.listen, route.device, "outbound", route.port, target, handler)
 
-    def _add(self, listener: Listener) -> None:
-        self.listeners.append(listener)
-        self.listening.append(listener.address)
+    def _add(
+        self,
+        entry: str,
+        listen: Address,
+        device: str | None,
+        direction: Direction,
+        port: str,
+        upstream: str | None,
+        handler: Handler,
+    ) -> None:
+        """Opens one entry of the configuration: a listener for each address of its host."""
+        where = f"{self.node.config.path}: {entry}.listen"
+        for sock in sockets.listen_all(where, listen.host, listen.port, device):
+            listener = Listener(where, sock, device, direction, port, upstream, handler)
+            self.listeners.append(listener)
+            self.listening.append(listener.address)
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         log, service = self.node.log, self.node.config.service
         faults = ReportOnce[str](lambda event, fault: log.warning(event, service=service, message=fault))
-        await accept_all(
-            listener.sock,
-            lambda sock: connections.start_soon(self._connection, listener, sock),
-            lambda fault: faults.report("accept_paused", fault),
+        await listener.accept(
+            lambda open_socket: accept_all(
+                open_socket,
+                lambda sock: connections.start_soon(self._connection, listener, sock),
+                lambda fault: faults.report("accept_paused", fault),
+            )
         )
+
+    async def _look_after_devices(self) -> None:
+        """Has listeners follow the network interface that they are bound to."""
+        log, service = self.node.log, self.node.config.service
+        bound = [listener for listener in self.listeners if listener.device is not None]
+
+        def heard_again(listener: Listener) -> None:
+            where = f"{listener.where}: listens on {sockets.text(listener.address)} again"
+            log.info("listening", service=service, message=f"{where}: its network interface is back")
+
+        faults = ReportOnce[Listener](
+            lambda _, fault: log.warning("deaf", service=service, message=fault), heard_again, exact=True
+        )
+        while bound:
+            await trio.sleep(LOOK_SECONDS)
+            for listener in bound:
+                anew = listener.look()
+                if not faults.report(listener, listener.fault) and anew:
+                    heard_again(listener)
 
     async def _connection(self, listener: Listener, sock: socket.socket) -> None:
         """One accepted socket, until it is closed. Raises nothing but cancellation."""

@@ -11,6 +11,8 @@ import os
 import socket
 import struct
 import termios
+from collections.abc import Sequence
+from typing import Any
 
 import trio
 
@@ -22,7 +24,13 @@ LINGER_SECONDS = 1.0
 ANY_DEVICE = "auto"
 """As the name of a network interface: the one that has the listener's address."""
 
+SocketAddress = tuple[Any, ...]
+"""Host, port and, for IPv6, flow label and scope."""
+
 _BACKLOG = 1024
+_NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_PORT_TRIES = 16
+_IFNAMSIZ = 16
 _SIOCGIFADDR = 0x8915  # netdevice(7); Linux
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
@@ -84,35 +92,98 @@ def prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def listen(where: str, host: str, port: int, device: str | None = None) -> socket.socket:
-    """A listening socket. ``where``: the configuration key, for errors. Raises :class:`UsageError`."""
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def listen_all(where: str, host: str, port: int, device: str | None = None) -> list[socket.socket]:
+    """Listening sockets on every address of a host, all with the same port. ``where``: the configuration key, for errors.
+    Raises :class:`UsageError`; then none is open.
+
+    ``localhost`` usually is 127.0.0.1 and ::1, and an app may connect to either. Addresses that this machine does not have
+    are left out, as long as one is left: a container often has no IPv6. Whatever the resolver answers, ``localhost`` is
+    never another address than a loopback one (RFC 6761 6.3): anyone could connect to that.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICSERV)
     except OSError as error:
-        raise UsageError(f"{where}: cannot listen on {shown}: {error.strerror}") from error
+        raise UsageError(f"{where}: cannot listen on {_shown(host, port)}: {error.strerror}") from error
+    addresses: list[tuple[int, SocketAddress]] = list(dict.fromkeys((one[0], one[4]) for one in found))
+    tries = _PORT_TRIES if port == 0 and len(addresses) > 1 else 1
+    while True:
+        try:
+            return _listen_on(where, host, addresses, device)
+        except OSError as error:
+            tries -= 1
+            # The port that the system chose for the first address may be in use on the second: it chooses again.
+            if not tries or error.errno != errno.EADDRINUSE:
+                raise UsageError(_cannot_listen(where, host, port, device, error)) from error
+
+
+def _listen_on(
+    where: str, host: str, addresses: Sequence[tuple[int, SocketAddress]], device: str | None
+) -> list[socket.socket]:
+    """A listening socket for each address that this machine has. Raises OSError, also if it has none."""
+    opened: list[socket.socket] = []
+    missing: OSError | None = None
+    with contextlib.ExitStack() as stack:
+        for family, address in addresses:
+            if opened:
+                address = (address[0], opened[0].getsockname()[1], *address[2:])
+            try:
+                opened.append(stack.enter_context(_listening(family, address, device)))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                missing = error
+                continue
+            # Asks the socket, not the resolver.
+            bound, port = opened[-1].getsockname()[:2]
+            if host.lower() == "localhost" and not plain_ip(bound).is_loopback:
+                raise UsageError(
+                    f"{where}: does not listen on {_shown(host, port)}: this machine resolves localhost to {bound}, to "
+                    "which others can connect; correct /etc/hosts, or write 127.0.0.1"
+                )
+        if missing is not None and not opened:
+            raise missing
+        stack.pop_all()
+    return opened
+
+
+def listen(where: str, host: str, port: int, device: str | None = None) -> socket.socket:
+    """A listening socket on an IP address. ``where``: the configuration key, for errors. Raises :class:`UsageError`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return _listening(found[0][0], found[0][4], device)
+    except OSError as error:
+        raise UsageError(_cannot_listen(where, host, port, device, error)) from error
+
+
+def _listening(family: int, address: SocketAddress, device: str | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         if device is not None:
-            bind_to_device(sock, device_of(host) if device == ANY_DEVICE else device)
+            bind_to_device(sock, device_of(str(address[0])) if device == ANY_DEVICE else device)
         sock.bind(address)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except BaseException:
         sock.close()
-        hint = {
-            errno.EADDRINUSE: "; another process listens there: stop it, or choose another port",
-            errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
-            errno.EACCES: "; ports below 1024 need a privilege: choose a higher one",
-            errno.ENODEV: f"; there is no network interface {device!r}",
-        }.get(error.errno or 0, "")
-        raise UsageError(f"{where}: cannot listen on {shown}: {error.strerror}{hint}") from error
+        raise
     return sock
+
+
+def _cannot_listen(where: str, host: str, port: int, device: str | None, error: OSError) -> str:
+    hint = {
+        errno.EADDRINUSE: "; another process listens there: stop it, or choose another port",
+        errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
+        errno.EACCES: "; ports below 1024 need a privilege: choose a higher one",
+        errno.ENODEV: f"; there is no network interface {device!r}",
+    }.get(error.errno or 0, "")
+    return f"{where}: cannot listen on {_shown(host, port)}: {error.strerror}{hint}"
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def device_of(address: str) -> str:
@@ -132,6 +203,16 @@ def bind_to_device(sock: socket.socket, device: str) -> None:
     if option is None:
         raise OSError(errno.ENOPROTOOPT, "binding to a device works on Linux only")
     sock.setsockopt(socket.SOL_SOCKET, option, device.encode() + b"\0")
+
+
+def is_on_device(listener: socket.socket, device: str) -> bool:
+    """Whether a listener is bound to the interface that ``device`` names now. It is bound to the kernel's number of it: an
+    interface that was made anew has another one, also under the old name (ENODEV)."""
+    try:
+        bound = listener.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ).rstrip(b"\0").decode()
+        return bound == (device_of(str(listener.getsockname()[0])) if device == ANY_DEVICE else device)
+    except OSError:
+        return False
 
 
 def text(address: tuple[str | int, ...]) -> str:

@@ -65,7 +65,7 @@ async def test_prepare_refuses_before_it_opens_anything(tmp_path: Path, monkeypa
     def opened(*_: object) -> None:
         pytest.fail("a listener was opened with a key that others can read")
 
-    monkeypatch.setattr("sidecar.transport.sockets.listen", opened)
+    monkeypatch.setattr("sidecar.transport.sockets.listen_all", opened)
     with pytest.raises(UsageError, match=re.escape(f"chmod 600 {tmp_path / 'key.pem'}")):
         prepare(config, {}, Log(LogSink(), "json"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -162,6 +164,143 @@ def test_a_privileged_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", Denied)
     with pytest.raises(UsageError, match=r"Permission denied; ports below 1024 need a privilege: choose a higher one$"):
         sockets.listen("there", "127.0.0.1", 443)
+
+
+V4, V6 = (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")
+HAS_V6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[int, str]) -> None:
+    """What this machine's resolver answers for every name."""
+
+    def getaddrinfo(host: str, port: int, *_: int, **__: int) -> list[tuple[int, int, int, str, tuple[str | int, ...]]]:
+        more: dict[int, tuple[int, ...]] = {socket.AF_INET: (), socket.AF_INET6: (0, 0)}
+        return [(family, socket.SOCK_STREAM, 6, "", (ip, port, *more[family])) for family, ip in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def places(opened: list[socket.socket]) -> list[str]:
+    return [one.getsockname()[0] for one in opened]
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[list[socket.socket]], list[socket.socket]]]:
+    """Closes sockets at the end of the test."""
+    with ExitStack() as stack:
+
+        def close_later(opened: list[socket.socket]) -> list[socket.socket]:
+            for sock in opened:
+                stack.enter_context(sock)
+            return opened
+
+        yield close_later
+
+
+@pytest.mark.skipif(not HAS_V6, reason="this machine has no IPv6 loopback")
+def test_localhost_is_every_loopback_address_on_one_port(monkeypatch: pytest.MonkeyPatch, closing: Any) -> None:
+    resolves_to(monkeypatch, V6, V4, V6)
+    opened = closing(sockets.listen_all("here", "localhost", 0))
+    assert places(opened) == ["::1", "127.0.0.1"]
+    assert len({one.getsockname()[1] for one in opened}) == 1
+
+
+@pytest.mark.parametrize("absent", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_a_machine_without_one_family_listens_on_the_other(
+    absent: int, monkeypatch: pytest.MonkeyPatch, closing: Any
+) -> None:
+    real = sockets._listening
+
+    def without_v6(family: int, *rest: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(absent, os.strerror(absent))
+        return real(family, *rest)
+
+    monkeypatch.setattr(sockets, "_listening", without_v6)
+    resolves_to(monkeypatch, V6, V4)
+    assert places(closing(sockets.listen_all("here", "localhost", 0))) == ["127.0.0.1"]
+    resolves_to(monkeypatch, V6)
+    with pytest.raises(UsageError, match=f"here: cannot listen on localhost:80: {os.strerror(absent)}"):
+        sockets.listen_all("here", "localhost", 80)
+
+
+@pytest.mark.skipif(not HAS_V6, reason="this machine has no IPv6 loopback")
+def test_a_port_that_is_taken_on_one_of_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app that connects to the other address would reach another program."""
+    resolves_to(monkeypatch, V6, V4)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on localhost:{port}: Address already in use; another"):
+            sockets.listen_all("here", "localhost", port)
+    for family, ip in (V6, V4):
+        with socket.create_server((ip, port), family=family):
+            pass  # neither is left open
+
+
+def test_a_port_of_the_system_s_choice_that_is_taken_on_the_second_is_chosen_again(
+    monkeypatch: pytest.MonkeyPatch, closing: Any
+) -> None:
+    real, asked = sockets._listening, []
+
+    def taken_at_first(family: int, address: tuple[Any, ...], device: str | None) -> socket.socket:
+        asked.append(address[1])
+        if len(asked) % 2 == 0 and len(asked) < tries:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return real(family, address, device)
+
+    monkeypatch.setattr(sockets, "_listening", taken_at_first)
+    resolves_to(monkeypatch, V4, (socket.AF_INET, "127.0.0.2"))
+    tries = 6
+    opened = closing(sockets.listen_all("here", "localhost", 0))
+    assert [port == 0 for port in asked] == [True, False] * 3
+    assert len(opened) == 2
+    asked.clear()
+    tries = 1000
+    with pytest.raises(UsageError, match="Address already in use"):
+        sockets.listen_all("here", "localhost", 0)
+    assert len(asked) == 2 * sockets._PORT_TRIES
+    asked.clear()
+    with pytest.raises(UsageError, match="Address already in use"):
+        sockets.listen_all("here", "localhost", free_port())  # one that was asked for is not tried twice
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("first", [[], [V6]])
+def test_localhost_is_never_an_address_for_others(
+    first: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a resolver says: the plaintext listener would be open to the network."""
+    port = free_port()
+    resolves_to(monkeypatch, *first, (socket.AF_INET, "0.0.0.0"))
+    with pytest.raises(UsageError) as refused:
+        sockets.listen_all("s.yaml: outbound[0].listen", "LocalHost", port)
+    assert str(refused.value) == (
+        f"s.yaml: outbound[0].listen: does not listen on LocalHost:{port}: this machine resolves localhost to 0.0.0.0, to "
+        "which others can connect; correct /etc/hosts, or write 127.0.0.1"
+    )
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # nothing is left open
+
+
+def test_the_twin_an_address_for_others_under_its_own_name(monkeypatch: pytest.MonkeyPatch, closing: Any) -> None:
+    resolves_to(monkeypatch, (socket.AF_INET, "0.0.0.0"))
+    assert places(closing(sockets.listen_all("here", "mesh-ca", 0))) == ["0.0.0.0"]
+
+
+def test_a_name_of_which_this_machine_has_one_address(monkeypatch: pytest.MonkeyPatch, closing: Any) -> None:
+    resolves_to(monkeypatch, (socket.AF_INET, "192.0.2.1"), V4)
+    assert places(closing(sockets.listen_all("here", "api.internal", 0))) == ["127.0.0.1"]
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(UsageError, match=r"^there: cannot listen on no such host:8443: "):
+        sockets.listen_all("there", "no such host", 8443)
 
 
 def test_a_device_that_is_not_there() -> None:
