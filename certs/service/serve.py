@@ -46,6 +46,7 @@ from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import UsageError
+from sidecar.observe import stray
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.transport import sockets
@@ -325,7 +326,11 @@ def _certificates(loaded: Authority) -> tuple[object, ...]:
 
 async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:
     """Runs a CA until SIGTERM or SIGINT. Raises :class:`UsageError` at start."""
-    server = CaServer(settings, log, clock)
+    with stray.to_log(log):
+        await _serve(CaServer(settings, log, clock), log)
+
+
+async def _serve(server: CaServer, log: Log) -> None:
     stop = trio.Event()
     host, port = server.address
     own = server.in_force

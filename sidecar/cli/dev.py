@@ -43,8 +43,13 @@ def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", 
     if env_file:
         raise UsageError("--env-file goes with --env SERVICE: each service has an environment of its own")
     keep_memory_private()
-    running = DevMesh(mesh, Log(style=style))
-    click.echo(banner(running.mesh, running.plan), err=style == "json")
+    log = Log(style=style)
+    running = DevMesh(mesh, log)
+    text = banner(running.mesh, running.plan)
+    if style == "json":
+        click.echo(text, err=True)
+    else:
+        log.text(text)
     trio.run(run_dev, running)
 
 

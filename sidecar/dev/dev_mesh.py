@@ -28,6 +28,7 @@ from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.reload import snapshot
+from sidecar.observe import stray
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.proxy.node import Node
@@ -318,7 +319,7 @@ async def run_dev(mesh: DevMesh) -> None:
     """Runs a mesh until Ctrl-C or SIGTERM; a second one does not wait for connections."""
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with stray.to_log(mesh.log), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             nursery.start_soon(_stop_on_signals, signals, stop, nursery.cancel_scope)
             await mesh.run(stop)
             nursery.cancel_scope.cancel()

@@ -20,6 +20,7 @@ from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.status import CurrentState, describe
+from sidecar.observe import stray
 from sidecar.observe.admin import AdminServer, Source
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
@@ -56,6 +57,11 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second of these cuts all connections; SIGHUP reloads the files.
     ``environ``: the environment that ``config`` was read with. Raises :class:`UsageError` at the start."""
     log = Log(style=config.log_format)
+    with stray.to_log(log):
+        await _run(config, environ, log)
+
+
+async def _run(config: Config, environ: Mapping[str, str], log: Log) -> None:
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return

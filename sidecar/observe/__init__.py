@@ -1,5 +1,6 @@
 """What a sidecar reports about itself.
 
-``logs`` (JSON lines, or text on a terminal), ``record`` (one connection's log line), ``metrics`` (counters), ``admin`` (the
+``logs`` (JSON lines, or text on a terminal), ``log_queue`` (their way out, which never waits), ``stray`` (what libraries
+write to stderr), ``record`` (one connection's log line), ``metrics`` (counters), ``admin`` (the
 admin port), ``probe`` (a client of the admin port that imports nothing else).
 """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import click
 import structlog
+from structlog.typing import Processor
 
 from sidecar.identity.reasons import Reason
+from sidecar.observe import log_queue
+from sidecar.observe.log_queue import Rank
 
 _EXPECTED = frozenset({Reason.OK.value, Reason.DRAINED.value, Reason.IDLE_TIMEOUT.value, Reason.MAX_AGE.value})
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
@@ -19,66 +24,58 @@ Event = MutableMapping[str, Any]
 
 class Log:
     """The process's log. Text from peers is escaped before it gets here, and again here: it can neither forge a line nor
-    control a terminal."""
+    control a terminal. To write a line never waits (:mod:`sidecar.observe.log_queue`)."""
 
     def __init__(self, stream: TextIO | None = None, style: Literal["auto", "json", "console"] = "auto") -> None:
-        stream = stream or sys.stdout
+        # There is no sys.stdout if its descriptor was closed when the process began.
+        stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
-        self._logger = structlog.wrap_logger(
-            structlog.WriteLogger(_TolerantStream(stream)),  # type: ignore[arg-type]
-            processors=[
-                structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-                structlog.processors.add_log_level,
-                structlog.processors.format_exc_info,
-                *(
-                    [_Console(colours=stream.isatty())]
-                    if console
-                    else [_order_fields, structlog.processors.JSONRenderer()]
-                ),
-            ],
-        )
+        self._processors: list[Processor] = [
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            *([_Console(colours=stream.isatty())] if console else [_order_fields, structlog.processors.JSONRenderer()]),
+        ]
+        self._output = log_queue.output(stream, lambda number: self._line("error", "log_lost", {"writes": number}))
+
+    @property
+    def lost(self) -> int:
+        """How many lines were lost so far, because the stream failed or nobody read it."""
+        return self._output.lost
+
+    def flush(self) -> bool:
+        """Waits until all lines are written, for half a second at most. The end of the process does so too."""
+        return self._output.flush()
+
+    def text(self, text: str) -> None:
+        """Writes text as it is, in its place among the lines."""
+        self._output.write(f"{text}\n")
 
     def connection(self, line: dict[str, Any]) -> None:
         """Writes the one line of a connection: a warning, unless it ended in one of the expected ways."""
-        write = self._logger.info if line["reason"] in _EXPECTED else self._logger.warning
-        write("connection", **line)
+        presented = line["decision"] == "deny" and (line.get("unverified") or line["peer_id"])
+        level = "info" if line["reason"] in _EXPECTED else "warning"
+        self._output.write(self._line(level, "connection", line), Rank.PRESENTED if presented else Rank.ORDINARY)
 
     def alarm(self, message: str, **fields: Any) -> None:
         """Reports a possible man-in-the-middle attack."""
-        self._logger.error("mitm_suspected", message=message, **fields)
+        self._output.write(self._line("error", "mitm_suspected", {"message": message, **fields}), Rank.ALARM)
 
     def info(self, event: str, **fields: Any) -> None:
-        self._logger.info(event, **fields)
+        self._output.write(self._line("info", event, fields))
 
     def warning(self, event: str, **fields: Any) -> None:
-        self._logger.warning(event, **fields)
+        self._output.write(self._line("warning", event, fields))
 
     def bug(self, event: str, error: BaseException, **fields: Any) -> None:
         """Reports a fault of this program, with its traceback."""
-        self._logger.error(event, exc_info=error, **fields)
+        self._output.write(self._line("error", event, {"exc_info": error, **fields}))
 
-
-class _TolerantStream:
-    """A stream whose failure (a closed pipe, a full disk) does not end the connections that are logged to it. Lost writes
-    are counted, and the count is written when writing works again."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lost = 0
-
-    def write(self, text: str) -> None:
-        try:
-            if self._lost:
-                self._stream.write(f'{{"event": "log_lost", "level": "error", "writes": {self._lost}}}\n')
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._lost += 1
-        else:
-            self._lost = 0
-
-    def flush(self) -> None:
-        """Does nothing: each write flushes."""
+    def _line(self, level: str, event: str, fields: Mapping[str, Any]) -> str:
+        made: Any = {**fields, "event": event}
+        for process in self._processors:
+            made = process(None, level, made)
+        return f"{made}\n"
 
 
 def _order_fields(_logger: Any, _name: str, event: Event) -> Event:
