@@ -14,7 +14,7 @@ How this works. Each accepted connection is one task, :meth:`CaListener._serve_o
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import trio
@@ -40,12 +40,12 @@ sidecar from renewing."""
 
 
 class CaListener:
-    """The connections of one listener. ``context``: the current TLS context. ``report``: logs a fault once (topic, fault or
-    None)."""
+    """The connections of one CA, at all its listening sockets. ``context``: the current TLS context. ``report``: logs a
+    fault once (topic, fault or None)."""
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         api: CaApi,
         context: Callable[[], Context],
         gate: Gate,
@@ -53,7 +53,7 @@ class CaListener:
         clock: Callable[[], datetime],
         report: Callable[[str, str | None], object],
     ) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._api = api
         self._routes = api.routes()
         self._context = context
@@ -65,19 +65,21 @@ class CaListener:
         self._anonymous: dict[trio.CancelScope, None] = {}  # in order of arrival
 
     async def run(self, stop: trio.Event) -> None:
-        """Serves until ``stop``; then closes the listener, and drains its connections for :data:`DRAIN_SECONDS`."""
+        """Serves until ``stop``; then closes the listeners, and drains its connections for :data:`DRAIN_SECONDS`."""
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
-                accepting.start_soon(self._accept, connections)
+                for listener in self._listeners:
+                    accepting.start_soon(self._accept, listener, connections)
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
             self._closing.begin()
             connections.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
 
-    async def _accept(self, connections: trio.Nursery) -> None:
+    async def _accept(self, listener: socket.socket, connections: trio.Nursery) -> None:
         await accept_all(
-            self._listener,
+            listener,
             lambda sock: self._admit(connections, sock),
             lambda fault: self._report("accepting", fault),
             self._close_oldest_anonymous,

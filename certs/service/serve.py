@@ -124,9 +124,9 @@ class CaServer:
             mesh = self._load_mesh()
             self._seed(own)
             self._state = self._build(own, mesh, self.store.read(self._read_store))
-            self.socket = sockets.listen("--listen", settings.listen.host, settings.listen.port)
+            self.sockets = sockets.listen_all("--listen", settings.listen.host, settings.listen.port)
             self.connections = CaListener(
-                self.socket, self.api, lambda: self._state.context, self.gate, log, clock, self._faults.report
+                self.sockets, self.api, lambda: self._state.context, self.gate, log, clock, self._faults.report
             )
         except (UntrustedError, StoreUnavailableError) as error:
             self.store.close()
@@ -134,11 +134,6 @@ class CaServer:
         except BaseException:
             self.store.close()
             raise
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, port = self.socket.getsockname()[:2]
-        return host, port
 
     @property
     def in_force(self) -> Snapshot:
@@ -155,7 +150,8 @@ class CaServer:
                 await self.connections.run(stop)
                 machinery.cancel_scope.cancel()
         finally:
-            self.socket.close()
+            for sock in self.sockets:
+                sock.close()
             self.store.close()
 
     # -- building a state ----------------------------------------------------------------------------------------------
@@ -332,7 +328,6 @@ async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> 
 
 async def _serve(server: CaServer, log: Log) -> None:
     stop = trio.Event()
-    host, port = server.address
     own = server.in_force
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -340,7 +335,7 @@ async def _serve(server: CaServer, log: Log) -> None:
             log.info(
                 "started",
                 message=f"CA of {own.policy.authority.trust_domain} for {len(own.policy.services)} services",
-                listen=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                listen=", ".join(sockets.text(sock.getsockname()) for sock in server.sockets),
                 issuing_until=f"{own.policy.authority.issuer.certificate.not_valid_after_utc:%FT%TZ}",
                 root_sha256=own.bundle.active.hex(),
                 bundle=own.bundle.version,

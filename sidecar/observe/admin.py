@@ -53,30 +53,35 @@ class AdminServer:
         self._faults = ReportOnce[str](lambda event, fault: log.warning(event, message=f"admin port: {fault}"))
         self._path = listen if isinstance(listen, Path) else None
         if isinstance(listen, Path):
-            self.socket = listen_unix(where, listen)
+            self.sockets = [listen_unix(where, listen)]
         else:
-            self.socket = sockets.listen(where, listen.host, listen.port)
+            self.sockets = sockets.listen_all(where, listen.host, listen.port)
         self._registry = CollectorRegistry()
         self._registry.register(_MetricsCollector(source))
 
     @property
     def address(self) -> str:
-        return str(self._path) if self._path is not None else sockets.text(self.socket.getsockname())
+        if self._path is not None:
+            return str(self._path)
+        return ", ".join(sockets.text(sock.getsockname()) for sock in self.sockets)
 
     def close(self) -> None:
-        self.socket.close()
+        for sock in self.sockets:
+            sock.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     async def run(self) -> None:
         """Answers requests until cancelled, then closes the listener."""
         try:
-            async with trio.open_nursery() as connections:
-                await accept_all(
-                    self.socket,
-                    lambda sock: self._admit(connections, sock),
-                    lambda fault: self._faults.report("accept_paused", fault),
-                )
+            async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+                for listener in self.sockets:
+                    accepting.start_soon(
+                        accept_all,
+                        listener,
+                        lambda sock: self._admit(connections, sock),
+                        lambda fault: self._faults.report("accept_paused", fault),
+                    )
         finally:
             self.close()
 

@@ -119,7 +119,7 @@ class CaBed:
     def starts(self, **settings: Any) -> CaServer:
         """Starts the CA, at the port at which it was before."""
         self.server = self.files.new_server(self.log, **{"listen": self.address, **settings})
-        self.port = self.server.address[1]
+        self.port = self.server.sockets[0].getsockname()[1]
         self._scope, self.stop, self.stopped = trio.CancelScope(), trio.Event(), trio.Event()
         self.nursery.start_soon(self._serve, self.server, self._scope, self.stop, self.stopped)
         return self.server

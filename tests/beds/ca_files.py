@@ -78,7 +78,8 @@ class CaFiles:
     def start_once(self) -> None:
         """So that its store is there."""
         server = self.new_server()
-        server.socket.close()
+        for sock in server.sockets:
+            sock.close()
         server.store.close()
 
     def load_mesh(self) -> Mesh:

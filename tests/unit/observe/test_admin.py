@@ -42,6 +42,25 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminSer
         nursery.cancel_scope.cancel()
 
 
+BOTH = [
+    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+]
+
+
+async def test_localhost_is_asked_on_every_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: BOTH)
+        listening = admin(Address("localhost", 0))
+        async with listening as one:
+            patch.undo()
+            places = one.address.split(", ")
+            assert len({place.rpartition(":")[2] for place in places}) == 1
+            for place in places:
+                assert (await trio.to_thread.run_sync(get, place, "/healthz"))[0] == 200
+    assert [sock.fileno() for sock in one.sockets] == [-1] * len(places)
+
+
 def get(address: str, target: str, host: str | None = None, method: str = "GET") -> tuple[int, str]:
     if address.startswith("/"):
         connection = http.client.HTTPConnection("localhost", timeout=20)
@@ -154,7 +173,7 @@ async def test_there_is_a_most_of_connections(monkeypatch: pytest.MonkeyPatch) -
     """The next one is closed unanswered; once another has ended, there is room."""
     monkeypatch.setattr(admin_module, "MAX_CONNECTIONS", 2)
     async with admin(LOOPBACK) as one:
-        port = one.socket.getsockname()[1]
+        port = one.sockets[0].getsockname()[1]
         with trio.fail_after(PATIENCE):
             first = await trio.open_tcp_stream("127.0.0.1", port)
             async with await trio.open_tcp_stream("127.0.0.1", port) as second:
@@ -209,7 +228,7 @@ async def test_more_connections_than_it_may_have_are_closed_and_the_next_is_serv
 ) -> None:
     monkeypatch.setattr(admin_module, "MAX_CONNECTIONS", 2)
     async with admin(LOOPBACK) as one:
-        where = Address(*one.socket.getsockname())
+        where = Address(*one.sockets[0].getsockname())
         assert not await closed_at_once(where)
         silent = [await connect(where) for _ in range(2)]
         assert await closed_at_once(where)
@@ -235,7 +254,7 @@ async def test_when_no_descriptor_is_left_that_is_said_once_and_it_goes_on(
     one = AdminServer("x", LOOPBACK, Source(lambda: WELL, Metrics()), Log(log, "json"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
-        assert not await closed_at_once(Address(*one.socket.getsockname()))
+        assert not await closed_at_once(Address(*one.sockets[0].getsockname()))
         nursery.cancel_scope.cancel()
     assert left == []
     (line,) = log.events("accept_paused")

@@ -198,7 +198,8 @@ def test_a_port_that_is_taken(site: CaFiles) -> None:
         with pytest.raises(UsageError, match=rf"--listen: cannot listen on 127.0.0.1:{port}: .* another process"):
             site.new_server(listen=Address("127.0.0.1", port))
     server = site.new_server(listen=Address("127.0.0.1", port))  # and nothing that was opened stands in the way now
-    server.socket.close()
+    for sock in server.sockets:
+        sock.close()
     server.store.close()
     assert site.db.exists()
 
