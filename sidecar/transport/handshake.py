@@ -7,6 +7,7 @@ The relay takes over afterwards. The caller sets the deadline. Everything that a
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -17,25 +18,32 @@ from sidecar.transport.gate import Gate
 from sidecar.transport.stream import CutStreamError, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 
-_READ_BYTES = 16 * 1024
 
-
-async def shake_hands(sock: socket.socket, channel: TlsChannel, gate: Gate | None = None) -> None:
+async def shake_hands(
+    sock: socket.socket,
+    channel: TlsChannel,
+    gate: Gate | None = None,
+    address: str | None = None,
+    greeted: Callable[[], object] = lambda: None,
+) -> None:
     """Runs the handshake until the peer is verified. All that the handshake leaves for the peer is sent, alerts included.
-    ``gate`` bounds the steps per tick on listeners where many handshakes may come at once. Raises :class:`Refused`."""
-    received = b""
+    Raises :class:`Refused`.
+
+    ``gate`` bounds the steps per tick where many handshakes may come at once. ``address``: an inbound connection's, for the
+    turns at the gate. ``greeted`` is called when the peer's ClientHello is complete, perhaps more than once.
+    """
     try:
+        # The caller speaks first, so a silent one takes no turn at the gate.
+        received = await _receive(sock, channel) if channel.accepts else b""
         while True:
             if gate is not None:
-                await gate.turn()
+                await gate.turn(address)
             if channel.step(received):
                 break
-            await sockets.send_all(sock, channel.take_all())
-            received = await sockets.receive(sock, _READ_BYTES)
-            if not received:
-                raise Refused(
-                    Reason.HANDSHAKE_FAILED, "saw the peer close the connection before the handshake was done"
-                )
+            if answer := channel.take_all():
+                greeted()
+                await sockets.send_all(sock, answer)
+            received = await _receive(sock, channel)
         await sockets.send_all(sock, channel.take_all())
     except Refused:
         await _try_send(sock, channel)
@@ -43,6 +51,16 @@ async def shake_hands(sock: socket.socket, channel: TlsChannel, gate: Gate | Non
     except OSError as error:
         detail = f"lost the connection before the handshake was done: {error.strerror or error}"
         raise Refused(Reason.HANDSHAKE_FAILED, detail) from error
+    finally:
+        channel.end_handshake()
+
+
+async def _receive(sock: socket.socket, channel: TlsChannel) -> bytes:
+    """What the peer sent for the handshake; what is beyond its limit stays in the socket."""
+    received = await sockets.receive(sock, channel.handshake_room)
+    if not received:
+        raise Refused(Reason.HANDSHAKE_FAILED, "saw the peer close the connection before the handshake was done")
+    return received
 
 
 async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:

@@ -56,12 +56,15 @@ ALPN_PREFIX = "mesh/1/"
 MAX_SERVER_NAME = 255
 """Bytes of SNI (RFC 6066; OpenSSL's limit). SNI is sent for diagnostic tools, and selects nothing."""
 
-MAX_HANDSHAKE_BYTES = 256 * 1024
-"""From one peer in one handshake. OpenSSL itself refuses more than 100 KB of certificates."""
+MAX_HANDSHAKE_BYTES = 32 * 1024
+"""From one peer in one handshake. A handshake of ours sends about 3 KB, one with an RSA-4096 chain of four about 10 KB.
+OpenSSL takes up to 100 KB of certificates; to parse 90 KB costs it 11 ms, and all connections wait for it."""
 
-_VERIFY_DEPTH = 3
+_READ_BYTES = 16 * 1024
 _TLS_RECORDS = range(0x14, 0x17)
 """change_cipher_spec, alert, handshake: the record types (RFC 8446 5.1) that a TLS stream may begin with."""
+
+_VERIFY_DEPTH = 3
 
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
 _NO_CERTIFICATE = 199
@@ -125,7 +128,7 @@ class Context:
     def server(self, alpn: str, clock: Callable[[], datetime]) -> TlsChannel:
         """A channel that accepts one connection. The policy decides about its peer later. ``alpn``: the one protocol that we
         accept, ``mesh/1/<port name>`` between sidecars."""
-        channel = TlsChannel(self._ssl, self.params, alpn, clock)
+        channel = TlsChannel(self._ssl, self.params, alpn, clock, accepts=True)
         channel._connection.set_accept_state()
         return channel
 
@@ -140,35 +143,20 @@ class Context:
 
 
 class TlsChannel:
-    """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls.
+    """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls, and :meth:`free`
+    in a ``finally`` at the end.
 
     ``svid``: the verified peer, set when the handshake is done; None before, after a refusal, and for an unverified or
     anonymous peer. ``path``: the verified chain (DER, leaf first), up to the root with the digest ``anchor``, which is one
     of ``Context.anchors``. ``established``: the handshake is over, so a refusal is reported by a verdict, no longer by an
-    alert. ``leaf``: the certificate that the peer sent, verified or not: evidence, never identity.
+    alert. ``leaf``: the certificate that the peer sent, verified or not: evidence, never identity. ``accepts``: the other
+    end speaks first.
     """
 
     __slots__ = (
-        "_alpn",
-        "_cipher_in",
-        "_cipher_out",
-        "_clock",
-        "_connection",
-        "_fault",
-        "_first",
-        "_params",
-        "_problem",
-        "_received",
-        "_ssl",
-        "_start",
-        "_unverified",
-        "anchor",
-        "ended",
-        "established",
-        "leaf",
-        "path",
-        "svid",
-    )
+        "_alpn", "_cipher_in", "_cipher_out", "_clock", "_connection", "_fault", "_first", "_params", "_problem",
+        "_received", "_ssl", "_start", "_unverified", "accepts", "anchor", "ended", "established", "leaf", "path", "svid",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -177,6 +165,7 @@ class TlsChannel:
         alpn: str,
         clock: Callable[[], datetime],
         *,
+        accepts: bool = False,
         unverified: bool = False,
     ) -> None:
         connection: Any = SSL.Connection(context, None)
@@ -197,6 +186,7 @@ class TlsChannel:
         self.svid: Svid | None = None
         self.path: tuple[bytes, ...] = ()
         self.anchor = b""
+        self.accepts = accepts
         self._unverified = unverified
         connection.set_app_data(self)  # until the handshake ends: the callbacks find their channel by it
 
@@ -208,31 +198,32 @@ class TlsChannel:
         After each step, also a failed one, the caller sends what :meth:`take` returns, alerts included. Raises
         :class:`Refused`, once.
         """
-        try:
-            if received:
-                self._admit(received)
-                self._connection.bio_write(received)
-            result = _SSL_do_handshake(self._ssl)
-            if result != 1:
-                if _SSL_get_error(self._ssl, result) == _WANT_READ:
-                    return False
+        if received:
+            self._admit(received)
+            self._connection.bio_write(received)
+        result = _SSL_do_handshake(self._ssl)
+        if result != 1:
+            if _SSL_get_error(self._ssl, result) != _WANT_READ:
                 self._refuse()
-            self.established = True
-            self.svid = self._judged()
-            self._connection.set_app_data(None)
-        except BaseException:
-            self._connection.set_app_data(None)
-            raise
+            if not self.handshake_room:
+                raise Refused(
+                    Reason.HANDSHAKE_FAILED,
+                    f"met a peer that sent {MAX_HANDSHAKE_BYTES} bytes without ending its handshake",
+                )
+            return False
+        self.established = True
+        self.svid = self._judged()
         return True
 
+    @property
+    def handshake_room(self) -> int:
+        """How many bytes the next step may take. What the peer sends beyond :data:`MAX_HANDSHAKE_BYTES` is either no part of
+        the handshake, or too much."""
+        return max(min(_READ_BYTES, MAX_HANDSHAKE_BYTES - self._received), 0)
+
     def _admit(self, received: bytes) -> None:
-        """Refuses what is not TLS by its first bytes, as OpenSSL's error would not name it; bounds the handshake's size."""
+        """Refuses what is not TLS by its first bytes, as OpenSSL's error would not name it."""
         self._received += len(received)
-        if self._received > MAX_HANDSHAKE_BYTES:
-            raise Refused(
-                Reason.HANDSHAKE_FAILED,
-                f"met a peer that sent more than {MAX_HANDSHAKE_BYTES} bytes without ending its handshake",
-            )
         if len(self._first) >= 3:
             return
         self._first = (self._first + received[:16])[:16]
@@ -241,6 +232,18 @@ class TlsChannel:
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
             raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is accepted here")
         raise Refused(Reason.PLAINTEXT_REFUSED, f"met {talker(self._first)} where mutual TLS is required")
+
+    def end_handshake(self) -> None:
+        """Ends the cycle of this object and OpenSSL's, whose callbacks find their channel by it during the handshake. It
+        would keep the memory of an abandoned handshake (about 150 KB) until Python's collector runs."""
+        if self._connection is not None:
+            self._connection.set_app_data(None)
+
+    def free(self) -> None:
+        """Gives all TLS memory back, now: whatever still holds this object, such as a traceback, holds little. Afterwards
+        nothing but the plain fields can be used. Further calls do nothing."""
+        self.end_handshake()
+        self._connection = self._ssl = self._cipher_in = self._cipher_out = self._problem = self._fault = None
 
     def _judged(self) -> Svid | None:
         """The judgement that counts, over what the finished connection itself reports. It fails closed. None is a peer

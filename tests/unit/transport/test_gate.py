@@ -1,4 +1,4 @@
-"""The gate: a few steps a tick, first come first served, and nobody is forgotten, whoever gives up beside him."""
+"""The gate: a few steps a tick, in turns, and nobody is forgotten, whoever gives up beside him."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Ticks(trio.abc.Instrument):
         self.now += 1
 
 
-async def crowd(gate: Gate, size: int, steps: int = 1) -> tuple[list[int], Counter[int]]:
+async def crowd(gate: Gate, size: int, steps: int = 1, address: str | None = None) -> tuple[list[int], Counter[int]]:
     """So many tasks, each with so many steps to do: in which order they got through, and how many in which tick."""
     ticks, order, passed = Ticks(), list[int](), Counter[int]()
 
     async def one(number: int) -> None:
         for _ in range(steps):
-            await gate.turn()
+            await gate.turn(address)
             order.append(number)
             passed[ticks.now] += 1
 
@@ -151,3 +151,72 @@ async def test_nobody_is_lost_when_others_give_up(gate: Gate, seed: int) -> None
     assert through >= set(range(30)) - impatient
     _, passed = await crowd(gate, 5)
     assert passed.total() == 5, "and it still opens"
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+
+async def order_of(gate: Gate, *arriving: str | None) -> list[str | None]:
+    """The order in which these are let through, if they arrive in this one while the gate is shut. None is our own."""
+    order: list[str | None] = []
+
+    async def one(address: str | None) -> None:
+        await gate.turn(address)
+        order.append(address)
+
+    for _ in range(STEPS_A_TICK):
+        await gate.turn("somebody")
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for address in arriving:
+                nursery.start_soon(one, address)
+    return order
+
+
+async def test_no_address_holds_up_another(gate: Gate) -> None:
+    order = await order_of(gate, *["flood"] * 50, "b", "b", "c")
+    assert {"b", "c"} <= set(order[:6])
+    assert order.count("flood") == 50
+
+
+async def test_inbound_handshakes_do_not_hold_up_our_own(gate: Gate) -> None:
+    order = await order_of(gate, *[f"{number % 20}" for number in range(100)], *[None] * 5)
+    assert order[: 2 * 5 + STEPS_A_TICK].count(None) == 5
+
+
+async def test_nor_do_our_own_hold_up_the_others(gate: Gate) -> None:
+    order = await order_of(gate, *[None] * 50, *["a"] * 5)
+    assert order[: 2 * 5 + STEPS_A_TICK].count("a") == 5
+
+
+async def test_what_no_other_kind_needs_either_gets(gate: Gate) -> None:
+    for kind in (None, "a"):
+        _, passed = await crowd(gate, 20, address=kind)
+        assert max(passed.values()) >= STEPS_A_TICK
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_nobody_is_lost_in_any_queue_when_others_give_up(gate: Gate, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    through = set()
+    scopes = [trio.CancelScope() for _ in range(60)]
+
+    async def one(number: int) -> None:
+        with scopes[number]:
+            for _ in range(chance.randrange(4)):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            await gate.turn(chance.choice([None, "a", "b", "c"]))
+            through.add(number)
+
+    impatient = set(chance.sample(range(60), 30))
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(one, number)
+            for number in impatient:
+                for _ in range(chance.randrange(3)):
+                    await trio.lowlevel.checkpoint()
+                scopes[number].cancel()
+    assert through >= set(range(60)) - impatient
+    await trio.testing.wait_all_tasks_blocked()
+    assert not gate._inbound, "no address stays behind"

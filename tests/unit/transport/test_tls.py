@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -254,17 +255,46 @@ def test_first_bytes_one_by_one() -> None:
 
 def test_a_handshake_is_bounded_in_bytes() -> None:
     callee, _ = pair()
-    record = b"\x16\x03\x01\x40\x00" + b"\x01\x02\x00\x00" + bytes(0x4000 - 4)  # claims 128 KiB
+    # One message that claims 128 KiB, in records of 4 KiB.
+    hello = b"\x01\x02\x00\x00" + bytes(3 * tls.MAX_HANDSHAKE_BYTES)
+    sent = b"".join(b"\x16\x03\x01\x10\x00" + hello[at : at + 0x1000] for at in range(0, len(hello) - 0x1000, 0x1000))
+    fed = 0
     with pytest.raises(Refused) as refused:  # noqa: PT012 (whichever is the one too many)
-        for _ in range(2 * tls.MAX_HANDSHAKE_BYTES // len(record)):
-            callee.step(record)
+        while size := callee.handshake_room:
+            callee.step(sent[fed : (fed := fed + size)])
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
-    for rest, is_too_much in ((tls.MAX_HANDSHAKE_BYTES, True), (tls.MAX_HANDSHAKE_BYTES - 1, False)):
-        callee, _ = pair()
-        assert callee.step(b"\x16") is False
-        with pytest.raises(Refused) as refused:  # what is no more than the most is no hello either
-            callee.step(bytes(rest))
-        assert (str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail) is is_too_much
+    assert str(tls.MAX_HANDSHAKE_BYTES) in refused.value.detail
+    assert fed == tls.MAX_HANDSHAKE_BYTES
+
+
+def test_the_twin_an_honest_handshake_fits_with_a_chain_of_ten_kilobytes_and_a_post_quantum_hello() -> None:
+    """As large as four certificates with RSA-4096 keys and long names."""
+    shows = MESH.leaf("api", dns=[f"{number}.{'name' * 12}.internal" for number in range(150)])
+    callee, caller = pair(server=shows)
+    assert shake(callee, caller) == (None, None)
+    assert callee.group == "X25519MLKEM768"
+    assert 10_000 < caller._received < tls.MAX_HANDSHAKE_BYTES / 2
+
+
+def test_what_follows_the_handshake_does_not_count() -> None:
+    """A peer sends data right after its Finished: with the largest handshake the rest waits in the socket."""
+    callee, _ = pair()
+    assert callee.handshake_room == 16 * 1024
+    callee._received = tls.MAX_HANDSHAKE_BYTES - 5
+    assert callee.handshake_room == 5
+    callee._received = tls.MAX_HANDSHAKE_BYTES
+    assert callee.handshake_room == 0
+
+
+def test_what_was_freed_holds_nothing_and_can_be_freed_again() -> None:
+    callee, caller = connected()
+    ssl = weakref.ref(callee._connection)
+    for _ in range(2):
+        callee.free()
+    assert ssl() is None
+    with pytest.raises(TypeError):
+        callee.pending()  # never a use of freed memory
+    assert caller._connection is not None
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -415,6 +445,7 @@ def test_a_refused_step_is_the_last() -> None:
     with contextlib.suppress(Refused):
         callee.step(b"plain")
     assert callee.svid is None
+    callee.end_handshake()
     assert callee._connection.get_app_data() is None
 
 
