@@ -50,7 +50,7 @@ types: $(READY)
 format: $(READY) ## lets ruff rewrite the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-mutants: $(READY) ## removes each security check in turn; tests must turn red; MUTANTS=--ci runs what CI runs
+mutants: $(READY) ## removes each security check in turn; tests must turn red; MUTANTS="judge spiffe" for some
 	@$(BIN)/python -m tests.mutants $(MUTANTS)
 
 ROUNDS ?= 5

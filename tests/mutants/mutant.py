@@ -127,11 +127,6 @@ def equivalent() -> dict[str, str]:
     return {id_: row[0] for id_, row in read_rows("equivalent.txt")}
 
 
-def awaited() -> set[str]:
-    """``awaited.txt``: ids of survivors that are known and have no test yet. It may only become shorter."""
-    return {id_ for id_, _ in read_rows("awaited.txt")}
-
-
 def kills() -> dict[str, str]:
     """``kills.txt``: ids of killed mutants, and the test that kills each."""
     return {id_: row[1] for id_, row in read_rows("kills.txt") if row[0] == "killed"}

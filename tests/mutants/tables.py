@@ -8,7 +8,7 @@ from tests.mutants import mutant as mutants
 from tests.mutants.mutant import HERE, Mutant, read_rows
 from tests.mutants.run import Outcome
 
-TABLES = ("kills.txt", "named.txt", "equivalent.txt", "awaited.txt")
+TABLES = ("kills.txt", "named.txt", "equivalent.txt")
 HEADINGS = {
     "kills.txt": "# What became of each mutant, and what kills it. Written by `python -m tests.mutants --record`.\n",
 }

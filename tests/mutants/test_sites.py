@@ -4,7 +4,6 @@ else."""
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import pytest
 
 from tests.mutants import modules
 from tests.mutants.bed import compiled
-from tests.mutants.choice import functions, sample
 from tests.mutants.modules import MissingError
-from tests.mutants.mutant import Mutant, site
+from tests.mutants.mutant import site
 from tests.mutants.patch import exchange, living_functions
 from tests.mutants.sites import sites
 
@@ -176,19 +174,6 @@ def test_what_was_renamed_has_its_new_id(house: Callable[[str], None], monkeypat
     assert modules.today("judge:judge:guard:1", known) == "judge:judge:guard:1"
     with pytest.raises(MissingError, match="no module 'other'"):
         modules.names("other")
-
-
-def test_a_sample_is_of_its_seed_alone() -> None:
-    all_ = [Mutant(f"m:f:guard:{n}", "", True) for n in range(100)]
-    assert sample(all_, "a") == sample(list(reversed(all_)), "a")
-    assert sample(all_, "a") != sample(all_, "b")
-    assert len(sample(all_, "a")) == 2
-
-
-def test_which_functions_changed() -> None:
-    before = functions(ast.parse(TEXT))
-    after = functions(ast.parse(re.sub(r"secret=True", "secret=False", TEXT).replace("# both", "# either")))
-    assert {name for name in after if before[name] != after[name]} == {"Desk.ask"}
 
 
 def exchanged(tmp_path: Path, id_: str) -> object:
