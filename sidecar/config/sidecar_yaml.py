@@ -112,7 +112,7 @@ def _admin_listen(text: str) -> Address | Path:
 
 def _plaintext_listen(value: object, info: ValidationInfo) -> Address:
     """Fails closed: only its own app can reach a plaintext listener, or ``allow_from`` lists the networks that may."""
-    text = str(value) if isinstance(value, Address) and info.context is None else as_text(value)
+    text = str(value) if isinstance(value, Address) else as_text(value)
     why = "a neighbour could connect and use the service's identity"
     address = None if text.startswith((":", "*:")) else _listen(text)
     if address is None or address.is_wildcard:

@@ -94,9 +94,8 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
         return _decision(mesh, source, target, Kind.UNKNOWN_SERVICE, None, dry_run)
     if target.port not in mesh.services[target.service].ports:
         return _decision(mesh, source, target, Kind.UNKNOWN_PORT, None, dry_run)
-    over = _first(
-        rule for rule in mesh.rules if rule.fits(source, target) and rule.ran_out(now) and rule.mode == "enforce"
-    )
+    # An enforced rule that fits and is in force has decided above: those that are left ran out.
+    over = _first(rule for rule in mesh.rules if rule.fits(source, target) and rule.mode == "enforce")
     if over is not None:
         return _decision(mesh, source, target, Kind.RAN_OUT, over, dry_run)
     return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)
@@ -142,7 +141,7 @@ def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
     others = {
         str(SpiffeId(mesh.trust_domain, written))
         for rule in mesh.rules
-        if rule.action == "allow" and rule.mode == "enforce"
+        if rule.mode == "enforce"
         for written, paths in _sources(mesh, rule)
         if _allows_one(mesh, rule, paths, target, now)
     }

@@ -218,8 +218,6 @@ async def _send(stream: Stream, connection: h11.Connection, answer: Response, *,
         *answer.headers.items(),
         *([("Connection", "close")] if last else []),
     ]
-    if connection.our_state is h11.ERROR:
-        raise BrokenStreamError("no answer can be sent on this connection any more")
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
     if answer.body and not bodiless:
         data += _bytes(connection, h11.Data(data=answer.body))

@@ -365,6 +365,36 @@ async def test_past_the_window_an_enrolment_secret_brings_it_back(bed: CaBed, mo
     assert api.events[-1] == "enrolled_again"
 
 
+async def test_past_the_window_without_a_secret_it_says_just_what_the_ca_says(
+    bed: CaBed, mock_clock: MockClock
+) -> None:
+    api = await bed.joined("api", bed.token())
+    api.agent._identity = replace(api.agent._identity, enrolment=None)
+    bed.time.jump(25 * HOUR)
+    await bed.time.passes(120)
+    [said] = api.said("certificate_failed")
+    assert "reenrol_window" in said
+    assert "identity.enrolment" not in said
+
+
+async def test_a_secret_is_not_used_while_the_ca_s_no_to_the_old_key_may_pass(
+    bed: CaBed, mock_clock: MockClock
+) -> None:
+    async def no(_request: Request) -> Response:
+        return error(503, "unavailable", "come again")
+
+    api = await bed.joined("api", bed.secret())
+    serial, enrolled = api.serial, asked(bed, "/v1/enrol")
+    bed.api.bent["/v1/reenrol"] = no
+    bed.time.jump(5 * HOUR)
+    await bed.time.passes(120)
+    assert asked(bed, "/v1/enrol") == enrolled
+    del bed.api.bent["/v1/reenrol"]
+    await bed.time.until(lambda: api.serial != serial, within=61)
+    assert "re-enrolled" in api.events
+    assert "enrolled_again" not in api.events
+
+
 async def test_past_the_window_a_start_without_a_pass_is_refused(bed: CaBed, mock_clock: MockClock) -> None:
     api = await bed.joined("api")
     await api.ends()

@@ -155,6 +155,10 @@ class TestUntil:
             " no other rule does"
         )
 
+    def test_one_about_another_call_is_not_quoted(self) -> None:
+        over = mesh("{from: web, to: db, until: 2020-01-01}", "{from: db, to: api, until: 2020-01-01}")
+        assert asked(over, "shop.internal/web", "api:http").kind is Kind.NO_RULE
+
     def test_another_rule_still_holds(self) -> None:
         both = mesh("{name: a, from: web, to: db, until: 2027-01-31}", "{name: b, from: web, to: db}")
         assert asked(both, "shop.internal/web", "db:5432", datetime(2028, 1, 1, tzinfo=UTC)).rule == "b"
@@ -288,6 +292,8 @@ DEEPER = "spiffe://shop.internal/batch/x/**"
             [],
         ),
         (["{from: 'spiffe://shop.internal/web', to: api}"], ["web"]),
+        # A rule about another port names an identity that a pattern allows
+        ([f"{{from: '{BATCH}', to: api}}", "{from: 'spiffe://shop.internal/batch/x', to: db}"], [BATCH]),
     ],
 )
 def test_callers(rules: list[str], expected: list[str]) -> None:

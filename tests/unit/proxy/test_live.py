@@ -63,6 +63,17 @@ async def test_the_first_reason_counts_and_a_cut_one_is_not_judged_again() -> No
     assert lives[0].reason is Reason.TRUST_CHANGED
 
 
+async def test_admissions_are_of_the_judged_that_were_not_cut() -> None:
+    registry, lives = Registry(), list[Live]()
+    async with trio.open_nursery() as nursery:
+        for admission in (CLAIM, None, OTHER):
+            nursery.start_soon(connection, registry, admission, lives)
+        await trio.testing.wait_all_tasks_blocked()
+        next(live for live in lives if live.admission is OTHER).cut(Reason.REVOKED)
+        assert registry.admissions() == [CLAIM]
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_end_from_outside_is_no_cut() -> None:
     registry, lives = Registry(), list[Live]()
     with trio.CancelScope() as scope:

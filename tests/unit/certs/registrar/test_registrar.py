@@ -532,3 +532,14 @@ def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_no
 @pytest.mark.parametrize(("kind", "command"), [("token", "token"), ("secret", "enrolment")])
 def test_which_command_makes_a_new_one(kind: str, command: str) -> None:
     assert registrar._command(kind) == command
+
+
+def test_an_identity_is_known_by_its_certificate_or_its_credential(ca: MiniCa) -> None:
+    def known() -> list[bool]:
+        return [ca.store.read(lambda connection, who=who: registrar.is_known(connection, who)) for who in (API, WEB)]
+
+    assert known() == [False, False]
+    ca.make_credential(identity=WEB)
+    assert known() == [False, True]
+    by_hand(ca, "api")
+    assert known() == [True, True]

@@ -464,3 +464,18 @@ def test_a_key_is_certified_once_by_the_table_itself(kept: Store) -> None:
     kept.write(insert("one"))
     with pytest.raises(sa.exc.IntegrityError):
         kept.write(insert("two"))
+
+
+@pytest.mark.parametrize(
+    ("url", "holds"),
+    [
+        ("postgresql://ca:s3cret@host/ca", True),
+        ("postgresql://ca@host/ca?password=s3cret", True),
+        ("postgresql://ca@host/ca?sslmode=verify-full&sslpassword=s3cret", True),
+        ("postgresql://ca@host/ca?sslmode=verify-full", False),
+        ("postgresql://ca@host/ca", False),
+        ("sqlite:///store.db", False),
+    ],
+)
+def test_a_password_is_found_wherever_a_url_may_have_one(url: str, *, holds: bool) -> None:
+    assert store.holds_password(url) is holds
