@@ -24,7 +24,6 @@ import h11
 import trio
 
 from sidecar.identity.spiffe import Svid
-from sidecar.transport.stream import BrokenStreamError
 
 MAX_HEAD_BYTES = 8 * 1024
 MAX_BODY_BYTES = 64 * 1024
