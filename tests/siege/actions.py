@@ -1,0 +1,125 @@
+"""The attacks that come from no socket: the rig itself does them to pipes, files and names, for the time of a flood.
+
+Each is a function that runs until it is cancelled, counts what it did at ``did``, and then puts everything back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from tests.bench.stage import Ports
+from tests.siege import honest
+from tests.siege.besieged import LOOPBACK, MESH, SILENT_RESOLVER, Besieged, big_mesh, late_command, started
+from tests.siege.figures import Calls
+from tests.siege.honest import Traffic
+from tests.siege.kinds import KINDS
+
+LATE = "a sidecar that starts beside a silent resolver"
+
+Action = Callable[["Count", Besieged, Traffic], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Count:
+    done: float = 0.0
+
+
+async def log_stalled(count: Count, mesh: Besieged, _traffic: Traffic) -> None:
+    """The pipe to the reader of the log is full after 64 KB."""
+    began = trio.current_time()
+    try:
+        for process in mesh.product:
+            process.stall()
+        await trio.sleep_forever()
+    finally:
+        count.done += trio.current_time() - began
+        for process in mesh.product:
+            process.go_on()
+
+
+HUNG_SECONDS, WHOLE_SECONDS = 2.5, 1.0
+
+
+async def files_hung(count: Count, mesh: Besieged, _traffic: Traffic) -> None:
+    """Nobody ever writes to the FIFO: who opens it waits for ever, unless he says that he will not."""
+    paths = [mesh.mesh_of("api"), mesh.mesh_of("ca")]
+    try:
+        while True:
+            for path in paths:
+                fresh = path.with_suffix(".fifo")
+                os.mkfifo(fresh)
+                fresh.replace(path)
+            count.done += 1
+            await trio.sleep(HUNG_SECONDS)
+            for path in paths:
+                put(path, MESH)
+            await trio.sleep(WHOLE_SECONDS)
+    finally:
+        for path in paths:
+            put(path, MESH)
+
+
+async def big_mesh_saved(count: Count, mesh: Besieged, _traffic: Traffic) -> None:
+    """Saved as rarely as an editor saves it: each is taken."""
+    path = mesh.mesh_of("web")
+    every = 1 / KINDS["big-mesh"].rate
+    try:
+        while True:
+            put(path, await trio.to_thread.run_sync(big_mesh, int(count.done)))
+            count.done += 1
+            await trio.sleep(every)
+    finally:
+        put(path, MESH)
+
+
+def put(path: os.PathLike[str], text: str) -> None:
+    """Puts a file in the path's place, as a whole."""
+    fresh = f"{os.fspath(path)}.fresh"
+    with open(fresh, "w") as file:  # noqa: PTH123 (a path of any kind)
+        file.write(text)
+    os.replace(fresh, path)  # noqa: PTH105
+
+
+async def silent_resolver(count: Count, mesh: Besieged, traffic: Traffic) -> None:
+    async with late_sidecar(mesh, traffic, resolved=False) as calls:
+        before = len(calls.made)
+        try:
+            await trio.sleep_forever()
+        finally:
+            count.done += len(calls.made) - before
+
+
+@asynccontextmanager
+async def late_sidecar(mesh: Besieged, traffic: Traffic, *, resolved: bool) -> AsyncIterator[Calls]:
+    """A sidecar that starts now, and honest calls through it from its first moment on."""
+    entry = (LOOPBACK, Ports().take())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((SILENT_RESOLVER, 53))  # it takes questions, and never answers
+        late = await mesh.processes.start("late", late_command(mesh, entry, resolved=resolved))
+        try:
+            await late.line(started)
+            run = traffic.calls(LATE, KINDS["silent-resolver"].rate, partial(honest.ask_anew, entry))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                yield traffic.sorts[LATE]
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                late.kill()
+                await late.process.wait()
+                mesh.processes.forget(late)
+
+
+ACTIONS: dict[str, Action] = {
+    "log-stalled": log_stalled,
+    "files-hung": files_hung,
+    "big-mesh": big_mesh_saved,
+    "silent-resolver": silent_resolver,
+}
