@@ -536,7 +536,7 @@ def test_which_command_makes_a_new_one(kind: str, command: str) -> None:
 
 def test_an_identity_is_known_by_its_certificate_or_its_credential(ca: MiniCa) -> None:
     def known() -> list[bool]:
-        return [ca.store.read(lambda connection, who=who: registrar.is_known(connection, who)) for who in (API, WEB)]
+        return ca.store.read(lambda connection: [registrar.is_known(connection, who) for who in (API, WEB)])
 
     assert known() == [False, False]
     ca.make_credential(identity=WEB)
