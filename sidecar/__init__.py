@@ -16,7 +16,7 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.host``: the machine: the process's limits and memory, files written whole, kept private and followed, commands
 * ``sidecar.relay``: bytes between an app's socket and a TLS channel: the hot path
 * ``sidecar.transport``: sockets, TLS (``tls`` and ``bindings`` alone import OpenSSL), handshake, verdict, HTTP/1.1
-* ``sidecar.observe``: the access log, connection records, metrics, the admin port and its probe
+* ``sidecar.observe``: the access log, connection records, summaries, metrics, the admin port and its probe
 * ``certs.protocol``: what a CA and a sidecar agree on: paths, headers, documents, certificates; the client
 * ``certs.authority``: the CA's own keys and certificates on disk
 * ``certs.store``: what the CA remembers

@@ -8,6 +8,7 @@ How this works. Each accepted connection is one task, :meth:`CaListener._serve_o
   At :data:`MAX_CONNECTIONS`, or when file descriptors run out, the oldest anonymous connection is closed to make room. A
   connection of a sidecar with a certificate is never closed for that.
 * ``_anonymous`` contains each connection from its start until it proves a certificate or ends, in order of arrival.
+* A refused handshake is logged; strangers beyond a few a minute are folded into summaries (``sidecar.observe.folding``).
 * Nothing escapes from a connection's task: a bug in one is logged and does not end the others.
 """
 
@@ -23,20 +24,24 @@ from certs.protocol import wire
 from certs.service.api import CaApi
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import claims
+from sidecar.observe.folding import Listener, is_about_certificate
 from sidecar.observe.logs import Log
+from sidecar.observe.summaries import Summaries
 from sidecar.transport import sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Closing, Peer, converse
 from sidecar.transport.stream import BrokenStreamError, SecureStream
-from sidecar.transport.tls import Context
+from sidecar.transport.tls import Context, TlsChannel
 
 HANDSHAKE_SECONDS = 5.0
 DRAIN_SECONDS = 5.0
 MAX_CONNECTIONS = 4096
 """At this number, a new connection replaces the oldest anonymous one, so that thousands of idle connections do not keep a
 sidecar from renewing."""
+
+_HERE = Listener("inbound", "https")
 
 
 class CaListener:
@@ -62,10 +67,20 @@ class CaListener:
         self._clock = clock
         self._report = report
         self._closing = Closing()
+        self._summaries = Summaries(wire.CA_SERVICE, log, clock)
         self._anonymous: dict[trio.CancelScope, None] = {}  # in order of arrival
 
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``; then closes the listeners, and drains its connections for :data:`DRAIN_SECONDS`."""
+        try:
+            async with trio.open_nursery() as reporting:
+                reporting.start_soon(self._summaries.run)
+                await self._serve(stop)
+                reporting.cancel_scope.cancel()
+        finally:
+            self._summaries.write_all()
+
+    async def _serve(self, stop: trio.Event) -> None:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 for listener in self._listeners:
@@ -130,16 +145,7 @@ class CaListener:
                     await stream.close()
         except Refused as refusal:
             self._api.metrics.refused(str(refusal.reason))
-            message = f"refused: the CA {refusal.detail}"
-            if refusal.reason is Reason.HANDSHAKE_FAILED and channel.connection_id is None:
-                return  # the peer closed without a byte: a port check, which may come every few seconds
-            self._log.warning(
-                "refused",
-                reason=str(refusal.reason),
-                message=message,
-                peer_address=address,
-                unverified={} if channel.leaf is None else claims(channel.leaf),
-            )
+            self._log_refusal(refusal, channel, address)
             await sockets.linger(sock)
         except trio.TooSlowError:
             self._api.metrics.refused("handshake_timeout")
@@ -149,3 +155,21 @@ class CaListener:
             self._log.bug("internal_error", error, peer_address=address)
         finally:
             sockets.hard_close(sock)
+
+    def _log_refusal(self, refusal: Refused, channel: TlsChannel, address: str) -> None:
+        """Writes the line of a refused handshake, unless it was a probe, or a summary counts it."""
+        unverified = {} if channel.leaf is None else claims(channel.leaf)
+        reason = str(refusal.reason)
+        if refusal.reason is Reason.PROBE:
+            return  # may come every few seconds
+        if not is_about_certificate(
+            unverified, refusal.peer_reason, channel.connection_id
+        ) and self._summaries.fold_refusal(_HERE, reason, address):
+            return
+        self._log.warning(
+            "refused",
+            reason=reason,
+            message=f"refused: the CA {refusal.detail}",
+            peer_address=address,
+            unverified=unverified,
+        )

@@ -25,6 +25,8 @@ class Reason(StrEnum):
     TLS_VERSION = "tls_version"
     HANDSHAKE_FAILED = "handshake_failed"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
+    # The peer closed the socket before its first byte: a port check, as balancers and monitoring make them. Not a fault.
+    PROBE = "probe"
     CONNECT_FAILED = "connect_failed"
     PEER_REFUSED = "peer_refused"
     OVERLOADED = "overloaded"

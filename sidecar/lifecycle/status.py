@@ -74,6 +74,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
+        "log": {"folded": metrics.folded},
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
 
@@ -116,6 +117,8 @@ def as_text(status: Mapping[str, Any]) -> str:
         "refused lately",
         ((one["at"], one["direction"], one["reason"], one["message"] or "") for one in status["refused_lately"]),
     )
+    if status["log"]["folded"]:
+        lines.append(f"and {status['log']['folded']} strangers' connections, folded into summaries in the log")
     return "\n".join(lines)
 
 

@@ -215,8 +215,11 @@ class _MetricsCollector(Collector):
         )
         for one in _by_port(status["connected"]).items():
             live.add_metric(one[0], one[1])
+        folded = CounterMetricFamily(
+            "sidecar_log_folded", "Connections that have no line of their own in the log.", float(metrics.folded)
+        )
         healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))
-        return [ended, to_app, from_app, live, healthy]
+        return [ended, to_app, from_app, live, folded, healthy]
 
 
 def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:

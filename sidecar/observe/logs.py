@@ -16,7 +16,9 @@ from sidecar.identity.reasons import Reason
 from sidecar.observe import log_queue
 from sidecar.observe.log_queue import Rank
 
-_EXPECTED = frozenset({Reason.OK.value, Reason.DRAINED.value, Reason.IDLE_TIMEOUT.value, Reason.MAX_AGE.value})
+_EXPECTED = frozenset(
+    reason.value for reason in (Reason.OK, Reason.DRAINED, Reason.IDLE_TIMEOUT, Reason.MAX_AGE, Reason.PROBE)
+)
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
 
 Event = MutableMapping[str, Any]
@@ -56,6 +58,12 @@ class Log:
         presented = line["decision"] == "deny" and (line.get("unverified") or line["peer_id"])
         level = "info" if line["reason"] in _EXPECTED else "warning"
         self._output.write(self._line(level, "connection", line), Rank.PRESENTED if presented else Rank.ORDINARY)
+
+    def summary(self, line: dict[str, Any]) -> None:
+        """Writes the line that stands for ``count`` connections of strangers (:mod:`sidecar.observe.folding`). Its rank is
+        above that of their own lines, since it must not be lost among them."""
+        level = "info" if line["reason"] in _EXPECTED else "warning"
+        self._output.write(self._line(level, "connection_summary", line), Rank.PRESENTED)
 
     def alarm(self, message: str, **fields: Any) -> None:
         """Reports a possible man-in-the-middle attack."""

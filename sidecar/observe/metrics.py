@@ -1,17 +1,25 @@
 """Metrics: counts of the connections that ended, and the last refusals. Pure.
 
+The last refusals are kept in three places: alarms, other refusals whose lines are never folded, and the rest, so that a
+flood of one kind does not hide the others.
+
 Bounded: labels are the ports of our own configuration and the words of ``Reason``, never text from a peer.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
+from itertools import chain
+from operator import itemgetter
 
-from sidecar.identity.reasons import Reason
+from sidecar.identity.reasons import MITM_SUSPECTS, Reason
+from sidecar.observe.folding import is_foldable
 from sidecar.observe.record import ConnectionRecord, Direction
 
 LAST_REFUSALS = 50
+"""How many are kept in each place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +44,61 @@ class Refusal:
         return {name: value for name, value in values.items() if value or name == "message"}
 
 
+class _Kind(enum.Enum):
+    """The places of the last refusals."""
+
+    ALARM = enum.auto()
+    ATTRIBUTABLE = enum.auto()
+    STRANGER = enum.auto()
+
+
 @dataclass(slots=True)
 class Metrics:
     """``ended``: connections by (direction, port or upstream, decision, reason). ``to_app``, ``from_app``: bytes
-    by (direction, port or upstream). ``refusals``: the newest last."""
+    by (direction, port or upstream). ``folded``: connections without a line of their own in the log."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     to_app: Counter[tuple[str, str]] = field(default_factory=Counter)
     from_app: Counter[tuple[str, str]] = field(default_factory=Counter)
-    refusals: deque[Refusal] = field(default_factory=lambda: deque(maxlen=LAST_REFUSALS))
+    folded: int = 0
+    _refusals: dict[_Kind, deque[tuple[int, Refusal]]] = field(
+        default_factory=lambda: {kind: deque(maxlen=LAST_REFUSALS) for kind in _Kind}
+    )
+    _refused: int = 0
 
-    def add(self, record: ConnectionRecord, at: str) -> None:
-        """Counts a connection that has ended."""
+    @property
+    def refusals(self) -> list[Refusal]:
+        """The last refusals of each kind, the newest last."""
+        return [refusal for _, refusal in sorted(chain(*self._refusals.values()), key=itemgetter(0))]
+
+    def add(self, record: ConnectionRecord, at: str, *, folded: bool = False) -> None:
+        """Counts a connection that has ended. ``folded``: it has no line in the log, and so no place among the refusals. A
+        probe has none either: it is not refused for anything."""
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
         self.to_app[record.direction, label] += record.bytes_to_app
         self.from_app[record.direction, label] += record.bytes_from_app
-        if record.decision == "deny":
-            self.refusals.append(
-                Refusal(
-                    at=at,
-                    direction=record.direction,
-                    port=record.port,
-                    upstream=record.upstream,
-                    peer_address=record.peer_address,
-                    peer_id=record.peer_id,
-                    client_address=record.client_address,
-                    reason=record.outcome,
-                    peer_reason=record.peer_reason,
-                    rule=record.rule,
-                    message=record.message,
-                )
+        self.folded += folded
+        if record.decision == "deny" and record.outcome is not Reason.PROBE and not folded:
+            self._refused += 1
+            refusal = Refusal(
+                at=at,
+                direction=record.direction,
+                port=record.port,
+                upstream=record.upstream,
+                peer_address=record.peer_address,
+                peer_id=record.peer_id,
+                client_address=record.client_address,
+                reason=record.outcome,
+                peer_reason=record.peer_reason,
+                rule=record.rule,
+                message=record.message,
             )
+            self._refusals[_kind(record)].append((self._refused, refusal))
+
+
+def _kind(record: ConnectionRecord) -> _Kind:
+    if record.direction == "outbound" and record.outcome in MITM_SUSPECTS:
+        return _Kind.ALARM
+    return _Kind.STRANGER if is_foldable(record) else _Kind.ATTRIBUTABLE

@@ -4,10 +4,11 @@ How it works. Each listener is a task that accepts; each accepted socket is a ta
 task opens a :class:`~sidecar.observe.record.ConnectionRecord`, enters the registry (before anything is judged, so that a
 reload finds it), calls the direction's handler, and closes both sockets.
 
-Invariants. Every accepted socket gives exactly one line in the access log and one count in the metrics: also if it is
-refused, cut by a reload, cancelled at the end of the drain, or ended by a bug. No exception of a connection leaves its task,
-except cancellation. The server owns ``sock``: handlers never close it, and after a refusal it is still open, so that an
-alert or verdict can reach the peer before the close.
+Invariants. Every accepted socket gives exactly one line in the access log, or counts once in a summary of strangers
+(:mod:`sidecar.observe.folding`), and counts once in the metrics: also if it is refused, cut by a reload, cancelled at the
+end of the drain, or ended by a bug. No exception of a connection leaves its task, except cancellation. The server owns
+``sock``: handlers never close it, and after a refusal it is still open, so that an alert or verdict can reach the peer
+before the close.
 
 A configured listener is one :class:`Listener` for each address of its host.
 
@@ -27,6 +28,7 @@ from sidecar.documents.address import Address
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
+from sidecar.observe.summaries import Summaries
 from sidecar.proxy import inbound, outbound
 from sidecar.proxy.carry import Ends
 from sidecar.proxy.listener import Handler, Listener
@@ -53,6 +55,7 @@ class Server:
         self.node = node
         self.listeners: list[Listener] = []
         self.listening: list[SocketAddress] = []
+        self._summaries = Summaries(node.config.service, node.log, node.clock)
         try:
             self._open(
                 node.config.inbound if ports is None else ports, node.config.outbound if routes is None else routes
@@ -76,17 +79,21 @@ class Server:
         rest. The node's relay, gate and resolver must be running."""
         drain = self.node.config.timeouts.drain
         try:
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    for listener in self.listeners:
-                        accepting.start_soon(self._accept, listener, connections)
-                    accepting.start_soon(self._look_after_devices)
-                    await stop.wait()
-                    accepting.cancel_scope.cancel()
-                self.close()
-                connections.cancel_scope.deadline = trio.current_time() + drain
+            async with trio.open_nursery() as reporting:
+                reporting.start_soon(self._summaries.run)
+                async with trio.open_nursery() as connections:
+                    async with trio.open_nursery() as accepting:
+                        for listener in self.listeners:
+                            accepting.start_soon(self._accept, listener, connections)
+                        accepting.start_soon(self._look_after_devices)
+                        await stop.wait()
+                        accepting.cancel_scope.cancel()
+                    self.close()
+                    connections.cancel_scope.deadline = trio.current_time() + drain
+                reporting.cancel_scope.cancel()
         finally:
             self.close()
+            self._summaries.write_all()
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class Server:
             sockets.hard_close(sock)
 
     async def _serve_and_record(self, listener: Listener, sock: socket.socket) -> bool:
-        """Serves the connection and writes its one log line, however it ends. Returns whether it was refused."""
+        """Serves the connection and reports it once, however it ends. Returns whether it was refused."""
         node = self.node
         record = ConnectionRecord(
             listener.direction, node.config.service, listener.port, started=node.time(), upstream=listener.upstream
@@ -188,24 +195,38 @@ class Server:
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
         finally:
-            node.log.connection(record.finish(node.time()))
-            node.metrics.add(record, f"{node.clock():%FT%TZ}")
+            self._report(record)
         return False
+
+    def _report(self, record: ConnectionRecord) -> None:
+        """Counts a connection that has ended, and writes its line; the line of a stranger may be folded into a summary."""
+        node, line = self.node, record.finish(self.node.time())
+        if not (folded := self._summaries.fold(record)):
+            node.log.connection(line)
+        node.metrics.add(record, f"{node.clock():%FT%TZ}", folded=folded)
 
 
 def _record_caller(sock: socket.socket, record: ConnectionRecord) -> None:
-    """Records the caller's address and sets the socket's options. Raises :class:`Refused` if the caller is gone already."""
+    """Records the caller's address and sets the socket's options. Raises :class:`Refused` if the caller is gone already: at
+    an inbound port as ``probe`` if it sent nothing."""
     try:
         caller = sockets.text(sock.getpeername())
         sockets.prepare(sock)
     except OSError as error:
-        raise Refused(
-            Reason.CLIENT_RESET, f"lost the connection after accepting it: {error.strerror or error}"
-        ) from error
+        reason = Reason.PROBE if record.direction == "inbound" and not _has_data(sock) else Reason.CLIENT_RESET
+        raise Refused(reason, f"lost the connection after accepting it: {error.strerror or error}") from error
     if record.direction == "inbound":
         record.peer_address = caller
     else:
         record.client_address = caller
+
+
+def _has_data(sock: socket.socket) -> bool:
+    """Whether a socket that its caller has reset still holds a byte of it."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:

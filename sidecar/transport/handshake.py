@@ -27,14 +27,16 @@ async def shake_hands(
     greeted: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs the handshake until the peer is verified. All that the handshake leaves for the peer is sent, alerts included.
-    Raises :class:`Refused`.
+    Raises :class:`Refused`: as ``probe`` if an accepted socket was closed or reset by its peer before its first byte.
 
     ``gate`` bounds the steps per tick where many handshakes may come at once. ``address``: an inbound connection's, for the
     turns at the gate. ``greeted`` is called when the peer's ClientHello is complete, perhaps more than once.
     """
+    lost = Reason.PROBE if channel.accepts else Reason.HANDSHAKE_FAILED
     try:
         # The caller speaks first, so a silent one takes no turn at the gate.
-        received = await _receive(sock, channel) if channel.accepts else b""
+        received = await _receive(sock, channel, lost) if channel.accepts else b""
+        lost = Reason.HANDSHAKE_FAILED
         while True:
             if gate is not None:
                 await gate.turn(address)
@@ -43,23 +45,24 @@ async def shake_hands(
             if answer := channel.take_all():
                 greeted()
                 await sockets.send_all(sock, answer)
-            received = await _receive(sock, channel)
+            received = await _receive(sock, channel, lost)
         await sockets.send_all(sock, channel.take_all())
     except Refused:
         await _try_send(sock, channel)
         raise
     except OSError as error:
         detail = f"lost the connection before the handshake was done: {error.strerror or error}"
-        raise Refused(Reason.HANDSHAKE_FAILED, detail) from error
+        raise Refused(lost, detail) from error
     finally:
         channel.end_handshake()
 
 
-async def _receive(sock: socket.socket, channel: TlsChannel) -> bytes:
-    """What the peer sent for the handshake; what is beyond its limit stays in the socket."""
+async def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason) -> bytes:
+    """What the peer sent for the handshake; what is beyond its limit stays in the socket. ``lost``: why a peer is refused
+    that has closed."""
     received = await sockets.receive(sock, channel.handshake_room)
     if not received:
-        raise Refused(Reason.HANDSHAKE_FAILED, "saw the peer close the connection before the handshake was done")
+        raise Refused(lost, "saw the peer close the connection before the handshake was done")
     return received
 
 

@@ -39,6 +39,10 @@ _ALERTS = {  # RFC 8446 6.2; as one of our reasons where one means the same
     120: "no_application_protocol",
 }
 
+_ABOUT_CERTIFICATES = (42, 43, 44, 45, 46, 48, 49, 113, 114, 116)
+CERTIFICATE_ALERTS = frozenset(str(_ALERTS.get(alert, f"alert {alert}")) for alert in _ABOUT_CERTIFICATES)
+"""The names of the alerts by which a peer judges the certificate that it was shown, or misses one."""
+
 
 def chain_fault(error: int, depth: int, text: str) -> ChainFault:
     """OpenSSL's error on the certificate ``depth`` steps above the leaf, with OpenSSL's ``text`` for it."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import trio
 from OpenSSL import SSL
+from trio.testing import wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
+from sidecar.observe.folding import LINES
 from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
 from sidecar.transport import sockets
 from tests.attacks.records import (
@@ -67,10 +70,19 @@ async def test_a_thousand_half_open_handshakes() -> None:
                 await sockets.send_all(sock, half)
                 if number % 100 == 50:
                     await honest_beside(port.bed.authority.leaf("web"), port.address)
-        await port.sidecar.log.until(lambda: len(port.sidecar.log.connections) >= 1010)
-        reasons = [line["reason"] for line in port.sidecar.log.connections]
-        assert (reasons.count("handshake_failed"), reasons.count("ok")) == (1000, 10)
-        assert len({id(line) for line in port.sidecar.log.connections}) == 1010
+        await wait_all_tasks_blocked()  # until all are accepted
+        port.sidecar.stop.set()
+        with trio.fail_after(PATIENCE):
+            await port.sidecar.stopped.wait()
+        reasons = Counter(line["reason"] for line in port.sidecar.log.connections)
+        (folded,) = port.sidecar.log.events("connection_summary")
+        assert reasons == {"handshake_failed": LINES, "probe": 1, "ok": 10}  # the first one never sent its hello
+        assert (folded["reason"], folded["count"], folded["peer_address"]) == (
+            "handshake_failed",
+            999 - LINES,
+            "127.0.0.1",
+        )
+        assert port.sidecar.node.metrics.folded == 999 - LINES
         assert port.app.connections == 10
 
 

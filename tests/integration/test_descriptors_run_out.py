@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
+from sidecar.observe.folding import LINES
 from sidecar.transport import sockets
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS
 from tests.beds.mesh import connect, mesh_bed, receive_all
@@ -82,7 +83,7 @@ async def test_a_process_at_its_limit_recovers(shop: Shop) -> None:
                 for _ in range(60):
                     stack.enter_context(await connect(Address(*api.address("http"))))
                 await program.event("accept_paused")
-            await program.event("connection", 60, reason="handshake_failed")
+            await program.event("connection", LINES, reason="probe")
             entry = f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", peers: ["{api.at("http")}"]}}]\n'
             async with running(*SIDECAR, "run", shop.wiring("web", entry)) as other:
                 web = SidecarProcess(other, await other.event("started"))
@@ -91,4 +92,5 @@ async def test_a_process_at_its_limit_recovers(shop: Shop) -> None:
             program.signal(signal.SIGTERM)
             assert await program.ended() == 0
             assert program.errors == ""
-            assert len(program.connections) == 61
+            (folded,) = program.events("connection_summary")
+            assert len(program.connections) + folded["count"] == 61

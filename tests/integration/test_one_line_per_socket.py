@@ -200,8 +200,10 @@ async def test_a_caller_that_is_gone_before_it_was_greeted() -> None:
             sock = socket.create_connection((address.host, address.port))  # without a step of ours in between
             sockets.hard_close(sock)
         lines = [await api.log.connection(number) for number in (1, 2, 3)]
-        assert {(line["reason"], line["decision"]) for line in lines} == {("client_reset", "deny")}
+        assert {(line["reason"], line["decision"]) for line in lines} == {("probe", "deny")}
         assert len(api.log.connections) == 3
+        assert {line["level"] for line in lines} == {"info"}
+        assert api.node.metrics.refusals == []
         assert not api.log.events("internal_error")
 
 
@@ -209,7 +211,12 @@ async def test_a_caller_that_leaves_after_it_came() -> None:
     async with api_alone() as (_, api):
         (await connect(api.address("http"))).close()
         line = await api.log.connection()
-        assert (line["reason"], line["decision"]) == ("handshake_failed", "deny")
+        assert (line["reason"], line["decision"], line["level"]) == ("probe", "deny", "info")
+        with await connect(api.address("http")) as sock:
+            await sockets.send_all(sock, b"\x16")
+        line = await api.log.connection(2)
+        assert (line["reason"], line["decision"], line["level"]) == ("handshake_failed", "deny", "warning")
+        assert [refusal.reason for refusal in api.node.metrics.refusals] == ["handshake_failed"]
 
 
 async def test_too_many_connections_are_refused_and_the_next_one_is_not() -> None:

@@ -14,7 +14,7 @@ from sidecar.transport.verdict import MAX_WORD
 
 VOCABULARY = """
 plaintext_refused no_certificate unknown_ca expired not_yet_valid bad_identity wrong_trust_domain unexpected_peer revoked
-policy_denied tls_version handshake_failed handshake_timeout connect_failed peer_refused overloaded internal_error
+policy_denied tls_version handshake_failed handshake_timeout probe connect_failed peer_refused overloaded internal_error
 revocations_stale
 ok client_reset app_reset truncated idle_timeout max_age drained policy_changed trust_changed
 """
@@ -37,8 +37,9 @@ def test_what_may_mean_somebody_in_the_middle() -> None:
     """
     assert {str(reason) for reason in MITM_SUSPECTS} == set(suspicious.split())
     # A slow peer, a dead one, a full one, and one whose clock or certificate ran out are everyday.
-    for everyday in ("expired", "not_yet_valid", "handshake_timeout", "connect_failed", "peer_refused", "overloaded"):
-        assert Reason(everyday) not in MITM_SUSPECTS
+    everyday = "expired not_yet_valid handshake_timeout probe connect_failed peer_refused overloaded"
+    for reason in everyday.split():
+        assert Reason(reason) not in MITM_SUSPECTS
 
 
 def test_every_way_to_end_has_a_word_in_both_directions() -> None:

@@ -111,3 +111,12 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
     assert "NOT WELL: its certificate ended" in text.splitlines()[1]
     assert "draining" in text
     assert text.index("met something revoked") < text.index("met something expired")
+
+
+def test_strangers_whose_lines_were_folded_are_counted() -> None:
+    metrics = Metrics()
+    assert "folded" not in as_text(describe(NOW, state(), metrics))
+    metrics.folded = 7
+    said = describe(NOW, state(), metrics)
+    assert said["log"] == {"folded": 7}
+    assert as_text(said).endswith("\nand 7 strangers' connections, folded into summaries in the log")

@@ -33,6 +33,7 @@ WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "conne
 async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminServer]:
     metrics = Metrics()
     metrics.ended["inbound", "http", "allow", "ok"] = 3
+    metrics.folded = 7
     one = AdminServer(
         "sidecar.yaml: admin.listen", listen, Source(lambda: {**WELL, **status}, metrics), Log(LogSink(), "json")
     )
@@ -109,6 +110,7 @@ async def test_status_and_metrics() -> None:
         assert 'sidecar_connections_total{decision="allow",direction="inbound",port="http",reason="ok"} 3.0' in text
         assert 'sidecar_live_connections{direction="inbound",port="http"} 2.0' in text
         assert "sidecar_healthy 1.0" in text
+        assert "sidecar_log_folded_total 7.0" in text
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:15000", "127.0.0.1:9", "[::1]:80", "LOCALHOST"])

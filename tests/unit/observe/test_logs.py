@@ -69,8 +69,11 @@ def test_what_is_no_terminal_gets_json(style: Any) -> None:
 def test_the_level_tells_whether_to_look(reason: Reason) -> None:
     stream = io.StringIO()
     Log(stream, "json").connection({**record(), "reason": str(reason)})
-    everyday = {Reason.OK, Reason.DRAINED, Reason.IDLE_TIMEOUT, Reason.MAX_AGE}
+    everyday = {Reason.OK, Reason.DRAINED, Reason.IDLE_TIMEOUT, Reason.MAX_AGE, Reason.PROBE}
     assert json.loads(stream.getvalue())["level"] == ("info" if reason in everyday else "warning")
+    Log(stream, "json").summary({"reason": str(reason), "count": 3})
+    line, summary = map(json.loads, lines(stream))
+    assert (summary["event"], summary["count"], summary["level"]) == ("connection_summary", 3, line["level"])
 
 
 def test_an_alarm_is_an_error() -> None:

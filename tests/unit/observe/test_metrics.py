@@ -7,8 +7,9 @@ from sidecar.observe.metrics import LAST_REFUSALS, Metrics
 from sidecar.observe.record import ConnectionRecord
 
 
-def ended(reason: Reason = Reason.OK, *, outbound: bool = False) -> ConnectionRecord:
-    record = ConnectionRecord("outbound" if outbound else "inbound", "api", "http", 0.0)
+def ended(reason: Reason = Reason.OK, *, outbound: bool = False, presented: bool = False) -> ConnectionRecord:
+    record = ConnectionRecord("outbound" if outbound else "inbound", "api", "http", 0.0, peer_address="10.0.0.7:1")
+    record.unverified = {"sha256": "ab"} if presented else {}
     record.upstream = "db:5432" if outbound else "127.0.0.1:8081"
     record.bytes_to_app, record.bytes_from_app = 3, 5
     if reason is Reason.OK:
@@ -47,6 +48,7 @@ def test_a_refusal_as_plain_values_has_what_is_known_and_its_message() -> None:
         "direction": "inbound",
         "port": "http",
         "upstream": "127.0.0.1:8081",
+        "peer_address": "10.0.0.7:1",
         "reason": "revoked",
         "message": "refused: api says no",
     }
@@ -66,3 +68,29 @@ def test_only_the_last_refusals_are_kept() -> None:
         metrics.add(ended(Reason.REVOKED), str(number))
     assert len(metrics.refusals) == LAST_REFUSALS
     assert metrics.refusals[0].at == "7"
+
+
+def test_a_flood_of_one_kind_hides_no_other() -> None:
+    """Sixty port checks hid an attack: each kind has places of its own."""
+    metrics = Metrics()
+    metrics.add(ended(Reason.PLAINTEXT_REFUSED, outbound=True), "alarm")
+    metrics.add(ended(Reason.UNKNOWN_CA, presented=True), "certificate")
+    metrics.add(ended(Reason.PLAINTEXT_REFUSED), "stranger")
+    for kind in (ended(Reason.UNKNOWN_CA, presented=True), ended(Reason.HANDSHAKE_TIMEOUT)):
+        for _ in range(LAST_REFUSALS - 1):
+            metrics.add(kind, "flood")
+    assert [one.at for one in metrics.refusals if one.at != "flood"] == ["alarm", "certificate", "stranger"]
+    assert len(metrics.refusals) == 2 * LAST_REFUSALS + 1
+    for kind in (ended(Reason.UNKNOWN_CA, presented=True), ended(Reason.HANDSHAKE_TIMEOUT)):
+        metrics.add(kind, "flood")
+    assert [one.at for one in metrics.refusals if one.at != "flood"] == ["alarm"], "and each is bounded"
+
+
+def test_probes_and_what_was_folded_have_no_place_but_are_counted() -> None:
+    metrics = Metrics()
+    metrics.add(ended(Reason.PROBE), "now")
+    metrics.add(ended(Reason.NO_CERTIFICATE), "now", folded=True)
+    assert metrics.refusals == []
+    assert (sum(metrics.ended.values()), metrics.folded) == (2, 1)
+    metrics.add(ended(Reason.NO_CERTIFICATE), "now")
+    assert len(metrics.refusals) == 1

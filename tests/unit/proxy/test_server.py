@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused, UsageError
+from sidecar.observe.folding import LINES
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import server
 from sidecar.transport import sockets
@@ -63,13 +64,26 @@ def test_a_caller_is_greeted(direction: Direction, field: str) -> None:
     assert getattr(record, field) == f"{host}:{port}"
 
 
-def test_a_caller_that_is_gone_is_no_bug() -> None:
-    record = ConnectionRecord("inbound", "api", "http", started=0.0)
+@pytest.mark.parametrize(
+    ("direction", "said", "reason"),
+    [
+        ("inbound", b"", Reason.PROBE),
+        ("inbound", b"x", Reason.CLIENT_RESET),
+        ("outbound", b"", Reason.CLIENT_RESET),
+        ("outbound", b"x", Reason.CLIENT_RESET),
+    ],
+)
+def test_a_caller_that_is_gone_is_no_bug_and_a_probe_if_it_said_nothing(
+    direction: Direction, said: bytes, reason: Reason
+) -> None:
+    record = ConnectionRecord(direction, "api", "http", started=0.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        sockets.hard_close(socket.create_connection(listener.getsockname()))
+        caller = socket.create_connection(listener.getsockname())
+        caller.sendall(said)
+        sockets.hard_close(caller)
         with listener.accept()[0] as sock, pytest.raises(Refused) as refused:
             server._record_caller(sock, record)
-    assert refused.value.reason is Reason.CLIENT_RESET
+    assert refused.value.reason is reason
 
 
 async def test_a_drain_accepts_no_more_and_waits_for_what_runs(mock_clock: MockClock) -> None:
@@ -113,7 +127,9 @@ async def test_a_crowd_in_the_backlog_is_accepted_in_portions(monkeypatch: pytes
         trio.lowlevel.add_instrument(Steps())
         for caller in callers:
             caller.close()
-        await api.log.connection(100)
+        await api.log.connection(LINES)
+        await wait_all_tasks_blocked()
         assert sum(portions) >= 100
         assert max(portions) <= 32
-        assert {line["reason"] for line in api.log.connections} == {"handshake_failed"}
+        assert {line["reason"] for line in api.log.connections} == {"probe"}
+        assert api.node.metrics.ended == {("inbound", "http", "deny", "probe"): 100}

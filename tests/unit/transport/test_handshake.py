@@ -116,20 +116,42 @@ async def test_a_peer_that_leaves() -> None:
             right.close()
             with pytest.raises(Refused) as refused:
                 await handshake.shake_hands(left, callee(), at)
+    assert refused.value.reason is Reason.PROBE
+
+
+@pytest.mark.parametrize("said", [b"\x16", b"\x15\x03\x03\x00\x02\x02", b"\x16\x03\x01\x02\x00" + bytes(100)])
+async def test_a_peer_that_leaves_after_a_byte_was_no_probe(said: bytes) -> None:
+    with wire() as (left, right):
+        async with gate() as at:
+            right.send(said)
+            right.close()
+            with pytest.raises(Refused) as refused:
+                await handshake.shake_hands(left, callee(), at)
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
 
 
-async def test_a_connection_that_breaks() -> None:
+async def test_a_callee_that_leaves_our_call_was_no_probe() -> None:
+    """We called it, and it has our hello."""
+    with wire() as (left, right):
+        right.shutdown(socket.SHUT_WR)
+        with pytest.raises(Refused) as refused:
+            await handshake.shake_hands(left, caller())
+    assert refused.value.reason is Reason.HANDSHAKE_FAILED
+
+
+@pytest.mark.parametrize(("said", "reason"), [(b"", Reason.PROBE), (b"\x16", Reason.HANDSHAKE_FAILED)])
+async def test_a_connection_that_breaks(said: bytes, reason: Reason) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = socket.create_connection(listener.getsockname())
         here, _ = listener.accept()
     with here, there:
         here.setblocking(False)
+        there.send(said)
         sockets.hard_close(there)
         async with gate() as at:
             with pytest.raises(Refused) as refused:
                 await handshake.shake_hands(here, callee(), at)
-    assert refused.value.reason is Reason.HANDSHAKE_FAILED
+    assert refused.value.reason is reason
     assert isinstance(refused.value.__cause__, OSError)
 
 

@@ -18,9 +18,11 @@ import trio.testing
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
+from certs.protocol import wire
 from certs.protocol.client import CaError
 from certs.service import listener
 from certs.service.listener import DRAIN_SECONDS, HANDSHAKE_SECONDS
+from sidecar.observe.folding import LINES
 from sidecar.transport.tls import KeyPair
 from tests.beds.ca import CaBed, identity_of, serving
 from tests.beds.ca_files import API, CaFiles
@@ -102,7 +104,7 @@ async def test_who_looks_whether_the_port_is_open_is_no_news_and_who_leaves_a_ha
     with pytest.raises(SSL.WantReadError):
         hello.do_handshake()
     async with serving(site, mock_clock) as ca:
-        for sent, lines in ((b"", 0), (hello.bio_read(16384), 1)):
+        for sent, lines in ((b"", 0), (hello.bio_read(16384), 1), (b"\x16", 2)):
             stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
             await stream.send_all(sent)
             await stream.send_eof()
@@ -112,6 +114,37 @@ async def test_who_looks_whether_the_port_is_open_is_no_news_and_who_leaves_a_ha
             await stream.aclose()
             await ca.look()
             assert [line["reason"] for line in ca.log.events("refused")] == ["handshake_failed"] * lines
+
+
+async def test_strangers_are_folded_and_who_presents_a_certificate_is_not(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        for _ in range(LINES + 3):
+            stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+            await stream.send_all(GET)
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            await stream.aclose()
+        forged = Forger().leaf("api")
+        assert isinstance(forged.key, ec.EllipticCurvePrivateKey)
+        keys = KeyPair(forged.chain, forged.key, site.ca.roots)
+        for _ in range(LINES + 3):
+            with pytest.raises(CaError):
+                async with ca.client(keys) as client:
+                    await client.bundles(0)
+        await ca.log.until(lambda: len(ca.log.events("refused")) == 2 * LINES + 3)
+        reasons = [line["reason"] for line in ca.log.events("refused")]
+        assert (reasons.count("plaintext_refused"), reasons.count("unknown_ca")) == (LINES, LINES + 3)
+        assert f'mesh_ca_handshakes_refused_total{{reason="plaintext_refused"}} {LINES + 3}.0' in await ca.metrics()
+    (line,) = ca.log.events("connection_summary")
+    assert (line["service"], line["reason"], line["peer_address"]) == (
+        wire.CA_SERVICE,
+        "plaintext_refused",
+        "127.0.0.1",
+    )
+    assert line["count"] == 3
 
 
 async def test_silence_is_not_waited_for(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
