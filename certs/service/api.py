@@ -1,7 +1,8 @@
 """The handlers of the CA's API. JSON over HTTPS (TLS 1.3, identity ``mesh/ca``); a client certificate identifies the caller.
 
 ================================= ==================================================================================
-``GET /healthz``                  200 while the store can be written, else 503
+``GET /livez``                    200
+``GET /healthz``, ``/readyz``     200 while the store can be written, else 503
 ``GET /metrics``                  for Prometheus
 ``POST /v1/enrol``                ``{"service", "pass", "csr"}`` → ``{"certificate"}``: with a token or secret
 ``POST /v1/renew``                ``{"csr"}`` → ``{"certificate"}``: over mutual TLS, with the current certificate
@@ -113,7 +114,9 @@ class CaApi:
 
     def routes(self) -> Routes:
         return {
+            "/livez": {"GET": self._safe(self.livez)},
             "/healthz": {"GET": self._safe(self.healthz)},
+            "/readyz": {"GET": self._safe(self.healthz)},
             "/metrics": {"GET": self._safe(self.prometheus)},
             wire.ENROL_PATH: {"POST": self._safe(self.enrol)},
             wire.RENEW_PATH: {"POST": self._safe(self.renew)},
@@ -155,6 +158,10 @@ class CaApi:
         return answer
 
     # -- health and metrics --------------------------------------------------------------------------------------------
+
+    async def livez(self, _request: Request) -> Response:
+        """For supervisors that restart what does not answer: a new process does not mend a store."""
+        return Response.of(wire.OK, {"status": "ok"})
 
     async def healthz(self, _request: Request) -> Response:
         # Any caller may request this, and each check waits for the disk: so at most one check a second.

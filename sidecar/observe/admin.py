@@ -1,13 +1,22 @@
-"""The admin port: ``/healthz``, ``/status`` and ``/metrics`` over HTTP, on loopback or on a Unix socket. It is read-only.
+"""The admin port: health, ``/status`` and ``/metrics`` over HTTP, on loopback or on a Unix socket. It is read-only.
+
+``/livez``: 200 while the process answers. ``/healthz`` and ``/readyz``: 200 while connections can succeed, else 503 with the
+reasons. Any of these paths answers HEAD too.
 
 How this works. Only users and programs of this machine may ask. A listen address other than loopback is refused when
 sidecar.yaml is read. A web page in a local browser can still reach loopback, also under a name that resolves to 127.0.0.1
-(DNS rebinding). Its requests carry the page's host name, so any other ``Host`` (RFC 9110 7.2) than loopback's gets a 403.
-On a Unix socket the kernel reports the user who connects (SO_PEERCRED, unix(7)), and other users are cut.
+(DNS rebinding). Its requests carry the page's host name, so any other ``Host`` (RFC 9110 7.2) than ``localhost`` or an
+address of loopback gets a 403. A request of HTTP/1.0 may have none: no browser sends such. On a Unix socket the kernel
+reports the user who connects (SO_PEERCRED, unix(7)), and other users are cut.
+
+A health check always gets in. At :data:`MAX_CONNECTIONS`, or without a free descriptor, the oldest connection that waits for
+its client's request is closed to make room; if none does, the oldest of those whose client does not take its answer.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import os
 import socket
 import struct
@@ -32,8 +41,8 @@ from sidecar.transport.http1 import Closing, Handler, Peer, Request, Response, R
 from sidecar.transport.stream import BrokenStreamError
 
 MAX_CONNECTIONS = 64
-
-_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+FIRST_REQUEST_SECONDS = 5.0
+"""Within this time a connection's first request must be complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class AdminServer:
             self.sockets = [listen_unix(where, listen)]
         else:
             self.sockets = sockets.listen_all(where, listen.host, listen.port)
+        self._open: dict[_PlainStream, None] = {}  # in order of arrival
         self._registry = CollectorRegistry()
         self._registry.register(_MetricsCollector(source))
 
@@ -81,27 +91,44 @@ class AdminServer:
                         listener,
                         lambda sock: self._admit(connections, sock),
                         lambda fault: self._faults.report("accept_paused", fault),
+                        self._close_oldest,
                     )
         finally:
             self.close()
 
     def _admit(self, connections: trio.Nursery, sock: socket.socket) -> None:
-        if len(connections.child_tasks) >= MAX_CONNECTIONS or not self._is_permitted(sock):
+        if not self._is_permitted(sock):
             sock.close()
-        else:
-            connections.start_soon(self._connection, sock)
+            return
+        if len(self._open) >= MAX_CONNECTIONS:
+            self._close_oldest()
+        stream = _PlainStream(sock)
+        self._open[stream] = None
+        connections.start_soon(self._connection, stream)
+
+    def _close_oldest(self) -> bool:
+        """Makes room; returns whether there was a connection to close."""
+        oldest = next((one for one in self._open if one.is_idle), None) or next(iter(self._open), None)
+        if oldest is None:
+            return False
+        del self._open[oldest]
+        oldest.scope.cancel()
+        return True
 
     def routes(self) -> Routes:
-        return {
-            "/healthz": {"GET": self._require_local_host(self._healthz)},
-            "/status": {"GET": self._require_local_host(self._status)},
-            "/metrics": {"GET": self._require_local_host(self._metrics)},
+        handlers = {
+            "/livez": self._livez,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/status": self._status,
+            "/metrics": self._metrics,
         }
+        return {path: {"GET": self._require_local_host(handler)} for path, handler in handlers.items()}
 
     def _require_local_host(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
-            host = request.headers.get("host", "")
-            if self._path is None and _without_port(host) not in _HOSTS:
+            host = request.headers.get("host")
+            if self._path is None and host is not None and not _is_loopback(host):
                 return error(
                     403,
                     "forbidden",
@@ -111,11 +138,21 @@ class AdminServer:
 
         return answer
 
+    async def _livez(self, _request: Request) -> Response:
+        return Response.of(200, {"live": True})
+
     async def _healthz(self, _request: Request) -> Response:
+        unwell = self._unwell()
+        return Response.of(503 if unwell else 200, {"healthy": not unwell, "unwell": unwell})
+
+    async def _readyz(self, _request: Request) -> Response:
+        unwell = self._unwell()
+        return Response.of(503 if unwell else 200, {"ready": not unwell, "unwell": unwell})
+
+    def _unwell(self) -> list[str]:
+        """Why no new connection can succeed, a sentence each."""
         status = self._source.status()
-        healthy = status["healthy"] and not status["draining"]
-        unwell = [*status["unwell"], *(["it is draining"] if status["draining"] else [])]
-        return Response.of(200 if healthy else 503, {"healthy": healthy, "unwell": unwell})
+        return [*status["unwell"], *(["it is draining"] if status["draining"] else [])]
 
     async def _status(self, _request: Request) -> Response:
         return Response.of(200, self._source.status())
@@ -130,18 +167,18 @@ class AdminServer:
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return uid in (0, os.geteuid())
 
-    async def _connection(self, sock: socket.socket) -> None:
+    async def _connection(self, stream: _PlainStream) -> None:
         try:
-            sock.setblocking(False)
-            await converse(
-                _PlainStream(sock), Peer("", None, ()), self.routes(), lambda _path, _status: None, Closing()
-            )
+            stream.scope.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
+            with stream.scope:
+                await converse(stream, Peer("", None, ()), self.routes(), lambda _path, _status: None, Closing())
         except (BrokenStreamError, OSError):
             pass  # the client is gone
         except Exception as fault:  # a bug in one answer must not end the sidecar
             self._log.bug("internal_error", fault)
         finally:
-            sock.close()
+            self._open.pop(stream, None)
+            stream.close()
 
 
 def listen_unix(where: str, path: Path) -> socket.socket:
@@ -171,18 +208,28 @@ def listen_unix(where: str, path: Path) -> socket.socket:
 
 
 class _PlainStream:
-    """A plain socket as a :class:`~sidecar.transport.http1.Stream`."""
+    """A plain socket as a :class:`~sidecar.transport.http1.Stream`. ``scope`` wraps its connection's task. ``is_idle``:
+    whether no complete request is there to be answered."""
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
         self._sock = sock
+        self.scope = trio.CancelScope()
+        self.is_idle = True
+
+    def close(self) -> None:
+        self._sock.close()
 
     async def receive_some(self) -> bytes:
+        self.is_idle = True
         try:
             return await sockets.receive(self._sock, 16 * 1024)
         except OSError as fault:
             raise BrokenStreamError(str(fault)) from fault
 
     async def send_all(self, data: bytes) -> None:
+        self.is_idle = False
+        self.scope.deadline = math.inf  # from now on the server's own times count
         try:
             await sockets.send_all(self._sock, data)
         except OSError as fault:
@@ -230,6 +277,11 @@ def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
     return found
 
 
-def _without_port(host: str) -> str:
+def _is_loopback(host: str) -> bool:
+    """Whether a ``Host`` is ``localhost`` or an address of loopback, with a port or without."""
     name, colon, port = host.rpartition(":")
-    return (name if colon and port.isdigit() else host).lower()
+    name = (name if colon and port.isdigit() else host).lower()
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

@@ -77,7 +77,7 @@ class Response:
 
 Handler = Callable[[Request], Awaitable[Response]]
 Routes = Mapping[str, Mapping[str, Handler]]
-"""Path, then method."""
+"""Path, then method. HEAD is answered as GET, without the body (RFC 9110 9.3.2)."""
 
 Observe = Callable[[str, int], None]
 """Called for each answer with its path in the routes (or ``other``) and its status."""
@@ -174,6 +174,8 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
     methods = routes.get(path)
     if methods is None:
         raise _Close(error(404, "not_found", "there is no such path"))
+    if "GET" in methods:
+        methods = {**methods, "HEAD": methods["GET"]}
     handler = methods.get(head.method.decode("ascii", "replace"))
     if handler is None:
         allowed = ", ".join(methods)

@@ -287,13 +287,23 @@ async def test_an_unknown_path_or_verb_is_refused_before_its_body_is_looked_at(l
         assert (answer.status, answer.is_last) == (status, True)
         assert answer.said["error"] == ("not_found" if status == 404 else "method_not_allowed")
         if status == 405:
-            assert answer.headers["allow"] == ("POST" if "/post" in line else "GET, POST")
+            assert answer.headers["allow"] == ("POST" if "/post" in line else "GET, POST, HEAD")
         await caller.hear_the_end()
     assert caller.asked == []
     assert caller.observed == [("other", status)], "no label holds what a stranger sent"
 
 
-@pytest.mark.parametrize(("target", "status"), [("/thing", 405), ("/nothing", 404)])
+async def test_head_is_answered_as_get_without_the_body() -> None:
+    async with calling() as caller:
+        await caller.say(b"GET /thing HTTP/1.1\r\nHost: ca\r\n\r\nHEAD /thing HTTP/1.1\r\nHost: ca\r\n\r\n")
+        got = await caller.hear()
+        head = await caller.hear(bodiless=True)
+        assert (head.status, head.headers) == (got.status, got.headers)
+        assert (head.status, head.is_last) == (200, False)
+    assert caller.observed == [("/thing", 200)] * 2
+
+
+@pytest.mark.parametrize(("target", "status"), [("/post", 405), ("/nothing", 404)])
 async def test_head_is_refused_without_a_body(target: str, status: int) -> None:
     async with calling() as caller:
         await caller.say(f"HEAD {target} HTTP/1.1\r\nHost: ca\r\n\r\n".encode())

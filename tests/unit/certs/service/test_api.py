@@ -203,7 +203,9 @@ async def office(path: Path, **options: Any) -> AsyncIterator[Office]:
 async def test_these_are_all_the_paths(tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
         assert {path: set(methods) for path, methods in ca.api.routes().items()} == {
+            "/livez": {"GET"},
             "/healthz": {"GET"},
+            "/readyz": {"GET"},
             "/metrics": {"GET"},
             "/v1/enrol": {"POST"},
             "/v1/renew": {"POST"},
@@ -226,10 +228,13 @@ async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing
             "message": "the CA's store is not available now; try again",
         }
         assert answer.headers["Retry-After"] == "5"
-        (line,) = ca.log.events("store_unavailable")
+        said(await ca.ask("GET /readyz"), 503)
+        assert said(await ca.ask("GET /livez")) == {"status": "ok"}
+        line, _ = ca.log.events("store_unavailable")
         assert "disk is full" in line["message"]
         ca.free_the_disk()
         assert said(await ca.ask("GET /healthz")) == {"status": "ok"}, "and good again at once"
+        assert said(await ca.ask("GET /readyz")) == {"status": "ok"}
 
 
 async def test_metrics_have_no_label_that_a_stranger_chose(tmp_path: Path) -> None:
