@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-import trio
-
 from sidecar.config.sidecar_yaml import Inbound
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
@@ -74,17 +72,11 @@ async def serve(
 
 
 async def _connect(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Endpoint]:
-    """Connects to the first endpoint of our app that answers. Raises :class:`Refused`."""
-    refusal = Refused(Reason.CONNECT_FAILED, f"cannot find {app.what}: no answer within {seconds:g} s")
-    endpoints: list[dial.Endpoint] = []
-    with trio.move_on_after(seconds):
-        endpoints = await app.endpoints()
-    for endpoint in endpoints:
-        try:
-            sock = await app.connect(endpoint, seconds)
-        except Refused as failure:
-            refusal = failure
-        else:
-            endpoint.answered()
-            return sock, endpoint
-    raise refusal
+    """Connects to the first endpoint of our app that answers. ``seconds``: for the look-up and all endpoints together. The
+    caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. Raises :class:`Refused`."""
+    failures: dict[dial.Endpoint, Refused] = {}
+    found = await app.reach(seconds, failures)
+    if found is None:
+        raise list(failures.values())[-1]
+    found[1].answered()
+    return found

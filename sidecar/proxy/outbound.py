@@ -86,31 +86,43 @@ async def _find_peer(
     node: Node, snapshot: Snapshot, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
 ) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
     """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
-    an attack, else the last."""
-    seconds = node.config.timeouts.connect
-    refusals: list[tuple[Refused, dict[str, Any]]] = []
-    endpoints: list[dial.Endpoint] = []
-    with trio.move_on_after(seconds):
-        endpoints = await upstream.endpoints()
-    for endpoint in endpoints:
-        _set_peer(record, {"peer_address": str(endpoint)})
-        try:
-            found = await _try_peer(node, snapshot, route, upstream, endpoint, record)
-        except Refused as refusal:
-            refusals.append((refusal, {name: getattr(record, name) for name in _PEER_FIELDS}))
-            verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
-            if verdict is not None and verdict not in RETRY_ELSEWHERE:
+    an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time."""
+    timeouts = node.config.timeouts
+    longest = 2 * (timeouts.connect + timeouts.handshake) + sockets.LINGER_SECONDS
+    failures: dict[dial.Endpoint, Refused] = {}
+    known: dict[dial.Endpoint, dict[str, Any]] = {}
+    with trio.move_on_after(longest):
+        while (found := await upstream.reach(timeouts.connect, failures)) is not None:
+            net, endpoint = found
+            _set_peer(record, {"peer_address": str(endpoint)})
+            try:
+                channel, peer = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
+            except Refused as refusal:
+                # Before anything is waited for: the deadline may come.
+                failures[endpoint] = refusal
+                known[endpoint] = {name: getattr(record, name) for name in _PEER_FIELDS}
+                verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
+                if final := verdict is not None and verdict not in RETRY_ELSEWHERE:
+                    endpoint.answered()
+                else:
+                    endpoint.failed()
+                if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
+                    sockets.hard_close(net)  # a peer that does not answer does not read either
+                else:
+                    await sockets.linger(net)
+                if final:
+                    break
+            except BaseException:
+                sockets.hard_close(net)
+                raise
+            else:
                 endpoint.answered()
-                break
-            endpoint.failed()
-        else:
-            endpoint.answered()
-            return *found, endpoint
-    if not refusals:
-        raise Refused(Reason.CONNECT_FAILED, f"cannot find {upstream.what}: no answer within {seconds:g} s")
-    gravest, known = next((one for one in refusals if one[0].reason in MITM_SUSPECTS), refusals[-1])
-    _set_peer(record, known)
-    raise gravest
+                return net, channel, peer, endpoint
+    if not failures:
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no verdict from {upstream.what} within {longest:g} s")
+    endpoint = next((one for one, refusal in failures.items() if refusal.reason in MITM_SUSPECTS), list(failures)[-1])
+    _set_peer(record, known.get(endpoint, {"peer_address": str(endpoint)}))
+    raise failures[endpoint]
 
 
 def _set_peer(record: ConnectionRecord, known: dict[str, Any]) -> None:
@@ -124,36 +136,28 @@ async def _try_peer(
     snapshot: Snapshot,
     route: Outbound,
     upstream: dial.Upstream,
+    net: socket.socket,
     endpoint: dial.Endpoint,
     record: ConnectionRecord,
-) -> tuple[socket.socket, TlsChannel, VerifiedPeer]:
-    """One peer: connect, handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`."""
+) -> tuple[TlsChannel, VerifiedPeer]:
+    """One connected peer: handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`.
+    Leaves ``net`` open."""
     timeouts, expected = node.config.timeouts, snapshot.mesh.identity(route.service)
-    net = await upstream.connect(endpoint, timeouts.connect)
     channel = snapshot.context.client(ALPN_PREFIX + route.port, expected, node.clock)
     try:
         peer = await establish(node, net, channel, record, began=node.time())
         if route.require_alpn and not channel.speaks_mesh:
             raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{route.port}")
-        # The callee connects to its app before it answers.
+        # The callee connects to its app before it answers, within its own `timeouts.connect`.
         with trio.fail_after(timeouts.connect + timeouts.handshake):
             await hear(net, channel)
     except trio.TooSlowError as error:
-        sockets.hard_close(net)
         raise Refused(
             Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
         ) from error
     except Refused as refusal:
-        located = _located(node, refusal, expected, endpoint, record)
-        if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
-            sockets.hard_close(net)  # a peer that does not answer does not read either
-        else:
-            await sockets.linger(net)
-        raise located from refusal
-    except BaseException:
-        sockets.hard_close(net)
-        raise
-    return net, channel, peer
+        raise _located(node, refusal, expected, endpoint, record) from refusal
+    return channel, peer
 
 
 def _located(

@@ -1,32 +1,47 @@
-"""Connecting to upstreams: several addresses per target, names resolved in the background, fail-over.
+"""Connecting to upstreams: several addresses per target, names resolved in the background, staggered attempts, fail-over.
 
 How this works. An :class:`Upstream` is one target: an app behind an inbound port, or the sidecars of a service. Compose
 scales a service by adding A records, so a :class:`Resolver` resolves every name again each :data:`REFRESH_SECONDS`. The last
-good answer stays in use while a look-up fails.
+good answer stays in use while a look-up fails. A look-up occupies a thread that cannot be cancelled. So each name has at
+most one, and they have no limit in common: a silent resolver delays the names that it is asked for and no other.
 
 :meth:`Upstream.endpoints` sorts the target's :class:`Endpoint` objects: those that did not fail first, then by live
-connections, then by last use. An endpoint that failed is held back for a time that doubles with each failure in a row,
-within :data:`BACKOFF_SECONDS`. It is still offered, last, so that it is tried when no other works. A connection to one of
-our own listeners is refused, since it would loop.
+connections, then by last use, with the address families in turn. An endpoint that failed is held back for a time that
+doubles with each failure in a row, within :data:`BACKOFF_SECONDS`. It is still offered, last, so that it is tried when no
+other works. :meth:`Upstream.reach` connects to the first of them that answers, by staggered attempts (RFC 8305). A
+connection to one of our own listeners is refused, since it would loop.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 
 import trio
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.transport import sockets
+from sidecar.transport import sockets, staggered
 
 REFRESH_SECONDS = 5.0
 LOOKUP_SECONDS = 10.0
+"""When a name that was never resolved counts as one that cannot be. A later answer counts all the same."""
+
+RESOLUTION_DELAY_SECONDS = 0.05
+"""How long connections that have one name's addresses wait for those of another, when look-ups begin (RFC 8305 3)."""
+
 BACKOFF_SECONDS = (0.5, 30.0)
 """How long an endpoint is held back after its first failure, and at most."""
+
+MAX_ATTEMPTS = 16
+"""The most endpoints that one connection tries. With one attempt each 250 ms all of them begin within 5 seconds, the default
+time to connect; a name with hundreds of silent addresses is not worth more."""
+
+MAX_ADDRESSES = 64
+"""The most addresses of one name: they are sorted for each connection."""
 
 SocketAddress = tuple[str | int, ...]
 
@@ -65,10 +80,11 @@ class Resolver:
 
     def __init__(self) -> None:
         self._names: dict[str, _Name] = {}
+        self._news = trio.Event()
 
     def name(self, host: str) -> _Name:
         """Registers a host. To be called before :meth:`run`."""
-        return self._names.setdefault(host, _Name(host))
+        return self._names.setdefault(host, _Name(host, self._tell))
 
     async def run(self) -> None:
         """Resolves all names periodically until cancelled."""
@@ -76,31 +92,63 @@ class Resolver:
             for name in self._names.values():
                 nursery.start_soon(name.refresh)
 
+    async def news(self) -> None:
+        """Waits until more is known of some name than before."""
+        await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
 
 class _Name:
-    def __init__(self, host: str) -> None:
+    """``late``: its first look-up takes longer than other names should wait. ``known``: it has ended, or is given up."""
+
+    def __init__(self, host: str, tell: Callable[[], None]) -> None:
         self._host = host
+        self._tell = tell
         self.addresses: list[tuple[int, str]] = []
         self.error: str | None = None
-        self.looked_up = trio.Event()
         ip = Address(host, 0).ip
-        self._fixed = ip is not None
+        self.late = self.known = self._fixed = ip is not None
         if ip is not None:
             self.addresses = [(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, str(ip))]
 
     async def refresh(self) -> None:
         while not self._fixed:
-            with trio.move_on_after(LOOKUP_SECONDS) as deadline:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
                 try:
-                    answers = await trio.socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
-                    self.addresses = list(dict.fromkeys((int(family), str(a[0])) for family, _, _, _, a in answers))
-                    self.error = None
-                except OSError as error:
-                    self.error = error.strerror or str(error)
-            if deadline.cancelled_caught:
-                self.error = f"no answer within {LOOKUP_SECONDS:g} s"
-            self.looked_up.set()
+                    self.addresses, self.error = await look_up(self._host), None
+                except (OSError, RuntimeError) as error:  # RuntimeError: the system has no thread left
+                    self.error = getattr(error, "strerror", None) or str(error)
+                nursery.cancel_scope.cancel()
+            self.late = self.known = True
+            self._tell()
             await trio.sleep(REFRESH_SECONDS if self.addresses else REFRESH_SECONDS / 5)
+
+    async def _watch(self) -> None:
+        """Says how long the look-up takes. It goes on: another one beside it would not be faster."""
+        await trio.sleep(RESOLUTION_DELAY_SECONDS)
+        self.late = True
+        self._tell()
+        await trio.sleep(LOOKUP_SECONDS - RESOLUTION_DELAY_SECONDS)
+        self.error, self.known = f"no answer within {LOOKUP_SECONDS:g} s", True
+        self._tell()
+
+
+async def look_up(host: str) -> list[tuple[int, str]]:
+    """The addresses of a host: family and IP, the families in turn, :data:`MAX_ADDRESSES` at most. Raises OSError.
+
+    The thread has a limiter of its own: in trio's common one, 40 look-ups that hang would keep all others from starting.
+    """
+    answers = await trio.to_thread.run_sync(
+        partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM),
+        limiter=trio.CapacityLimiter(1),
+        abandon_on_cancel=True,
+    )
+    found = [(int(answer[0]), str(answer[4][0])) for answer in answers]
+    return staggered.interleaved(found, family=lambda address: address[0])[:MAX_ADDRESSES]
 
 
 class Upstream:
@@ -111,21 +159,71 @@ class Upstream:
     ) -> None:
         self.what = what
         self._listening = listening
+        self._resolver = resolver
         self._named = [(resolver.name(address.host), address.port) for address in addresses]
         self._hosts = ", ".join(map(str, addresses))
         self._endpoints: dict[tuple[int, SocketAddress], Endpoint] = {}
         self._turns = count(1)
 
-    async def endpoints(self) -> list[Endpoint]:
-        """All endpoints, best first. Waits for the first look-ups; the caller sets the deadline. Raises :class:`Refused` if
-        no name has an address."""
-        for name, _ in self._named:
-            if not name.addresses:
-                await name.looked_up.wait()
-        current = {(family, (host, port)): None for name, port in self._named for family, host in name.addresses}
-        if not current:
-            errors = "; ".join(sorted({name.error or "no address" for name, _ in self._named}))
+    async def reach(self, seconds: float, failures: dict[Endpoint, Refused]) -> tuple[socket.socket, Endpoint] | None:
+        """Connects to the best endpoint that answers within ``seconds``, which include the look-ups. Endpoints in
+        ``failures`` are passed over, and those that fail are added. Returns None if none is left. Raises :class:`Refused`
+        if no name has an address."""
+        begun: list[Endpoint] = []
+
+        async def attempt(endpoint: Endpoint) -> tuple[socket.socket, Endpoint]:
+            began = trio.current_time()
+            begun.append(endpoint)
+            try:
+                return await connect(endpoint, self.what, self._listening), endpoint
+            except Refused as refusal:
+                failures[endpoint] = refusal
+                raise
+            except trio.Cancelled:
+                # Another one overtook it, or time is up: the next connection begins with another one.
+                if trio.current_time() >= began + staggered.DELAY_SECONDS:
+                    endpoint.failed()
+                raise
+
+        with trio.move_on_after(seconds):
+            endpoints = await self.endpoints(failures)
+            try:
+                if len(endpoints) == 1:  # the usual case, without the cost of a race
+                    return await attempt(endpoints[0])
+                return await staggered.first(endpoints, attempt, lambda one: one[0].close(), faults=(Refused,))
+            except (Refused, staggered.AllFailedError):
+                return None
+        for endpoint in begun:
+            detail = f"cannot reach {self.what} at {endpoint}: no answer within {seconds:g} s"
+            failures.setdefault(endpoint, Refused(Reason.CONNECT_FAILED, detail))
+        if not failures:
+            raise Refused(
+                Reason.CONNECT_FAILED, f"cannot find {self.what}: {self._hosts}: no answer within {seconds:g} s"
+            )
+        return None
+
+    async def endpoints(self, tried: Collection[Endpoint] = ()) -> list[Endpoint]:
+        """The endpoints that a connection should try, best first, without those ``tried``. Waits while a look-up is in
+        progress that may give the first one; the caller sets the deadline. Raises :class:`Refused` if no name has an
+        address."""
+        names = [name for name, _ in self._named]
+        while True:
+            left = [endpoint for endpoint in self._sorted() if endpoint not in tried][: MAX_ATTEMPTS - len(tried)]
+            enough = bool(left) or len(tried) >= MAX_ATTEMPTS
+            if all(name.late if enough else name.known for name in names):
+                break
+            await self._resolver.news()
+        if not self._endpoints:
+            errors = "; ".join(sorted({name.error or "no address" for name in names}))
             raise Refused(Reason.CONNECT_FAILED, f"cannot find {self.what}: {self._hosts}: {errors}")
+        if left:
+            # It counts as used now, not when it is reached: otherwise all connections of one moment would choose the same.
+            left[0].used = next(self._turns)
+        return left
+
+    def _sorted(self) -> list[Endpoint]:
+        """The endpoints that the names have now, best first."""
+        current = {(family, (host, port)): None for name, port in self._named for family, host in name.addresses}
         for gone in self._endpoints.keys() - current.keys():
             del self._endpoints[gone]
         for key in current:
@@ -136,13 +234,8 @@ class Upstream:
             self._endpoints.values(),
             key=lambda endpoint: (max(endpoint.aside_until - now, 0.0), endpoint.live, endpoint.used),
         )
-        # It counts as used now, not when it is reached: otherwise all connections of one moment would choose the same one.
-        best[0].used = next(self._turns)
-        return best
-
-    async def connect(self, endpoint: Endpoint, seconds: float) -> socket.socket:
-        """Connects to one of the endpoints within ``seconds``. Raises :class:`Refused`."""
-        return await connect(endpoint, self.what, seconds, self._listening)
+        ready = [endpoint for endpoint in best if endpoint.aside_until <= now]
+        return [*staggered.interleaved(ready, family=lambda endpoint: endpoint.family), *best[len(ready) :]]
 
     @contextmanager
     def using(self, endpoint: Endpoint) -> Iterator[None]:
@@ -155,22 +248,16 @@ class Upstream:
             endpoint.live -= 1
 
 
-async def connect(endpoint: Endpoint, what: str, seconds: float, listening: Iterable[SocketAddress]) -> socket.socket:
-    """Connects to an endpoint within ``seconds``, but never to this sidecar itself: ``listening`` are the addresses of our
-    own listeners. Raises :class:`Refused`."""
+async def connect(endpoint: Endpoint, what: str, listening: Iterable[SocketAddress]) -> socket.socket:
+    """Connects to an endpoint, but never to this sidecar itself: ``listening`` are the addresses of our own listeners. The
+    caller sets the deadline. Raises :class:`Refused`."""
     try:
-        with trio.fail_after(seconds):
-            sock = await sockets.connect(endpoint.family, endpoint.address)
+        sock = await sockets.connect(endpoint.family, endpoint.address)
         try:
             ends = sock.getsockname(), sock.getpeername()
         except OSError:  # accepted, and reset at once
             sock.close()
             raise
-    except trio.TooSlowError as error:
-        endpoint.failed()
-        raise Refused(
-            Reason.CONNECT_FAILED, f"cannot reach {what} at {endpoint}: no answer within {seconds:g} s"
-        ) from error
     except OSError as error:
         endpoint.failed()
         raise Refused(Reason.CONNECT_FAILED, f"cannot reach {what} at {endpoint}: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Limits
 from sidecar.documents.address import Address
-from sidecar.transport import sockets
+from sidecar.transport import dial, sockets
 from sidecar.transport.dial import REFRESH_SECONDS
 from tests.beds import mesh as harness
 from tests.beds.mesh import App, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
@@ -223,27 +223,22 @@ async def test_several_apps_behind_one_port() -> None:
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 
-class Names(trio.abc.HostnameResolver):
+class Names:
     def __init__(self, addresses: list[str]) -> None:
         self.addresses = addresses
-        self.asked = 0
 
-    async def getaddrinfo(self, host: Any, port: Any, *_: int) -> Any:
-        self.asked += 1
+    async def look_up(self, _host: str) -> list[tuple[int, str]]:
         await trio.lowlevel.checkpoint()
         if not self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in self.addresses]
-
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
-        raise NotImplementedError
+        return [(socket.AF_INET, ip) for ip in self.addresses]
 
 
-async def test_compose_scales_by_addresses(mock_clock: MockClock) -> None:
+async def test_compose_scales_by_addresses(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """One name, first nothing, then one address, then two, then the other one: as replicas come and go."""
     mock_clock.rate = 1
     names = Names([])
-    trio.socket.set_custom_hostname_resolver(names)
+    monkeypatch.setattr(dial, "look_up", names.look_up)
 
     async def asked_again(addresses: list[str]) -> None:
         names.addresses = addresses

@@ -8,15 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.proxy import peer as peer_module
 from sidecar.proxy.node import Node, Snapshot
-from sidecar.transport import sockets
+from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context, KeyPair
+from tests.attacks.stage import assert_refused
 from tests.beds.certificates import Authority
-from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed
+from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed, outbound
 
 
 def nobody() -> Address:
@@ -130,3 +134,69 @@ async def test_resets_have_names_of_their_own(how: str) -> None:
         # A peer's reset before its close_notify is a truncation: nobody can tell it from an attack.
         assert line["reason"] == ("app_reset" if how == "app_reset" else "truncated")
         assert line["decision"] == "allow"
+
+
+@pytest.fixture
+def virtual_time() -> MockClock:
+    """Goes on to the next deadline when nothing has happened for a moment."""
+    return MockClock(autojump_threshold=0.05)
+
+
+async def never(_: str) -> list[tuple[int, str]]:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_silent_places_of_the_app_cost_one_deadline_and_the_caller_hears_why(
+    virtual_time: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that do not answer took twice as long as the caller waits; it never heard the reason, nor tried elsewhere."""
+    real = sockets.connect
+
+    async def connect_or_not(family: int, address: tuple[Any, ...]) -> socket.socket:
+        if address[0].startswith("10."):
+            await trio.sleep_forever()
+        return await real(family, address)
+
+    monkeypatch.setattr(sockets, "connect", connect_or_not)
+    silent = [Address(f"10.0.0.{number}", 80) for number in range(6)]
+    timeouts = Timeouts(handshake=2.0, connect=3.0, drain=1.0)
+    async with mesh_bed() as bed:
+        api = await bed.sidecar("api", inbound=[inbound("http", *silent)], timeouts=timeouts)
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", api.address("http"))], timeouts=timeouts)
+        began = trio.current_time()
+        await assert_refused(web.address("api:http", "outbound"))
+        here, there = await web.log.connection(), await api.log.connection()
+        assert (here["reason"], here["peer_reason"]) == ("peer_refused", "connect_failed")
+        assert (there["reason"], there["upstream"]) == ("connect_failed", None)
+        assert "no answer within 3 s" in there["message"]
+        assert timeouts.connect <= trio.current_time() - began < timeouts.connect + timeouts.handshake
+        # A callee whose resolver is silent answers in time too.
+        monkeypatch.setattr(dial, "look_up", never)
+        slow = await bed.sidecar("api", inbound=[inbound("http", Address("slow.mesh", 80))], timeouts=timeouts)
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", slow.address("http"))], timeouts=timeouts)
+        await assert_refused(web.address("api:http", "outbound"))
+        assert (await web.log.connection())["peer_reason"] == "connect_failed"
+
+
+async def test_the_twin_one_place_of_several_that_answers_is_soon_found(
+    virtual_time: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sockets.connect
+
+    async def connect_or_not(family: int, address: tuple[Any, ...]) -> socket.socket:
+        if address[0].startswith("10."):
+            await trio.sleep_forever()
+        return await real(family, address)
+
+    monkeypatch.setattr(sockets, "connect", connect_or_not)
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        places = [*(Address(f"10.0.0.{number}", 80) for number in range(6)), app.address]
+        api = await bed.sidecar("api", inbound=[inbound("http", *places)])
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", api.address("http"))])
+        began = trio.current_time()
+        with await connect(web.address("api:http", "outbound")) as client:
+            await sockets.send_all(client, b"ping")
+            assert await sockets.receive(client, 4) == b"ping"
+        assert trio.current_time() - began < 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from OpenSSL import SSL
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
@@ -19,7 +19,7 @@ from sidecar.transport.handshake import hear
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
 from tests.beds.certificates import Authority
 from tests.beds.impostor import Impostor
-from tests.beds.mesh import Foreigner, connect, mesh_bed, outbound
+from tests.beds.mesh import App, Foreigner, connect, mesh_bed, outbound
 from tests.unit.proxy.test_inbound import generation_under, nobody
 
 
@@ -139,3 +139,74 @@ async def test_a_peer_that_falls_silent_costs_its_time_and_no_more(after: str, v
         assert 1000 * seconds <= line["duration_ms"] < 1000 * (seconds + 0.9)
         assert line["peer_id"] == (None if after == "nothing" else "spiffe://shop.internal/api")
         assert not call.sidecar.log.alarms
+
+
+async def reset_at_last(entry: Address) -> None:
+    """Passes once a connection is reset, however late."""
+    with await connect(entry) as client, pytest.raises(ConnectionResetError):
+        await sockets.receive(client, 1)
+
+
+async def test_peers_that_fall_silent_cost_one_deadline_together(virtual_time: MockClock) -> None:
+    """A name that somebody poisoned has many addresses where TCP is accepted and nothing is ever said."""
+    timeouts = Timeouts(handshake=2.0, connect=3.0, drain=1.0)
+    longest = 2 * (timeouts.connect + timeouts.handshake) + sockets.LINGER_SECONDS
+
+    async def silence(_sock: socket.socket, _app: App) -> None:
+        await trio.sleep_forever()
+
+    async with mesh_bed() as bed:
+        silent = [await bed.app(silence) for _ in range(12)]
+        peers = [app.address for app in silent]
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", *peers)], timeouts=timeouts)
+        await reset_at_last(web.address("api:http", "outbound"))
+        line = await web.log.connection()
+        assert line["reason"] == "handshake_timeout"
+        assert 1000 * longest <= line["duration_ms"] < 1000 * (longest + 0.9)
+        # Five had the time of a handshake each; the line is about the last that used it up.
+        reached = [app for app in silent if app.connections]
+        assert len(reached) == 6
+        assert line["peer_address"] in {str(app.address) for app in reached}
+        assert "within 2 s" in line["message"]
+
+
+async def test_a_process_that_was_stopped_for_long_finds_all_its_deadlines_over(mock_clock: MockClock) -> None:
+    """As with SIGSTOP, or a laptop that sleeps: the outer deadline ends what the inner one would have named."""
+    async with attacked_call() as call:
+        reached = trio.Event()
+
+        async def answer(_sock: socket.socket) -> None:
+            reached.set()
+            await trio.sleep_forever()
+
+        call.impostor.answer = answer
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reset_at_last, call.entry)
+            await reached.wait()
+            await wait_all_tasks_blocked()
+            mock_clock.jump(3600)
+        line = await call.sidecar.log.connection()
+        assert (line["reason"], line["peer_id"]) == ("handshake_timeout", None)
+        assert "received no verdict from api:http's sidecar within" in line["message"]
+        assert "bug" not in line["message"]
+
+
+async def test_a_refusal_is_known_before_its_connection_is_closed(virtual_time: MockClock) -> None:
+    """The deadline over all peers may end while the goodbye to the last one is said."""
+    timeouts = Timeouts(handshake=2.0, connect=3.0, drain=1.0)
+    async with attacked_call(timeouts=timeouts) as call:
+
+        async def answer(sock: socket.socket) -> None:
+            peer = Foreigner(sock, call.bed.authority.leaf("api"), server=True)
+            await peer.handshake()
+            await trio.sleep(timeouts.connect + timeouts.handshake - 0.1)
+            await peer.send(b"\x0aoverloaded")
+            while True:  # goes on, so that lingering takes as long as it may
+                await trio.sleep(0.3)
+                await sockets.send_all(sock, b"x")
+
+        call.impostor.answer = answer
+        await assert_refused(call.entry)
+        line = await call.sidecar.log.connection()
+        assert (line["reason"], line["peer_reason"]) == ("peer_refused", "overloaded")
+        assert line["peer_id"] == "spiffe://shop.internal/api"

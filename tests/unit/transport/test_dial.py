@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,7 +19,10 @@ from sidecar.transport import dial, sockets
 from sidecar.transport.dial import (
     BACKOFF_SECONDS,
     LOOKUP_SECONDS,
+    MAX_ADDRESSES,
+    MAX_ATTEMPTS,
     REFRESH_SECONDS,
+    RESOLUTION_DELAY_SECONDS,
     Endpoint,
     Resolver,
     Upstream,
@@ -26,45 +30,44 @@ from sidecar.transport.dial import (
 )
 
 
-class Names(trio.abc.HostnameResolver):
+class Names:
     """A name service: what ``table`` holds is the answer, an error is raised, None never answers."""
 
-    def __init__(self, **table: list[str] | OSError | None) -> None:
+    def __init__(self, **table: list[str] | Exception | None) -> None:
         self.table = {name.replace("_", "."): answer for name, answer in table.items()}
         self.asked: list[str] = []
         self.in_flight = self.most_in_flight = 0
+        self._news = trio.lowlevel.ParkingLot()
 
-    async def getaddrinfo(self, host: Any, port: Any, *_: int) -> Any:
-        name = host.decode() if isinstance(host, bytes) else str(host)
+    async def look_up(self, name: str) -> list[tuple[int, str]]:
         self.asked.append(name)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await trio.lowlevel.checkpoint()
-            answer = self.table[name]
-            if answer is None:
-                await trio.sleep_forever()
-            if isinstance(answer, OSError):
+            while (answer := self.table[name]) is None:
+                await self._news.park()
+            if isinstance(answer, Exception):
                 raise answer
-            return [
-                (socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0))
-                for ip in answer or []
-            ]
+            return [(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip) for ip in dict.fromkeys(answer)]
         finally:
             self.in_flight -= 1
 
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
-        raise NotImplementedError
+    def says(self, name: str, answer: list[str] | Exception) -> None:
+        """From now on, also to those who wait."""
+        self.table[name] = answer
+        self._news.unpark_all()
 
 
 @asynccontextmanager
 async def looking_up(resolver: Resolver, names: Names | None = None) -> AsyncIterator[None]:
-    if names is not None:
-        trio.socket.set_custom_hostname_resolver(names)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(resolver.run)
-        yield
-        nursery.cancel_scope.cancel()
+    with pytest.MonkeyPatch.context() as patch:
+        if names is not None:
+            patch.setattr(dial, "look_up", names.look_up)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.run)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -80,6 +83,7 @@ async def order(target: Upstream) -> list[str]:
     return [str(endpoint) for endpoint in await target.endpoints()]
 
 
+PATIENCE = 10.0
 A, B, C = "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"
 
 
@@ -215,17 +219,135 @@ async def test_one_lookup_in_flight_for_a_name_however_many_wait(mock_clock: Moc
     assert names.most_in_flight == 1
 
 
-async def test_a_name_service_that_does_not_answer_is_given_up(mock_clock: MockClock) -> None:
+async def later(clock: MockClock, seconds: float) -> None:
+    await wait_all_tasks_blocked()
+    clock.jump(seconds)
+    await wait_all_tasks_blocked()
+
+
+async def test_a_name_service_that_does_not_answer_is_given_up_but_its_late_answer_counts(
+    mock_clock: MockClock,
+) -> None:
+    """A second look-up beside the first would be another thread that waits."""
     names = Names(db_mesh=None)
     async with upstream("db.mesh:1", names=names) as target:
-        await wait_all_tasks_blocked()
-        mock_clock.jump(LOOKUP_SECONDS)
+        await later(mock_clock, RESOLUTION_DELAY_SECONDS)
+        with trio.move_on_after(0) as waits:
+            await target.endpoints()
+        assert waits.cancelled_caught
+        await later(mock_clock, LOOKUP_SECONDS)
         with pytest.raises(Refused, match="no answer within 10 s"):
             await target.endpoints()
+        for _ in range(5):
+            await later(mock_clock, 3 * LOOKUP_SECONDS)
+        assert (len(names.asked), names.most_in_flight) == (1, 1)
+        names.says("db.mesh", ["10.0.0.1"])
         await wait_all_tasks_blocked()
-        mock_clock.jump(REFRESH_SECONDS)
-        await wait_all_tasks_blocked()
+        assert await order(target) == [A]
+        await later(mock_clock, REFRESH_SECONDS)
         assert (len(names.asked), names.most_in_flight) == (2, 1)
+
+
+@pytest.mark.parametrize("known", ["db.mesh:1", "10.0.0.1:1"])
+async def test_a_silent_name_does_not_hold_up_one_that_is_resolved(known: str, autojump_clock: MockClock) -> None:
+    names = Names(slow_mesh=None, db_mesh=["10.0.0.1"])
+    async with upstream(known, "slow.mesh:1", names=names) as target:
+        assert await order(target) == [A]
+        assert trio.current_time() == pytest.approx(RESOLUTION_DELAY_SECONDS)
+        assert await order(target) == [A]  # and only once
+        assert trio.current_time() == pytest.approx(RESOLUTION_DELAY_SECONDS)
+
+
+async def test_names_that_answer_at_the_same_time_are_all_used(mock_clock: MockClock) -> None:
+    """The first answer is not all there is."""
+    names = Names(db_mesh=["10.0.0.1"], other_mesh=None)
+    async with upstream("db.mesh:1", "other.mesh:1", names=names) as target, trio.open_nursery() as nursery:
+        got: list[list[str]] = []
+
+        async def ask() -> None:
+            got.append(await order(target))
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert got == []
+        names.says("other.mesh", ["10.0.0.2"])
+        await wait_all_tasks_blocked()
+        assert got == [[A, B]]
+
+
+async def test_whoever_has_tried_all_there_is_waits_for_a_name_that_is_late(mock_clock: MockClock) -> None:
+    names = Names(slow_mesh=None)
+    async with upstream(A, "slow.mesh:1", names=names) as target, trio.open_nursery() as nursery:
+        await later(mock_clock, RESOLUTION_DELAY_SECONDS)
+        tried = await target.endpoints()
+        got: list[list[str]] = []
+
+        async def ask() -> None:
+            got.append([str(endpoint) for endpoint in await target.endpoints(tried)])
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert got == []
+        names.says("slow.mesh", ["10.0.0.2"])
+        await wait_all_tasks_blocked()
+        assert got == [[B]]
+        await ask()
+        assert got[1:] == [[B]]
+        assert await target.endpoints(await target.endpoints()) == []
+
+
+async def test_no_thread_is_left_for_a_look_up(mock_clock: MockClock) -> None:
+    names = Names(db_mesh=RuntimeError("can't start new thread"))
+    async with upstream("db.mesh:1", names=names) as target:
+        with pytest.raises(Refused, match="can't start new thread"):
+            await target.endpoints()
+
+
+async def test_forty_look_ups_that_hang_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is in getaddrinfo cannot be cancelled, and trio's common limit is 40 of them."""
+    answer = threading.Event()
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[Any]:
+        if host.startswith("silent"):
+            answer.wait(PATIENCE)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    resolver = Resolver()
+    for number in range(45):
+        resolver.name(f"silent{number}.mesh")
+    target = Upstream("db", [Address("db.mesh", 1)], resolver, ())
+    try:
+        async with looking_up(resolver):
+            with trio.fail_after(PATIENCE / 2):
+                assert await order(target) == [A]
+    finally:
+        answer.set()
+
+
+async def test_a_name_with_hundreds_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number is bounded, and so many of one family do not hide the other."""
+    many = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (f"fd00::{number:x}", 0, 0, 0)) for number in range(300)]
+    last = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*many, *many, last])
+    found = await dial.look_up("db.mesh")
+    assert found[:3] == [(socket.AF_INET6, "fd00::0"), (socket.AF_INET, "10.0.0.1"), (socket.AF_INET6, "fd00::1")]
+    assert len(found) == MAX_ADDRESSES
+
+
+async def test_a_connection_tries_so_many_and_the_families_in_turn(mock_clock: MockClock) -> None:
+    names = Names(db_mesh=[*(f"fd00::{number:x}" for number in range(40)), "10.0.0.1", "10.0.0.2"])
+    async with upstream("db.mesh:1", names=names) as target:
+        first = await target.endpoints()
+        assert [str(one) for one in first[:5]] == ["[fd00::]:1", A, "[fd00::1]:1", B, "[fd00::2]:1"]
+        assert len(first) == MAX_ATTEMPTS
+        assert len(await target.endpoints(first[:10])) == MAX_ATTEMPTS - 10
+        assert await target.endpoints(first) == []
+        # Those that failed come last, whatever their family is.
+        for one in first:
+            if one.family == socket.AF_INET:
+                one.failed()
+        assert {one.family for one in await target.endpoints()} == {socket.AF_INET6}
 
 
 async def test_an_ip_address_is_asked_of_nobody(mock_clock: MockClock) -> None:
@@ -249,7 +371,7 @@ def place_of(sock: socket.socket) -> Endpoint:
 
 
 async def test_a_place_that_answers() -> None:
-    with listener() as app, await dial.connect(endpoint := place_of(app), "the app", 5, []) as sock:
+    with listener() as app, await dial.connect(endpoint := place_of(app), "the app", []) as sock:
         assert sock.getpeername() == app.getsockname()
         assert not sock.getblocking()
         assert endpoint.failures == 0
@@ -259,23 +381,10 @@ async def test_a_place_where_nobody_listens() -> None:
     with listener() as app:
         endpoint = place_of(app)
     with pytest.raises(Refused) as refused:
-        await dial.connect(endpoint, "the app", 5, [])
+        await dial.connect(endpoint, "the app", [])
     assert refused.value.reason is Reason.CONNECT_FAILED
     assert str(endpoint) in refused.value.detail
     assert "Connection refused" in refused.value.detail
-    assert endpoint.failures == 1
-
-
-async def test_a_place_that_does_not_answer(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(*_: object) -> None:
-        await trio.sleep_forever()
-
-    monkeypatch.setattr(sockets, "connect", never)
-    endpoint = Endpoint(socket.AF_INET, ("10.0.0.1", 1))
-    with pytest.raises(Refused, match="no answer within 5 s") as refused:
-        await dial.connect(endpoint, "the app", 5, [])
-    assert refused.value.reason is Reason.CONNECT_FAILED
-    assert trio.current_time() == pytest.approx(5, abs=0.1)
     assert endpoint.failures == 1
 
 
@@ -297,7 +406,7 @@ async def test_a_place_that_accepts_and_resets_at_once(monkeypatch: pytest.Monke
     with listener() as app:
         endpoint = place_of(app)
         with pytest.raises(Refused) as refused:
-            await dial.connect(endpoint, "the app", 5, [])
+            await dial.connect(endpoint, "the app", [])
     assert refused.value.reason is Reason.CONNECT_FAILED
     assert endpoint.failures == 1
     assert made[0].fileno() == -1  # nothing is left open
@@ -307,7 +416,7 @@ async def test_a_connection_to_ourselves_is_not_made() -> None:
     with listener() as own:
         endpoint = place_of(own)
         with pytest.raises(Refused, match="this sidecar itself"):
-            await dial.connect(endpoint, "the app", 5, [own.getsockname()])
+            await dial.connect(endpoint, "the app", [own.getsockname()])
         assert endpoint.failures == 1
         with own.accept()[0] as accepted:
             assert accepted.recv(1) == b""
@@ -319,7 +428,134 @@ async def test_no_descriptor_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sockets, "connect", exhausted)
     with pytest.raises(Refused, match="Too many open files"):
-        await dial.connect(Endpoint(socket.AF_INET, ("10.0.0.1", 1)), "the app", 5, [])
+        await dial.connect(Endpoint(socket.AF_INET, ("10.0.0.1", 1)), "the app", [])
+
+
+class Net:
+    """Addresses that answer after so many seconds, never, or with an error."""
+
+    def __init__(self, **after: float | OSError | None) -> None:
+        self._after = {name.replace("_", "."): seconds for name, seconds in after.items()}
+        self.tried: list[tuple[str, float]] = []
+        self.open: list[socket.socket] = []
+        self._ends: list[socket.socket] = []
+
+    async def connect(self, family: int, address: tuple[Any, ...]) -> socket.socket:
+        ip = address[0]
+        self.tried.append((ip, round(trio.current_time(), 3)))
+        after = self._after[f"ip{ip.rpartition('.')[2]}"]
+        if isinstance(after, OSError):
+            await trio.lowlevel.checkpoint()
+            raise after
+        await trio.sleep(1e9 if after is None else after)
+        with socket.create_server(("127.0.0.1", 0)) as app:
+            sock = socket.create_connection(app.getsockname())
+            self._ends.append(app.accept()[0])
+            self.open.append(sock)
+            return sock
+
+    def close(self) -> None:
+        for sock in (*self._ends, *self.open):
+            sock.close()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Net]]:
+    """Makes a :class:`Net` all there is to connect to."""
+    made: list[Net] = []
+
+    def make(**after: float | OSError | None) -> Net:
+        made.append(net := Net(**after))
+        monkeypatch.setattr(sockets, "connect", net.connect)
+        return net
+
+    yield make
+    for net in made:
+        net.close()
+
+
+DOWN = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+
+async def test_a_place_that_does_not_answer(autojump_clock: MockClock, world: Callable[..., Net]) -> None:
+    world(ip1=None)
+    failures: dict[Endpoint, Refused] = {}
+    async with upstream(A) as target:
+        assert await target.reach(5, failures) is None
+    [(endpoint, refusal)] = failures.items()
+    assert (refusal.reason, refusal.detail) == (
+        Reason.CONNECT_FAILED,
+        "cannot reach db's sidecar at 10.0.0.1:1: no answer within 5 s",
+    )
+    assert trio.current_time() == pytest.approx(5, abs=0.1)
+    assert endpoint.failures == 1
+
+
+async def test_a_silent_place_is_overtaken_and_comes_last_next_time(
+    autojump_clock: MockClock, world: Callable[..., Net]
+) -> None:
+    net = world(ip1=None, ip2=0.1, ip3=0.1)
+    failures: dict[Endpoint, Refused] = {}
+    async with upstream(A, B, C) as target:
+        found = await target.reach(5, failures)
+        assert found is not None
+        sock, endpoint = found
+        assert (str(endpoint), sock) == (B, net.open[0])
+        assert net.tried == [("10.0.0.1", 0.0), ("10.0.0.2", 0.25)]
+        # Another connection may try it again, if this one needs it still; but it begins with another one.
+        assert failures == {}
+        assert await order(target) == [B, C, A]
+
+
+async def test_one_that_is_merely_second_is_not_held_back(autojump_clock: MockClock, world: Callable[..., Net]) -> None:
+    """The first one is slow and answers just after the second was begun."""
+    net = world(ip1=0.3, ip2=0.3)
+    async with upstream(A, B) as target:
+        found = await target.reach(5, {})
+        assert found is not None
+        assert str(found[1]) == A
+        assert len(net.tried) == 2
+        assert [endpoint.failures for endpoint in await target.endpoints()] == [0, 0]
+
+
+async def test_places_that_refuse_cost_no_time_and_all_are_told_of(
+    autojump_clock: MockClock, world: Callable[..., Net]
+) -> None:
+    net = world(ip1=DOWN, ip2=None, ip3=DOWN)
+    failures: dict[Endpoint, Refused] = {}
+    async with upstream(A, B, C) as target:
+        assert await target.reach(5, failures) is None
+        assert [at for _, at in net.tried] == [0, 0, 0.25]
+        assert [str(endpoint) for endpoint in failures] == [A, C, B]
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+        assert await target.reach(5, failures) is None  # none is left
+        assert len(net.tried) == 3
+
+
+async def test_sixteen_silent_places_cost_one_deadline(autojump_clock: MockClock, world: Callable[..., Net]) -> None:
+    net = world(**{f"ip{number}": None for number in range(40)})
+    async with upstream(*(f"10.0.0.{number}:1" for number in range(40))) as target:
+        failures: dict[Endpoint, Refused] = {}
+        assert await target.reach(5, failures) is None
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+        assert len(net.tried) == len(failures) == MAX_ATTEMPTS
+
+
+async def test_nothing_is_found_in_time(autojump_clock: MockClock) -> None:
+    async with upstream("db.mesh:1", names=Names(db_mesh=None)) as target:
+        with pytest.raises(Refused, match=r"cannot find db's sidecar: db.mesh:1: no answer within 5 s") as refused:
+            await target.reach(5, {})
+    assert refused.value.reason is Reason.CONNECT_FAILED
+
+
+async def test_two_that_answer_at_one_moment_leave_one_socket_open(
+    autojump_clock: MockClock, world: Callable[..., Net]
+) -> None:
+    net = world(ip1=0.25, ip2=0.0, ip3=DOWN)
+    async with upstream(A, B, C) as target:
+        found = await target.reach(5, {})
+        assert found is not None
+        assert [sock for sock in net.open if sock.fileno() >= 0] == [found[0]]
 
 
 LOOPBACK, OTHER = ("127.0.0.1", 40000), ("127.0.0.1", 8080)
