@@ -5,7 +5,9 @@ How this works. :func:`converse` answers the requests of one connection in turn.
 * Method and path alone decide what a request is for, before anything else of it is considered, a body included. Otherwise
   a method that the router does not list could skip the path's authorisation. An unknown path is answered with 404, an
   unknown method with 405, and the connection is closed.
-* Sizes are bounded: the head, the body, the fields of a query, and the requests per connection.
+* Sizes are bounded: the head and its fields, the body and its chunks, the fields of a query, and the requests per
+  connection. So is the work between two checkpoints: what one read brings may be hundreds of small requests or chunks
+  (:class:`Incoming`).
 * Times are bounded: idle time, the time from a request's first byte to its last, and the time to take the answer.
 * An ambiguous body length (RFC 9112 6.1) is refused, since it may be an attempt at request smuggling.
 * A malformed, oversized or late request is answered with its error, and the connection is closed.
@@ -14,6 +16,7 @@ How this works. :func:`converse` answers the requests of one connection in turn.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +29,17 @@ import trio
 from sidecar.identity.spiffe import Svid
 
 MAX_HEAD_BYTES = 8 * 1024
+MAX_FIELDS = 64
+"""Fields of one head. h11 takes 10 to 20 µs for each, so the bytes alone would allow a stall of 40 ms."""
+
 MAX_BODY_BYTES = 64 * 1024
+MAX_CHUNK_LINES = 512
+"""Lines of a body in chunks, its trailers included: two for each chunk. One byte a chunk would take a second of CPU time for
+64 KiB. Whoever sends a body of many lines sends it with a Content-Length."""
+
+EVENTS_A_TICK = 16
+"""Events of h11 between two checkpoints: a millisecond of CPU time."""
+
 IDLE_SECONDS = 60.0
 """How long a connection may be idle before its next request."""
 
@@ -35,6 +48,9 @@ REQUEST_SECONDS = 10.0
 
 MAX_REQUESTS = 10_000
 """On one connection. Then it is closed, so that the peer's certificate is verified again."""
+
+_SMALL_BYTES = 16 * 1024
+_HEAD_END = re.compile(rb"\n\r?\n")  # as h11 finds it
 
 
 class Stream(Protocol):
@@ -82,6 +98,9 @@ Routes = Mapping[str, Mapping[str, Handler]]
 Observe = Callable[[str, int], None]
 """Called for each answer with its path in the routes (or ``other``) and its status."""
 
+Pace = Callable[[], Awaitable[object]]
+"""Waited for before each request and every :data:`EVENTS_A_TICK` events: a checkpoint, or a turn at a gate."""
+
 
 def error(status: int, denial: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """A refusal: ``denial`` for programs, ``message`` for people."""
@@ -119,20 +138,79 @@ class Closing:
                 self._idle.discard(scope)
 
 
+class Incoming:
+    """The messages that one end of a connection receives, as h11's events, with bounds on what h11 does not bound: the fields
+    of a head (:data:`MAX_FIELDS`) and the lines of a body in chunks (:data:`MAX_CHUNK_LINES`)."""
+
+    def __init__(self, stream: Stream, connection: h11.Connection, pace: Pace = trio.lowlevel.checkpoint) -> None:
+        self.connection = connection
+        self.pace = pace
+        self._stream = stream
+        self._events = 0
+        self._chunk_lines: int | None = None  # of the body that is being received, if it is in chunks
+
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes are there that belong to no event yet."""
+        return bool(self.connection.trailing_data[0])
+
+    async def receive(self) -> None:
+        """Receives more. Raises :class:`~sidecar.transport.stream.BrokenStreamError` and :class:`h11.RemoteProtocolError`."""
+        data = await self._stream.receive_some()
+        self._count_chunk_lines(data)
+        self.connection.receive_data(data)
+
+    async def event(self) -> Any:
+        """The next event, or ``h11.NEED_DATA``. Raises :class:`h11.RemoteProtocolError`."""
+        self._events += 1
+        if self._events % EVENTS_A_TICK == 0:
+            await self.pace()
+        if self.connection.their_state in (h11.IDLE, h11.SEND_RESPONSE):
+            _check_head(self.connection.trailing_data[0])
+        event: Any = self.connection.next_event()
+        if isinstance(event, h11.EndOfMessage):
+            self._chunk_lines = None
+        elif isinstance(event, h11.Request | h11.Response) and any(n == b"transfer-encoding" for n, _ in event.headers):
+            self._chunk_lines = 0
+            self._count_chunk_lines(self.connection.trailing_data[0])
+        return event
+
+    def _count_chunk_lines(self, data: bytes) -> None:
+        if self._chunk_lines is not None:
+            self._chunk_lines += data.count(b"\n")
+            if self._chunk_lines > MAX_CHUNK_LINES:
+                raise h11.RemoteProtocolError(
+                    f"a body in chunks has at most {MAX_CHUNK_LINES} lines", error_status_hint=413
+                )
+
+
+def _check_head(received: bytes) -> None:
+    """Raises :class:`h11.RemoteProtocolError` if the head that the bytes begin with, complete or not, has too many fields."""
+    end = _HEAD_END.search(received)
+    if received.count(b"\n", 0, end.end() if end else len(received)) > MAX_FIELDS + 2:  # its first line and its last
+        raise h11.RemoteProtocolError(f"a head has at most {MAX_FIELDS} fields", error_status_hint=431)
+
+
 async def converse(
-    stream: Stream, peer: Peer, routes: Routes, observe: Observe, closing: Closing | None = None
+    stream: Stream,
+    peer: Peer,
+    routes: Routes,
+    observe: Observe,
+    closing: Closing | None = None,
+    pace: Pace = trio.lowlevel.checkpoint,
 ) -> None:
     """Answers requests until either end closes. Of all faults of the peer only :class:`BrokenStreamError` is raised."""
     closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+    incoming = Incoming(stream, connection, pace)
     for number in range(MAX_REQUESTS):
         name, bodiless = "other", False
         try:
-            head, deadline = await _head(stream, connection, closing)
+            head, deadline = await _head(incoming, closing)
             bodiless = head.method == b"HEAD"  # RFC 9110 9.3.2; h11 does not allow a body then
             with trio.fail_at(deadline):
                 name, handler = _route(head, routes)
-                request = await _request(stream, connection, head, peer)
+                request = await _request(stream, incoming, head, peer)
             answer = await handler(request)
             last = number + 1 == MAX_REQUESTS or closing.has_begun
         except _Close as close:
@@ -151,19 +229,17 @@ async def converse(
         connection.start_next_cycle()
 
 
-async def _head(stream: Stream, connection: h11.Connection, closing: Closing) -> tuple[h11.Request, float]:
+async def _head(incoming: Incoming, closing: Closing) -> tuple[h11.Request, float]:
     """The next request's head, and the deadline for its last byte, which counts from its first byte."""
-    event: Any = connection.next_event()
-    if event is h11.NEED_DATA:
+    if not incoming.buffered:
         with closing.idle():
-            connection.receive_data(await stream.receive_some())
-            event = connection.next_event()
+            await incoming.receive()
+    await incoming.pace()
     with trio.fail_after(REQUEST_SECONDS) as scope:
-        while event is h11.NEED_DATA:
-            if not connection.trailing_data[0]:
+        while (event := await incoming.event()) is h11.NEED_DATA:
+            if not incoming.buffered:
                 raise _Close  # idle: no request waits for an answer
-            connection.receive_data(await stream.receive_some())
-            event = connection.next_event()
+            await incoming.receive()
     if not isinstance(event, h11.Request):
         raise _Close
     return event, scope.deadline
@@ -183,20 +259,20 @@ def _route(head: h11.Request, routes: Routes) -> tuple[str, Handler]:
     return path, handler
 
 
-async def _request(stream: Stream, connection: h11.Connection, head: h11.Request, peer: Peer) -> Request:
+async def _request(stream: Stream, incoming: Incoming, head: h11.Request, peer: Peer) -> Request:
     headers = {name.decode("ascii"): value.decode("ascii", "replace") for name, value in head.headers}
     if headers.keys() >= {"content-length", "transfer-encoding"}:  # RFC 9112 6.1: may be request smuggling
         raise _Close(error(400, "bad_request", "a body has either a Content-Length or chunks, not both"))
     length = headers.get("content-length", "0")
     if int(length) > MAX_BODY_BYTES:  # h11 has checked that it is a number
         raise _Close(error(413, "bad_request", f"a body has at most {MAX_BODY_BYTES} bytes"))
-    if connection.they_are_waiting_for_100_continue:
-        await stream.send_all(_bytes(connection, h11.InformationalResponse(status_code=100, headers=[])))
+    if incoming.connection.they_are_waiting_for_100_continue:
+        await stream.send_all(_bytes(incoming.connection, h11.InformationalResponse(status_code=100, headers=[])))
     body = b""
     while True:
-        event: Any = connection.next_event()
+        event = await incoming.event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some())
+            await incoming.receive()
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > MAX_BODY_BYTES:
@@ -221,7 +297,14 @@ async def _send(stream: Stream, connection: h11.Connection, answer: Response, *,
     ]
     data = _bytes(connection, h11.Response(status_code=answer.status, headers=headers))
     if answer.body and not bodiless:
-        data += _bytes(connection, h11.Data(data=answer.body))
+        parts = connection.send_with_data_passthrough(h11.Data(data=answer.body)) or []
+        if len(answer.body) > _SMALL_BYTES:
+            # Not joined: many connections may wait with one large body, which they share.
+            for part in (data, *parts):
+                await stream.send_all(part)
+            data = b""
+        else:
+            data += b"".join(parts)
     await stream.send_all(data + _bytes(connection, h11.EndOfMessage()))
 
 

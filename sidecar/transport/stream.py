@@ -12,6 +12,8 @@ from sidecar.transport import sockets
 from sidecar.transport.tls import TlsChannel
 
 _READ_BYTES = 16 * 1024
+_SEND_BYTES = 64 * 1024
+"""How much is encrypted at once: what a connection whose peer does not read keeps in memory."""
 
 
 class BrokenStreamError(Exception):
@@ -60,9 +62,12 @@ class SecureStream:
 
     async def send_all(self, data: bytes) -> None:
         """Sends all of ``data``. Raises :class:`BrokenStreamError`."""
+        rest = memoryview(data)
         try:
-            self.channel.write_bytes(data)
-            await sockets.send_all(self._sock, self.channel.take_all())
+            while rest:
+                self.channel.write_bytes(rest[:_SEND_BYTES])
+                await sockets.send_all(self._sock, self.channel.take_all())
+                rest = rest[_SEND_BYTES:]
         except (ChannelError, OSError) as error:
             raise BrokenStreamError(f"the connection was cut: {error}") from error
 

@@ -14,8 +14,11 @@ import trio.testing
 
 from sidecar.transport import http1
 from sidecar.transport.http1 import (
+    EVENTS_A_TICK,
     IDLE_SECONDS,
     MAX_BODY_BYTES,
+    MAX_CHUNK_LINES,
+    MAX_FIELDS,
     MAX_HEAD_BYTES,
     REQUEST_SECONDS,
     Closing,
@@ -113,7 +116,10 @@ async def tell(request: Request) -> Response:
 
 @asynccontextmanager
 async def calling(
-    handler: Callable[[Request], Awaitable[Response]] = tell, closing: Closing | None = None, peer: Peer = PEER
+    handler: Callable[[Request], Awaitable[Response]] = tell,
+    closing: Closing | None = None,
+    peer: Peer = PEER,
+    pace: http1.Pace = trio.lowlevel.checkpoint,
 ) -> AsyncIterator[Caller]:
     ours, theirs = trio.testing.memory_stream_pair()
     caller = Caller(theirs)
@@ -125,7 +131,7 @@ async def calling(
     async def serve() -> None:
         routes = {"/thing": {"GET": answer, "POST": answer}, "/post": {"POST": answer}}
         try:
-            await converse(Line(ours), peer, routes, lambda *seen: caller.observed.append(seen), closing)
+            await converse(Line(ours), peer, routes, lambda *seen: caller.observed.append(seen), closing, pace)
         finally:
             caller.over.set()
             await ours.aclose()
@@ -436,6 +442,111 @@ async def test_a_body_in_chunks_is_cut_off_when_it_gets_too_large() -> None:
             nursery.cancel_scope.cancel()
         assert (answer.status, answer.is_last) == (413, True)
     assert caller.asked == []
+
+
+def fields(number: int) -> bytes:
+    """A request's head with so many fields."""
+    return b"GET /thing HTTP/1.1\r\nHost: ca\r\n" + b"a:\r\n" * (number - 1) + b"\r\n"
+
+
+async def test_a_head_has_so_many_fields_and_no_more() -> None:
+    """2,000 fit in its bytes, and would take 40 ms of the loop."""
+    async with calling() as caller:
+        await caller.say(fields(MAX_FIELDS) * 2 + fields(MAX_FIELDS + 1))
+        assert [(await caller.hear()).status for _ in range(3)] == [200, 200, 431]
+        await caller.hear_the_end()
+    assert len(caller.asked) == 2
+
+
+CHUNK, LAST = b"1\r\nx\r\n", b"0\r\n\r\n"
+MOST_CHUNKS = (MAX_CHUNK_LINES - LAST.count(b"\n")) // CHUNK.count(b"\n")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_body_has_so_many_chunks_and_no_more(at_once: bool) -> None:
+    async with calling() as caller:
+        await caller.say(CHUNKED)
+        await caller.say(CHUNK * MOST_CHUNKS + LAST)
+        assert (await caller.hear()).said["body"] == "x" * MOST_CHUNKS
+        parts = [CHUNKED, CHUNK * MOST_CHUNKS, CHUNK, LAST]
+        for part in [b"".join(parts)] if at_once else parts:
+            await caller.say(part)
+            await trio.testing.wait_all_tasks_blocked()
+        answer = await caller.hear()
+        assert (answer.status, answer.said["error"], answer.is_last) == (413, "bad_request", True)
+    assert len(caller.asked) == 1
+
+
+async def test_so_it_is_with_what_follows_the_last_chunk() -> None:
+    async with calling() as caller:
+        await caller.say(CHUNKED + b"0\r\n" + b"a: b\r\n" * 8 + b"\r\n")
+        assert (await caller.hear()).status == 200
+        await caller.say(CHUNKED + b"0\r\n" + b"a:\r\n" * MAX_CHUNK_LINES + b"\r\n")
+        assert (await caller.hear()).status == 413
+    assert len(caller.asked) == 1
+
+
+async def test_a_body_of_many_lines_is_welcome_with_its_length() -> None:
+    async with calling() as caller:
+        await caller.say(post(b"\n" * (MAX_CHUNK_LINES + 1)))
+        assert (await caller.hear()).status == 200
+
+
+class Pace:
+    """Lets one wait through at a time."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    async def __call__(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.number += 1
+
+
+async def test_others_run_between_the_requests_of_one_breath() -> None:
+    """One read may bring 450 of them: 70 ms, if they were answered in one tick of the loop."""
+    pace = Pace()
+    at: list[int] = []
+
+    async def note(_request: Request) -> Response:
+        at.append(pace.number)
+        return Response(200)
+
+    async with calling(note, pace=pace) as caller:
+        await caller.say(GET * 20)
+        for _ in range(20):
+            await caller.hear()
+    assert len(set(at)) == 20
+
+
+async def test_others_run_between_the_chunks_of_a_body() -> None:
+    pace = Pace()
+    async with calling(pace=pace) as caller:
+        await caller.say(CHUNKED + CHUNK * MOST_CHUNKS + LAST)
+        await caller.hear()
+        assert pace.number >= MOST_CHUNKS // EVENTS_A_TICK
+
+
+@pytest.mark.parametrize("size", [0, 100, 1 << 20])
+async def test_a_large_answer_is_sent_as_it_is(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand connections that do not read it share it; a small one leaves in one piece with its head."""
+    body, sent = b"x" * size, []
+    send = Line.send_all
+
+    async def note(line: Line, data: bytes) -> None:
+        sent.append(data)
+        await send(line, data)
+
+    monkeypatch.setattr(Line, "send_all", note)
+
+    async def give(_request: Request) -> Response:
+        return Response(200, body)
+
+    async with calling(give) as caller:
+        await caller.say(GET)
+        assert (await caller.hear()).body == body
+    assert any(data is body for data in sent) == (size > 1000)
+    assert size > 1000 or len(sent) == 1
 
 
 async def test_after_so_many_requests_the_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,13 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
 from sidecar.transport import sockets, stream
 from sidecar.transport.stream import BrokenStreamError, SecureStream
+from sidecar.transport.tls import TlsChannel
 from tests.attacks.records import DATA, KeyLog, Writer
 from tests.beds.mesh import PATIENCE, secure_pair
 
@@ -44,6 +46,24 @@ async def test_more_than_any_buffer_holds() -> None:
                 nursery.start_soon(say)
                 assert await read_all(ca) == data
                 await ca.close()
+
+
+async def test_what_is_not_read_is_not_encrypted_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of a megabyte for each of a thousand connections that do not read would be a gigabyte of ciphertext."""
+    sizes: list[int] = []
+    write = TlsChannel.write_bytes
+
+    def note(channel: TlsChannel, data: bytes) -> None:
+        sizes.append(len(data))
+        write(channel, data)
+
+    monkeypatch.setattr(TlsChannel, "write_bytes", note)
+    async with secure_pair() as (ca, _caller), trio.open_nursery() as nursery:
+        nursery.start_soon(ca.send_all, bytes(64 << 20))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert max(sizes) <= 64 * 1024
+    assert 0 < sum(sizes) < 64 << 20
 
 
 async def test_close_is_a_clean_end_after_all_that_was_said() -> None:
