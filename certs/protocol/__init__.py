@@ -1,7 +1,8 @@
-"""What both ends of the CA's protocol share; each literal is defined once. Pure, except for ``client``.
+"""What both ends of the CA's protocol share; each literal is defined once. Pure, except for ``client`` and
+``addresses``.
 
 ``wire`` (paths, headers, fields, statuses, limits), ``denial`` (the reason words of refusals), ``enrolment`` (tokens and
 enrolment secrets), ``csr`` (the rules for a CSR, and the proof of possession), ``x509_profile`` (the certificate profiles),
 ``documents`` (the signed trust bundle and revocation list), ``inspection`` and ``fields`` (a certificate's broken rules and
-its fields as text), ``client`` (the sidecar's end).
+its fields as text), ``addresses`` (where the CA is), ``client`` (the sidecar's end).
 """

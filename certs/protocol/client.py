@@ -5,13 +5,17 @@ those verify host names with the interpreter's TLS. Here the peer is a SPIFFE id
 sidecar (:mod:`sidecar.identity.judge`).
 
 A CA under a root that the sidecar does not have yet cannot be verified. Only the trust bundle may be requested from it,
-since a root's signature on the bundle proves it: :meth:`CaClient.bundles` with ``unverified``.
+since a root's signature on the bundle proves it: :meth:`CaClient.bundles` with ``unverified``. Anybody may answer there, so
+every size is bounded, by kind of request (:mod:`certs.protocol.wire`).
+
+The CA's name may have several addresses, of several CAs or of several networks (:mod:`certs.protocol.addresses`). All are
+tried, staggered (:mod:`sidecar.transport.staggered`), and an attempt ends with the handshake: an address that is dead, or
+where something else answers, delays the others by a quarter of a second at most.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.protocol import wire
+from certs.protocol.addresses import CaAddresses, Place
 from certs.protocol.csr import proof_of_possession
 from certs.protocol.denial import is_passing
 from sidecar.documents.address import Address
@@ -34,11 +39,16 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, shown
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
+from sidecar.transport.http1 import MAX_HEAD_BYTES, Incoming
+from sidecar.transport.staggered import AllFailedError, first
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import Context, KeyPair, Roots
 
 SECONDS = 10.0
-"""The deadline for connecting and the handshake together, and for each request."""
+"""The deadline for look-up, connecting and handshake at all addresses together, and for each request."""
+
+MAX_INTERIM_ANSWERS = 8
+"""1xx answers (RFC 9110 15.2) before the one that counts. Ours sends none."""
 
 
 class CaError(Exception):
@@ -80,16 +90,41 @@ class _Answer:
     body: bytes
 
 
-class CaClient:
-    """One CA, at ``address``. Its connection is kept and reused; :meth:`use` closes it."""
+@dataclass(slots=True)
+class _Connection:
+    """A connection to one of the CA's places, after the handshake."""
 
-    def __init__(self, address: Address, trust_domain: str, clock: Callable[[], datetime]) -> None:
+    place: Place
+    stream: SecureStream
+    incoming: Incoming
+
+
+def _ignore(_refused: CaUnverifiedError) -> None:
+    """Reports nothing."""
+
+
+class CaClient:
+    """One CA, at ``address``. Its connection is kept and reused; :meth:`use` closes it.
+
+    ``suspect``: called when something that is not the CA answered at one address, and the CA at another. No request fails
+    then, and it must be known all the same.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        trust_domain: str,
+        clock: Callable[[], datetime],
+        suspect: Callable[[CaUnverifiedError], object] = _ignore,
+    ) -> None:
         self._address = address
+        self._addresses = CaAddresses(address)
+        self._suspect = suspect
         self._ca = SpiffeId(trust_domain, wire.CA_SEGMENTS)
         self._clock = clock
         self._keys: KeyPair | Roots = ()
         self._revocations = Revocations()
-        self._open: tuple[SecureStream, h11.Connection] | None = None
+        self._open: _Connection | None = None
         self._lock = trio.Lock()
 
     async def use(self, keys: KeyPair | Roots, revocations: Revocations) -> None:
@@ -99,8 +134,8 @@ class CaClient:
 
     async def close(self) -> None:
         if self._open is not None:
-            stream, self._open = self._open[0], None
-            await stream.close()
+            connection, self._open = self._open, None
+            await connection.stream.close()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +157,8 @@ class CaClient:
     ) -> bytes:
         """Re-enrols with the key of a certificate that has expired or whose root is retired; returns the chain in PEM."""
         try:
-            nonce = b64decode((await self._post(wire.NONCE_PATH, {}))[wire.NONCE], validate=True)
+            answer = await self._post(wire.NONCE_PATH, {}, wire.MAX_NONCE_BYTES)
+            nonce = b64decode(answer[wire.NONCE], validate=True)
         except (KeyError, TypeError, ValueError) as error:
             raise CaError("the CA's answer is not a nonce") from error
         signature = key.sign(proof_of_possession(nonce, new_key), ec.ECDSA(hashes.SHA256()))
@@ -140,23 +176,28 @@ class CaClient:
         if unverified:
             roots: Roots = ()
             context = Context(roots, VerifyParams(self._ca.trust_domain), unverified=True)
-            stream = await self._connect(context)
+            connection = await self._connect(context)
             try:
-                answer = await _exchange(stream, h11.Connection(h11.CLIENT), "GET", target, {}, b"")
+                answer = await _exchange(connection, "GET", target, {}, b"", wire.MAX_UNVERIFIED_BUNDLES_BYTES)
             finally:
-                await stream.close()
+                # Nothing says whether this was the CA. So that an impostor at one address does not keep it away for ever:
+                self._addresses.put_behind(connection.place)
+                await connection.stream.close()
         else:
-            answer = await self._request("GET", target, {}, b"")
+            answer = await self._request("GET", target, {}, b"", wire.MAX_BUNDLES_BYTES)
         content = _json(answer)
-        if not isinstance(content, dict) or not isinstance(content.get(wire.BUNDLES), list):
+        documents = content.get(wire.BUNDLES) if isinstance(content, dict) else None
+        if not isinstance(documents, list):
             raise CaError("the CA's answer is not a list of bundles")
-        return [json.dumps(bundle).encode() for bundle in content[wire.BUNDLES]]
+        if len(documents) > wire.MAX_BUNDLES:
+            raise CaError(f"the CA's answer has {len(documents)} bundles; at most {wire.MAX_BUNDLES} are read")
+        return [json.dumps(document).encode() for document in documents]
 
     async def revocations(self, etag: str, instance: str, bundle: int) -> Polled:
         """The revocation list, if it has changed since ``etag``. Reports the version of this sidecar's bundle to the CA."""
         headers = {wire.IF_NONE_MATCH_HEADER: etag} if etag else {}
         headers |= {wire.INSTANCE_HEADER: instance, wire.BUNDLE_HEADER: str(bundle)}
-        answer = await self._request("GET", wire.REVOCATIONS_PATH, headers, b"")
+        answer = await self._request("GET", wire.REVOCATIONS_PATH, headers, b"", wire.MAX_REVOCATIONS_BYTES)
         if answer.status not in (wire.OK, wire.NOT_MODIFIED):
             _json(answer)
             raise CaError(f"the CA answered with status {answer.status}")
@@ -170,34 +211,46 @@ class CaClient:
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
-    async def _post(self, target: str, fields: Mapping[str, str]) -> Any:
+    async def _post(self, target: str, fields: Mapping[str, str], limit: int = wire.MAX_CERTIFICATE_BYTES) -> Any:
         body = json.dumps(fields).encode()
-        return _json(await self._request("POST", target, {wire.CONTENT_TYPE_HEADER: wire.JSON}, body))
+        return _json(await self._request("POST", target, {wire.CONTENT_TYPE_HEADER: wire.JSON}, body, limit))
 
-    async def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+    async def _request(self, method: str, target: str, headers: Mapping[str, str], body: bytes, limit: int) -> _Answer:
         async with self._lock:
             if self._open is not None:
-                # The CA may have closed this connection meanwhile, or restarted: try once more on a new one.
+                # The CA may have closed this connection meanwhile, or restarted, or its host may be down: try once more on a
+                # new one, at another address if there is one.
                 try:
-                    return await self._over_open(method, target, headers, body)
+                    return await self._over(self._open, method, target, headers, body, limit)
                 except CaError:
                     await self.close()
-            self._open = (await self._connect(Context(self._keys, self._params())), h11.Connection(h11.CLIENT))
-            return await self._over_open(method, target, headers, body)
+            self._open = await self._connect(Context(self._keys, self._params()))
+            return await self._over(self._open, method, target, headers, body, limit)
 
-    async def _over_open(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> _Answer:
-        if self._open is None:
-            raise CaError("the connection to the CA was closed")
-        stream, connection = self._open
+    async def _over(
+        self,
+        connection: _Connection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        limit: int,
+    ) -> _Answer:
         try:
-            answer = await _exchange(stream, connection, method, target, headers, body)
-        except BaseException:
+            answer = await _exchange(connection, method, target, headers, body, limit)
+        except BaseException as error:
+            if isinstance(error, CaError):
+                self._addresses.put_behind(connection.place)
             self._open = None
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                await stream.close()
+                await connection.stream.close()
             raise
-        if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
-            connection.start_next_cycle()
+        http = connection.incoming.connection
+        if answer.status >= 500:  # this CA has a fault; there may be another that has none
+            self._addresses.put_behind(connection.place)
+            await self.close()
+        elif http.our_state is h11.DONE and http.their_state is h11.DONE:
+            http.start_next_cycle()
         else:
             await self.close()
         return answer
@@ -205,60 +258,103 @@ class CaClient:
     def _params(self) -> VerifyParams:
         return VerifyParams(self._ca.trust_domain, revocations=self._revocations)
 
-    async def _connect(self, context: Context) -> SecureStream:
-        """A connection after the handshake. The CA's identity is verified, unless the context is unverified."""
-        failed: OSError | None = None
+    async def _connect(self, context: Context) -> _Connection:
+        """A connection after the handshake, at the first address where it succeeds. The CA's identity is verified, unless
+        the context is unverified."""
+        faults: dict[Place, OSError | Refused] = {}
+        tried: list[Place] = []
+
+        async def attempt(place: Place) -> _Connection:
+            tried.append(place)
+            try:
+                return await self._attempt(place, context)
+            except (OSError, Refused) as fault:
+                faults[place] = fault
+                raise
+
         try:
             with trio.fail_after(SECONDS):
-                found = await trio.socket.getaddrinfo(
-                    self._address.host, self._address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICSERV
-                )
-                for family, _, _, _, address in found:
-                    try:
-                        sock = await sockets.connect(family, tuple(address))  # type: ignore[arg-type]
-                        break
-                    except OSError as error:
-                        failed = error
-                else:
-                    raise failed or OSError("its host name has no address")
-                channel = context.client(wire.ALPN, self._ca, self._clock)
-                try:
-                    await shake_hands(sock, channel)
-                except Refused:
-                    await sockets.linger(sock)
-                    raise
-                except BaseException:
-                    sockets.hard_close(sock)
-                    raise
-        except OSError as error:
+                places = await self._addresses.places()
+                made = await first(places, attempt, _abandon, faults=(OSError, Refused))
+        except OSError as error:  # of the look-up
             raise CaError(f"the CA at {self._address} cannot be reached: {error.strerror or error}") from error
-        except trio.TooSlowError as error:
-            raise CaError(f"the CA at {self._address} did not answer within {SECONDS:g} s") from error
-        except Refused as refusal:
-            message = f"expected {self._ca} at {self._address} but {refusal.detail}"
-            if refusal.reason in (Reason.HANDSHAKE_FAILED, Reason.PEER_REFUSED):
-                raise CaError(message) from refusal
-            raise CaUnverifiedError(message, refusal) from refusal
-        return SecureStream(sock, channel)
+        except (trio.TooSlowError, AllFailedError) as error:
+            for place in tried:
+                self._addresses.put_behind(place)
+            raise self._failure(faults, is_late=isinstance(error, trio.TooSlowError)) from error
+        for place in tried:
+            if place != made.place:
+                self._addresses.put_behind(place)
+        self._addresses.works(made.place)
+        if (suspect := self._unverified(faults)) is not None:
+            self._suspect(suspect)
+        return made
+
+    async def _attempt(self, place: Place, context: Context) -> _Connection:
+        """Connects to one place. Raises OSError and :class:`Refused`."""
+        sock = await sockets.connect(place.family, place.address)
+        channel = context.client(wire.ALPN, self._ca, self._clock)
+        try:
+            await shake_hands(sock, channel)
+        except Refused:
+            await sockets.linger(sock)
+            raise
+        except BaseException:
+            sockets.hard_close(sock)
+            raise
+        stream = SecureStream(sock, channel)
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        return _Connection(place, stream, Incoming(stream, connection))
+
+    def _failure(self, faults: Mapping[Place, OSError | Refused], *, is_late: bool) -> CaError:
+        """Why no address worked. A peer that is not the CA counts more than an address that is dead."""
+        if (unverified := self._unverified(faults)) is not None:
+            return unverified
+        said = {place: _words(fault) for place, fault in faults.items()}
+        several = [f"at {place}: {text}" for place, text in said.items()] if len(said) > 1 else list(said.values())
+        if is_late:
+            late = f"the CA at {self._address} did not answer within {SECONDS:g} s"
+            return CaError("; ".join([late, *several]))
+        if all(isinstance(fault, Refused) for fault in faults.values()):
+            return CaError(f"expected {self._ca} at {self._address} but {'; '.join(several)}")
+        return CaError(f"the CA at {self._address} cannot be reached: {'; '.join(several)}")
+
+    def _unverified(self, faults: Mapping[Place, OSError | Refused]) -> CaUnverifiedError | None:
+        """The first of the peers that did not prove that they are the CA."""
+        for place, fault in faults.items():
+            if isinstance(fault, Refused) and fault.reason not in (Reason.HANDSHAKE_FAILED, Reason.PEER_REFUSED):
+                where = str(self._address) if self._address.ip is not None else f"{self._address} ({place})"
+                return CaUnverifiedError(f"expected {self._ca} at {where} but {fault.detail}", fault)
+        return None
+
+
+def _abandon(connection: _Connection) -> None:
+    """Closes a connection that is not needed, since another was faster."""
+    connection.stream.abandon()
+
+
+def _words(fault: OSError | Refused) -> str:
+    return fault.detail if isinstance(fault, Refused) else fault.strerror or str(fault)
 
 
 async def _exchange(
-    stream: SecureStream,
-    connection: h11.Connection,
+    connection: _Connection,
     method: str,
     target: str,
     headers: Mapping[str, str],
     body: bytes,
+    limit: int,
 ) -> _Answer:
-    """One request and its answer."""
+    """One request and its answer, of at most ``limit`` bytes."""
     lines = [("Host", "ca"), ("Content-Length", str(len(body))), *headers.items()]
+    http = connection.incoming.connection
     try:
         with trio.fail_after(SECONDS):
-            data = connection.send(h11.Request(method=method, target=target, headers=lines)) or b""
-            data += connection.send(h11.Data(data=body)) or b""
-            data += connection.send(h11.EndOfMessage()) or b""
-            await stream.send_all(data)
-            return await _answer(stream, connection)
+            data = http.send(h11.Request(method=method, target=target, headers=lines)) or b""
+            data += http.send(h11.Data(data=body)) or b""
+            data += http.send(h11.EndOfMessage()) or b""
+            await connection.stream.send_all(data)
+            return await _answer(connection.incoming, limit)
     except trio.TooSlowError as error:
         raise CaError(f"the CA did not answer within {SECONDS:g} s") from error
     except BrokenStreamError as error:
@@ -267,26 +363,28 @@ async def _exchange(
         raise CaError(f"the CA's answer is not valid HTTP: {shown(str(error))}") from error
 
 
-async def _answer(stream: SecureStream, connection: h11.Connection) -> _Answer:
-    head, parts, size = None, [], 0
+async def _answer(incoming: Incoming, limit: int) -> _Answer:
+    head, parts, size, interim = None, [], 0, 0
     while True:
-        event: Any = connection.next_event()
+        event = await incoming.event()
         if event is h11.NEED_DATA:
-            data = await stream.receive_some()
-            if not data and head is None:
+            if not await incoming.receive() and head is None:
                 raise CaError("the CA closed the connection without an answer")
-            connection.receive_data(data)
         elif isinstance(event, h11.Response):
             head = event
         elif isinstance(event, h11.Data):
             size += len(event.data)
-            if size > wire.MAX_ANSWER_BYTES:
-                raise CaError(f"the CA's answer is larger than {wire.MAX_ANSWER_BYTES >> 20} MiB")
+            if size > limit:
+                raise CaError(f"the CA's answer is larger than {limit >> 10} KiB")
             parts.append(event.data)
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             names = {name.decode("ascii"): value.decode("ascii") for name, value in head.headers}
             return _Answer(head.status_code, names, b"".join(map(bytes, parts)))
-        elif not isinstance(event, h11.InformationalResponse):
+        elif isinstance(event, h11.InformationalResponse):
+            interim += 1
+            if interim > MAX_INTERIM_ANSWERS:
+                raise CaError(f"the CA sent more than {MAX_INTERIM_ANSWERS} interim answers")
+        else:
             raise CaError("the CA closed the connection without an answer")
 
 

@@ -58,7 +58,20 @@ OK, NOT_MODIFIED = 200, 304
 
 # -- limits and patterns -----------------------------------------------------------------------------------------------
 
-MAX_ANSWER_BYTES = 4 << 20
+MAX_BUNDLES = 64
+"""In one answer; the newest are sent. A root rotation publishes three."""
+
+MAX_BUNDLES_BYTES = 1 << 20
+MAX_UNVERIFIED_BUNDLES_BYTES = 256 << 10
+"""The same from a CA that has not proved its identity, and what a CA sends at most: it cannot know who verifies it. A bundle
+of two roots has 4 KiB, the largest 150."""
+
+MAX_REVOCATIONS_BYTES = 2 << 20
+"""Twice what the document may have, so that one that has grown too large is refused by what it is."""
+
+MAX_CERTIFICATE_BYTES = 64 << 10
+MAX_NONCE_BYTES = 4 << 10
+
 NONCE_SECONDS = 60
 """How long a nonce is valid."""
 

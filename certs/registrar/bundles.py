@@ -14,14 +14,15 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from certs.authority.authority import Authority
+from certs.protocol import wire
 from certs.protocol.documents import Bundle, next_version, read_bundle, sign_bundle
 from certs.protocol.x509_profile import Issuer
 from certs.store.store import Transaction, bundles
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 
-MOST_BUNDLES = 64
-"""The most bundles in one answer; the newest are kept. A root rotation publishes three."""
+_AROUND, _BETWEEN = 64, 2
+"""Bytes of JSON around all documents, and between two."""
 
 
 def newest_bundle(connection: sa.Connection) -> str | None:
@@ -30,10 +31,17 @@ def newest_bundle(connection: sa.Connection) -> str | None:
 
 
 def bundles_after(connection: sa.Connection, version: int) -> list[str]:
-    """The documents newer than ``version``, oldest first, at most :data:`MOST_BUNDLES`. A reader needs all of them: each may
-    be signed by a root that only the bundle before it introduces."""
+    """The documents newer than ``version``, oldest first: the newest that fit in one answer. A reader needs all of them:
+    each may be signed by a root that only the bundle before it introduces."""
     newer = sa.select(bundles.c.document).where(bundles.c.version > version).order_by(bundles.c.version.desc())
-    return list(connection.execute(newer.limit(MOST_BUNDLES)).scalars())[::-1]
+    left = wire.MAX_UNVERIFIED_BUNDLES_BYTES - _AROUND
+    fitting: list[str] = []
+    for document in connection.execute(newer.limit(wire.MAX_BUNDLES)).scalars():
+        left -= len(document) + _BETWEEN
+        if left < 0 and fitting:
+            break
+        fitting.append(document)
+    return fitting[::-1]
 
 
 def publish(transaction: Transaction, bundle: Bundle, document: bytes) -> None:

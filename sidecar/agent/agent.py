@@ -43,6 +43,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any, TypeVar
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -67,6 +68,8 @@ from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
 
 POLL_SECONDS = 5.0
+
+_T = TypeVar("_T")
 
 
 class Means(StrEnum):
@@ -104,7 +107,7 @@ class Agent:
         self._pin = _pin(identity)
         self._trust_domain = mesh().trust_domain
         self._own = SpiffeId(self._trust_domain, (service,))
-        self._client = CaClient(ca_address(identity.ca), self._trust_domain, clock)
+        self._client = CaClient(ca_address(identity.ca), self._trust_domain, clock, self._alarm_once)
         self._bundle: Bundle | None = None
         self._listed: RevocationList | None = None
         self._etag = ""
@@ -112,6 +115,7 @@ class Agent:
         self._renewal = _Renewal(clock(), 0.0)
         self._failures = 0
         self._retry_at = 0.0
+        self._suspected = ""
         self._faults = ReportOnce[str](
             lambda what, message: self._warn(f"{what}_failed", message),
             lambda what: log.info(f"{what}_mended", service=service, message="good again"),
@@ -178,7 +182,7 @@ class Agent:
 
     async def _try_to_enrol(self) -> None:
         if self._bundle is None:
-            self._take_bundles(await self._client.bundles(0, unverified=True))
+            await self._take_bundles(await self._client.bundles(0, unverified=True))
         if self._bundle is None:
             found = "the server there has no trust bundle that the pinned root signed"
             message = f"expected a CA under the pinned root at {self._identity.ca}, but {found}"
@@ -270,25 +274,33 @@ class Agent:
         except CaUnverifiedError:
             # The CA's root may have changed; a root that is trusted here signs the bundle that has the new one.
             try:
-                learnt = self._take_bundles(await self._client.bundles(bundle.version, unverified=True))
+                learnt = await self._take_bundles(await self._client.bundles(bundle.version, unverified=True))
             except CaError:
                 learnt = False
             if not learnt:
                 raise
             await self._configure_client()
             polled = await self._client.revocations(self._etag, self._instance, self._current_bundle().version)
-        if polled.bundle > bundle.version and self._take_bundles(await self._client.bundles(bundle.version)):
+        if polled.bundle > bundle.version and await self._take_bundles(await self._client.bundles(bundle.version)):
             await self._configure_client()
         if polled.document is not None:
-            listed = accept.take_revocations(polled.document, self._listed, self._current_bundle(), self._clock())
+            listed = await _off_the_loop(
+                accept.take_revocations, polled.document, self._listed, self._current_bundle(), self._clock()
+            )
             self._keep(statedir.REVOCATIONS, polled.document)
             self._listed, self._etag = listed, polled.etag
 
-    def _take_bundles(self, documents: list[bytes]) -> bool:
-        """Puts the newest valid bundle in force; returns whether there was one."""
-        learnt = accept.learn(documents, self._bundle, self._pin, self._trust_domain, self._clock())
-        for fault in learnt.faults:
-            self._faults.report("bundle", f"a trust bundle from the CA is refused: {fault}")
+    async def _take_bundles(self, documents: list[bytes]) -> bool:
+        """Puts the newest valid bundle in force; returns whether there was one. One fault is reported for an answer, however
+        many documents it has: anybody may have sent them."""
+        learnt = await _off_the_loop(
+            accept.learn, documents, self._bundle, self._pin, self._trust_domain, self._clock()
+        )
+        if learnt.faults:
+            what, last = "a trust bundle from the CA is refused", learnt.faults[-1]
+            if len(learnt.faults) > 1:
+                what = f"{len(learnt.faults)} trust bundles from the CA are refused; the last"
+            self._faults.report("bundle", f"{what}: {last}")
         if learnt.bundle is None:
             return False
         self._keep(statedir.BUNDLE, learnt.document)
@@ -445,8 +457,20 @@ class Agent:
             next="find out what answers there; nothing secret was sent to it",
         )
 
+    def _alarm_once(self, error: CaUnverifiedError) -> None:
+        """Something else answered at one of the CA's addresses, and the CA at another."""
+        if str(error) != self._suspected:
+            self._suspected = str(error)
+            self._alarm(error)
+
     def _warn(self, event: str, message: str) -> None:
         self._log.warning(event, service=self._service, message=message)
+
+
+async def _off_the_loop(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Runs a verification in a thread: a list of revocations may have ten thousand entries, and an impostor's documents
+    whatever takes longest. The relay goes on meanwhile."""
+    return await trio.to_thread.run_sync(function, *arguments)
 
 
 def _pin(identity: CaIdentity) -> bytes:

@@ -63,11 +63,13 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The client. ``path``: its verified chain (DER, leaf first). Without a certificate it is empty and ``svid`` None."""
+    """The client. ``path``: its verified chain (DER, leaf first). Without a certificate it is empty and ``svid`` None.
+    ``revoked``: whose revoked certificate it has, as part of a message; then it has no ``svid`` and no ``path``."""
 
     address: str
     svid: Svid | None
     path: tuple[bytes, ...]
+    revoked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,8 @@ class Closing:
 
 
 class Incoming:
-    """The messages that one end of a connection receives, as h11's events, with bounds on what h11 does not bound: the fields
-    of a head (:data:`MAX_FIELDS`) and the lines of a body in chunks (:data:`MAX_CHUNK_LINES`)."""
+    """The messages that one end of a connection receives, as h11's events, with bounds on what h11 does not bound: the
+    fields of a head (:data:`MAX_FIELDS`) and the lines of a body in chunks (:data:`MAX_CHUNK_LINES`)."""
 
     def __init__(self, stream: Stream, connection: h11.Connection, pace: Pace = trio.lowlevel.checkpoint) -> None:
         self.connection = connection
@@ -154,11 +156,13 @@ class Incoming:
         """Whether bytes are there that belong to no event yet."""
         return bool(self.connection.trailing_data[0])
 
-    async def receive(self) -> None:
-        """Receives more. Raises :class:`~sidecar.transport.stream.BrokenStreamError` and :class:`h11.RemoteProtocolError`."""
+    async def receive(self) -> bool:
+        """Receives more; returns whether there was more. Raises :class:`~sidecar.transport.stream.BrokenStreamError` and
+        :class:`h11.RemoteProtocolError`."""
         data = await self._stream.receive_some()
         self._count_chunk_lines(data)
         self.connection.receive_data(data)
+        return bool(data)
 
     async def event(self) -> Any:
         """The next event, or ``h11.NEED_DATA``. Raises :class:`h11.RemoteProtocolError`."""
@@ -185,7 +189,8 @@ class Incoming:
 
 
 def _check_head(received: bytes) -> None:
-    """Raises :class:`h11.RemoteProtocolError` if the head that the bytes begin with, complete or not, has too many fields."""
+    """Raises :class:`h11.RemoteProtocolError` if the head that the bytes begin with, complete or not, has too many
+    fields."""
     end = _HEAD_END.search(received)
     if received.count(b"\n", 0, end.end() if end else len(received)) > MAX_FIELDS + 2:  # its first line and its last
         raise h11.RemoteProtocolError(f"a head has at most {MAX_FIELDS} fields", error_status_hint=431)

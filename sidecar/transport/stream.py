@@ -65,11 +65,15 @@ class SecureStream:
         rest = memoryview(data)
         try:
             while rest:
-                self.channel.write_bytes(rest[:_SEND_BYTES])
+                self.channel.write_bytes(bytes(rest[:_SEND_BYTES]))
                 await sockets.send_all(self._sock, self.channel.take_all())
                 rest = rest[_SEND_BYTES:]
         except (ChannelError, OSError) as error:
             raise BrokenStreamError(f"the connection was cut: {error}") from error
+
+    def abandon(self) -> None:
+        """Closes at once, with a reset."""
+        sockets.hard_close(self._sock)
 
     async def close(self) -> None:
         """Sends close_notify, then closes when the peer has read what was sent last, or after a second of silence."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +20,7 @@ import trio
 from certs.authority import authority
 from certs.protocol import documents
 from certs.protocol.x509_profile import Issuer
+from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
@@ -189,3 +192,51 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
             del false.lies["/v1/bundle"]
             await joins(sidecar)
             await sidecar.agent.close()
+
+
+async def test_junk_in_place_of_bundles_is_told_once_an_answer(tmp_path: Path) -> None:
+    """It was one line a document, 600,000 of them at each poll."""
+    async with ca_desk(tmp_path) as desk, desk.false_ca() as false:
+        junk = [{"type": "mesh-bundle/1", "payload": f"{number}", "signatures": []} for number in range(64)]
+        false.lies["/v1/bundle"] = always(200, {"bundles": junk})
+        sidecar = desk.membership(false.address, text=desk.make_credential("web"))
+        await refused_at_first(sidecar)
+        (said,) = sidecar.said("bundle_failed")
+        assert said.startswith("64 trust bundles from the CA are refused; the last: ")
+        # One more is not looked at, and neither is what is large.
+        for lie, why in (([{}] * 65, "has 65 bundles"), ([{"payload": "x" * 300_000}], "larger than 256 KiB")):
+            false.lies["/v1/bundle"] = always(200, {"bundles": lie})
+            sidecar.log.lines.clear()
+            assert why in await refused_at_first(sidecar)
+            assert sidecar.said("bundle_failed") == []
+        del false.lies["/v1/bundle"]
+        await joins(sidecar)
+        await sidecar.agent.close()
+
+
+async def test_the_loop_goes_on_while_an_answer_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles and lists both: each waits here for something that only the loop does."""
+    async with ca_desk(tmp_path) as desk:
+        waiting, go_on = threading.Event(), threading.Event()
+        waited: list[str] = []
+
+        def slowly(name: str) -> None:
+            verify = getattr(accept, name)
+
+            def run(*arguments: Any) -> Any:
+                waiting.set()
+                assert go_on.wait(PATIENCE)
+                waited.append(name)
+                return verify(*arguments)
+
+            monkeypatch.setattr(accept, name, run)
+
+        slowly("learn")
+        slowly("take_revocations")
+        sidecar = desk.membership(text=desk.make_credential("web"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(joins, sidecar)
+            await trio.to_thread.run_sync(waiting.wait)
+            go_on.set()
+        assert waited == ["learn", "take_revocations"]
+        await sidecar.agent.close()

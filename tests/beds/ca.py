@@ -320,7 +320,7 @@ class Sidecar:
     def drops(self) -> None:
         """Gives back its descriptors, as a process that dies does."""
         if self.agent._client._open is not None:
-            sockets.hard_close(self.agent._client._open[0]._sock)
+            self.agent._client._open.stream.abandon()
         with contextlib.suppress(OSError):
             self.agent._saved.close()
         self.bed.sidecars.remove(self)

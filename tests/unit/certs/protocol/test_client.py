@@ -18,14 +18,13 @@ from trio.testing import MockClock
 from certs.authority import authority
 from certs.protocol import client as asking
 from certs.protocol.client import SECONDS, CaClient, CaDeniedError, CaError, CaUnverifiedError
-from certs.protocol.wire import MAX_ANSWER_BYTES
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import key_digest, new_key
 from sidecar.identity.reasons import Reason
 from sidecar.transport import sockets
-from sidecar.transport.http1 import Request, Response
+from sidecar.transport.http1 import Incoming, Request, Response
 from tests.beds.ca import CaBed, ca_bed
 from tests.beds.certificates import key_pair
 from tests.beds.impostor import FalseCa
@@ -276,7 +275,7 @@ def answering(answer: Response) -> Callable[[Request], Awaitable[Response]]:
         (Response(503, b'{"error": "unavailable", "message": "later"}'), r"the CA refused \(unavailable\): later"),
         (Response(301, b"[]", headers={"Location": "https://evil.example/"}), "the CA refused"),
         (Response(204, b""), "not JSON|not valid HTTP"),
-        (Response(200, b"x" * (5 << 20), headers={"Mesh-Bundle": "1"}), "is larger than 4 MiB"),
+        (Response(200, b"x" * (5 << 20), headers={"Mesh-Bundle": "1"}), "is larger than 2048 KiB"),
     ],
 )
 async def test_an_answer_to_a_poll_that_makes_no_sense(
@@ -376,6 +375,42 @@ async def test_answers_in_other_words_of_http(bed: CaBed, mock_clock: MockClock,
     await bed.time.finishes(ca.close)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (HEAD + b"a:\r\n" * 3000 + b"\r\n", "at most 64 fields"),
+        (CHUNKED + b"1\r\n \r\n" * 3000, "at most 512 lines"),
+        (b"HTTP/1.1 103 Early\r\n\r\n" * 1000, "more than 8 interim answers"),
+        (HEAD + b"Content-Length: 262145\r\n\r\n" + b" " * 262145, "larger than 256 KiB"),
+        (b"[%s]" % b",".join([b"{}"] * 65), "has 65 bundles; at most 64 are read"),
+    ],
+    ids=["fields", "chunks", "interim answers", "bytes", "documents"],
+)
+async def test_whoever_proves_nothing_is_read_no_further_than_need_be(
+    bed: CaBed, mock_clock: MockClock, raw: bytes, said: str
+) -> None:
+    """Each of these took the loop of a sidecar between 45 ms and 7 s, at every poll."""
+    if raw.startswith(b"["):
+        body = b'{"bundles": %s}' % raw
+        raw = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    stranger = fake(bed)
+    stranger.raw = raw
+    ca = await client(bed, port=stranger.port)
+    assert said in str(await fails(bed, partial(ca.bundles, 0, unverified=True)))
+
+
+async def test_as_much_as_may_be_is_read(bed: CaBed, mock_clock: MockClock) -> None:
+    document = json.dumps({"payload": "x" * 4000})
+    body = b'{"bundles": [%s]}' % ", ".join([document] * 64).encode()
+    stranger = fake(bed, "/v1/bundle", body + b" " * ((256 << 10) - len(body)))
+    ca = await client(bed, port=stranger.port)
+    assert len(await bed.time.finishes(partial(ca.bundles, 0, unverified=True))) == 64
+
+
 @pytest.mark.parametrize("said", [None, [], "certificate", {}, {"certificate": None}, {"certificate": ["PEM"]}])
 def test_an_answer_without_a_certificate(said: object) -> None:
     assert asking._certificate({"certificate": "PEM"}) == b"PEM"
@@ -383,15 +418,18 @@ def test_an_answer_without_a_certificate(said: object) -> None:
         asking._certificate(said)
 
 
-@pytest.mark.parametrize("size", [MAX_ANSWER_BYTES, MAX_ANSWER_BYTES + 1])
+LIMIT = 256 << 10
+
+
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
 async def test_an_answer_as_large_as_may_be(size: int) -> None:
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "ca")]))
     connection.send(h11.EndOfMessage())
     connection.receive_data(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (size, b"x" * size))
-    stream = None  # all of it is here already
-    if size == MAX_ANSWER_BYTES:
-        assert len((await asking._answer(stream, connection)).body) == size  # type: ignore[arg-type]
+    incoming = Incoming(None, connection)  # type: ignore[arg-type]  # all of it is here already
+    if size == LIMIT:
+        assert len((await asking._answer(incoming, LIMIT)).body) == size
     else:
-        with pytest.raises(CaError, match="is larger than"):
-            await asking._answer(stream, connection)  # type: ignore[arg-type]
+        with pytest.raises(CaError, match="is larger than 256 KiB"):
+            await asking._answer(incoming, LIMIT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,8 @@ from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents
 from certs.protocol.documents import Bundle, UntrustedError
+from certs.protocol.wire import MAX_BUNDLES, MAX_UNVERIFIED_BUNDLES_BYTES
 from certs.registrar import bundles
-from certs.registrar.bundles import MOST_BUNDLES
 from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import UsageError
 from tests.beds.clock import NOW
@@ -57,6 +59,24 @@ def test_the_newest_is_told_and_those_after_one_that_a_reader_has_oldest_first(c
     assert ca.events()[-1] == ("bundle", "")
 
 
+def test_as_many_are_told_as_a_sidecar_reads_at_first_contact(ca: MiniCa) -> None:
+    """A bundle grows by each key that is distrusted."""
+    sizes = []
+    for version in range(1, 6):
+        large = replace(bundle(version), distrusted=frozenset(bytes([n % 256, n // 256]) * 16 for n in range(900)))
+        document = documents.sign_bundle(large, [MADE.root])
+        ca.store.write(lambda it, large=large, document=document: bundles.publish(it, large, document))  # type: ignore[misc]
+        sizes.append(len(document))
+    told = after(ca, 0)
+    assert [json.loads(b64decode(json.loads(one)["payload"]))["version"] for one in told] == [3, 4, 5]
+    assert sum(sizes[-3:]) < MAX_UNVERIFIED_BUNDLES_BYTES < sum(sizes[-4:])
+
+
+def test_one_that_is_too_large_is_told_all_the_same(ca: MiniCa) -> None:
+    ca.store.write(lambda it: bundles.publish(it, bundle(1), b" " * MAX_UNVERIFIED_BUNDLES_BYTES))
+    assert len(after(ca, 0)) == 1
+
+
 @pytest.mark.parametrize("version", [5, 4, 1])
 def test_one_that_is_no_newer_is_not_published(ca: MiniCa, version: int) -> None:
     first = publish(ca, 5)
@@ -68,9 +88,9 @@ def test_one_that_is_no_newer_is_not_published(ca: MiniCa, version: int) -> None
 
 
 def test_an_answer_has_the_newest_of_many(ca: MiniCa) -> None:
-    published = [publish(ca, version) for version in range(1, MOST_BUNDLES + 4)]
+    published = [publish(ca, version) for version in range(1, MAX_BUNDLES + 4)]
     told = ca.store.read(lambda connection: bundles.bundles_after(connection, 1))
-    assert told == published[-MOST_BUNDLES:]
+    assert told == published[-MAX_BUNDLES:]
 
 
 def test_a_store_of_another_ca_is_not_taken_for_ours(ca: MiniCa) -> None:
