@@ -26,7 +26,7 @@ import math
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from ipaddress import ip_address
@@ -47,8 +47,9 @@ from certs.service.guesses import Guesses
 from certs.service.limits import Buckets, Rate
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
+from sidecar.identity.judge import Revocations, revoked
 from sidecar.observe.logs import Log
-from sidecar.transport.http1 import Handler, Request, Response, Routes, error
+from sidecar.transport.http1 import Handler, Peer, Request, Response, Routes, error
 
 HEALTHY_SECONDS = 1.0
 SEEN_SECONDS = 30.0
@@ -58,6 +59,8 @@ NOTE_SECONDS = 2.0
 """How long an answer waits for that record to be on disk."""
 
 MOST_SEEN = 10_000
+MOST_READERS = 4
+"""Threads that read the store for callers, so that they do not use up the threads that follow files."""
 
 _FOLLOWER_HEADERS = (wire.INSTANCE_HEADER.lower(), wire.BUNDLE_HEADER.lower())  # as h11 names them
 
@@ -74,12 +77,14 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state that answers requests; replaced as a whole. ``revocations``: the signed list. ``etag``: its HTTP ETag."""
+    """The state that answers requests; replaced as a whole. ``revocations``: the signed list. ``etag``: its HTTP ETag.
+    ``revoked``: what is revoked or distrusted, to judge callers by."""
 
     policy: registrar.IssuingPolicy
     bundle: Bundle
     revocations: bytes
     etag: str
+    revoked: Revocations
 
 
 class SnapshotSource(Protocol):
@@ -91,7 +96,8 @@ class SnapshotSource(Protocol):
 
 @dataclass(slots=True)
 class CaApi:
-    """The handlers, and the state that they keep between requests. ``clock``: the time of day."""
+    """The handlers, and the state that they keep between requests. ``clock``: the time of day. ``fold``: given the reason of
+    a denial and the address of a caller without a certificate, whether the line is counted for a summary instead."""
 
     source: SnapshotSource
     store: Store
@@ -100,9 +106,11 @@ class CaApi:
     clock: Callable[[], datetime]
     limits: RateLimits = field(default_factory=RateLimits)
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
+    fold: Callable[[str, str], bool] = lambda _reason, _address: False
     _guesses: Guesses = field(init=False)
     _identities: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
+    _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_READERS))
     _healthy_at: float = -math.inf
     _seen: dict[str, tuple[Follower, float]] = field(default_factory=dict)
     _nonce_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
@@ -127,20 +135,16 @@ class CaApi:
         }
 
     def _safe(self, handler: Handler) -> Handler:
-        """Wraps a handler: a denial becomes an answer; a bug ends one request and is logged."""
+        """Wraps a handler: it sees no identity of a peer that is revoked; a denial becomes an answer; a bug ends one request
+        and is logged."""
 
         async def answer(request: Request) -> Response:
+            peer = self.in_good_standing(request.peer)
             try:
-                return await handler(request)
+                return await handler(replace(request, peer=peer))
             except Denied as denied:
                 self.metrics.denied(str(denied.denial))
-                self.log.warning(
-                    "denied",
-                    reason=str(denied.denial),
-                    message=denied.message,
-                    peer_address=request.peer.address,
-                    peer_id=None if request.peer.svid is None else str(request.peer.svid.id),
-                )
+                self._log_denial(denied, peer)
                 return error(denied.denial.status, denied.denial, denied.message)
             except StoreUnavailableError as fault:
                 self.metrics.denied(str(Denial.UNAVAILABLE))
@@ -156,6 +160,26 @@ class CaApi:
                 return error(INTERNAL_ERROR_STATUS, INTERNAL_ERROR, "a bug in the CA; see its log")
 
         return answer
+
+    def _log_denial(self, denied: Denied, peer: Peer) -> None:
+        """Writes the line of a denial, unless a summary counts it: anybody can send requests."""
+        reason = str(denied.denial)
+        if peer.svid is None and not peer.revoked and self.fold(reason, peer.address):
+            return
+        self.log.warning(
+            "denied",
+            reason=reason,
+            message=denied.message,
+            peer_address=peer.address,
+            peer_id=None if peer.svid is None else str(peer.svid.id),
+        )
+
+    def in_good_standing(self, peer: Peer) -> Peer:
+        """The peer, but anonymous if its certificate is revoked now, or its issuer revoked or distrusted."""
+        if peer.svid is None:
+            return peer
+        why = revoked(peer.svid, peer.path, self.source.in_force.revoked)
+        return peer if why is None else Peer(peer.address, None, (), f"{peer.svid.id} with {why}")
 
     # -- health and metrics --------------------------------------------------------------------------------------------
 
@@ -196,6 +220,8 @@ class CaApi:
     async def renew(self, request: Request) -> Response:
         fields = _fields(request.body, *wire.RENEW_FIELDS)
         path, policy = request.peer.path, self._policy()
+        if request.peer.revoked:
+            raise Denied(Denial.REVOKED, f"this connection is of {request.peer.revoked}")
         if not path:
             raise Denied(
                 Denial.NO_CERTIFICATE, "a renewal needs mutual TLS, with the certificate that is to be renewed"
@@ -260,9 +286,11 @@ class CaApi:
                 Denial.BAD_REQUEST, f"request {wire.BUNDLE_PATH}?{wire.AFTER}=N, where N is the version that you have"
             )
         documents = await trio.to_thread.run_sync(
-            self.store.read, lambda connection: bundles.bundles_after(connection, int(after))
+            self.store.read, lambda connection: bundles.bundles_after(connection, int(after)), limiter=self._readers
         )
-        return Response.of(wire.OK, {wire.BUNDLES: [json.loads(document) for document in documents]})
+        # The documents are JSON of our own making; to parse them again would be work for anybody who asks.
+        body = f'{{"{wire.BUNDLES}": [{", ".join(documents)}]}}\n'.encode()
+        return Response(wire.OK, body)
 
     async def revocations(self, request: Request) -> Response:
         # The list is sent even if the store cannot be written: it is in memory, and a sidecar without a fresh list refuses

@@ -44,7 +44,7 @@ from certs.store.store import Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
 from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
-from sidecar.identity.judge import VerifyParams
+from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.observe import stray
 from sidecar.observe.logs import Log
@@ -211,7 +211,8 @@ class CaServer:
             bundle.distrusted,
             self.api.admit,
         )
-        return Snapshot(policy, bundle, signed, etag(signed))
+        revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
+        return Snapshot(policy, bundle, signed, etag(signed), revoked)
 
     def _issue_own_certificate(self, own: Authority, mesh: Mesh, bundle: Bundle) -> tuple[x509.Certificate, Context]:
         """A new certificate of the CA, and the TLS context of its listener. The context accepts a client without a

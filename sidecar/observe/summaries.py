@@ -14,10 +14,12 @@ from sidecar.observe.record import ConnectionRecord
 
 
 class Summaries:
-    """The folded lines of one service. Start :meth:`run` in a nursery; call :meth:`write_all` after the last connection."""
+    """The folded lines of one service. ``what``: what each line was about. Start :meth:`run` in a nursery; call
+    :meth:`write_all` after the last connection."""
 
-    def __init__(self, service: str, log: Log, clock: Callable[[], datetime]) -> None:
+    def __init__(self, service: str, log: Log, clock: Callable[[], datetime], what: str = "sockets") -> None:
         self._service = service
+        self._what = what
         self._log = log
         self._clock = clock
         self._folding = Folding()
@@ -67,6 +69,6 @@ class Summaries:
             "count": one.count,
             "since": f"{at + timedelta(seconds=one.since):%FT%TZ}",
             "until": f"{at + timedelta(seconds=one.until):%FT%TZ}",
-            "message": f"{self._service}: {one.count} more sockets of {one.address or 'an unknown address'} ended alike; "
-            "they presented no certificate",
+            "message": f"{self._service}: {one.count} more {self._what} of {one.address or 'an unknown address'} ended "
+            "alike; they presented no certificate",
         }

@@ -12,7 +12,7 @@ from OpenSSL import SSL
 
 from certs.authority import authority
 from certs.protocol.wire import NONCE_SECONDS
-from certs.registrar import bundles, registrar, revocations
+from certs.registrar import bundles, followers, registrar, revocations
 from sidecar.identity.keys import key_digest
 from sidecar.transport.tls import KeyPair
 from tests.beds.asking import Desk, ca_desk, names_of, parse_answer, until
@@ -145,7 +145,8 @@ async def test_a_connection_that_was_made_before_the_revocation_renews_nothing_a
 
 
 async def test_a_certificate_of_a_distrusted_issuer_that_this_ca_never_issued(tmp_path: Path) -> None:
-    """The issuing key was stolen and is distrusted: what the thief signs renews nothing, what the CA issued does."""
+    """The issuing key was stolen and is distrusted: what the thief signs renews nothing and holds up no rotation. What the
+    CA issued is replaced by its own key."""
     async with ca_desk(tmp_path) as desk:
         stolen, known = desk.keys("web", known=False), desk.keys("web")
         now = desk.clock().replace(microsecond=0)
@@ -154,8 +155,13 @@ async def test_a_certificate_of_a_distrusted_issuer_that_this_ca_never_issued(tm
         desk.write(lambda transaction: bundles.distrust(transaction, gone, made, root, now))
         await until(lambda: gone in desk.server.in_force.policy.distrusted)
         desk.ca = made
-        await desk.denied("revoked", desk.renew(stolen))
-        assert (await desk.renew(known)).status == 200
+        for keys in (stolen, known):
+            await desk.denied("revoked", desk.renew(keys))
+            polls = {"Mesh-Instance": "1" * 32, "Mesh-Bundle": "1"}
+            assert (await desk.ask("GET", "/v1/revocations", keys=keys, headers=polls)).status == 200
+        assert desk.files.ask(lambda connection: followers.all_followers(connection, desk.clock())) == []
+        await desk.denied("not_entitled", desk.reenrol(stolen.chain[0], stolen.key))
+        assert (await desk.reenrol(known.chain[0], known.key)).status == 200
 
 
 # -- by the key of one that ended --------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Desk(CaBed):
     @property
     def strangers(self) -> int:
         """How many connections are those of nobody known."""
-        return len(self.server.connections._anonymous)
+        return len(self.server.connections.room.strangers)
 
     async def revoke(self, service: str) -> None:
         """``certs revoke``; returns once the CA tells everybody."""

@@ -125,13 +125,13 @@ class CaFiles:
 
     def revoked(self) -> RevocationList:
         """What the store holds as revoked."""
-        return self._ask(lambda one: revocations.current_list(one, DOMAIN, self.clock()))
+        return self.ask(lambda one: revocations.current_list(one, DOMAIN, self.clock()))
 
-    def _ask(self, question: Callable[[sa.Connection], _T]) -> _T:
+    def ask(self, question: Callable[[sa.Connection], _T]) -> _T:
         with closing(Store(store.file_url(self.db), clock=self.clock.seconds)) as opened:
             return opened.read(question)
 
     def issued(self) -> list[tuple[str, str]]:
         """(identity, how) of every certificate that the store knows, in its order."""
         question = sa.select(store.issued.c.identity, store.issued.c.how)
-        return [(row.identity, row.how) for row in self._ask(lambda one: one.execute(question).all())]
+        return [(row.identity, row.how) for row in self.ask(lambda one: one.execute(question).all())]

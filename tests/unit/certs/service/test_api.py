@@ -41,7 +41,8 @@ from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi
 from certs.service.limits import Rate
 from certs.store.store import Store, file_url
 from certs.store.writer import Writer
-from sidecar.identity.keys import certificate_digest
+from sidecar.identity.judge import Revocations
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.observe.logs import Log
 from sidecar.transport.http1 import Peer, Request, Response
@@ -92,7 +93,11 @@ class Office:
         self.store = Store(file_url(self.path), clock=lambda: int(self.now.timestamp()))
         self.api = CaApi(self, self.store, Writer(self.store), Log(self.log, "json"), lambda: self.now, self.limits)
         self.in_force = Snapshot(
-            registrar.IssuingPolicy(OWN, frozenset({"api", "web"}), admit=self.api.admit), bundle_of(1), b"", ""
+            registrar.IssuingPolicy(OWN, frozenset({"api", "web"}), admit=self.api.admit),
+            bundle_of(1),
+            b"",
+            "",
+            Revocations(),
         )
         self.revoked()
         self.publish(1)
@@ -474,6 +479,72 @@ async def test_a_renewal_is_by_the_certificate_that_was_shown(tmp_path: Path) ->
         answer = await ca.ask("POST /v1/renew", {"csr": csr()})
         assert said(answer, 401)["error"] == "no_certificate"
         assert 'mesh_ca_issued_total{how="renewal"} 1.0' in await ca.metrics()
+
+
+def by_identity(_who: Sidecar) -> Revocations:
+    return Revocations(identities={API: NOW + timedelta(seconds=1)})
+
+
+def by_serial(who: Sidecar) -> Revocations:
+    leaf = who.chain[0]
+    return Revocations(serials=frozenset({(leaf.issuer.public_bytes(), leaf.serial_number)}))
+
+
+def by_issuer(who: Sidecar) -> Revocations:
+    return Revocations(keys=frozenset({key_digest(who.chain[1])}))
+
+
+@pytest.mark.parametrize("how", [by_identity, by_serial, by_issuer])
+async def test_who_is_revoked_is_anybody_and_hears_why_it_is_not_renewed(how: Any, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        api = ca.sidecar("api")
+        assert said(await ca.ask("POST /v1/renew", {"csr": csr()}, peer=api.peer))  # the twin: it is good still
+        polls = {"mesh-instance": "1" * 32, "mesh-bundle": "1"}
+        ca.in_force = replace(ca.in_force, revoked=how(api))
+        answer = said(await ca.ask("POST /v1/renew", {"csr": csr()}, peer=api.peer), 403)
+        assert answer["error"] == "revoked"
+        assert answer["message"].startswith("this connection is of spiffe://shop.internal/api with a revoked ")
+        (line,) = ca.log.events("denied")
+        assert (line["reason"], line["peer_id"]) == ("revoked", None)
+        # What anybody may have, it has: the list, the bundles, and what a new secret is worth. It is no follower.
+        assert (await ca.ask("GET /v1/revocations", peer=api.peer, headers=polls)).status == 200
+        assert (await ca.ask("GET /v1/bundle", peer=api.peer)).status == 200
+        assert ca.followers() == []
+        fields = {"service": "api", "pass": str(ca.make_credential()), "csr": csr()}
+        assert leaf_of(await ca.ask("POST /v1/enrol", fields, peer=api.peer))
+        ca.in_force = replace(ca.in_force, revoked=Revocations())
+        assert (await ca.ask("GET /v1/revocations", peer=api.peer, headers=polls)).status == 200
+        assert len(ca.followers()) == 1
+
+
+async def test_no_handler_sees_the_identity_of_who_is_revoked(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        api, seen = ca.sidecar("api").peer, []
+
+        async def note(request: Request) -> Response:
+            seen.append((request.peer.svid, request.peer.path))
+            return Response(200)
+
+        answer = ca.api._safe(note)
+        await answer(Request(api, {}, {}, b""))
+        ca.in_force = replace(ca.in_force, revoked=by_identity(ca.sidecar("api")))
+        await answer(Request(api, {}, {}, b""))
+    assert seen == [(api.svid, api.path), (None, ())]
+
+
+async def test_denials_of_strangers_are_folded_and_no_others(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        folded: list[tuple[str, str]] = []
+
+        def fold(reason: str, address: str) -> bool:
+            folded.append((reason, address))
+            return True
+
+        ca.api.fold = fold
+        await ca.ask("POST /v1/renew", {"csr": csr()})
+        await ca.ask("POST /v1/renew", {"csr": "no CSR"}, peer=ca.sidecar("web").peer)
+    assert folded == [("no_certificate", ANYBODY)]
+    assert [line["reason"] for line in ca.log.events("denied")] == ["bad_csr"]
 
 
 async def reenrol(ca: Office, who: Sidecar, nonce: bytes, bent: dict[str, str] | None = None) -> Response:

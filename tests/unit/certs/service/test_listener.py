@@ -19,14 +19,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
 from certs.protocol import wire
-from certs.protocol.client import CaError
+from certs.protocol.client import CaDeniedError, CaError
 from certs.service import listener
-from certs.service.listener import DRAIN_SECONDS, HANDSHAKE_SECONDS
+from certs.service.listener import ANONYMOUS_SECONDS, DRAIN_SECONDS, HANDSHAKE_SECONDS
 from sidecar.observe.folding import LINES
+from sidecar.transport.http1 import Request, Response
+from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import KeyPair
+from tests.beds.asking import until
 from tests.beds.ca import CaBed, identity_of, serving
 from tests.beds.ca_files import API, CaFiles
 from tests.beds.certificates import Authority as Forger
+from tests.beds.certificates import csr
 from tests.beds.clock import Clock
 from tests.beds.mesh import PATIENCE
 
@@ -176,6 +180,157 @@ async def test_more_connections_of_members_than_it_may_have_are_closed_at_once(
             await ca.look()
         async with ca.client() as client:
             assert await client.bundles(0)
+
+
+async def test_one_identity_has_so_many_connections_and_no_more(
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_OF_ONE_IDENTITY", 2)
+    async with serving(site, mock_clock) as ca:
+        api, others = site.keys(), [await ca.stream() for _ in range(3)]
+        held = [await asks(await ca.stream(site.keys())) for _ in range(2)]
+        assert ca.server.connections.members == {API: 2}
+        for _ in range(2):
+            with pytest.raises(CaError):
+                async with ca.client(api) as client:
+                    await client.bundles(0)
+        assert ca.warnings() == ["spiffe://shop.internal/api has 2 connections; no more are accepted"]
+        # The twins: another identity, nobody, and itself once it has fewer.
+        for keys in (site.keys("web"), None):
+            async with ca.client(keys) as client:
+                assert await client.bundles(0)
+        for one in held:
+            assert await asks(one)
+            await one.close()
+        await until(lambda: not ca.server.connections.members)
+        await (await asks(await ca.stream(api))).close()
+        for one in others:
+            await one.close()
+
+
+async def asks(stream: SecureStream) -> SecureStream:
+    """Has one request answered. After that its certificate is judged, too."""
+    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+    assert b"200" in await stream.receive_some()
+    return stream
+
+
+# -- who is revoked ----------------------------------------------------------------------------------------------------
+
+
+def places(ca: CaBed) -> tuple[int, int]:
+    """How many connections count as members', and as anonymous."""
+    return ca.server.connections.members.total(), len(ca.server.connections.room.strangers)
+
+
+async def test_who_is_revoked_gets_in_as_anybody(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        keys = site.keys()
+        member = await asks(await ca.stream(keys))
+        assert places(ca) == (1, 0)
+        ca.revokes("api")
+        await until(lambda: API in ca.server.in_force.revoked.identities)
+        late = await asks(await ca.stream(keys))
+        assert places(ca) == (1, 1)
+        await asks(member)  # it loses its place at its next request
+        assert places(ca) == (0, 2)
+        async with ca.client(keys) as client:
+            with pytest.raises(CaDeniedError) as denied:
+                await client.renew(csr().encode())
+            assert denied.value.denial == "revoked"
+            (line,) = ca.log.events("denied")
+            assert line["message"].startswith(
+                "this connection is of spiffe://shop.internal/api with a revoked certificate"
+            )
+            assert (await client.revocations("", "1" * 32, 1)).document is not None
+        twin = await asks(await ca.stream(site.keys("web")))
+        assert places(ca) == (1, 2)
+        for stream in (member, late, twin):
+            await stream.close()
+
+
+# -- anonymous ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_anonymous_connection_has_ten_seconds_for_each_request(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        silent, busy, member = await ca.stream(), await ca.stream(), await asks(await ca.stream(site.keys()))
+        await ca.time.passes(ANONYMOUS_SECONDS * 0.6)
+        await asks(busy)
+        await busy.send_all(GET[:-2])  # the beginning of one counts for nothing
+        await ca.time.passes(ANONYMOUS_SECONDS * 0.6)
+        assert await silent.receive_some() == b""
+        assert places(ca) == (1, 1)
+        await ca.time.passes(ANONYMOUS_SECONDS * 0.6)
+        with suppress(BrokenStreamError):
+            assert await busy.receive_some() == b""
+        assert places(ca) == (1, 0)
+        await asks(member)
+        for stream in (silent, busy, member):
+            await stream.close()
+
+
+async def test_room_is_made_by_who_waits_for_no_answer(
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MAX_STRANGERS", 2)
+    async with serving(site, mock_clock) as ca:
+        begun, go_on = trio.Event(), trio.Event()
+
+        async def slowly(_request: Request) -> Response:
+            begun.set()
+            await go_on.wait()
+            return Response(200)
+
+        ca.server.connections.routes = {"/healthz": {"GET": slowly}}
+        asking = await ca.stream()
+        await asking.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\n\r\n")
+        await begun.wait()
+        idle = await ca.stream()
+        await ca.time.passes(3 * ANONYMOUS_SECONDS / 4)
+        newcomer = await ca.stream()
+        with pytest.raises(BrokenStreamError):  # the place of the one that asks nothing, by a reset
+            await idle.receive_some()
+        await ca.time.passes(ANONYMOUS_SECONDS / 2)
+        go_on.set()
+        assert b"200" in await asking.receive_some()
+        for stream in (asking, idle, newcomer):
+            await stream.close()
+
+
+async def test_requests_of_strangers_pass_the_gate_and_those_of_members_do_not(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        turns: list[str | None] = []
+        turn = ca.server.gate.turn
+
+        async def note(address: str | None = None) -> None:
+            turns.append(address)
+            await turn(address)
+
+        stranger, member = await ca.stream(), await asks(await ca.stream(site.keys()))
+        ca.server.gate.turn = note  # type: ignore[method-assign]
+        await asks(member)
+        assert turns == []
+        await asks(stranger)
+        assert turns == ["127.0.0.1"]
+        for stream in (stranger, member):
+            await stream.close()
+
+
+async def test_requests_that_are_denied_fill_no_log(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        async with ca.client() as client:
+            for _ in range(LINES + 3):
+                with pytest.raises(CaDeniedError):
+                    await client.renew(csr().encode())
+        assert len(ca.log.events("denied")) == LINES
+    (line,) = ca.log.events("connection_summary")
+    assert (line["reason"], line["count"]) == ("no_certificate", 3)
+    assert "3 more requests of 127.0.0.1 ended alike" in line["message"]
 
 
 async def test_descriptors_run_out_and_come_back(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
