@@ -16,6 +16,7 @@ where something else answers, delays the others by a quarter of a second at most
 from __future__ import annotations
 
 import json
+import socket
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -292,7 +293,10 @@ class CaClient:
 
     async def _attempt(self, place: Place, context: Context) -> _Connection:
         """Connects to one place. Raises OSError and :class:`Refused`."""
-        sock = await sockets.connect(place.family, place.address)
+        return await self._secure(await sockets.connect(place.family, place.address), place, context)
+
+    async def _secure(self, sock: socket.socket, place: Place, context: Context) -> _Connection:
+        """The handshake, over a socket that it owns."""
         channel = context.client(wire.ALPN, self._ca, self._clock)
         try:
             await shake_hands(sock, channel)

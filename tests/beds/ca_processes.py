@@ -23,9 +23,9 @@ from cryptography import x509
 
 from certs.authority import authority
 from certs.protocol import enrolment
-from certs.protocol.client import CaClient, CaDeniedError, CaError
+from certs.protocol.addresses import Place
+from certs.protocol.client import CaClient, CaDeniedError
 from certs.protocol.enrolment import EnrolmentCredential, Kind
-from certs.protocol.wire import ALPN
 from certs.registrar import registrar
 from certs.store import audit, store
 from certs.store.store import Store
@@ -34,10 +34,7 @@ from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import new_key
-from sidecar.identity.reasons import Refused
 from sidecar.transport import sockets
-from sidecar.transport.handshake import shake_hands
-from sidecar.transport.stream import SecureStream
 from sidecar.transport.tls import Context, KeyPair
 from tests import commands
 from tests.beds.processes import (
@@ -248,7 +245,7 @@ class Caller:
 
     async def health(self) -> int:
         """The status that /healthz answers."""
-        return (await self.client._request("GET", "/healthz", {}, b"")).status
+        return (await self.client._request("GET", "/healthz", {}, b"", 1024)).status
 
 
 class _Elsewhere(CaClient):
@@ -258,23 +255,18 @@ class _Elsewhere(CaClient):
         super().__init__(address, TRUST_DOMAIN, utc_now)
         self._source = source
 
-    async def _connect(self, context: Context) -> SecureStream:
+    async def _attempt(self, place: Place, context: Context) -> Any:
         sock = socket.socket()
         try:
             sockets.prepare(sock)
             sock.bind((self._source, 0))
             with contextlib.suppress(BlockingIOError):
-                sock.connect((self._address.host, self._address.port))
+                sock.connect(place.address)
             await trio.lowlevel.wait_writable(sock)
-            channel = context.client(ALPN, self._ca, self._clock)
-            await shake_hands(sock, channel)
-        except (OSError, Refused) as error:
-            sock.close()
-            raise CaError(f"the CA cannot be reached: {error}") from error
         except BaseException:
             sock.close()
             raise
-        return SecureStream(sock, channel)
+        return await self._secure(sock, place, context)
 
 
 async def denial(asking: Any) -> CaDeniedError:
