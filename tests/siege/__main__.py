@@ -26,6 +26,7 @@ from rich.console import Console
 
 from tests.bench import machine
 from tests.siege import report
+from tests.siege.actions import RESOLVER
 from tests.siege.defences import DEFENCES
 from tests.siege.errors import InvalidError, MissingError
 from tests.siege.kinds import KINDS
@@ -158,12 +159,12 @@ def possible(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     left_out = []
     if os.geteuid() != 0:
         left_out.append("not root: attackers have no cgroup of their own, only a core, and measuring no priority")
-    hidden = "silent-resolver" in wanted and (os.geteuid() != 0 or shutil.which("unshare") is None)
+    hidden = RESOLVER in wanted and (os.geteuid() != 0 or shutil.which("unshare") is None)
     if hidden:
         left_out.append(
             "left out: silent-resolver, which needs root and unshare (util-linux) for a resolver of its own"
         )
-    kinds = [kind for kind in wanted if kind != "silent-resolver" or not hidden]
+    kinds = [kind for kind in wanted if kind != RESOLVER or not hidden]
     if not kinds:
         raise MissingError("\n".join(left_out))
     return kinds, left_out

@@ -17,10 +17,10 @@ import trio
 from tests.bench.stage import Ports
 from tests.siege import honest
 from tests.siege.besieged import LOOPBACK, MESH, SILENT_RESOLVER, Besieged, big_mesh, late_command, started
-from tests.siege.figures import Calls
 from tests.siege.honest import Traffic
 from tests.siege.kinds import KINDS
 
+RESOLVER = "silent-resolver"
 LATE = "a sidecar that starts beside a silent resolver"
 
 Action = Callable[["Count", Besieged, Traffic], Awaitable[None]]
@@ -87,28 +87,29 @@ def put(path: os.PathLike[str], text: str) -> None:
     os.replace(fresh, path)  # noqa: PTH105
 
 
-async def silent_resolver(count: Count, mesh: Besieged, traffic: Traffic) -> None:
-    async with late_sidecar(mesh, traffic, resolved=False) as calls:
-        before = len(calls.made)
-        try:
-            await trio.sleep_forever()
-        finally:
-            count.done += len(calls.made) - before
+# -- the one that begins before its flood ------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def late_sidecar(mesh: Besieged, traffic: Traffic, *, resolved: bool) -> AsyncIterator[Calls]:
-    """A sidecar that starts now, and honest calls through it from its first moment on."""
+async def late_sidecar(mesh: Besieged, traffic: Traffic, *, resolved: bool) -> AsyncIterator[Count]:
+    """A sidecar that has just started, and honest calls through it from then on, which are counted. What a resolver does is
+    felt in its first ten seconds."""
     entry = (LOOPBACK, Ports().take())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind((SILENT_RESOLVER, 53))  # it takes questions, and never answers
         late = await mesh.processes.start("late", late_command(mesh, entry, resolved=resolved))
         try:
             await late.line(started)
-            run = traffic.calls(LATE, KINDS["silent-resolver"].rate, partial(honest.ask_anew, entry))
+            run = traffic.calls(LATE, KINDS[RESOLVER].rate, partial(honest.ask_anew, entry))
+            calls, count = traffic.sorts[LATE], Count()
+            before = calls.begun
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run)
-                yield traffic.sorts[LATE]
+                yield count
+                count.done += calls.begun - before
+                with trio.move_on_after(honest.DEADLINE):  # those that are under way come back, or are lost
+                    while len(calls.made) < calls.begun:  # noqa: ASYNC110 (real sockets)
+                        await trio.sleep(0.01)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -121,5 +122,4 @@ ACTIONS: dict[str, Action] = {
     "log-stalled": log_stalled,
     "files-hung": files_hung,
     "big-mesh": big_mesh_saved,
-    "silent-resolver": silent_resolver,
 }

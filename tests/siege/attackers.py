@@ -302,10 +302,13 @@ def saved(directory: str) -> Credential:
     return Credential(chain[0], key, chain)
 
 
-PEERS = 4
+PEERS = 6
 """Connections that an authorised attacker has at a time."""
 
-BURST = 10_000
+CONNECT_SECONDS = 0.5
+"""For those that were cut to be made again, before the next burst."""
+
+BURST = 5_000
 """Records that are sent at once, made beforehand: what a receiver finds in its socket is much work in few bytes."""
 
 
@@ -321,38 +324,28 @@ async def admitted(siege: Siege, log: KeyLog | None = None) -> Foreigner | None:
 
 
 async def records(siege: Siege, burst: Callable[[Writer], bytes]) -> None:
-    """Bursts of records made by hand, on a few connections. What comes back is read: it holds up nobody."""
+    """Bursts of records made by hand, on a few connections at the same moment. What comes back is read."""
+    writers: dict[socket.socket, Writer] = {}
 
-    async def once() -> None:
+    async def connect() -> None:
         log = KeyLog()
         if (caller := await admitted(siege, log)) is None:
             return
-        writer = Writer(log.secrets["CLIENT_TRAFFIC_SECRET_0"])
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(swallow, caller.sock)
-            made = burst(writer)
-            async for _ in siege.paced(siege.kind.rate / BURST / PEERS):
-                await sockets.send_all(caller.sock, made)
-                siege.done += BURST
-                made = burst(writer)
-
-    async def again_and_again() -> None:
-        while True:
-            try:
-                await once()
-            except* EXPECTED:
+        writers[caller.sock] = Writer(log.secrets["CLIENT_TRAFFIC_SECRET_0"])
+        try:
+            while await sockets.receive(caller.sock, 65536):
                 pass
-            await trio.sleep(0.1)
+        finally:
+            del writers[caller.sock]
+            siege.drop(caller.sock)
 
-    for _ in range(PEERS):
-        siege.start(again_and_again)
-    await trio.sleep_forever()
-
-
-async def swallow(sock: socket.socket) -> None:
-    while await sockets.receive(sock, 65536):
-        pass
-    raise EOFError("the other side has had enough")
+    async for _ in siege.paced(siege.kind.rate / BURST / PEERS):
+        for _ in range(PEERS - len(writers)):
+            siege.start(connect)
+        await trio.sleep(CONNECT_SECONDS)
+        for sock, data in [(sock, burst(writer)) for sock, writer in writers.items()]:
+            siege.start(sockets.send_all, sock, data)
+            siege.done += BURST
 
 
 async def key_updates(siege: Siege) -> None:

@@ -53,10 +53,11 @@ class Memory:
 
 @dataclass(slots=True)
 class Calls:
-    """All calls of one sort, in the order in which they ended."""
+    """All calls of one sort, in the order in which they ended. ``begun``: how many were, so far."""
 
     sort: str
     made: list[Call] = field(default_factory=list)
+    begun: int = 0
 
     def between(self, begin: float, end: float) -> list[Call]:
         """Those that were due then, in that order."""

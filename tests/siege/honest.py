@@ -38,6 +38,7 @@ async def scheduled(calls: Calls, rate: float, call: Callable[[], Awaitable[None
         while True:
             await trio.sleep_until(due)
             nursery.start_soon(one, due)
+            calls.begun += 1
             due += 1 / rate
 
 

@@ -35,7 +35,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("large-certificate", "a certificate of 30 KB at a service's port", "certificates", 10, 6, "certificates"),
         Kind("ca-huge-certificate", "a certificate of 90 KB at the CA", "certificates", 10, 6, "certificates"),
         Kind("ca-idle", "silent and half-open connections at the CA, held", "connections", 60, 40),
-        Kind("ca-revoked", "connections of a revoked identity at the CA, held", "connections", 40, 20, "certificates"),
+        Kind("ca-revoked", "connections of a revoked identity at the CA, held", "connections", 120, 60, "certificates"),
         Kind("admin-idle", "silent connections at both admin ports, held", "connections", 40, 25),
         Kind("key-updates", "KeyUpdates of an authorised peer, data among them", "records", 8_000, 3_000, "records"),
         Kind("tiny-records", "records of one byte of an authorised peer", "records", 20_000, 8_000, "records"),
@@ -51,6 +51,6 @@ KINDS: Mapping[str, Kind] = {
         Kind("log-stalled", "nobody reads the product's stdout", "seconds", 1, 0.8, None),
         Kind("files-hung", "mesh.yaml's place is taken by a FIFO, then given back", "swaps", 0.4, 0.1, None),
         Kind("big-mesh", "a mesh.yaml of 3,000 rules, saved again and again", "changes", 0.4, 0.1, None),
-        Kind("silent-resolver", "a second name among the peers, which no resolver answers", "calls", 4, 2, None),
+        Kind("silent-resolver", "calls while no resolver knows a second name of the peers", "calls", 4, 2, None),
     )
 }

@@ -13,16 +13,15 @@ from importlib import import_module
 
 from tests.siege.defences import DEFENCES
 
-DESCRIPTORS = 1024
-"""What most systems give a process that does not ask for more, and here the most that it can ask for."""
+DESCRIPTORS = {"sidecar": 1024, "certs": 512}
+"""The most that each program can have: few enough for strangers to use them up within a flood."""
 
 AS_IT_IS = "-"
 
 
 def main(core: str, defence: str, program: str, *arguments: str) -> None:
     os.sched_setaffinity(0, {int(core)})
-    if program == "sidecar":
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS[program], DESCRIPTORS[program]))
     if defence == AS_IT_IS:
         os.execv(sys.executable, [sys.executable, "-m", program, *arguments])  # noqa: S606 (no shell is wanted)
     DEFENCES[defence].remove()

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import trio
 from sidecar.host.process import raise_descriptor_limit
 from tests.bench.stage import Ports
 from tests.siege import honest
-from tests.siege.actions import ACTIONS, Count, late_sidecar
+from tests.siege.actions import ACTIONS, RESOLVER, Count, late_sidecar
 from tests.siege.attackers import Field
 from tests.siege.besieged import LOOPBACK, Besieged, besieged
 from tests.siege.cgroup import GREAT, SMALL, Cgroup, cgroup, inside
@@ -188,36 +188,38 @@ def honest_tasks(traffic: Traffic, mesh: Besieged) -> list[Callable[[], Awaitabl
 
 
 async def quietly(settings: Settings, mesh: Besieged, traffic: Traffic) -> tuple[float, float]:
-    began = trio.current_time()
-    if "silent-resolver" in settings.kinds:
-        async with late_sidecar(mesh, traffic, resolved=True):
-            began = trio.current_time()
-            await trio.sleep(settings.quiet)
-            return began, trio.current_time()
-    await trio.sleep(settings.quiet)
-    return began, trio.current_time()
+    """When the time without strangers began and ended."""
+    async with AsyncExitStack() as stack:
+        if RESOLVER in settings.kinds:
+            await stack.enter_async_context(late_sidecar(mesh, traffic, resolved=True))
+        began = trio.current_time()
+        await trio.sleep(settings.quiet)
+        return began, trio.current_time()
 
 
 async def one_flood(
     settings: Settings, mesh: Besieged, attackers: Attackers, traffic: Traffic, heights: dict[str, int]
 ) -> tuple[float, float]:
-    """All kinds at once; what they did is added to ``attackers``."""
-    began = trio.current_time()
+    """All kinds at once; what they did is added to ``attackers``. Returns when it began and when it ended."""
     counts = {kind: Count() for kind in settings.kinds if kind in ACTIONS}
-    if "ca-impostor" in settings.kinds:
-        mesh.wire.turn(attackers.impostor)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sample, mesh, heights)
-        for kind, count in counts.items():
-            nursery.start_soon(ACTIONS[kind], count, mesh, traffic)
-        for process in attackers.processes.values():
-            await process.tell("go")
-        await trio.sleep_until(began + settings.flood)
-        for process in attackers.processes.values():
-            await process.tell("stop")
-        nursery.cancel_scope.cancel()
-    mesh.wire.turn((LOOPBACK, mesh.ca_port))
-    ended = trio.current_time()
+    async with AsyncExitStack() as stack:
+        if RESOLVER in settings.kinds:
+            counts[RESOLVER] = await stack.enter_async_context(late_sidecar(mesh, traffic, resolved=False))
+        if "ca-impostor" in settings.kinds:
+            mesh.wire.turn(attackers.impostor)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sample, mesh, heights)
+            for kind in counts.keys() & ACTIONS.keys():
+                nursery.start_soon(ACTIONS[kind], counts[kind], mesh, traffic)
+            for process in attackers.processes.values():
+                await process.tell("go")
+            await trio.sleep_until(began + settings.flood)
+            for process in attackers.processes.values():
+                await process.tell("stop")
+            nursery.cancel_scope.cancel()
+        mesh.wire.turn((LOOPBACK, mesh.ca_port))
+        ended = trio.current_time()
     for kind, count in counts.items():
         attackers.add(kind, count.done, ended - began)
     for gang, process in attackers.processes.items():

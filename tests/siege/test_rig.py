@@ -14,7 +14,7 @@ from sidecar.policy.mesh import parse_mesh
 from tests.beds.ca_processes import echo_app
 from tests.siege import honest
 from tests.siege.__main__ import FLOODS, LEAST_FLOOD, _some_of, flood_seconds, main
-from tests.siege.actions import ACTIONS
+from tests.siege.actions import ACTIONS, RESOLVER
 from tests.siege.attackers import ATTACKS, Field, flood, large
 from tests.siege.besieged import MESH, big_mesh
 from tests.siege.cgroup import cgroup, homes
@@ -25,7 +25,7 @@ from tests.siege.kinds import KINDS
 
 def test_every_kind_is_somebodys() -> None:
     assert set(ATTACKS) == {kind.name for kind in KINDS.values() if kind.by is not None}
-    assert set(ACTIONS) == {kind.name for kind in KINDS.values() if kind.by is None}
+    assert {*ACTIONS, RESOLVER} == {kind.name for kind in KINDS.values() if kind.by is None}
     assert all(0 < kind.least < kind.rate for kind in KINDS.values())
 
 
