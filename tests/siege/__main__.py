@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -121,24 +122,36 @@ async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tupl
 
 
 async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], cores: tuple[int, int], say: Say) -> int:
-    """Removes each defence in turn, and lets those attack whom it was against: some bar must fail."""
-    useless = []
+    """Removes each defence in turn, and lets those attack whom it is against: some bar must fail, which holds with it."""
+    useless, with_it = [], {}
     for name in names:
         defence = DEFENCES[name]
-        kinds = [kind for kind in defence.kinds if kind in possible_kinds]
+        kinds = tuple(kind for kind in defence.kinds if kind in possible_kinds)
         if not kinds:
             say(f"left out: {name}")
             continue
+        settings = Settings(kinds, defence.many, SHORT_QUIET, SHORT_FLOOD, SHORT_REST, defence.floods)
+        if (twin := (kinds, defence.many, defence.floods)) not in with_it:
+            say(f"with every defence: {', '.join(kinds)}")
+            with_it[twin] = failures(await run(settings, cores, say))
         say(f"without {name}: {defence.what}")
-        settings = Settings(kinds, defence.many, SHORT_QUIET, SHORT_FLOOD, SHORT_REST, defence.floods, name)
-        found = await run(settings, cores, say)
-        failed = [f"{row.bar} ({row.measured})" for row in judge([found]) if not row.held]
-        print(f"without {name}: " + (f"fails, as it must: {'; '.join(failed)}" if failed else "NOTHING FAILS"))
+        without = failures(await run(replace(settings, without=name), cores, say))
+        failed = {bar: measured for bar, measured in without.items() if bar not in with_it[twin]}
+        told = "; ".join(f"{bar}: {measured}" for bar, measured in failed.items()) or "NOTHING FAILS"
+        others = f" (with it, too: {'; '.join(with_it[twin])})" if with_it[twin] else ""
+        print(f"without {name}: {told}{others}", flush=True)
         if not failed:
             useless.append(name)
     if useless:
         print(f"the siege does not need {', '.join(useless)}: either the siege is too weak, or that defends nothing")
     return FAILED if useless else 0
+
+
+def failures(found: Run) -> dict[str, str]:
+    """The bars that fail, and what was measured. Raises :class:`InvalidError` if attackers did too little."""
+    if slow := too_slow([found]):
+        raise InvalidError("; ".join(slow))
+    return {row.bar: row.measured for row in judge([found]) if not row.held}
 
 
 # -- what this machine allows ------------------------------------------------------------------------------------------

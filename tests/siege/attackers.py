@@ -16,6 +16,7 @@ import random
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class Siege:
         self.nursery = nursery
         self.done = 0
         self.held: dict[socket.socket, None] = {}
+        self._unsent: deque[tuple[socket.socket, bytes]] = deque()
 
     async def paced(self, rate: float | None = None) -> AsyncIterator[int]:
         """Yields at each time that the schedule has."""
@@ -89,8 +91,9 @@ class Siege:
             yield number
             due = max(due + every, trio.current_time() - CATCH_UP * every)
 
-    async def called(self, where: Where, first: bytes = b"") -> socket.socket | None:
-        """A connection, held until the flood's end, once it has sent ``first``; None if it failed."""
+    def call(self, where: Where, first: bytes = b"") -> socket.socket | None:
+        """A connection on its way, held until the flood's end or until somebody drops it; None if it cannot be made.
+        ``first`` is sent at once if it is there already, as it mostly is on loopback, or else with one of the next calls."""
         sock = socket.socket()
         self.held[sock] = None
         while len(self.held) > HELD:
@@ -104,12 +107,28 @@ class Siege:
                 sock.bind((somewhere(), 0))
             with contextlib.suppress(BlockingIOError):
                 sock.connect(where)
-            await trio.lowlevel.wait_writable(sock)
-            if first:
-                sock.send(first)
         except OSError:
             self.drop(sock)
             return None
+        if first:
+            self._unsent.append((sock, first))
+        for _ in range(min(len(self._unsent), 10)):
+            self._try_to_send(*self._unsent.popleft())
+        return sock
+
+    def _try_to_send(self, sock: socket.socket, first: bytes) -> None:
+        try:
+            if sock in self.held:
+                sock.send(first)
+        except BlockingIOError:
+            self._unsent.append((sock, first))
+        except OSError:
+            self.drop(sock)
+
+    async def called(self, where: Where) -> socket.socket | None:
+        """The same, once it is there."""
+        if (sock := self.call(where)) is not None:
+            await trio.lowlevel.wait_writable(sock)
         return sock
 
     def start(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -122,15 +141,6 @@ class Siege:
                 pass
 
         self.nursery.start_soon(tolerant)
-
-    async def silent(self, where: Where, first: bytes = b"") -> None:
-        """Connects, and waits until the other side has had enough."""
-        if (sock := await self.called(where, first)) is not None:
-            try:
-                while await sockets.receive(sock, 4096):
-                    pass
-            finally:
-                self.drop(sock)
 
     def drop(self, sock: socket.socket) -> None:
         if self.held.pop(sock, 0) is None:
@@ -161,8 +171,9 @@ def hello() -> bytes:
 
 
 async def hold(siege: Siege, where: tuple[Where, ...], firsts: tuple[bytes, ...]) -> None:
+    """Connections that nobody looks at again: cheap for those who attack."""
     async for number in siege.paced():
-        siege.start(siege.silent, where[number % len(where)], firsts[number // len(where) % len(firsts)])
+        siege.call(where[number % len(where)], firsts[number // len(where) % len(firsts)])
         siege.done += 1
 
 
@@ -207,7 +218,7 @@ async def mass_ending(siege: Siege) -> None:
     first = hello()[:50]
     async for _ in siege.paced(1 / WAVE_SECONDS):
         for _ in range(wave):
-            siege.start(siege.silent, siege.field.api, first)
+            siege.call(siege.field.api, first)
             siege.done += 1
 
 

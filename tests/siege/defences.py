@@ -1,13 +1,15 @@
 """The defences, and how to run the product without one: the siege's own test. With any of them removed, the siege must fail.
 
 A removal replaces one constant or function of a module before the program starts. It runs in the product's process, see
-:mod:`tests.siege.launch`.
+:mod:`tests.siege.launch`; so what it needs is imported there and then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +24,68 @@ class Defence:
     floods: int = 1
 
 
-DEFENCES: Mapping[str, Defence] = {}
+def replaced(module: str, name: str, value: Any) -> Callable[[], None]:
+    """Another value for a name of a module, or for an attribute of a class in it (``Class.attribute``)."""
+
+    def remove() -> None:
+        place: Any = import_module(module)
+        *way, last = name.split(".")
+        for part in way:
+            place = getattr(place, part)
+        if not hasattr(place, last):
+            raise AttributeError(f"{module}.{name} is not there: the table of defences must follow the code")
+        setattr(place, last, value)
+
+    return remove
+
+
+async def _at_once(*_arguments: object, **_named: object) -> None:
+    """In the place of waiting for one's turn."""
+
+
+def _log_written_at_once() -> None:
+    log_queue: Any = import_module("sidecar.observe.log_queue")
+    log_queue.output = log_queue._Direct
+
+
+def _no_room_is_made(server: Any, connections: Any, sock: Any) -> None:
+    """In the place of ``AdminServer._admit``: at the limit, the newcomer is closed."""
+    admin: Any = import_module("sidecar.observe.admin")
+    if len(server._open) >= admin.MAX_CONNECTIONS:
+        sock.close()
+        return
+    stream = admin._PlainStream(sock)
+    server._open[stream] = None
+    connections.start_soon(server._connection, stream)
+
+
+DEFENCES: Mapping[str, Defence] = {
+    defence.name: defence
+    for defence in (
+        Defence("log-queue", "lines are written by a thread", ["log-stalled"], _log_written_at_once),
+        Defence(
+            "handshake-bytes",
+            "32 KiB from one peer in a handshake",
+            ["huge-certificate", "ca-huge-certificate"],
+            replaced("sidecar.transport.tls", "MAX_HANDSHAKE_BYTES", 256 * 1024),
+        ),
+        Defence(
+            "handshake-memory",
+            "an abandoned handshake's memory is given back at once",
+            ["half-open", "unanswered", "mass-ending"],
+            replaced("sidecar.transport.tls", "TlsChannel.end_handshake", lambda _channel: None),
+        ),
+        Defence(
+            "gate",
+            "a few steps of handshakes for each turn of the loop",
+            ["unanswered", "mass-ending"],
+            replaced("sidecar.transport.gate", "Gate.turn", _at_once),
+        ),
+        Defence(
+            "admin-room",
+            "a health check closes the oldest silent connection",
+            ["admin-idle"],
+            replaced("sidecar.observe.admin", "AdminServer._admit", _no_room_is_made),
+        ),
+    )
+}

@@ -31,7 +31,7 @@ from tests.siege.verdict import TOLD, Rate, Run, Sort
 
 PROBES = 100.0
 """A second, on a kept connection through both sidecars, and to the control process: a stall is seen to 10 ms."""
-CA_PROBES, NEW, CA_NEW, HEALTH = 20.0, 20.0, 2.0, 4.0
+CA_PROBES, NEW, CA_NEW, HEALTH = 20.0, 10.0, 2.0, 4.0
 
 SAMPLE_SECONDS = 0.25
 KEPT, NEWLY, CA_KEPT, RENEWALS, HEALTHZ, CONTROL = (
