@@ -111,14 +111,14 @@ async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tupl
     lazy = {name: slow for name, (found, _) in sieges.items() if (slow := too_slow(found))}
     for name, slow in lazy.items():
         console.print(f"[red bold]INVALID[/], strangers from {name} did less than their least: {'; '.join(slow)}")
+    failed = [f"{name}: {row.bar}" for name, (_, rows) in sieges.items() for row in rows if not row.held]
+    if failed:
+        console.print(f"[red bold]FAILED[/] {len(failed)} bars:\n  " + "\n  ".join(failed), highlight=False)
+        return FAILED
     if lazy:
         return INVALID
-    failed = [f"{name}: {row.bar}" for name, (_, rows) in sieges.items() for row in rows if not row.held]
-    console.print(
-        f"[red bold]FAILED[/] {len(failed)} bars:\n  " + "\n  ".join(failed) if failed else "[green]withstood[/]",
-        highlight=False,
-    )
-    return FAILED if failed else 0
+    console.print("[green]withstood[/]")
+    return 0
 
 
 async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], cores: tuple[int, int], say: Say) -> int:

@@ -2,8 +2,8 @@
 
 How it works. The rig starts a few of these, sends each a list of :class:`Field` as JSON, one a kind, and then ``go`` and
 ``stop`` in turn, once a flood. After each ``stop`` everything is closed, and a line of JSON says how often each was done.
-Each kind keeps to a schedule of its own (:meth:`Siege.paced`), whatever the other side does. What is counted is said at
-:mod:`tests.siege.kinds`.
+Each kind keeps to a schedule of its own (:meth:`Siege.paced`), whatever the other side does. Connections are counted when
+they are called, records when they are on their way: what the other side then makes of them is its own doing.
 """
 
 from __future__ import annotations
@@ -260,7 +260,6 @@ async def show(siege: Siege, where: Where, context: SSL.Context, alpn: bytes = b
         caller = Caller(sock, context, alpn)
         with contextlib.suppress(SSL.Error):
             await caller.handshake()  # it returns once the certificate is on its way
-            siege.done += 1
             await caller.receive()
     finally:
         siege.drop(sock)
@@ -270,6 +269,7 @@ async def shown(siege: Siege, where: Where, size: int, alpn: bytes = b"mesh/1/ht
     context = context_of(large(size))
     async for _ in siege.paced():
         siege.start(show, siege, where, context, alpn)
+        siege.done += 1
 
 
 async def huge_certificate(siege: Siege) -> None:
@@ -381,13 +381,13 @@ async def slow_readers(siege: Siege) -> None:
     async def one() -> None:
         if (caller := await admitted(siege)) is None:
             return
-        siege.done += 1
         while True:
             caller.tls.sendall(bytes(16 * 1024))
             await caller.flush()
 
     async for _ in siege.paced():
         siege.start(one)
+        siege.done += 1
 
 
 # -- in the CA's place -------------------------------------------------------------------------------------------------

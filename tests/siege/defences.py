@@ -82,6 +82,12 @@ DEFENCES: Mapping[str, Defence] = {
             replaced("sidecar.transport.gate", "Gate.turn", _at_once),
         ),
         Defence(
+            "resolution-delay",
+            "a name that is not resolved soon holds up no other",
+            ["silent-resolver"],
+            replaced("sidecar.transport.dial", "RESOLUTION_DELAY_SECONDS", 9.0),
+        ),
+        Defence(
             "admin-room",
             "a health check closes the oldest silent connection",
             ["admin-idle"],
