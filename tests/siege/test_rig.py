@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from argparse import ArgumentTypeError
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +20,7 @@ from tests.siege.actions import ACTIONS, RESOLVER
 from tests.siege.attackers import ATTACKS, Field, flood, large
 from tests.siege.besieged import MESH, big_mesh
 from tests.siege.cgroup import cgroup, homes
-from tests.siege.defences import DEFENCES
+from tests.siege.defences import DEFENCES, replaced
 from tests.siege.figures import lost
 from tests.siege.kinds import KINDS
 
@@ -32,6 +34,15 @@ def test_every_kind_is_somebodys() -> None:
 def test_every_defence_is_against_some_kind() -> None:
     assert all(defence.kinds and set(defence.kinds) <= set(KINDS) for defence in DEFENCES.values())
     assert all(name == defence.name for name, defence in DEFENCES.items())
+
+
+def test_what_is_removed_is_there() -> None:
+    """In a process of its own, since it stays removed."""
+    code = "from tests.siege.defences import DEFENCES\nfor one in DEFENCES.values(): one.remove()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(AttributeError, match="must follow the code"):
+        replaced("tests.siege.defences", "Defence.nothing", 1)()
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
