@@ -1,6 +1,6 @@
 """Connections, from accept to close.
 
 ``server`` (accept, record, drain), ``listener`` (one listening socket), ``inbound`` and ``outbound`` (one connection each),
-``peer`` (handshake to verified peer), ``carry`` (relay to the end), ``live`` (the registry of connections), ``node`` (what
-all connections share, and the snapshot that a reload replaces).
+``loops`` (callers that are sidecars), ``peer`` (handshake to verified peer), ``carry`` (relay to the end), ``live`` (the
+registry of connections), ``node`` (what all connections share, and the snapshot that a reload replaces).
 """

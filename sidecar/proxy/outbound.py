@@ -22,6 +22,7 @@ from sidecar.policy.decide import decide
 from sidecar.proxy import carry
 from sidecar.proxy.carry import Ends
 from sidecar.proxy.live import Admission, Live
+from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.peer import VerifiedPeer, establish
 from sidecar.relay.duplex import How
@@ -51,7 +52,13 @@ _PEER_FIELDS: dict[str, Any] = {
 
 
 async def serve(
-    node: Node, route: Outbound, upstream: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
+    node: Node,
+    route: Outbound,
+    upstream: dial.Upstream,
+    loops: LoopGuard,
+    sock: socket.socket,
+    record: ConnectionRecord,
+    live: Live,
 ) -> Ends:
     """Serves one accepted connection until it ends. Returns both sockets, open: the caller closes them. Raises
     :class:`Refused`; after any exception ``sock`` is still open, and everything else is closed."""
@@ -68,8 +75,10 @@ async def serve(
         raise Refused(Reason.POLICY_DENIED, decision.predicate)
     record.decision = "allow"
 
+    await loops.before_dialling(sock)
+
     # Find a peer that proves its identity and lets us in. Until then the app's first bytes stay in its socket.
-    net, channel, peer, endpoint = await _find_peer(node, snapshot, route, upstream, record)
+    net, channel, peer, endpoint = await _find_peer(node, snapshot, route, upstream, sock, record, loops)
     try:
         # Judge again by the snapshot in force now: a reload may have come since the first judgement.
         live.admission = Admission(snapshot.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
@@ -83,7 +92,13 @@ async def serve(
 
 
 async def _find_peer(
-    node: Node, snapshot: Snapshot, route: Outbound, upstream: dial.Upstream, record: ConnectionRecord
+    node: Node,
+    snapshot: Snapshot,
+    route: Outbound,
+    upstream: dial.Upstream,
+    sock: socket.socket,
+    record: ConnectionRecord,
+    loops: LoopGuard,
 ) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
     """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
     an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time."""
@@ -94,6 +109,11 @@ async def _find_peer(
     with trio.move_on_after(longest):
         while (found := await upstream.reach(timeouts.connect, failures)) is not None:
             net, endpoint = found
+            try:
+                loops.check(sock)
+            except BaseException:
+                sockets.hard_close(net)
+                raise
             _set_peer(record, {"peer_address": str(endpoint)})
             try:
                 channel, peer = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)

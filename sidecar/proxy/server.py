@@ -33,6 +33,7 @@ from sidecar.proxy import inbound, outbound
 from sidecar.proxy.carry import Ends
 from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
+from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
@@ -237,7 +238,9 @@ def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:
 
 
 def _outbound(node: Node, route: Outbound, peers: dial.Upstream) -> Handler:
+    loops = LoopGuard(str(route.target))
+
     async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> Ends:
-        return await outbound.serve(node, route, peers, sock, record, live)
+        return await outbound.serve(node, route, peers, loops, sock, record, live)
 
     return handle

@@ -51,6 +51,15 @@ async def receive(sock: socket.socket, limit: int) -> bytes:
             return data
 
 
+def peek(sock: socket.socket, limit: int) -> bytes:
+    """At most ``limit`` bytes of what has arrived; they stay unread. Does not wait: b"" if there is nothing, also at the end
+    of the stream. Raises OSError if the connection was reset."""
+    try:
+        return sock.recv(limit, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return b""
+
+
 async def send_all(sock: socket.socket, data: bytes) -> None:
     """Sends all of ``data``. Raises OSError."""
     rest = memoryview(data)
