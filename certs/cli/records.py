@@ -17,8 +17,8 @@ from certs.registrar import followers
 from certs.store import audit as chain
 from certs.store.audit import Entry
 from certs.store.store import audit_entries, audit_head, enrolment_credentials, issued, revoked_identities
+from sidecar.documents.printable import printable
 from sidecar.identity.reasons import UsageError
-from sidecar.identity.spiffe import shown
 
 _OPTIONAL = click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
 
@@ -39,7 +39,7 @@ def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | 
     for title, rows in found.items():
         click.echo(f"{title}: {len(rows)}")
         for line in _aligned(rows):
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")
 
 
 @click.command()
@@ -67,7 +67,7 @@ def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, s
             fields = {"number": entry.number, "at": _time(entry.at), "event": entry.event, "identity": entry.identity}
             click.echo(json.dumps({**fields, "detail": _detail(entry.detail), "hash": entry.hash}, default=repr))
         else:
-            click.echo(_plain(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}"))
+            click.echo(printable(f"{entry.number} {_time(entry.at)} {entry.event} {entry.identity} {entry.detail}"))
     if entries and not as_json:
         click.echo(f"newest: {entries[-1].number}:{entries[-1].hash}", err=True)
 
@@ -84,16 +84,11 @@ def _verify(entries: Sequence[Entry], head: str, wanted: tuple[int, str] | None)
         elif there != hash_:
             faults.append(f"entry {number} has another hash: the log is not the one that was expected")
     for fault in faults:
-        click.echo(f"TAMPERED: {_plain(fault)}")
+        click.echo(f"TAMPERED: {printable(fault)}")
     if faults:
         raise SystemExit(1)
     newest = f", the newest {entries[-1].number}:{entries[-1].hash}" if entries else ""
     click.echo(f"{len(entries)} entries, as they were written{newest}")
-
-
-def _plain(text: str) -> str:
-    """Escapes control characters: a log that was tampered with may contain terminal sequences."""
-    return text if text.isascii() and text.isprintable() else shown(text, len(text))
 
 
 def _detail(text: str) -> Any:
@@ -155,4 +150,4 @@ def _time(seconds: int) -> str:
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}"
     except (TypeError, ValueError, OverflowError, OSError):  # tampered with: SQLite keeps anything in any column
-        return _plain(str(seconds))
+        return str(seconds)

@@ -24,6 +24,7 @@ from certs.cli.options import (
 from certs.registrar import rotation
 from certs.registrar.rotation import Rotation, Rotator
 from certs.store.store import StoreUnavailableError
+from sidecar.documents.printable import printable
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0
@@ -105,7 +106,7 @@ async def _wait_for_all(rotator: Rotator, stage: Rotation, force: bool) -> None:
         try:
             late = rotator.laggards(stage, now())
         except StoreUnavailableError as error:
-            click.echo(f"  {error}; trying again", err=True)
+            click.echo(f"  {printable(str(error))}; trying again", err=True)
             await trio.sleep(REPORT_SECONDS)
             continue
         if not late:
@@ -126,7 +127,7 @@ async def _wait_for_all(rotator: Rotator, stage: Rotation, force: bool) -> None:
 
 def _print_each(late: list[rotation.Laggard], indent: str, *, err: bool = False) -> None:
     for one in late:
-        click.echo(f"{indent}{one}", err=err)
+        click.echo(f"{indent}{printable(str(one))}", err=err)
 
 
 async def _wait_for_age(stage: Rotation, max_age: timedelta, force: bool) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import click
 
 from sidecar.config.wiring import load_config
+from sidecar.documents.printable import printable_values
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.status import as_text
 from sidecar.observe import probe
+
+OK = 200
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 
@@ -29,11 +32,18 @@ def status(file: Path | None, as_json: bool) -> None:
     """
     listen = _listen(file)
     try:
-        state: dict[str, Any] = json.loads(probe.ask(listen, "/status")[1])
+        code, body = probe.ask(listen, "/status")
+        if code != OK:
+            raise ValueError(f"what answers there has no status to tell (HTTP {code})")
+        state: Any = json.loads(body)
+        text = json.dumps(state, indent=2) if as_json else as_text(printable_values(state))
     except (OSError, ValueError) as error:
         click.echo(probe.describe_failure(listen, error), err=True)
         raise SystemExit(1) from error
-    click.echo(json.dumps(state, indent=2) if as_json else as_text(state))
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        click.echo(f"error: what answers at {listen} is not a sidecar, or one of another version", err=True)
+        raise SystemExit(1) from error
+    click.echo(text)
 
 
 @click.command()

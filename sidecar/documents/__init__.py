@@ -2,5 +2,5 @@
 
 ``yaml12`` (YAML 1.2 with positions and bounds), ``document`` (plain data and where it stands), ``problems`` (all faults of a
 file at once, as ``file:line: …``), ``schema`` (what models of both files share), ``address`` (IPs, ports, devices),
-``durations``.
+``durations``, ``printable`` (text of others, for a terminal).
 """

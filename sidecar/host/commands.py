@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sidecar.documents.printable import printable
 from sidecar.identity.reasons import UsageError
 
 
@@ -15,7 +16,7 @@ class CommandGroup(click.Group):
     """``commands_at`` maps each command to ``module:attribute``. Only the command that is called is imported.
 
     A mistake of the user (in a file, an option, a variable) is raised as a :class:`UsageError` anywhere, and printed here:
-    its lines on stderr, exit code 2, no traceback.
+    its lines on stderr, exit code 2, no traceback. It may quote files, databases and other programs, so it is escaped.
     """
 
     def __init__(self, *arguments: Any, commands_at: Mapping[str, str], **named: Any) -> None:
@@ -44,5 +45,5 @@ class CommandGroup(click.Group):
             if message is None:
                 raise
             for line in message.splitlines():
-                click.echo(f"error: {line}", err=True)
+                click.echo(f"error: {printable(line)}", err=True)
             ctx.exit(2)

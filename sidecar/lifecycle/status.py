@@ -1,7 +1,6 @@
 """``sidecar status``: a sidecar's identity, its end, permitted callers, live connections, the last refusals. Pure.
 
-:func:`describe` makes the document that ``--json`` prints; :func:`as_text` formats it for people. Text from a peer was
-escaped when it was logged.
+:func:`describe` makes the document that ``--json`` prints; :func:`as_text` formats it for people.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
 
 
 def as_text(status: Mapping[str, Any]) -> str:
-    """The document of :func:`describe`, as lines for people."""
+    """The document of :func:`describe`, its text escaped already, as lines for people."""
     lines = [f"{status['service']}  {status['identity']}  certificate until {status['certificate_until']}"]
     lines += [f"  NOT WELL: {sentence}" for sentence in status["unwell"]]
     if status["draining"]:
@@ -117,8 +116,8 @@ def as_text(status: Mapping[str, Any]) -> str:
         "refused lately",
         ((one["at"], one["direction"], one["reason"], one["message"] or "") for one in status["refused_lately"]),
     )
-    if status["log"]["folded"]:
-        lines.append(f"and {status['log']['folded']} strangers' connections, folded into summaries in the log")
+    if folded := status.get("log", {}).get("folded"):  # an older sidecar does not tell
+        lines.append(f"and {folded} strangers' connections, folded into summaries in the log")
     return "\n".join(lines)
 
 

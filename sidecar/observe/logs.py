@@ -12,6 +12,7 @@ import click
 import structlog
 from structlog.typing import Processor
 
+from sidecar.documents.printable import printable
 from sidecar.identity.reasons import Reason
 from sidecar.observe import log_queue
 from sidecar.observe.log_queue import Rank
@@ -102,11 +103,11 @@ class _Console:
         traceback = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
         # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
-        line = f"{time[11:19]} {_printable(text)}"
+        line = f"{time[11:19]} {printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
         # Indented: the text of an exception may quote a peer, and may have several lines.
-        return "\n".join([line, *(f"  {_printable(part)}" for part in (traceback or "").splitlines())])
+        return "\n".join([line, *(f"  {printable(part)}" for part in (traceback or "").splitlines())])
 
 
 def _connection(event: Event) -> str:
@@ -128,7 +129,3 @@ def _other(name: str, event: Event) -> str:
     message = event.pop("message", None)
     rest = " ".join(f"{key}={value}" for key, value in event.items())
     return " | ".join(filter(None, [name, message, rest]))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

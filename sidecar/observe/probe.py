@@ -1,4 +1,5 @@
-"""A client of a running sidecar's admin port. I/O with the standard library's sockets only.
+"""A client of a running sidecar's admin port. I/O with the standard library's sockets only. What answers there may be
+something else, so its answer is bounded and, before it is printed, escaped.
 
 A health check runs every few seconds beside every service for as long as the service lives. So the imports of this module
 and of ``__main__`` are what the mesh costs at rest: there is no command line, no file and no parser here.
@@ -8,23 +9,30 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 
 LISTEN = "SIDECAR_ADMIN_LISTEN"
 """The environment variable for ``admin: {listen: …}``. The image sets it: commands in the container need no file name."""
 
 SECONDS = 5.0
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 
 def ask(listen: str, target: str) -> tuple[int, bytes]:
     """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``). Returns the status and the body.
 
-    Raises :class:`OSError` if no answer comes within :data:`SECONDS`, and :class:`ValueError` if the answer is not HTTP or
-    ``listen`` is not an address.
+    Raises :class:`OSError` if no complete answer comes within :data:`SECONDS`, and :class:`ValueError` if the answer is not
+    HTTP or longer than :data:`MAX_ANSWER_BYTES`, or ``listen`` is not an address.
     """
+    until = time.monotonic() + SECONDS
+    answer = bytearray()
     with _connect(listen) as sock:
         sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
-        answer = b"".join(iter(lambda: sock.recv(65536), b""))
-    head, blank, body = answer.partition(b"\r\n\r\n")
+        while more := _receive(sock, until):
+            answer += more
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise ValueError(f"what answers there does not stop after {MAX_ANSWER_BYTES >> 20} MiB")
+    head, blank, body = bytes(answer).partition(b"\r\n\r\n")
     version, _, rest = head.partition(b" ")
     if not blank or not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
         raise ValueError("what answers there is not a sidecar")
@@ -41,11 +49,13 @@ def health(listen: str) -> int:
     if status == 200:
         print("well")
         return 0
-    import json  # only a sidecar that is not well needs it
+    import json  # only a sidecar that is not well needs these
+
+    from sidecar.documents.printable import printable
 
     try:
-        print("not well: " + "; ".join(json.loads(body)["unwell"]), file=sys.stderr)
-    except (ValueError, LookupError, TypeError):
+        print("not well: " + printable("; ".join(json.loads(body)["unwell"])), file=sys.stderr)
+    except (ValueError, LookupError, TypeError, RecursionError):
         print(f"not well: {listen} answers with status {status}", file=sys.stderr)
     return 1
 
@@ -53,6 +63,14 @@ def health(listen: str) -> int:
 def describe_failure(listen: str, error: Exception) -> str:
     """The error message for an :func:`ask` that failed."""
     return f"error: no sidecar answers at {listen}: {error}"
+
+
+def _receive(sock: socket.socket, until: float) -> bytes:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(f"no complete answer within {SECONDS:g} s")
+    sock.settimeout(left)
+    return sock.recv(65536)
 
 
 def _connect(listen: str) -> socket.socket:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from sidecar.cli.commands import main
+from sidecar.observe import probe
 from tests.beds.processes import SIDECAR, Shop, output, sidecar_process
 
 INBOUND = 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n'
@@ -52,3 +54,66 @@ def test_no_admin_in_the_file(shop: Shop) -> None:
 def test_an_admin_port_for_others_is_refused(shop: Shop, listen: str) -> None:
     file = shop.wiring("api", f'{INBOUND}admin: {{listen: "{listen}"}}\n')
     assert "admin.listen" in refuses(2, "run", file)
+
+
+# -- what answers there is something else ------------------------------------------------------------------------------
+
+WELL: dict[str, Any] = {
+    "service": "api", "identity": "spiffe://shop.internal/api", "certificate_until": "2026-01-01T00:00:00Z",
+    "healthy": True, "unwell": [], "draining": False, "trust": {}, "inbound": [], "outbound": [], "connected": [],
+    "ended": [], "refused_lately": [],
+}  # fmt: skip
+EVIL = "\x1b[2J\n\u202egood"
+
+
+def status(monkeypatch: pytest.MonkeyPatch, body: bytes, *words: str, code: int = 200) -> Any:
+    """What the command makes of this answer."""
+    monkeypatch.setattr(probe, "ask", lambda *_: (code, body))
+    return CliRunner().invoke(main, ["status", *words], env={probe.LISTEN: "127.0.0.1:1"})
+
+
+def test_what_it_says_drives_no_terminal_and_forges_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = {"at": EVIL, "direction": EVIL, "reason": EVIL, "message": EVIL}
+    trust = {EVIL: EVIL}
+    said = WELL | {"service": EVIL, "unwell": [EVIL], "trust": trust, "refused_lately": [refusal]}
+    for words in ([], ["--json"]):
+        result = status(monkeypatch, json.dumps(said).encode(), *words)
+        assert result.exit_code == 0, result.output
+        assert all(line.isprintable() for line in result.stdout.split("\n"))
+    assert status(monkeypatch, json.dumps(WELL).encode()).stdout.startswith("api  spiffe://shop.internal/api  ")
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 10_000],
+)
+def test_what_is_no_json_is_a_sentence(body: bytes, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = status(monkeypatch, body, *words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None, 5, [], {}, "text",
+        {**WELL, "unwell": 5},
+        {**WELL, "inbound": [5]},
+        {**WELL, "inbound": [{}]},
+        {**WELL, "trust": [1]},
+        {**WELL, "log": 5},
+        {**WELL, "refused_lately": [{"at": 5, "direction": None, "reason": [], "message": {}}]},
+    ],
+)  # fmt: skip
+def test_json_of_something_else_is_a_sentence(document: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = status(monkeypatch, json.dumps(document).encode())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is not a sidecar, or one of another version" in result.stderr
+
+
+def test_an_answer_that_is_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = status(monkeypatch, json.dumps(WELL).encode(), code=403)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "HTTP 403" in result.stderr

@@ -14,7 +14,7 @@ from sidecar.identity.reasons import UsageError
 @click.command()
 @click.argument("kind")
 def fail(kind: str) -> None:
-    raise UsageError("one\ntwo") if kind == "mistake" else RuntimeError("a fault")
+    raise UsageError("one\ntwo\x1b[2J\u202eé") if kind == "mistake" else RuntimeError("a fault")
 
 
 group = CommandGroup("group", commands_at={"fail": f"{__name__}:fail"})
@@ -23,7 +23,7 @@ group = CommandGroup("group", commands_at={"fail": f"{__name__}:fail"})
 def test_a_mistake_is_told_line_by_line() -> None:
     sys.modules[__name__].fail = fail  # type: ignore[attr-defined]
     result = CliRunner().invoke(group, ["fail", "mistake"])
-    assert (result.exit_code, result.stderr) == (2, "error: one\nerror: two\n")
+    assert (result.exit_code, result.stderr) == (2, "error: one\nerror: two\\x1b[2J\\u202eé\n")
 
 
 def test_a_fault_of_ours_is_not_called_the_user_s() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -71,6 +72,11 @@ def test_nobody_there(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
         (b"SSH-2.0 200 \r\n\r\n", "is not a sidecar"),
         (b"HTTP/1.1 500 -\r\n\r\n<html>", "status 500"),
         (b"HTTP/1.1 404 -\r\n\r\n[]", "status 404"),
+        (b'HTTP/1.1 503 -\r\n\r\n{"unwell": [1]}', "status 503"),
+        (b'HTTP/1.1 503 -\r\n\r\n{"unwell": 5}', "status 503"),
+        (b"HTTP/1.1 503 -\r\n\r\n" + b"[" * 100_000, "status 503"),
+        (b'HTTP/1.1 503 -\r\n\r\n{"unwell": ["\\u001b[2J\\n\\u202egood"]}', r"not well: \x1b[2J\n\u202egood"),
+        (b"HTTP/1.1 503 -\r\n\r\n" + bytes(probe.MAX_ANSWER_BYTES), "does not stop after 4 MiB"),
     ],
 )
 async def test_somebody_else_there_is_not_a_well_sidecar(
@@ -82,12 +88,42 @@ async def test_somebody_else_there_is_not_a_well_sidecar(
             sock, _ = server.accept()
             with sock:
                 sock.recv(1000)
-                sock.sendall(answer)
+                with contextlib.suppress(ConnectionError):  # it need not read all
+                    sock.sendall(answer)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, one)
             assert await asked(probe.health, f"127.0.0.1:{server.getsockname()[1]}") == 1
     assert said in capsys.readouterr().err
+
+
+def test_an_answer_that_only_drips_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each byte came within the time for one byte."""
+    now = 0.0
+
+    class Dripping:
+        def __enter__(self) -> Dripping:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def settimeout(self, seconds: float) -> None:
+            assert 0 < seconds <= probe.SECONDS - now
+
+        def sendall(self, _: bytes) -> None: ...
+
+        def recv(self, _: int) -> bytes:
+            nonlocal now
+            now += 1
+            return b"x"
+
+    monkeypatch.setattr(probe, "_connect", lambda _: Dripping())
+    monkeypatch.setattr(probe.time, "monotonic", lambda: now)
+    assert probe.health("127.0.0.1:1") == 1
+    assert "no complete answer within 5 s" in capsys.readouterr().err
+    assert now == probe.SECONDS
 
 
 _LOADS = """

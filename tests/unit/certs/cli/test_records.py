@@ -48,6 +48,16 @@ def newest() -> str:
 # -- certs list --------------------------------------------------------------------------------------------------------
 
 
+def test_a_row_that_was_tampered_with_drives_no_terminal_and_forges_no_line() -> None:
+    before = ran("list", "ca").count("\n")
+    with tampering() as connection:
+        connection.execute("UPDATE issued SET identity = ?", ("\x1b[2J\n\u202egood",))
+    text = ran("list", "ca")
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert text.count("\n") == before
+    assert r"\x1b[2J\n\u202egood" in text
+
+
 def listed(*options: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = json.loads(ran("list", "ca", "--json", *options))
     return found
