@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.testing
 from OpenSSL import SSL
 
 from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
@@ -127,6 +129,20 @@ class RunningSidecar:
             if listener.direction == direction and port in (listener.port, listener.upstream):
                 return Address(*listener.address)
         raise LookupError(port)
+
+    async def drained(self) -> Counter[str]:
+        """Ends it once all connections in its backlogs are accepted; returns how many ended for each reason, those
+        included whose lines were folded into summaries."""
+        await trio.testing.wait_all_tasks_blocked()
+        self.stop.set()
+        with trio.fail_after(PATIENCE):
+            await self.stopped.wait()
+        ended: Counter[str] = Counter()
+        for line in self.log.lines:
+            if line["event"] in ("connection", "connection_summary"):
+                ended[line["reason"]] += line.get("count", 1)
+        assert ended.total() == self.node.metrics.ended.total()
+        return ended
 
 
 class MeshBed:

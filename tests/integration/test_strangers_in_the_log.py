@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
-import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -16,7 +15,7 @@ from sidecar.documents.address import Address
 from sidecar.observe.folding import LINES, SECONDS
 from sidecar.transport import sockets
 from tests.beds.certificates import Authority, Credential
-from tests.beds.mesh import PATIENCE, Foreigner, RunningSidecar, connect, inbound, mesh_bed
+from tests.beds.mesh import Foreigner, connect, inbound, mesh_bed
 
 FORGED = Authority().leaf("web")
 
@@ -47,10 +46,6 @@ async def refuser(address: Address) -> None:
     caller = Foreigner(await connect(address), None, configure=verifying)
     with caller.sock, contextlib.suppress(SSL.Error, OSError, EOFError):
         await caller.handshake()
-
-
-def accounted(sidecar: RunningSidecar) -> int:
-    return sum(line.get("count", 1) for line in sidecar.log.lines if line["event"].startswith("connection"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,15 +82,7 @@ async def test_lines_and_summaries_add_up_to_sockets(seed: int, mock_clock: Mock
         for _ in range(LINES + 2):
             await probe(where)
             calls["probe"] += 1
-        await wait_all_tasks_blocked()
-        api.stop.set()
-        with trio.fail_after(PATIENCE):
-            await api.stopped.wait()
-        lines = Counter(line["reason"] for line in api.log.connections)
-        for line in api.log.events("connection_summary"):
-            lines[line["reason"]] += line["count"]
-        assert lines == calls
-        assert accounted(api) == sum(calls.values()) == sum(api.node.metrics.ended.values())
+        assert await api.drained() == calls
         folded = sum(line["count"] for line in api.log.events("connection_summary"))
         assert api.node.metrics.folded == folded
         assert len(api.log.events("connection_summary")) == 3 * 3 + 1, "the last at the end of the drain"

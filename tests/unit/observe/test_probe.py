@@ -120,7 +120,7 @@ def test_an_answer_that_only_drips_is_not_waited_for(
             return b"x"
 
     monkeypatch.setattr(probe, "_connect", lambda _: Dripping())
-    monkeypatch.setattr(probe.time, "monotonic", lambda: now)
+    monkeypatch.setattr("sidecar.observe.probe.time.monotonic", lambda: now)
     assert probe.health("127.0.0.1:1") == 1
     assert "no complete answer within 5 s" in capsys.readouterr().err
     assert now == probe.SECONDS
