@@ -268,7 +268,8 @@ class DevMesh:
         )
         keys = self._ca.issue(self.mesh.identity(service), self._clock())
         current = snapshot(service, self.mesh, keys)
-        return _Sidecar(Node(config, current, self.log, self._clock, self._relay, self._gate), keys)
+        sharing = len(self.mesh.services)
+        return _Sidecar(Node(config, current, self.log, self._clock, self._relay, self._gate, sharing=sharing), keys)
 
     def _planned(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
         """The listeners that a service's sidecar has in the plan; none if the service is gone."""

@@ -1,12 +1,23 @@
-"""What a process sets up before it holds a key: no core dumps, private memory, and as many descriptors as allowed."""
+"""What a process sets up before it holds a key: no core dumps, private memory, and as many descriptors as allowed; and how
+the descriptors are divided."""
 
 from __future__ import annotations
 
 import ctypes
 import resource
 import sys
+from dataclasses import dataclass
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+OTHER_DESCRIPTORS = 24
+"""For everything but connections: listeners, the admin port, log, files, epoll, look-ups, the connection to the CA."""
+
+MAX_STRANGERS = 1024
+"""More strangers than that are not needed, since a processor core does about 1,000 handshakes a second. A half-open
+handshake holds about 80 KB."""
+
+_MIN_STRANGERS = 64
 
 
 def keep_memory_private() -> None:
@@ -24,3 +35,44 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many connections fit: ``strangers`` not judged yet, and ``connections`` of judged peers and of our own app."""
+
+    strangers: int
+    connections: int
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def capacity(connections: int, descriptors: int) -> Capacity:
+    """Divides the descriptors so that strangers never use up those of judged peers and of our own calls.
+
+    ``connections``: how many are wanted (``limits.connections``). ``descriptors``: how many may be open. Of them
+
+    * :data:`OTHER_DESCRIPTORS` are kept for the program itself;
+    * strangers get half of the rest, one each, but no more than the wanted connections (at least 64) and
+      :data:`MAX_STRANGERS`;
+    * the others are for connections, two each: the peer's socket and the app's.
+    """
+    free = descriptors - OTHER_DESCRIPTORS
+    strangers = max(1, min(free // 2, max(connections, _MIN_STRANGERS), MAX_STRANGERS))
+    return Capacity(strangers, max(1, min(connections, (free - strangers) // 2)))
+
+
+def shortage(connections: int, descriptors: int) -> str | None:
+    """A warning if the descriptors do not suffice for the wanted connections; None if they do."""
+    fits = capacity(connections, descriptors)
+    if fits.connections == connections:
+        return None
+    return (
+        f"limits.connections is {connections}, but with {descriptors} file descriptors {fits.connections} connections fit "
+        f"(two each), beside {fits.strangers} that have not proved an identity yet: raise the limit of descriptors "
+        f"(ulimit -n), or lower limits.connections"
+    )

@@ -15,7 +15,7 @@ from sidecar.agent.credentials import Credentials
 from sidecar.config import wiring as configuration
 from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.host.clock import utc_now
-from sidecar.host.process import raise_descriptor_limit
+from sidecar.host.process import descriptor_limit, raise_descriptor_limit, shortage
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
@@ -57,6 +57,7 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second of these cuts all connections; SIGHUP reloads the files.
     ``environ``: the environment that ``config`` was read with. Raises :class:`UsageError` at the start."""
     log = Log(style=config.log_format)
+    raise_descriptor_limit()
     with stray.to_log(log):
         await _run(config, environ, log)
 
@@ -102,7 +103,6 @@ async def _enrol(agent: Agent) -> Credentials | None:
 
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
-    raise_descriptor_limit()
     stop = trio.Event()
     admin = None
     if config.admin is not None:
@@ -114,6 +114,8 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
         except BaseException:
             server.close()
             raise
+    if (warning := shortage(config.limits.connections, descriptor_limit())) is not None:
+        log.warning("warning", service=config.service, message=warning)
     for warning in configuration.warnings(config, utc_now()):
         log.warning("warning", service=config.service, message=warning)
     async with machinery(server.node), trio.open_nursery() as nursery:

@@ -36,39 +36,42 @@ async def serve(
 
     # Authentication: the handshake judges the peer's certificate.
     channel = node.current.context.server(ALPN_PREFIX + port.port, node.clock)
-    peer = await establish(node, sock, channel, record, record.started)
-    caller = peer.id
-
     try:
-        # Authorization, for the port name that ALPN has negotiated.
-        if port.require_alpn and not channel.speaks_mesh:
-            raise Refused(
-                Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{port.port}; {caller} offers none"
-            )
-        # Uses the snapshot in force now, not the handshake's: a reload may have come in between.
-        live.admission = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
-        decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
-        record.rule, record.dry_run = decision.rule, decision.dry_run
-        if not decision.allowed:
-            raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
-        if (changed := node.current.check_trust(live.admission)) is not None:
-            raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
-        record.decision = "allow"
-        # Connect to the app before the peer gets its verdict.
-        app_socket, endpoint = await _connect(app, timeouts.connect)
-    except Refused as refusal:
-        await tell(sock, channel, refusal.reason, timeouts.handshake)
-        raise
+        peer = await establish(node, sock, channel, record, record.started, live.stranger)
+        caller = peer.id
 
-    # Send the verdict, then relay until the end.
-    try:
-        record.upstream = str(endpoint)
-        await tell(sock, channel, Reason.OK, timeouts.handshake)
-        with app.using(endpoint):
-            return await carry.carry(node, port, channel, sock, app_socket, record, _ENDINGS)
-    except BaseException:
-        sockets.hard_close(app_socket)
-        raise
+        try:
+            # A place, as it is no stranger any more. Then authorization, for the port name that ALPN has negotiated.
+            node.admit(live)
+            if port.require_alpn and not channel.speaks_mesh:
+                required = f"{ALPN_PREFIX}{port.port}"
+                raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {required}; {caller} offers none")
+            # Uses the snapshot in force now, not the handshake's: a reload may have come in between.
+            live.admission = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
+            decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
+            record.rule, record.dry_run = decision.rule, decision.dry_run
+            if not decision.allowed:
+                raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
+            if (changed := node.current.check_trust(live.admission)) is not None:
+                raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
+            record.decision = "allow"
+            # Connect to the app before the peer gets its verdict.
+            app_socket, endpoint = await _connect(app, timeouts.connect)
+        except Refused as refusal:
+            await tell(sock, channel, refusal.reason, timeouts.handshake)
+            raise
+
+        # Send the verdict, then relay until the end.
+        try:
+            record.upstream = str(endpoint)
+            await tell(sock, channel, Reason.OK, timeouts.handshake)
+            with app.using(endpoint):
+                return await carry.carry(node, port, channel, sock, app_socket, record, _ENDINGS)
+        except BaseException:
+            sockets.hard_close(app_socket)
+            raise
+    finally:
+        channel.free()
 
 
 async def _connect(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Endpoint]:

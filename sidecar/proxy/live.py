@@ -1,5 +1,9 @@
 """Live connections: registered before they are judged, and judged again whenever policy or trust change.
 
+An inbound connection starts as a *stranger* (:mod:`sidecar.transport.strangers`). When its peer is judged it takes one of
+the places that ``limits.connections`` bounds. An outbound connection, our own app's, takes its place at once. So strangers
+use up no places.
+
 How it works. A connection enters the registry when it is accepted. Its :class:`Admission` is set, and first judged against
 the snapshot in force, without a checkpoint between the two. So every change comes either before, and the first judgement
 uses it, or after, and the re-judgement finds the admission. No connection escapes both.
@@ -13,8 +17,9 @@ from dataclasses import dataclass
 
 import trio
 
-from sidecar.identity.reasons import Reason
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
+from sidecar.transport.strangers import Stranger
 
 JUDGED_A_TICK = 100
 """Judgements between two checkpoints, while the relay waits. Measured: 10 µs each with 5 rules, 100 µs with 1,000."""
@@ -40,14 +45,17 @@ class Admission:
 
 
 class Live:
-    """One connection, which can be cut. The reason of the first cut is kept. ``admission`` is None until it is judged."""
+    """One connection, which can be cut. The reason of the first cut is kept. ``admission`` is None until it is judged.
+    ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the places."""
 
-    __slots__ = ("admission", "reason", "scope")
+    __slots__ = ("admission", "has_place", "reason", "scope", "stranger")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.admission: Admission | None = None
         self.reason: Reason | None = None
+        self.stranger: Stranger | None = None
+        self.has_place = False
 
     def cut(self, reason: Reason) -> None:
         """Cancels the connection's task, which resets both its sides."""
@@ -55,12 +63,18 @@ class Live:
             self.reason = reason
             self.scope.cancel()
 
+    @property
+    def was_displaced(self) -> bool:
+        """Whether it was cut to make room for other strangers."""
+        return self.reason is Reason.OVERLOADED
+
 
 class Registry:
-    """All open connections of one sidecar."""
+    """All open connections of one sidecar. ``places``: how many of them have a place."""
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
+        self.places = 0
 
     def __len__(self) -> int:
         return len(self._live)
@@ -69,10 +83,22 @@ class Registry:
         """The admissions of the live connections that were judged and not cut."""
         return [live.admission for live in self._live if live.admission is not None and live.reason is None]
 
+    def take_place(self, live: Live, limit: int) -> None:
+        """Gives a connection a place. Raises :class:`Refused` if ``limit`` are taken."""
+        if self.places >= limit:
+            raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections")
+        live.has_place = True
+        self.places += 1
+
+    def give_back(self, live: Live) -> None:
+        """Ends a connection's place, if it has one."""
+        self.places -= live.has_place
+        live.has_place = False
+
     @contextmanager
-    def enter(self) -> Iterator[Live]:
+    def enter(self, live: Live | None = None) -> Iterator[Live]:
         """Registers a connection for the time of the block. If the connection is cut, the block ends and raises nothing."""
-        live = Live()
+        live = live or Live()
         self._live.add(live)
         try:
             with live.scope:

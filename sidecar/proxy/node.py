@@ -1,4 +1,4 @@
-"""What the connections of one sidecar share: the current snapshot of identity and policy, relay, log, metrics."""
+"""What the connections of one sidecar share: the current snapshot of identity and policy, relay, log, metrics, room."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import datetime
 import trio
 
 from sidecar.config.sidecar_yaml import Config
+from sidecar.host import process
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import revoked
 from sidecar.identity.reasons import Reason
@@ -17,8 +18,9 @@ from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
-from sidecar.proxy.live import Admission, Registry
+from sidecar.proxy.live import Admission, Live, Registry
 from sidecar.relay.relay import Relay
+from sidecar.transport.accepting import Room
 from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
 from sidecar.transport.tls import Context, make_buffer
@@ -51,7 +53,10 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Node:
-    """One sidecar. Several can run in one process, each with its own identity, and share a relay."""
+    """One sidecar. Several can run in one process, each with its own identity; they share a relay and a gate.
+
+    ``sharing``: how many sidecars share the process's descriptors. ``room``: for strangers. ``places``: for connections of
+    judged peers and of our own app, ``limits.connections`` of them if there are enough descriptors."""
 
     config: Config
     current: Snapshot
@@ -62,6 +67,20 @@ class Node:
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
     metrics: Metrics = field(default_factory=Metrics)
+    sharing: int = 1
+    room: Room = field(init=False)
+    places: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        capacity = process.capacity(self.config.limits.connections, process.descriptor_limit() // self.sharing)
+        self.room, self.places = Room(capacity.strangers), capacity.connections
+
+    def admit(self, live: Live) -> None:
+        """Gives a connection a place: its peer was judged, or it is our own app's. It is no stranger any more. Raises
+        :class:`~sidecar.identity.reasons.Refused` if all places are taken."""
+        self.registry.take_place(live, self.places)
+        if live.stranger is not None:
+            self.room.leave(live.stranger)
 
     def time(self) -> float:
         """Seconds on the monotonic clock, for durations."""

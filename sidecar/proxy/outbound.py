@@ -89,6 +89,8 @@ async def serve(
     except BaseException:
         sockets.hard_close(net)
         raise
+    finally:
+        channel.free()
 
 
 async def _find_peer(
@@ -164,6 +166,7 @@ async def _try_peer(
     Leaves ``net`` open."""
     timeouts, expected = node.config.timeouts, snapshot.mesh.identity(route.service)
     channel = snapshot.context.client(ALPN_PREFIX + route.port, expected, node.clock)
+    let_in = False
     try:
         peer = await establish(node, net, channel, record, began=node.time())
         if route.require_alpn and not channel.speaks_mesh:
@@ -171,12 +174,16 @@ async def _try_peer(
         # The callee connects to its app before it answers, within its own `timeouts.connect`.
         with trio.fail_after(timeouts.connect + timeouts.handshake):
             await hear(net, channel)
+        let_in = True
     except trio.TooSlowError as error:
         raise Refused(
             Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
         ) from error
     except Refused as refusal:
         raise _located(node, refusal, expected, endpoint, record) from refusal
+    finally:
+        if not let_in:
+            channel.free()
     return channel, peer
 
 

@@ -6,6 +6,7 @@ peer that was judged, or raises.
 
 from __future__ import annotations
 
+import random
 import socket
 from dataclasses import dataclass
 
@@ -16,7 +17,12 @@ from sidecar.identity.spiffe import SpiffeId, Svid, claims
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
 from sidecar.transport.handshake import shake_hands, tell
+from sidecar.transport.strangers import Stranger
 from sidecar.transport.tls import TlsChannel
+
+SPREAD = 0.2
+"""The part by which a stranger's deadline is longer, at most. Each has a different one, so that the deadlines of a flood do
+not pass in one tick of the loop, which would hold up every connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +40,26 @@ class VerifiedPeer:
 
 
 async def establish(
-    node: Node, sock: socket.socket, channel: TlsChannel, record: ConnectionRecord, began: float
+    node: Node,
+    sock: socket.socket,
+    channel: TlsChannel,
+    record: ConnectionRecord,
+    began: float,
+    stranger: Stranger | None = None,
 ) -> VerifiedPeer:
     """Runs the handshake and returns the judged peer. Raises :class:`Refused`, after the reason was sent to the peer: as a
     TLS alert or, to a caller whose handshake was over, as the verdict. ``sock`` stays open.
 
     Fills in the fields of ``record`` about the peer and its connection. ``handshake_ms`` counts from ``began``.
+    ``stranger``: the caller (inbound). The ends of strangers' handshakes take turns at the gate, as their steps do.
     """
     seconds = node.config.timeouts.handshake
     try:
-        with trio.fail_after(seconds):
-            await shake_hands(sock, channel, node.gate)
+        await _shake_hands(node, sock, channel, seconds, stranger)
     except Refused as refusal:
         if channel.established and record.direction == "inbound":
             await tell(sock, channel, refusal.reason, seconds)
         raise
-    except trio.TooSlowError as error:
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s") from error
     finally:
         record.handshake_ms = (node.time() - began) * 1000
         record.connection_id = channel.connection_id
@@ -60,3 +69,25 @@ async def establish(
         raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
     record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed
     return VerifiedPeer(channel.svid, channel.path, channel.anchor)
+
+
+async def _shake_hands(
+    node: Node, sock: socket.socket, channel: TlsChannel, seconds: float, stranger: Stranger | None
+) -> None:
+    """The handshake within its deadline. Raises :class:`Refused`."""
+    address = None if stranger is None else stranger.address
+    longest = seconds if stranger is None else seconds * (1 + SPREAD * random.random())  # noqa: S311 (no secret)
+
+    def greeted() -> None:
+        if stranger is not None:
+            node.room.known(stranger)
+
+    try:
+        with trio.fail_after(longest):
+            await shake_hands(sock, channel, node.gate, address, greeted)
+    except (Refused, trio.TooSlowError) as error:
+        if address is not None:
+            await node.gate.turn(f"end {address}")
+        if isinstance(error, Refused):
+            raise
+        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s") from error

@@ -10,6 +10,11 @@ end of the drain, or ended by a bug. No exception of a connection leaves its tas
 ``sock``: handlers never close it, and after a refusal it is still open, so that an alert or verdict can reach the peer
 before the close.
 
+Strangers. An inbound connection is a stranger from its accept until :meth:`Node.admit`, after its peer was judged; one that
+is refused stays a stranger until its socket is closed. If the room for strangers is full, one is displaced: its socket is
+reset at once. Judged peers and our own app's connections need a place each (``limits.connections``), and no stranger has
+one.
+
 A configured listener is one :class:`Listener` for each address of its host.
 
 Drain. ``stop`` ends accepting and closes the listeners. Connections then have the drain time to finish; after it they are
@@ -131,13 +136,28 @@ class Server:
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
         log, service = self.node.log, self.node.config.service
         faults = ReportOnce[str](lambda event, fault: log.warning(event, service=service, message=fault))
+        room = self.node.room
         await listener.accept(
             lambda open_socket: accept_all(
                 open_socket,
-                lambda sock: connections.start_soon(self._connection, listener, sock),
+                lambda sock: connections.start_soon(self._connection, listener, sock, self._enter(listener, sock)),
                 lambda fault: faults.report("accept_paused", fault),
+                room.cut_one,
+                room if listener.direction == "inbound" else None,
             )
         )
+
+    def _enter(self, listener: Listener, sock: socket.socket) -> Live:
+        """Counts an accepted socket."""
+        live = Live()
+
+        def displace() -> None:
+            live.cut(Reason.OVERLOADED)  # first, so that no task waits for a socket that is closed
+            sockets.hard_close(sock)
+
+        if listener.direction == "inbound":
+            live.stranger = self.node.room.enter(sock, displace)
+        return live
 
     async def _look_after_devices(self) -> None:
         """Has listeners follow the network interface that they are bound to."""
@@ -158,37 +178,41 @@ class Server:
                 if not faults.report(listener, listener.fault) and anew:
                     heard_again(listener)
 
-    async def _connection(self, listener: Listener, sock: socket.socket) -> None:
+    async def _connection(self, listener: Listener, sock: socket.socket, live: Live) -> None:
         """One accepted socket, until it is closed. Raises nothing but cancellation."""
         try:
-            refused = await self._serve_and_record(listener, sock)
+            refused = await self._serve_and_record(listener, sock, live)
             if refused and listener.direction == "inbound":
-                await sockets.linger(sock)  # so that the alert or the verdict is not lost
+                live.scope = trio.CancelScope()
+                with live.scope:
+                    await sockets.linger(sock)  # so that the alert or the verdict is not lost
         finally:
             # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)
+            self.node.registry.give_back(live)
+            if live.stranger is not None:
+                self.node.room.leave(live.stranger)
 
-    async def _serve_and_record(self, listener: Listener, sock: socket.socket) -> bool:
+    async def _serve_and_record(self, listener: Listener, sock: socket.socket, live: Live) -> bool:
         """Serves the connection and reports it once, however it ends. Returns whether it was refused."""
         node = self.node
         record = ConnectionRecord(
             listener.direction, node.config.service, listener.port, started=node.time(), upstream=listener.upstream
         )
         try:
-            with node.registry.enter() as live:
+            with node.registry.enter(live):
                 _record_caller(sock, record)
-                if len(node.registry) > (limit := node.config.limits.connections):
-                    raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections")
+                if listener.direction == "outbound":
+                    node.admit(live)
                 ends = await listener.handler(sock, record, live)
                 await ends.close()
-            if live.reason is not None:
-                record.end(
-                    live.reason,
-                    f"cut: {live.admission} is no longer allowed or trusted" if live.admission else None,
-                )
+            _record_cut(live, record)
         except Refused as refusal:
-            record.refuse(refusal)
-            return True
+            if live.was_displaced:  # the refusal reports its closed socket, which is the consequence
+                _record_cut(live, record)
+            else:
+                record.refuse(refusal)
+                return True
         except trio.Cancelled:
             record.end(Reason.DRAINED, "cut at the end of the drain time")
             raise
@@ -205,6 +229,15 @@ class Server:
         if not (folded := self._summaries.fold(record)):
             node.log.connection(line)
         node.metrics.add(record, f"{node.clock():%FT%TZ}", folded=folded)
+
+
+def _record_cut(live: Live, record: ConnectionRecord) -> None:
+    """Records that this sidecar has cut a connection, if it has."""
+    if live.was_displaced:
+        detail = "cut a connection whose peer had not proved an identity yet, to make room: too many of these are open"
+        record.refuse(Refused(Reason.OVERLOADED, detail))
+    elif live.reason is not None:
+        record.end(live.reason, f"cut: {live.admission} is no longer allowed or trusted" if live.admission else None)
 
 
 def _record_caller(sock: socket.socket, record: ConnectionRecord) -> None:

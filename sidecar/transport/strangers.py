@@ -52,6 +52,11 @@ class Stranger:
         self._address, self._cut, self._since, self._stage = address, cut, now, _Stage.SILENT
 
     @property
+    def address(self) -> str:
+        """What counts as its address, see :func:`address_key`."""
+        return self._address.key
+
+    @property
     def is_cut(self) -> bool:
         """Whether it was cut to make room."""
         return self._stage is _Stage.CUT

@@ -11,6 +11,7 @@ from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Timeouts
+from sidecar.proxy.peer import SPREAD
 from sidecar.transport import sockets
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
 from tests.attacks.stage import STOLEN, assert_reset, attacked_call, attacked_port
@@ -135,7 +136,7 @@ async def test_silence_at_a_port(mock_clock: MockClock) -> None:
             mock_clock.jump(4.9)
             await wait_all_tasks_blocked(0.01)
             assert not port.sidecar.log.connections
-            mock_clock.jump(0.2)
+            mock_clock.jump(0.2 + SHORT.handshake * SPREAD)
             await port.refused("handshake_timeout")
             assert await sockets.receive(sock, 10) == b""
 
@@ -149,7 +150,7 @@ async def test_a_hello_of_a_byte_a_second(mock_clock: MockClock) -> None:
                 caller.tls.do_handshake()
             hello = caller.tls.bio_read(65536)
             await until_accepted(port.sidecar)
-            for at in range(6):
+            for at in range(7):
                 with contextlib.suppress(OSError):
                     await sockets.send_all(caller.sock, hello[at : at + 1])
                 await wait_all_tasks_blocked(0.01)

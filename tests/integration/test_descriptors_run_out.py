@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,11 +14,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
-from sidecar.observe.folding import LINES
 from sidecar.transport import sockets
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS
 from tests.beds.mesh import connect, mesh_bed, receive_all
-from tests.beds.processes import SIDECAR, Shop, SidecarProcess, running
+from tests.beds.processes import SIDECAR, Running, Shop, SidecarProcess, running
 
 
 async def echoed(entry: Address) -> None:
@@ -71,26 +71,34 @@ async def test_a_caller_that_gave_up_in_the_backlog_is_no_reason_to_rest(monkeyp
         assert not web.log.events("accept_paused")
 
 
-async def test_a_process_at_its_limit_recovers(shop: Shop) -> None:
-    """A real one: 40 descriptors, 60 callers that stay; when they leave, it serves."""
+@asynccontextmanager
+async def crowded(shop: Shop, descriptors: int) -> AsyncIterator[tuple[Address, Running, Address]]:
+    """A real api with so few descriptors, and web, which calls it: api's port, api's process, and where web's app calls."""
     async with mesh_bed() as bed:
         app = await bed.app()
         file = shop.wiring("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app.address}"}}]\n')
-        limited = ("sh", "-c", 'ulimit -n 40; exec "$@"', "sh")
+        limited = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
         async with running(*limited, *SIDECAR, "run", file) as program:
             api = SidecarProcess(program, await program.event("started"))
-            with ExitStack() as stack:
-                for _ in range(60):
-                    stack.enter_context(await connect(Address(*api.address("http"))))
-                await program.event("accept_paused")
-            await program.event("connection", LINES, reason="probe")
             entry = f'outbound: [{{to: "api:http", listen: "127.0.0.1:0", peers: ["{api.at("http")}"]}}]\n'
             async with running(*SIDECAR, "run", shop.wiring("web", entry)) as other:
                 web = SidecarProcess(other, await other.event("started"))
-                await echoed(Address(*web.address("api:http")))
-            await program.event("connection", reason="ok")
-            program.signal(signal.SIGTERM)
-            assert await program.ended() == 0
-            assert program.errors == ""
-            (folded,) = program.events("connection_summary")
-            assert len(program.connections) + folded["count"] == 61
+                yield Address(*api.address("http")), program, Address(*web.address("api:http"))
+                program.signal(signal.SIGTERM)
+                assert await program.ended() == 0
+                assert program.errors == ""
+
+
+async def test_a_process_at_its_limit_serves_peers_while_strangers_stay(shop: Shop) -> None:
+    """A real one: 128 descriptors, and 200 strangers who never say anything. Twelve honest calls at once succeed."""
+    async with crowded(shop, 128) as (port, api, entry):
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(await connect(port))
+            async with trio.open_nursery() as nursery:
+                for _ in range(12):
+                    nursery.start_soon(echoed, entry)
+            await api.event("connection", 12, reason="ok")
+        assert not api.events("accept_paused")
+    folded = sum(one["count"] for one in api.events("connection_summary"))
+    assert len(api.connections) + folded == 212  # each socket is in the log, or in a summary
