@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 from OpenSSL import SSL
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.config.sidecar_yaml import Timeouts
+from sidecar.config.sidecar_yaml import Limits, Timeouts
+from sidecar.documents.address import Address
 from sidecar.proxy.peer import SPREAD
 from sidecar.transport import sockets
+from sidecar.transport.strangers import SAFE_SECONDS
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
-from tests.attacks.stage import STOLEN, assert_reset, attacked_call, attacked_port
-from tests.beds.mesh import Foreigner, RunningSidecar, connect
+from tests.attacks.stage import HONEST, STOLEN, WEB, Port, assert_reset, attacked_call, attacked_port
+from tests.beds.mesh import Foreigner, RunningSidecar, connect, inbound, mesh_bed, outbound, receive_all
 
 SECRET = "hunter2"
 PLAIN = {
@@ -186,5 +191,207 @@ async def test_silence_in_the_place_of_a_service(stage: str, mock_clock: MockClo
 async def until_accepted(sidecar: RunningSidecar) -> None:
     """Until the sidecar waits for the stranger's first byte."""
     while not len(sidecar.node.registry):
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked(0.01)
+
+
+# -- those who are many ------------------------------------------------------------------------------------------------
+
+
+async def begin(port: Port, source: str = "127.0.0.1") -> socket.socket:
+    """A stranger of this address who says nothing."""
+    sock = socket.socket()
+    sock.bind((source, 0))
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.connect((port.address.host, port.address.port))
+    await trio.lowlevel.wait_writable(sock)
+    return sock
+
+
+async def greet(sock: socket.socket) -> None:
+    """Sends a ClientHello, and waits for the answer to it."""
+    foreigner = Foreigner(sock, None)
+    with contextlib.suppress(SSL.WantReadError):
+        foreigner.tls.do_handshake()
+    await foreigner.flush()
+    await trio.lowlevel.wait_readable(sock)
+
+
+@asynccontextmanager
+async def full_room(limit: int, mock_clock: MockClock, **options: Any) -> AsyncIterator[Port]:
+    """A port with room for so few strangers, on a clock that stands still."""
+    async with attacked_port(**options) as port:
+        port.sidecar.node.room.strangers.limit = limit
+        yield port
+
+
+async def test_idle_strangers_take_no_place_of_peers_and_of_own_calls() -> None:
+    """As many as all places together: the sidecar's peers and its own app do not notice."""
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        db = await bed.sidecar("db", inbound=[inbound("5432", app.address)])
+        api = await bed.sidecar(
+            "api",
+            inbound=[inbound("http", app.address)],
+            outbound=[outbound("db", "5432", db.address("5432"))],
+            limits=Limits(connections=70),
+        )
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", api.address("http"))])
+        with contextlib.ExitStack() as held:
+            for _ in range(70):
+                held.enter_context(await connect(api.address("http")))
+            while len(api.node.room.strangers) < 70:
+                await trio.lowlevel.checkpoint()
+            for entry in (api.address("db:5432", "outbound"), web.address("api:http", "outbound")):
+                for _ in range(3):
+                    await answered(entry)
+            assert api.node.registry.places == 0
+        await api.log.connection(6)
+
+
+async def answered(entry: Address) -> None:
+    with await connect(entry) as client:
+        await sockets.send_all(client, HONEST)
+        client.shutdown(socket.SHUT_WR)
+        assert await receive_all(client) == HONEST
+
+
+async def test_a_stranger_makes_room_by_a_bare_reset_and_is_logged_as_overloaded(mock_clock: MockClock) -> None:
+    async with full_room(2, mock_clock) as port:
+        with await begin(port) as first, await begin(port) as second:
+            await until_held(port, 2)
+            mock_clock.jump(SAFE_SECONDS)
+            port.lines += 1
+            await port.honest()
+            await assert_reset(first)
+            (line,) = [one for one in port.sidecar.log.connections if one["reason"] == "overloaded"]
+            assert (line["decision"], line["peer_id"], line["peer_address"]) == (
+                "deny",
+                None,
+                sockets.text(address_of(first)),
+            )
+            assert second.fileno() > 0
+            assert len(port.sidecar.node.room.strangers) == 1
+
+
+async def test_the_twin_before_a_second_has_passed_a_newcomer_waits(mock_clock: MockClock) -> None:
+    async with full_room(2, mock_clock) as port:
+        with await begin(port), await begin(port), await begin(port) as third:
+            await until_held(port, 2)
+            mock_clock.jump(SAFE_SECONDS * 0.99)
+            await wait_all_tasks_blocked(0.01)
+            assert not port.sidecar.log.connections
+            await sockets.send_all(third, b"GET / HTTP/1.1")
+            await wait_all_tasks_blocked(0.01)
+            assert not port.sidecar.log.connections
+            mock_clock.jump(SAFE_SECONDS)
+            await port.sidecar.log.connection(2)
+            assert {one["reason"] for one in port.sidecar.log.connections} == {"overloaded", "plaintext_refused"}
+
+
+async def test_an_address_that_floods_displaces_itself(mock_clock: MockClock) -> None:
+    """A caller of another address keeps its place, though it is older and as silent."""
+    async with full_room(4, mock_clock) as port:
+        with await begin(port, "127.0.0.2") as other, contextlib.ExitStack() as held:
+            await until_held(port, 1)
+            mock_clock.jump(SAFE_SECONDS)
+            flood = [held.enter_context(await begin(port)) for _ in range(3)]
+            await until_held(port, 4)
+            mock_clock.jump(SAFE_SECONDS)
+            held.enter_context(await begin(port))
+            await assert_reset(flood[0])
+            caller = Foreigner(other, port.bed.authority.leaf("web"))
+            await caller.handshake()
+            assert await caller.verdict() == "ok"
+
+
+async def test_those_without_a_complete_hello_go_first(mock_clock: MockClock) -> None:
+    async with full_room(3, mock_clock) as port:
+        with await begin(port) as greeted, await begin(port) as silent, await begin(port) as half:
+            await greet(greeted)
+            await sockets.send_all(half, b"\x16\x03\x01\x02")
+            await until_held(port, 3)
+            mock_clock.jump(SAFE_SECONDS)
+            with await begin(port), await begin(port):
+                await assert_reset(silent)
+                await assert_reset(half)
+                await wait_all_tasks_blocked(0.01)
+                assert {line["reason"] for line in port.sidecar.log.connections} == {"overloaded"}
+                assert len(port.sidecar.log.connections) == 2
+                mock_clock.jump(SAFE_SECONDS)
+                assert greeted.fileno() > 0
+
+
+async def test_who_was_judged_is_never_displaced(mock_clock: MockClock) -> None:
+    async with full_room(1, mock_clock) as port:
+        callers = []
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                caller = await port.foreigner(port.bed.authority.leaf("web"))
+                held.enter_context(caller.sock)
+                await caller.handshake()
+                assert await caller.verdict() == "ok"
+                callers.append(caller)
+            for _ in range(3):
+                held.enter_context(await begin(port))
+                await wait_all_tasks_blocked(0.01)
+                mock_clock.jump(SAFE_SECONDS)
+            await port.sidecar.log.connection(2)
+            for caller in callers:
+                await caller.send(HONEST)
+                assert await caller.receive() == HONEST
+            assert {line["reason"] for line in port.sidecar.log.connections} == {"overloaded"}
+
+
+async def test_a_refused_peer_stays_a_stranger_until_its_socket_is_closed(mock_clock: MockClock) -> None:
+    """So sockets of refused callers do not pile up: there is no more room for them than for others."""
+    async with full_room(1, mock_clock) as port:
+        with await begin(port) as first:
+            await sockets.send_all(first, b"GET / HTTP/1.1")
+            await port.sidecar.log.connection()
+            assert len(port.sidecar.node.room.strangers) == 1
+            with await begin(port) as second:
+                await sockets.send_all(second, b"GET / HTTP/1.1")
+                await wait_all_tasks_blocked(0.01)
+                assert len(port.sidecar.log.connections) == 1
+                mock_clock.jump(SAFE_SECONDS)
+                await port.sidecar.log.connection(2)
+
+
+async def test_a_judged_peer_hears_overloaded_and_its_sidecar_says_so() -> None:
+    """And asks another of the service's sidecars, which has a place."""
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        full, free = [
+            await bed.sidecar("api", inbound=[inbound("http", app.address)], limits=Limits(connections=places))
+            for places in (1, 10)
+        ]
+        alone = await bed.sidecar("web", outbound=[outbound("api", "http", full.address("http"))])
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", full.address("http"), free.address("http"))])
+        with await connect(alone.address("api:http", "outbound")) as client:
+            await sockets.send_all(client, HONEST)
+            assert await sockets.receive(client, 65536) == HONEST
+            with await connect(alone.address("api:http", "outbound")) as second:
+                await assert_reset(second)
+            line = await alone.log.connection()
+            assert (line["reason"], line["peer_reason"]) == ("peer_refused", "overloaded")
+            line = await full.log.connection()
+            assert (line["reason"], line["decision"], line["peer_id"]) == ("overloaded", "deny", WEB)
+            for _ in range(4):
+                await answered(web.address("api:http", "outbound"))
+        assert [line["reason"] for line in web.log.connections] == ["ok"] * 4
+        await full.log.until(lambda: "ok" in [line["reason"] for line in full.log.connections])
+        assert full.node.registry.places == 0
+
+
+def address_of(sock: socket.socket) -> tuple[str, int]:
+    host, port = sock.getsockname()
+    return host, port
+
+
+async def until_held(port: Port, number: int) -> None:
+    """Until so many strangers are held, and their tasks wait."""
+    while len(port.sidecar.node.room.strangers) < number:
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked(0.01)

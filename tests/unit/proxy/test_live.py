@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.identity.reasons import Reason
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.proxy.live import CUT_A_TICK, JUDGED_A_TICK, Admission, Live, Registry
 from tests.beds.certificates import Authority
@@ -153,3 +153,29 @@ async def test_one_that_ends_while_others_are_judged_is_no_trouble() -> None:
 
 def test_a_claim_reads_as_who_calls_whom() -> None:
     assert str(CLAIM) == "spiffe://shop.internal/web -> api:http"
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_place_is_taken_once_all_are_taken_it_is_refused_and_one_given_back_is_free() -> None:
+    registry, lives = Registry(), [Live() for _ in range(3)]
+    for live in lives[:2]:
+        registry.take_place(live, 2)
+    with pytest.raises(Refused) as refused:
+        registry.take_place(lives[2], 2)
+    assert refused.value.reason is Reason.OVERLOADED
+    assert "2 connections" in refused.value.detail
+    registry.give_back(lives[2])
+    assert registry.places == 2
+    for _ in range(2):
+        registry.give_back(lives[0])
+    registry.take_place(lives[2], 2)
+    assert registry.places == 2
+
+
+def test_who_is_cut_to_make_room_was_displaced_and_who_is_cut_for_another_reason_was_not() -> None:
+    displaced, revoked = Live(), Live()
+    displaced.cut(Reason.OVERLOADED)
+    revoked.cut(Reason.REVOKED)
+    assert (displaced.was_displaced, revoked.was_displaced, Live().was_displaced) == (True, False, False)
