@@ -433,6 +433,7 @@ async def test_sighup_reloads_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     sink = LogSink()
     monkeypatch.setattr(run_module, "Log", lambda style: Log(sink, style))
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 1e6)  # nobody looks
     files = Live(tmp_path, "api", Authority().leaf("api"), "log_format: json\n")
     files.server.close()

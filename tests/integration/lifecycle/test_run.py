@@ -91,10 +91,24 @@ class Console:
         await self.sink.until(lambda: bool(self.sink.events(name)))
 
 
+async def test_too_few_descriptors_are_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin is every other test here: with enough of them there is no warning."""
+    monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 128)
+    console = Console(monkeypatch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, wiring(tmp_path), {})
+        await console.event("started")
+        nursery.cancel_scope.cancel()
+    (warning,) = console.sink.events("warning")
+    assert "128 file descriptors" in warning["message"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(monkeypatch)
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     handler = signal.getsignal(number)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, wiring(tmp_path), {})
@@ -177,6 +191,7 @@ async def test_and_the_program_ends_with_0(tmp_path: Path) -> None:
 async def test_a_restart_needs_no_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(monkeypatch)
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     root, until = enrol_by_hand(tmp_path)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -211,6 +226,7 @@ async def test_what_is_wrong_with_the_rest_gives_state_dir_back(
 async def test_the_admin_port_is_served_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(monkeypatch)
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     config = replace(wiring(tmp_path), admin=Admin(Address("127.0.0.1", 0)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, config, {})
@@ -225,6 +241,7 @@ async def test_the_admin_port_is_served_and_told(tmp_path: Path, monkeypatch: py
 
 def test_an_admin_port_that_is_taken_is_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     wiring(tmp_path)
     file = tmp_path / "sidecar.yaml"
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -268,6 +285,7 @@ async def test_a_sidecar_with_a_ca_enrols_serves_renews_and_drains(
 ) -> None:
     console = Console(monkeypatch)
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
+    monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     async with ca_bed(tmp_path, mock_clock, monkeypatch) as bed:
         monkeypatch.setattr(run_module, "utc_now", bed.time)
         async with trio.open_nursery() as nursery:
