@@ -35,7 +35,8 @@ from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.relay.relay import Relay
 from sidecar.transport.gate import Gate
-from sidecar.transport.tls import KeyPair, make_buffer
+from sidecar.transport.tls import KeyPair
+from sidecar.transport.tls_data import make_buffer
 
 DRAIN_SECONDS = 0.5
 """Short, so that Ctrl-C ends the mesh within a second."""

@@ -23,7 +23,8 @@ from sidecar.relay.relay import Relay
 from sidecar.transport.accepting import Room
 from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
-from sidecar.transport.tls import Context, make_buffer
+from sidecar.transport.tls import Context
+from sidecar.transport.tls_data import make_buffer
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,12 @@ from enum import Enum, IntEnum
 from typing import Any, Protocol
 
 MAX_SILENT_CIPHERTEXT = 64 * 1024
-"""Bytes of ciphertext without any data (a flood of KeyUpdates) that a peer may send before it is cut."""
+"""Bytes of ciphertext without any data (empty records, KeyUpdates) that a peer may send before it is cut."""
+
+MAX_DATALESS_RECORDS = 1000
+DATA_PER_DATALESS_RECORD = 16
+"""How many records without data (KeyUpdates, session tickets) a peer may send in advance, and the bytes of data that earn it
+one more. A peer needs one KeyUpdate in 2**24 full records (RFC 8446 5.5); each costs us as much as 20 KiB of data."""
 
 MAX_PENDING_CIPHERTEXT = 256 * 1024
 """Bytes. While more ciphertext than this waits for a peer that does not read, nothing is read from that peer either:
@@ -72,11 +77,18 @@ class Channel(Protocol):
     """An authenticated stream over memory: :class:`sidecar.transport.tls.TlsChannel`, or a test's stand-in.
 
     ``read`` returns the number of bytes, 0 when the next record is incomplete, -1 at the peer's close_notify. It raises
-    :class:`ChannelError`. ``ended``: whether an end or a fault follows the bytes that the last ``read`` returned.
+    :class:`ChannelError`. ``unread``: whether the next ``read`` may return more without being fed, since the last one met an
+    end, records without data, or too many records to decrypt at once. ``ended``: whether it was an end, or a fault.
+    ``dataless``: how many records without data have come with other records behind them. ``rest`` gives back memory that is
+    not needed until more bytes come.
     """
 
     @property
+    def unread(self) -> bool: ...
+    @property
     def ended(self) -> bool: ...
+    @property
+    def dataless(self) -> int: ...
 
     def feed(self, buffer: Buffer, size: int, /) -> None: ...
     def read(self, buffer: Buffer, /) -> int: ...
@@ -84,6 +96,7 @@ class Channel(Protocol):
     def close(self) -> None: ...
     def pending(self) -> int: ...
     def take(self, buffer: Buffer, /) -> int: ...
+    def rest(self) -> None: ...
 
 
 class Op(IntEnum):
@@ -96,6 +109,8 @@ class Op(IntEnum):
     SEND_NET = 4
     SHUT_APP = 5
     END = 6
+    MORE = 7
+    """Go on decrypting what was received: :meth:`Duplex.more`. Other connections may have their turn before."""
 
 
 class How(Enum):
@@ -120,7 +135,7 @@ class Ending:
     alert: str | None = None
 
 
-_WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END = Op
+_WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
 _NOTHING = memoryview(b"")
 
 
@@ -141,10 +156,14 @@ class Duplex:
         "_buffers",
         "_channel",
         "_data_out",
+        "_dataless",
+        "_dataless_debt",
+        "_dataless_paid",
         "_lost",
         "_more",
         "_net_left",
         "_net_out",
+        "_paused",
         "_peer_done",
         "_silent",
         "_take",
@@ -176,8 +195,12 @@ class Duplex:
         self._lost = False  # the peer stopped taking bytes while data was unsent
         # From the peer to the app:
         self._more = True  # the channel may hold data, or an end
+        self._paused = False  # it holds more than is decrypted at once
         self._peer_done = False  # its close_notify has arrived
         self._silent = 0  # bytes of ciphertext since the last data
+        self._dataless = 0  # the channel's records without data, as of the last look
+        self._dataless_debt = 0  # those of them that no data has paid for
+        self._dataless_paid = 0  # `to_app` as of the last look
         self._app_left = _NOTHING  # what the app's socket did not take
         self._app_out = True  # the app still takes bytes
         self._app_shut = False  # the FIN to the app was sent
@@ -206,6 +229,8 @@ class Duplex:
                 self.out = self._app_left
                 return _SEND_APP
         elif self._more and self._app_out and self.decided is None:
+            if self._paused:
+                return _MORE
             size = self._decrypt()
             if size:
                 self.out = self._buffers.plain_out.view[:size]
@@ -232,22 +257,41 @@ class Duplex:
         """Decrypts into ``plain_out`` and returns the number of bytes; 0 also at an end or a fault, which it records."""
         buffer = self._buffers.plain_out
         self._more, self._take = False, True
+        channel = self._channel
         try:
-            size = self._channel.read(buffer)
+            size = channel.read(buffer)
         except ChannelError as error:
             self._end_broken(error)
             return 0
+        if channel.unread and size >= 0:
+            self._more = True
+            self._paused = not channel.ended
+            self._count_dataless()
         if size > 0:
             self._silent = 0
-            self._more = size == buffer.size or self._channel.ended
+            self._more = self._more or size == buffer.size
             return size
         if size < 0:
             self._peer_done = True
+        elif self._more:
+            pass  # data may follow
         elif self._silent > MAX_SILENT_CIPHERTEXT:
             self._end(
                 Ending(How.TRUNCATED, f"{self._silent} bytes of TLS records without any data: cut", reset_app=True)
             )
         return 0
+
+    def _count_dataless(self) -> None:
+        """Cuts a peer whose records without data are out of proportion to its data."""
+        if self._channel.dataless == self._dataless:
+            return
+        paid = (self.to_app - self._dataless_paid) // DATA_PER_DATALESS_RECORD
+        came = self._channel.dataless - self._dataless
+        self._dataless_debt = max(self._dataless_debt - paid, 0) + came
+        self._dataless, self._dataless_paid = self._channel.dataless, self.to_app
+        if self._dataless_debt > MAX_DATALESS_RECORDS:
+            detail = f"{self._dataless_debt} TLS records without data (KeyUpdates) with too little data among them: cut"
+            self._end(Ending(How.TRUNCATED, detail, reset_app=True))
 
     def _next_end(self) -> Op | None:
         """The operation that passes an end on; None while something must go out first, or the connection continues."""
@@ -280,6 +324,11 @@ class Duplex:
             self.decided = ending
 
     # -- outcomes ------------------------------------------------------------------------------------------------------
+
+    def more(self) -> Op:
+        """It has its turn to decrypt more."""
+        self._paused = False
+        return self.next()
 
     def received_net(self, size: int) -> Op:
         """``size`` bytes of ciphertext are in ``cipher_in``; 0 is a FIN."""
@@ -363,6 +412,11 @@ class Duplex:
             self._app_clean = after_fin
             self._lose_app()
         return self.next()
+
+    def rest(self) -> None:
+        """Gives back memory: the connection is idle."""
+        self.out = _NOTHING
+        self._channel.rest()
 
     def peer_gone(self) -> None:
         """The peer's connection is dead in both directions. A stream that ended is not read, so only this reports it."""

@@ -8,8 +8,10 @@ connection, which owns the sockets. The invariants:
 * A *pass* handles the ready sockets and never awaits. So no socket is closed, and no descriptor number reused, while events
   that name it are being handled.
 * An event only sets readiness and puts its link on the run queue. So no edge is lost when a pass ends early.
-* A pass lasts about :data:`PASS_SECONDS`, and a link moves about :data:`PUMP_BYTES` at a time, then goes to the end of the
-  queue. trio's other tasks (handshakes, timers, the control plane) run between two passes.
+* A pass lasts about :data:`PASS_SECONDS`. trio's other tasks (handshakes, timers, the control plane) run between two passes.
+* A link moves about :data:`PUMP_BYTES`, or works about :data:`PUMP_SECONDS`, at a time. If it has more to do, it waits in a
+  queue of its own: one of that queue has a turn after at most :data:`ROUND` links that have news. So a link with little to
+  do waits for one that has much, not for all of them, and neither kind starves the other.
 * An exception while a link's bytes are moved ends that link only, and is raised by its own :meth:`Relay.carry`.
 * A cancelled ``carry`` takes its sockets out of the set before it returns. Its caller closes them.
 """
@@ -30,12 +32,18 @@ from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE, Poller, make
 
 PASS_SECONDS = 0.002
 PUMP_BYTES = 512 * 1024
+PUMP_SECONDS = 0.001
+ROUND = 32
 READ_BYTES = 128 * 1024
 SWEEP_SECONDS = 1.0
+REST_SECONDS = 1.0
+REST_BYTES = 16 * 1024
+"""A connection that is idle for this long, and has moved so many bytes since it last was, gives back memory."""
+
 ENDING_SECONDS = 10.0
 """How long a connection whose end is decided waits for a side that does not read the last bytes."""
 
-_WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END = Op
+_WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
 
 
 class _Link:
@@ -55,6 +63,7 @@ class _Link:
         "net_fd",
         "outcome",
         "queued",
+        "rested",
     )
 
     def __init__(
@@ -67,6 +76,7 @@ class _Link:
         self.idle_timeout, self.expires_at = idle_timeout, expires_at
         self.active_at = trio.current_time()
         self.queued = False
+        self.rested = -REST_BYTES
         self.done = trio.Event()
         self.outcome: Ending | Reason | Exception | None = None
 
@@ -78,7 +88,10 @@ class Relay:
         """``make_buffer``: the buffers of the channels in use, which read and write them in place."""
         self._poller = poller or make_poller()
         self._links: dict[int, _Link] = {}
-        self._queue: deque[_Link] = deque()
+        self._queue: deque[_Link] = deque()  # links that have news
+        self._rest: deque[_Link] = deque()  # links that have used up their share, and have more to do
+        self._served = 0  # how many of the queue had a turn since the last of the rest
+        self._until = 0.0  # when a pump is to make room for the next
         self._now = 0.0
         self.buffers = Buffers(
             *(make_buffer(size) for size in (READ_BYTES, READ_BYTES, READ_BYTES, READ_BYTES + 16384))
@@ -120,7 +133,7 @@ class Relay:
             try:
                 while True:
                     self._run_pass()
-                    if self._queue:
+                    if self._queue or self._rest:
                         await trio.lowlevel.checkpoint()
                     else:
                         await trio.lowlevel.wait_readable(self._poller.fileno())
@@ -130,10 +143,10 @@ class Relay:
     # -- one pass ------------------------------------------------------------------------------------------------------
 
     def _run_pass(self) -> None:
-        """Handles the ready sockets and the run queue for about :data:`PASS_SECONDS`."""
+        """Handles the ready sockets and the run queues for about :data:`PASS_SECONDS`."""
         links, queue = self._links, self._queue
         self._now = trio.current_time()
-        until = perf_counter() + PASS_SECONDS
+        until = self._until = perf_counter() + PASS_SECONDS
         while True:
             for descriptor, what in self._poller.poll():
                 link = links.get(descriptor)
@@ -142,15 +155,31 @@ class Relay:
                     if not link.queued:
                         link.queued = True
                         queue.append(link)
-            if not queue:
+            if self._rest and (self._served >= ROUND or not queue):
+                self._serve_rest(until)
+                if not queue and perf_counter() > until:
+                    return
+            elif not queue:
                 return
-            for _ in range(len(queue)):
+            for served in range(len(queue)):
                 link = queue.popleft()
                 link.queued = False
                 if links.get(link.net_fd) is link:  # else it ended, or was cancelled, while it queued
                     self._pump(link)
                 if perf_counter() > until:
+                    self._served += served + 1
                     return
+            self._served = ROUND
+
+    def _serve_rest(self, until: float) -> None:
+        """Gives a turn to one link that has used up its share."""
+        self._served = 0
+        link = self._rest.popleft()
+        link.queued = False
+        if self._links.get(link.net_fd) is link:
+            self._until = perf_counter() + PUMP_SECONDS
+            self._pump(link)
+            self._until = until
 
     def _set_readiness(self, link: _Link, descriptor: int, what: int) -> None:
         duplex = link.duplex
@@ -190,7 +219,7 @@ class Relay:
         while op is not _WAIT:
             try:
                 if op is _RECV_NET:
-                    if share <= 0:
+                    if share <= 0 or (share < PUMP_BYTES and perf_counter() > self._until):
                         break
                     size = net.recv_into(cipher_in)
                     share -= size
@@ -202,7 +231,7 @@ class Relay:
                 elif op is _SEND_APP:
                     op = duplex.sent_app(app.send(duplex.out))
                 elif op is _RECV_APP:
-                    if share <= 0:
+                    if share <= 0 or (share < PUMP_BYTES and perf_counter() > self._until):
                         break
                     size = app.recv_into(plain_in)
                     share -= size
@@ -215,6 +244,11 @@ class Relay:
                 elif op is _SHUT_APP:
                     app.shutdown(socket.SHUT_WR)
                     op = duplex.shut_app()
+                elif op is _MORE:
+                    if share < PUMP_BYTES and perf_counter() > self._until:
+                        break
+                    share -= 1  # a first step is always taken, however late it is
+                    op = duplex.more()
                 else:
                     self._finish(link, duplex.ending)
                     return
@@ -227,7 +261,7 @@ class Relay:
         else:
             return
         link.queued = True
-        self._queue.append(link)
+        self._rest.append(link)
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
@@ -262,3 +296,9 @@ class Relay:
                 self._finish(link, Reason.IDLE_TIMEOUT)
             elif link.duplex.decided is not None and idle >= ENDING_SECONDS:
                 self._finish(link, link.duplex.decided)
+            elif (
+                idle >= REST_SECONDS
+                and (moved := link.duplex.to_app + link.duplex.from_app) - link.rested >= REST_BYTES
+            ):
+                link.rested = moved
+                link.duplex.rest()

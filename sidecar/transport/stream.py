@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 
-from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT, ChannelError
+import trio
+
+from sidecar.relay.duplex import MAX_DATALESS_RECORDS, MAX_SILENT_CIPHERTEXT, ChannelError
 from sidecar.transport import sockets
 from sidecar.transport.tls import TlsChannel
 
@@ -36,6 +38,11 @@ async def read_data(sock: socket.socket, channel: TlsChannel, limit: int) -> byt
     """
     silent = 0
     while (data := channel.read_some(limit)) == b"":
+        if channel.dataless > MAX_DATALESS_RECORDS:
+            raise SilentStreamError(f"{channel.dataless} TLS records came without any data")
+        if channel.unread:
+            await trio.lowlevel.checkpoint()  # others have their turn
+            continue
         received = await sockets.receive(sock, _READ_BYTES)
         if not received:
             raise CutStreamError("the connection was cut: it ended without a TLS close_notify")

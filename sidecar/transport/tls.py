@@ -3,9 +3,7 @@
 How this works. A :class:`Context` is one immutable set of TLS settings: our certificate, our trust bundle, and the
 conditions on a peer. A reload builds a new one and swaps it, because an OpenSSL context may not change once a connection was
 made from it. A :class:`TlsChannel` is one connection's TLS state. It owns no socket: the socket's owner feeds it what was
-received and sends what it produces. During the handshake that is :meth:`TlsChannel.step`. Afterwards it is the calls of
-:class:`sidecar.relay.duplex.Channel`. They are the hot path, so they call the C library directly, with buffers that were
-allocated once.
+received and sends what it produces. During the handshake that is :meth:`TlsChannel.step`, afterwards ``tls_data``.
 
 The invariants:
 
@@ -34,17 +32,16 @@ from sidecar.identity.judge import ChainFault, Presented, VerifyParams, judge
 from sidecar.identity.keys import certificate_digest, der_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid, shown
-from sidecar.relay.duplex import Buffer, ChannelError
 from sidecar.transport.bindings import encode, encode_stack, take_error
 from sidecar.transport.bindings import ffi as _ffi
 from sidecar.transport.bindings import lib as _lib
-from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker, verify_error
+from sidecar.transport.tls_data import TlsData
+from sidecar.transport.tls_errors import ALERT_BASE, alert_refusal, chain_fault, talker, verify_error
 
 # Local names are faster on the hot path.
 _SSL_do_handshake = _lib.SSL_do_handshake
-_SSL_read, _SSL_write, _SSL_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
-_BIO_read, _BIO_write, _BIO_get_mem_data = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
-_WANT_READ, _ZERO_RETURN, _NULL = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN, _ffi.NULL
+_SSL_get_error = _lib.SSL_get_error
+_WANT_READ, _NULL = _lib.SSL_ERROR_WANT_READ, _ffi.NULL
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 """The kinds of key that an SVID may have. Our own keys are P-256."""
@@ -69,7 +66,6 @@ _VERIFY_DEPTH = 3
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
 _NO_CERTIFICATE = 199
 _VERSION_REASONS = frozenset({258, 266, 267, 292, 396})  # unsupported protocol, wrong version, version too low …
-_ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: 1000 + the number of the alert that the peer sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +138,7 @@ class Context:
         return channel
 
 
-class TlsChannel:
+class TlsChannel(TlsData):
     """One connection's TLS state over memory. Use :meth:`step` until it returns True, then the data calls, and :meth:`free`
     in a ``finally`` at the end.
 
@@ -154,8 +150,8 @@ class TlsChannel:
     """
 
     __slots__ = (
-        "_alpn", "_cipher_in", "_cipher_out", "_clock", "_connection", "_fault", "_first", "_params", "_problem",
-        "_received", "_ssl", "_start", "_unverified", "accepts", "anchor", "ended", "established", "leaf", "path", "svid",
+        "_alpn", "_clock", "_first", "_params", "_problem", "_received", "_unverified", "accepts", "anchor", "established",
+        "leaf", "path", "svid",
     )  # fmt: skip
 
     def __init__(
@@ -169,19 +165,14 @@ class TlsChannel:
         unverified: bool = False,
     ) -> None:
         connection: Any = SSL.Connection(context, None)
-        self._connection = connection
-        self._ssl = connection._ssl
-        self._cipher_in = connection._into_ssl
-        self._cipher_out = connection._from_ssl
+        super().__init__(connection)
         self._params = params
         self._alpn = alpn.encode()
         self._clock = clock
         self._problem: Exception | None = None
-        self._fault: ChannelError | None = None
         self._received = 0
         self._first = b""
-        self._start = _ffi.new("char **")
-        self.ended = self.established = False
+        self.established = False
         self.leaf: bytes | None = None
         self.svid: Svid | None = None
         self.path: tuple[bytes, ...] = ()
@@ -283,8 +274,8 @@ class TlsChannel:
             raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
         if code in _VERSION_REASONS:
             raise Refused(Reason.TLS_VERSION, f"met a peer that does not speak TLS 1.3 ({text})")
-        if code >= _ALERT_BASE:
-            raise alert_refusal(code - _ALERT_BASE)
+        if code >= ALERT_BASE:
+            raise alert_refusal(code - ALERT_BASE)
         raise Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {text}")
 
     # -- results of the handshake --------------------------------------------------------------------------------------
@@ -311,85 +302,6 @@ class TlsChannel:
         _lib.SSL_get_client_random(self._ssl, out, 32)
         random = bytes(_ffi.buffer(out))
         return hashlib.sha256(random).hexdigest()[:16] if any(random) else None
-
-    # -- data (sidecar.relay.duplex.Channel) ---------------------------------------------------------------------------
-
-    def feed(self, buffer: Buffer, size: int) -> None:
-        """Takes ``size`` bytes of received ciphertext from the buffer's start."""
-        _BIO_write(self._cipher_in, buffer.pointer, size)
-
-    def read(self, buffer: Buffer) -> int:
-        """Decrypts into the buffer as many records as are complete and fit. Returns the number of bytes; 0 when the next
-        record is incomplete, -1 at the peer's close_notify. Raises :class:`ChannelError`. After fewer bytes than fit,
-        ``ended`` is whether the next call returns an end or raises a fault."""
-        if self._fault is not None:
-            raise self._fault
-        ssl, pointer, filled, size = self._ssl, buffer.pointer, 0, buffer.size
-        while filled < size:
-            count = _SSL_read(ssl, pointer + filled, size - filled)
-            if count > 0:
-                filled += count
-                if _BIO_get_mem_data(self._cipher_in, self._start):
-                    continue
-                break  # drained: this look-up is cheaper than one more SSL_read
-            error = _SSL_get_error(ssl, count)
-            if error == _WANT_READ:
-                break
-            self.ended = True
-            if error == _ZERO_RETURN:
-                return filled or -1
-            self._fault = _channel_error()
-            if not filled:
-                raise self._fault
-            break
-        return filled
-
-    def write(self, buffer: Buffer, size: int) -> None:
-        """Encrypts ``size`` bytes from the buffer's start, always all of them: memory does not block. Raises
-        :class:`ChannelError`."""
-        if _SSL_write(self._ssl, buffer.pointer, size) != size:
-            raise _channel_error()
-
-    def close(self) -> None:
-        """Produces a close_notify: our direction ends, the peer's continues (RFC 8446 6.1)."""
-        if _lib.SSL_shutdown(self._ssl) < 0:
-            _lib.ERR_clear_error()  # the stream is broken already; `read` reports that
-
-    def pending(self) -> int:
-        """How many bytes of ciphertext wait to be sent."""
-        size: int = _BIO_get_mem_data(self._cipher_out, self._start)
-        return size
-
-    def take(self, buffer: Buffer) -> int:
-        """Moves waiting ciphertext into the buffer; returns the number of bytes."""
-        count: int = _BIO_read(self._cipher_out, buffer.pointer, buffer.size)
-        return max(count, 0)
-
-    # The same with `bytes`, for the few bytes of handshake and verdict.
-
-    def take_all(self) -> bytes:
-        """All ciphertext that waits to be sent."""
-        size = self.pending()
-        return bytes(self._connection.bio_read(size)) if size else b""
-
-    def read_some(self, limit: int) -> bytes | None:
-        """At most ``limit`` decrypted bytes; b"" when the next record is incomplete, None at close_notify. Raises
-        :class:`ChannelError`."""
-        buffer = make_buffer(limit)
-        count = self.read(buffer)
-        return None if count < 0 else bytes(buffer.view[:count])
-
-    def feed_bytes(self, data: bytes) -> None:
-        self._connection.bio_write(data)
-
-    def write_bytes(self, data: bytes) -> None:
-        self._connection.send(data)
-
-
-def make_buffer(size: int) -> Buffer:
-    """A buffer that the C library reads and writes in place."""
-    data = bytearray(size)
-    return Buffer(data, pointer=_ffi.from_buffer("char[]", data, require_writable=True) + 0)
 
 
 def verify_own_chain(keys: KeyPair) -> ChainFault | None:
@@ -480,14 +392,6 @@ def _fill(store: Any, roots: Sequence[x509.Certificate]) -> None:
 
 def _chain_fault(error: int, depth: int) -> ChainFault:
     return chain_fault(error, depth, _ffi.string(_lib.X509_verify_cert_error_string(error)).decode())
-
-
-def _channel_error() -> ChannelError:
-    code, text = take_error()
-    if code >= _ALERT_BASE:
-        alert = alert_name(code - _ALERT_BASE)
-        return ChannelError(f"the peer ended the connection with the TLS alert {alert}", alert=alert)
-    return ChannelError(f"a TLS record was refused: {text}")
 
 
 @lru_cache(maxsize=1024)

@@ -16,6 +16,7 @@ _CHAIN_REASONS = {
 }
 _VERIFY_ERRORS = {Reason.EXPIRED: 10, Reason.REVOKED: 23, Reason.UNKNOWN_CA: 20}
 """The opposite direction: the error that OpenSSL is given for a reason; it decides the alert for the peer (RFC 8446 6.2)."""
+ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: OpenSSL's reason for an alert of the peer's is 1000 + its number
 _REJECTED = 28  # X509_V_ERR_CERT_REJECTED: bad_certificate
 
 _ALERTS = {  # RFC 8446 6.2; as one of our reasons where one means the same

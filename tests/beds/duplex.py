@@ -65,7 +65,7 @@ class Connection:
     overhead = 3
 
     def make_channel(self) -> Channel:
-        return FakeChannel()
+        return FakeChannel(at_once=5)
 
     def encode(self, what: str, size: int) -> bytes:
         """What the peer puts on the wire."""
@@ -182,7 +182,7 @@ class Connection:
                 self.over = True
                 self.check_end()
                 break
-            if op in (Op.RECV_NET, Op.RECV_APP) and moved >= share:
+            if op in (Op.RECV_NET, Op.RECV_APP, Op.MORE) and moved >= share:
                 break
             op, size = self._step(op)
             moved += size
@@ -194,6 +194,8 @@ class Connection:
     def _step(self, op: Op) -> tuple[Op, int]:
         duplex, net, app = self.duplex, self.net, self.app
         try:
+            if op is Op.MORE:
+                return duplex.more(), 1
             if op is Op.SHUT_APP:
                 with suppress(OSError):
                     app.shutdown()
@@ -303,6 +305,7 @@ class Connection:
             assert ending.reset_app
             assert not app.shut
             cut = source.silence + self.record_size + self.overhead > core.MAX_SILENT_CIPHERTEXT
+            cut = cut or source.updates > core.MAX_DATALESS_RECORDS
             unsaid = (net.fin or net.dead) and not (self.tolerant and net.fin) and source.end is None
             assert source.end in ("fault", "alert") or unsaid or cut
             if app_alive:

@@ -33,7 +33,7 @@ from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.server import Server
 from sidecar.relay.poller import Poller
 from sidecar.relay.relay import Relay
-from sidecar.transport import sockets, tls
+from sidecar.transport import sockets, tls, tls_data
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.stream import SecureStream
 from tests.beds.certificates import Authority, Credential, key_pair
@@ -212,7 +212,7 @@ class MeshBed:
         credential = credential or self.authority.leaf(service)
         params = VerifyParams(self.mesh.trust_domain, max_leaf_ttl=self.mesh.max_leaf_ttl)
         snapshot = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), params))
-        node = Node(config, snapshot, Log(sink, "json"), clock, Relay(tls.make_buffer, poller))
+        node = Node(config, snapshot, Log(sink, "json"), clock, Relay(tls_data.make_buffer, poller))
         running = RunningSidecar(Server(node), sink)
         await self.nursery.start(self._serve, running)
         return running

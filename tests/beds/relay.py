@@ -67,7 +67,8 @@ def drain(sock: socket.socket) -> bytes:
 class Passthrough:
     """A channel whose ciphertext is the plaintext: for bulk. It knows no ends: those are the sockets' own."""
 
-    ended = False
+    ended = unread = False
+    dataless = 0
 
     def __init__(self) -> None:
         self._in, self._out = bytearray(), bytearray()
@@ -85,6 +86,8 @@ class Passthrough:
 
     def pending(self) -> int:
         return len(self._out)
+
+    def rest(self) -> None: ...
 
     def take(self, buffer: Buffer) -> int:
         return self._move(self._out, buffer)

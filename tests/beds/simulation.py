@@ -32,15 +32,17 @@ def records(data: bytes) -> bytes:
 
 
 class Parsed(NamedTuple):
-    """What a stream of records says: its data, how it ends (None: not yet), and the longest run without any data."""
+    """What a stream of records says: its data, how it ends (None: not yet), the longest run without any data, and how many
+    KeyUpdates there are."""
 
     data: bytes
     end: str | None
     silence: int
+    updates: int = 0
 
 
 def parse(stream: bytes) -> Parsed:
-    data, at, quiet, silence = b"", 0, 0, 0
+    data, at, quiet, silence, updates = b"", 0, 0, 0, 0
     while at + 3 <= len(stream):
         kind, size = stream[at], stream[at + 1]
         if at + 3 + size > len(stream):
@@ -49,13 +51,14 @@ def parse(stream: bytes) -> Parsed:
         at += 3 + size
         quiet = 0 if kind == DATA and size else quiet + 3 + size
         silence = max(silence, quiet)
+        updates += kind in (UPDATE, UPDATE_PLEASE)
         if check != (kind + sum(payload)) % 251 or kind not in (DATA, UPDATE, UPDATE_PLEASE, CLOSE, ALERT):
-            return Parsed(data, "fault", silence)
+            return Parsed(data, "fault", silence, updates)
         if kind == DATA:
             data += payload
         elif kind in (CLOSE, ALERT):
-            return Parsed(data, "close" if kind == CLOSE else "alert", silence)
-    return Parsed(data, None, silence)
+            return Parsed(data, "close" if kind == CLOSE else "alert", silence, updates)
+    return Parsed(data, None, silence, updates)
 
 
 def fake_buffers(*sizes: int) -> Buffers:
@@ -70,11 +73,13 @@ def scribble(buffers: Buffers) -> None:
 
 
 class FakeChannel:
-    """``sidecar.relay.duplex.Channel``: fails like OpenSSL, where a broken stream refuses writes as well as reads."""
+    """``sidecar.relay.duplex.Channel``: fails like OpenSSL, where a broken stream refuses writes as well as reads.
+    ``at_once``: the most records that it works off in one read."""
 
-    def __init__(self) -> None:
-        self.ended = False
-        self.most_held = 0
+    def __init__(self, at_once: int = 1_000_000) -> None:
+        self.ended = self.unread = False
+        self.dataless = self.most_held = 0
+        self._at_once = self._left = at_once
         self._cipher = b""
         self._plain = b""
         self._out = bytearray()
@@ -86,6 +91,13 @@ class FakeChannel:
         self.most_held = max(self.most_held, len(self._cipher) + len(self._plain))
 
     def read(self, buffer: Buffer) -> int:
+        self.unread, self._left = False, self._at_once
+        try:
+            return self._read(buffer)
+        finally:
+            self.unread = self.unread or self.ended
+
+    def _read(self, buffer: Buffer) -> int:
         filled = 0
         while filled < buffer.size:
             if self._plain or self._next_record():
@@ -104,6 +116,10 @@ class FakeChannel:
     def _next_record(self) -> bool:
         """Goes on to the next data; False if there is none yet, or none any more."""
         while not self.ended and len(self._cipher) >= 2 and len(self._cipher) >= 3 + self._cipher[1]:
+            if not self._left:
+                self.unread = True
+                break
+            self._left -= 1
             size = 3 + self._cipher[1]
             one, self._cipher = self._cipher[:size], self._cipher[size:]
             kind, payload = one[0], one[2:-1]
@@ -115,8 +131,12 @@ class FakeChannel:
             elif kind == DATA and payload:
                 self._plain = payload
                 return True
-            elif kind == UPDATE_PLEASE:
-                self._out += record(UPDATE)
+            elif kind in (UPDATE, UPDATE_PLEASE):
+                if self._cipher:
+                    self.dataless += 1
+                    self.unread = True
+                if kind == UPDATE_PLEASE:
+                    self._out += record(UPDATE)
             self._clean = kind == CLOSE
             self.ended = self._clean or self._fault is not None
         return False
@@ -132,6 +152,8 @@ class FakeChannel:
 
     def pending(self) -> int:
         return len(self._out)
+
+    def rest(self) -> None: ...
 
     def take(self, buffer: Buffer) -> int:
         size = min(buffer.size, len(self._out))

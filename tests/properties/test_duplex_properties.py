@@ -16,6 +16,7 @@ from tests.beds.simulation import RECORD, fake_buffers
 
 MAX_SILENT = 6 * RECORD
 MAX_PENDING = 4 * RECORD
+MAX_DATALESS = 25
 
 ENDS = ("fin", "close", "reset")
 actions = st.one_of(
@@ -48,6 +49,7 @@ def small_bounds() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "MAX_SILENT_CIPHERTEXT", MAX_SILENT)
         patch.setattr(core, "MAX_PENDING_CIPHERTEXT", MAX_PENDING)
+        patch.setattr(core, "MAX_DATALESS_RECORDS", MAX_DATALESS)
         yield
 
 

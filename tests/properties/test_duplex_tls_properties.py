@@ -15,7 +15,7 @@ from OpenSSL import SSL
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.relay.duplex import Buffers, Channel
-from sidecar.transport import tls
+from sidecar.transport import tls, tls_data
 from tests.attacks.records import ALERT, DATA, KeyLog, Writer
 from tests.beds.certificates import Authority
 from tests.beds.duplex import Connection
@@ -71,7 +71,7 @@ class TlsConnection(Connection):
             return b"".join(self._note("data", self._writer.record(DATA, piece), piece) for piece in pieces)
         if what in ("updates", "updates please"):
             please = what == "updates please"
-            return b"".join(self._note("", self._writer.key_update(wants_reply=please)) for _ in range(size))
+            return b"".join(self._note("update", self._writer.key_update(wants_reply=please)) for _ in range(size))
         if what == "empty":
             return self._note("", self._writer.record(DATA, b""))
         if what == "altered":
@@ -86,21 +86,22 @@ class TlsConnection(Connection):
         return record
 
     def from_peer(self, stream: bytearray) -> Parsed:
-        data, at, quiet, silence = b"", 0, 0, 0
+        data, at, quiet, silence, updates = b"", 0, 0, 0, 0
         for size, what, piece in self._written:
             at += size
             if at > len(stream):
                 break
             quiet = 0 if piece else quiet + size
             silence = max(silence, quiet)
+            updates += what == "update"
             data += piece
-            if what not in ("", "data"):
-                return Parsed(data, what, silence)
-        return Parsed(data, None, silence)
+            if what not in ("", "data", "update"):
+                return Parsed(data, what, silence, updates)
+        return Parsed(data, None, silence, updates)
 
     def to_peer(self) -> Parsed:
         fresh, self._fed = bytes(self.net.sent[self._fed :]), len(self.net.sent)
-        data, end, _ = self._there
+        data, end = self._there[:2]
         if fresh and end is None:
             self._reader.bio_write(fresh)
             try:
@@ -135,7 +136,7 @@ def test_two_tls_connections_that_share_their_buffers(
     both: list[dict[str, Any]],
     schedule: list[tuple[int, tuple[str, str, int], tuple[bool, int]]],
 ) -> None:
-    buffers = Buffers(*map(tls.make_buffer, buffer_sizes))
+    buffers = Buffers(*map(tls_data.make_buffer, buffer_sizes))
     connections = [TlsConnection(buffers, **one) for one in both]
     for number, (who, what, size), (tell, share) in schedule:
         connection = connections[number]

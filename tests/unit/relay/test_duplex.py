@@ -9,7 +9,16 @@ from itertools import pairwise
 
 import pytest
 
-from sidecar.relay.duplex import MAX_PENDING_CIPHERTEXT, MAX_SILENT_CIPHERTEXT, Duplex, Ending, How, Op
+from sidecar.relay.duplex import (
+    DATA_PER_DATALESS_RECORD,
+    MAX_DATALESS_RECORDS,
+    MAX_PENDING_CIPHERTEXT,
+    MAX_SILENT_CIPHERTEXT,
+    Duplex,
+    Ending,
+    How,
+    Op,
+)
 from tests.beds.simulation import (
     ALERT,
     CLOSE,
@@ -24,7 +33,7 @@ from tests.beds.simulation import (
     scribble,
 )
 
-WAIT, RECV_NET, SEND_APP, RECV_APP, SEND_NET, SHUT_APP, END = Op
+WAIT, RECV_NET, SEND_APP, RECV_APP, SEND_NET, SHUT_APP, END, MORE = Op
 CLOSE_NOTIFY = record(CLOSE)
 ALTERED = record(DATA, b"honest").replace(b"o", b"0")
 REFUSAL = record(ALERT, b"bad_certificate")
@@ -33,8 +42,8 @@ REFUSAL = record(ALERT, b"bad_certificate")
 class Line:
     """A Duplex over the fake channel, with what a shell would do in one call each."""
 
-    def __init__(self, *sizes: int, tolerant: bool = False) -> None:
-        self.channel = FakeChannel()
+    def __init__(self, *sizes: int, tolerant: bool = False, at_once: int = 1_000_000) -> None:
+        self.channel = FakeChannel(at_once)
         self.buffers = fake_buffers(*(sizes or (4096,)))
         self.duplex = Duplex(self.channel, self.buffers, tolerate_missing_close_notify=tolerant)
 
@@ -60,6 +69,10 @@ class Line:
         """Neither socket has anything to read for now."""
         self.duplex.app_r = self.duplex.net_r = False
         return self.duplex.next()
+
+    @property
+    def ending_or_none(self) -> Ending | None:
+        return self.duplex.ending
 
     @property
     def ending(self) -> Ending:
@@ -190,12 +203,14 @@ def test_a_peer_that_asks_for_replies_and_does_not_read_them_is_not_read_any_mor
     line = Line(2 * MAX_PENDING_CIPHERTEXT)
     line.read(b"stuck")
     assert line.duplex.blocked(SEND_NET) is RECV_NET
-    asks = record(UPDATE_PLEASE) * (MAX_SILENT_CIPHERTEXT // 3)
+    asks = record(UPDATE_PLEASE) * (MAX_DATALESS_RECORDS // 2)
+    earned = records(b"!" * DATA_PER_DATALESS_RECORD * MAX_DATALESS_RECORDS)
     while line.channel.pending() <= MAX_PENDING_CIPHERTEXT:
         assert line.duplex.next() is RECV_NET, "under the cap it is read"
-        line.hear(asks + record(DATA, b"!"))
+        line.hear(asks + earned)
         line.duplex.app_r = False
-        line.to_app()
+        if line.to_app() is MORE:
+            line.duplex.more()
     assert line.channel.pending() <= MAX_PENDING_CIPHERTEXT + len(asks)
     assert line.duplex.next() is WAIT, "over the cap it is not"
     line.duplex.net_w = True
@@ -209,9 +224,9 @@ def test_a_peer_that_asks_for_replies_and_does_not_read_them_is_not_read_any_mor
 
 def test_a_flood_of_records_without_data_is_cut() -> None:
     line = Line(MAX_SILENT_CIPHERTEXT + 3)
-    flood = record(UPDATE) * (MAX_SILENT_CIPHERTEXT // 3)
+    flood = record(DATA) * (MAX_SILENT_CIPHERTEXT // 3)
     assert line.hear(flood) is RECV_APP
-    assert line.hear(record(UPDATE)) is END
+    assert line.hear(record(DATA)) is END
     assert line.ending.how is How.TRUNCATED
     assert line.ending.reset_app
     assert "65538 bytes of TLS records without any data" in (line.ending.detail or "")
@@ -219,11 +234,64 @@ def test_a_flood_of_records_without_data_is_cut() -> None:
 
 def test_a_byte_of_data_now_and_then_and_it_is_no_flood() -> None:
     line = Line(MAX_SILENT_CIPHERTEXT + 3)
-    flood = record(UPDATE) * (MAX_SILENT_CIPHERTEXT // 3)
+    flood = record(DATA) * (MAX_SILENT_CIPHERTEXT // 3)
     for _ in range(5):
         assert line.hear(flood) in (RECV_APP, RECV_NET)
         assert line.hear(record(DATA, b"!")) is SEND_APP
         assert line.to_app() in (RECV_APP, RECV_NET)
+
+
+def test_key_updates_with_a_byte_of_data_now_and_then_are_cut_after_the_data() -> None:
+    line = Line()
+    updates = 100
+    heard = 0
+    while line.ending_or_none is None:
+        op = line.hear(record(UPDATE) * updates + record(DATA, b"!"))
+        heard += updates
+        assert op is SEND_APP
+        while (op := line.to_app()) is MORE:
+            assert line.duplex.more() in (RECV_NET, RECV_APP)
+            break
+        assert heard <= MAX_DATALESS_RECORDS + 2 * updates, "a flood that is not cut"
+    assert heard > MAX_DATALESS_RECORDS
+    assert (line.ending.how, line.ending.reset_app) == (How.TRUNCATED, True)
+    assert "TLS records without data (KeyUpdates)" in (line.ending.detail or "")
+    assert line.duplex.to_app == heard // updates, "what was authentic"
+
+
+def test_the_twin_a_key_update_before_each_small_message_is_nobodys_fault() -> None:
+    line = Line()
+    message = b"x" * DATA_PER_DATALESS_RECORD
+    for _ in range(3 * MAX_DATALESS_RECORDS):
+        assert line.hear(record(UPDATE) + record(DATA, message)) is SEND_APP
+        assert line.to_app() is MORE
+        assert line.duplex.more() in (RECV_NET, RECV_APP)
+
+
+def test_much_data_pays_for_no_flood_that_comes_later() -> None:
+    line = Line(2 * MAX_DATALESS_RECORDS * DATA_PER_DATALESS_RECORD)
+    for _ in range(5):
+        assert line.hear(records(b"x" * MAX_DATALESS_RECORDS * DATA_PER_DATALESS_RECORD)) is SEND_APP
+        line.to_app()
+    assert line.hear(record(UPDATE) * (MAX_DATALESS_RECORDS + 2)) is END
+
+
+def test_more_records_than_are_worked_off_at_once_let_others_have_their_turn() -> None:
+    line = Line(at_once=3)
+    assert line.hear(record(DATA, b"1") * 7 + record(UPDATE_PLEASE) * 3 + record(DATA, b"2") + CLOSE_NOTIFY) is SEND_APP
+    assert line.out == b"111"
+    assert line.to_app() is MORE
+    assert line.duplex.next() is MORE, "asked again, it says the same"
+    assert line.duplex.more() is SEND_APP
+    assert line.to_app() is MORE
+    assert line.duplex.more() is SEND_APP
+    assert line.out == b"1"
+    assert line.to_app() is SEND_NET, "replies"
+    assert line.to_peer() is MORE
+    assert line.duplex.more() is SEND_APP
+    assert line.out == b"2"
+    assert line.to_app() is SEND_NET
+    assert line.to_peer() is SHUT_APP, "an end needs no turn"
 
 
 # -- clean ends --------------------------------------------------------------------------------------------------------

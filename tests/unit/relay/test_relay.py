@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -16,11 +17,11 @@ from sidecar.identity.reasons import Reason
 from sidecar.relay import relay as relay_module
 from sidecar.relay.duplex import Ending, How
 from sidecar.relay.poller import READABLE, EdgePoller, LevelPoller
-from sidecar.relay.relay import ENDING_SECONDS, PUMP_BYTES, READ_BYTES, Relay
+from sidecar.relay.relay import ENDING_SECONDS, PUMP_BYTES, READ_BYTES, REST_BYTES, ROUND, Relay
 from sidecar.transport import sockets
 from tests.beds.mesh import PATIENCE, receive_all
 from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
-from tests.beds.simulation import CLOSE, FakeChannel, parse, record, records
+from tests.beds.simulation import CLOSE, DATA, FakeChannel, parse, record, records
 
 DAYS = 1e6
 """Of a virtual clock."""
@@ -252,6 +253,48 @@ async def test_a_bulk_connection_does_not_starve_small_ones(
         nursery.cancel_scope.cancel()
 
 
+async def test_records_that_cost_much_time_and_few_bytes_do_not_starve_small_connections(
+    still: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at the clock finds a millisecond gone: so a pump is one step, and neighbours have turns between two."""
+    clock = itertools.count()
+    monkeypatch.setattr(relay_module, "perf_counter", lambda: next(clock) / 1000)
+    flooded, small = still.connection(FakeChannel(at_once=1)), still.connection()
+    await still.settle()
+    flooded.net.send(record(DATA, b"!") * 500)
+    still.start()
+    await still.until(lambda: flooded.duplex.to_app > 0)
+    small.net.send(records(b"small"))
+    await still.until(lambda: small.duplex.to_app == 5)
+    assert flooded.duplex.to_app < 50
+    await still.until(lambda: flooded.duplex.to_app == 500)
+    assert await ends_cleanly(still, flooded) == Ending(How.OK)
+
+
+async def test_connections_that_have_much_to_do_are_not_starved_by_many_that_have_news(
+    still: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has a turn after so many others, although these have news again before all were served."""
+    monkeypatch.setattr(relay_module, "PASS_SECONDS", -1.0)
+    monkeypatch.setattr(relay_module, "PUMP_SECONDS", -1.0)
+    busy = [still.connection(Passthrough(), tolerant=True) for _ in range(2 * ROUND)]
+    bulk = still.connection(FakeChannel(at_once=1))
+    await still.settle()
+    bulk.net.send(record(DATA, b"!") * 20)
+    for one in busy:
+        one.net.send(b"x")
+    still.start()
+    turns = 0
+    while bulk.duplex.to_app < 20:
+        assert turns < 40 * ROUND
+        turns += 1
+        for one in busy:
+            if one.duplex.to_app:
+                one.duplex.to_app = 0
+                one.net.send(b"x")
+        await trio.lowlevel.checkpoint()
+
+
 async def test_the_time_of_a_pass_is_bounded_and_other_tasks_run_between_passes(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +343,7 @@ async def test_a_connection_that_is_cancelled_while_it_queues_is_not_pumped_any_
     monkeypatch.setattr(relay_module, "PUMP_BYTES", 0)  # every pump queues again at its first read
     first = still.connection(Untouchable())
     await still.settle()
-    assert list(still.relay._queue)
+    assert list(still.relay._rest)
     first.net.send(records(b"for the second"))
     first.scope.cancel()
     await still.settle()
@@ -327,6 +370,7 @@ async def test_cancelling_in_any_phase_leaves_nothing_behind(bed: Bed, ticks: in
     await bed.settle()
     assert not bed.relay._links
     assert not bed.relay._queue
+    assert not bed.relay._rest
     with pytest.raises((OSError, KeyError)):
         bed.poller.remove(one.near_net.fileno())
 
@@ -555,6 +599,42 @@ async def test_at_rest_while_an_app_that_reset_waits_for_a_peer_that_does_not_re
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
+
+
+class Resting(FakeChannel):
+    rests = 0
+
+    def rest(self) -> None:
+        self.rests += 1
+
+
+async def test_an_idle_connection_gives_back_memory_and_again_only_after_many_bytes(
+    bed: Bed, mock_clock: trio.testing.MockClock
+) -> None:
+    channel = Resting()
+    one = bed.connection(channel)
+    for moved, rests in ((b"", 1), (b"few", 1), (b"x" * REST_BYTES, 2), (b"", 2)):
+        one.app.send(moved)
+        await bed.settle()
+        assert channel.rests <= rests
+        for _ in range(3):
+            mock_clock.jump(1.0)
+            await bed.settle()
+        assert channel.rests == rests
+        assert not one.duplex.out
+
+
+async def test_the_twin_a_busy_one_keeps_it(bed: Bed, mock_clock: trio.testing.MockClock) -> None:
+    channel = Resting()
+    one = bed.connection(channel)
+    for _ in range(20):
+        one.app.send(b"x" * REST_BYTES)
+        await bed.settle()
+        drain(one.net)
+        await bed.settle()
+        mock_clock.jump(0.5)
+        await bed.settle()
+    assert channel.rests == 0
 
 
 async def test_an_idle_connection_ends(bed: Bed, autojump_clock: trio.testing.MockClock) -> None:

@@ -148,7 +148,7 @@ async def test_records_without_data_are_cut_and_a_few_of_them_are_not() -> None:
         assert len(flood) > 1.5 * MAX_SILENT_CIPHERTEXT
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sockets.send_all, caller._sock, flood)
-            with pytest.raises(BrokenStreamError, match="bytes of TLS records came without any data"):
+            with pytest.raises(BrokenStreamError, match="TLS records came without any data"):
                 await ca.receive_some()
             nursery.cancel_scope.cancel()
 

@@ -19,7 +19,7 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.relay.duplex import Buffer, ChannelError
-from sidecar.transport import tls
+from sidecar.transport import tls, tls_data
 from sidecar.transport.bindings import encode_stack
 from tests.beds.certificates import HOUR, Authority, Credential
 
@@ -303,12 +303,12 @@ def test_what_was_freed_holds_nothing_and_can_be_freed_again() -> None:
 def test_one_write_takes_all_and_makes_many_records() -> None:
     """pyOpenSSL enables partial writes; we disable them, as memory never blocks."""
     callee, caller = connected()
-    block = tls.make_buffer(100_000)
+    block = tls_data.make_buffer(100_000)
     block.data[:] = bytes(range(250)) * 400
     caller.write(block, 100_000)
     assert caller.pending() > 100_000
     carry(caller, callee)
-    out = tls.make_buffer(200_000)
+    out = tls_data.make_buffer(200_000)
     assert callee.read(out) == 100_000
     assert out.data[:100_000] == block.data
     assert not callee.ended
@@ -320,7 +320,7 @@ def test_half_close() -> None:
     caller.write_bytes(b"question")
     caller.close()
     carry(caller, callee)
-    out = tls.make_buffer(100)
+    out = tls_data.make_buffer(100)
     assert callee.read(out) == 8
     assert callee.read(out) == -1
     assert callee.ended
@@ -373,7 +373,7 @@ def test_take_moves_no_more_than_fits() -> None:
     callee, caller = connected()
     caller.write_bytes(bytes(1000))
     size = caller.pending()
-    small = tls.make_buffer(300)
+    small = tls_data.make_buffer(300)
     taken = b""
     while count := caller.take(small):
         assert count <= 300
@@ -384,7 +384,7 @@ def test_take_moves_no_more_than_fits() -> None:
 
 
 def test_a_buffer_is_worked_on_in_place() -> None:
-    buffer = tls.make_buffer(64)
+    buffer = tls_data.make_buffer(64)
     assert isinstance(buffer, Buffer)
     callee, caller = connected()
     caller.write_bytes(b"here")
