@@ -15,11 +15,11 @@ import pytest
 from OpenSSL import SSL, crypto
 
 from sidecar.identity.reasons import UsageError
-from sidecar.transport import bindings, tls
+from sidecar.transport import bindings, tls, tls_data
 from sidecar.transport.bindings import REQUIRED
 
 ROOT = Path(__file__).parents[3]
-MODULES = (bindings, tls)
+MODULES = (bindings, tls, tls_data)
 OWN = {"self", "channel"}
 """What private attributes of our own classes are read through, in these modules."""
 
