@@ -10,6 +10,7 @@ from OpenSSL import SSL
 
 from sidecar.host.clock import utc_now
 from sidecar.transport import tls, tls_data
+from sidecar.transport.bindings import lib
 from tests.attacks.records import DATA, KeyLog, Writer
 from tests.unit.transport.test_tls import ALPN, MESH, carry, connected, context
 
@@ -117,11 +118,12 @@ def test_half_a_record_is_no_hindrance_and_is_kept() -> None:
 
 def test_without_memory_for_new_ones_the_old_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     callee, caller = connected()
-    real, made = tls_data._lib.BIO_new, []
+    real = lib.BIO_new
+    made: list[Any] = []
 
     class Scarce:
         def __getattr__(self, name: str) -> Any:
-            return getattr(tls._lib, name)
+            return getattr(lib, name)
 
         def BIO_new(self, method: Any) -> Any:  # noqa: N802 (a name of OpenSSL's)
             made.append(real(method) if not made else tls_data._NULL)
