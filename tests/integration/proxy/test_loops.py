@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
@@ -94,6 +94,26 @@ async def test_one_that_is_misdirected_hears_no_other_service() -> None:
         assert (await web.log.connection())["reason"] in {"handshake_failed", "unexpected_peer"}
 
 
+async def test_after_a_sidecar_has_called_nobody_is_dialled_for_the_next(mock_clock: MockClock) -> None:
+    """In a loop each connection dials the next one before its own ClientHello has arrived, and would so outrun its end."""
+    async with mesh_bed() as bed:
+        peer = await bed.app()
+        web = await bed.sidecar("web", outbound=[harness.outbound("api", "http", peer.address)])
+        entry = web.address("api:http", "outbound")
+        # The first one is accepted together with its ClientHello.
+        with socket.create_connection((entry.host, entry.port)) as client:
+            client.sendall(hello(b"mesh/1/http"))
+            assert (await web.log.connection(1))["reason"] == "connect_failed"
+        await wait_all_tasks_blocked()
+        dialled = peer.connections
+        with await connect(entry) as client:
+            await wait_all_tasks_blocked()
+            await sockets.send_all(client, hello(b"mesh/1/http"))
+            assert (await web.log.connection(2))["reason"] == "connect_failed"
+        await wait_all_tasks_blocked()
+        assert peer.connections == dialled <= 1
+
+
 @pytest.mark.parametrize("protocols", [(), (b"h2",), (b"h2", b"mesh/2/http", b"my/mesh/1/")])
 async def test_the_twin_an_app_that_speaks_tls_itself_passes(protocols: tuple[bytes, ...]) -> None:
     async with mesh_bed() as bed:
@@ -148,7 +168,7 @@ async def test_one_that_has_met_a_sidecar_waits_a_little(then: str, autojump_clo
         async with trio.open_nursery() as nursery:
 
             async def act() -> None:
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 acts[then](there)
 
             nursery.start_soon(act)

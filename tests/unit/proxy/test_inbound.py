@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
+from sidecar.proxy import inbound as inbound_module
 from sidecar.proxy import peer as peer_module
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport import dial, sockets
@@ -177,6 +178,17 @@ async def test_silent_places_of_the_app_cost_one_deadline_and_the_caller_hears_w
         web = await bed.sidecar("web", outbound=[outbound("api", "http", slow.address("http"))], timeouts=timeouts)
         await assert_refused(web.address("api:http", "outbound"))
         assert (await web.log.connection())["peer_reason"] == "connect_failed"
+
+
+async def test_an_app_that_answers_is_held_back_no_longer() -> None:
+    async with mesh_bed() as bed:
+        app = dial.Upstream("api's app", [(await bed.app()).address], dial.Resolver(), ())
+        (endpoint,) = await app.endpoints()
+        endpoint.failed()
+        sock, reached = await inbound_module._connect(app, 5)
+        sock.close()
+        assert reached is endpoint
+        assert (endpoint.failures, endpoint.aside_until) == (0, 0)
 
 
 async def test_the_twin_one_place_of_several_that_answers_is_soon_found(

@@ -296,6 +296,17 @@ async def test_whoever_has_tried_all_there_is_waits_for_a_name_that_is_late(mock
         assert await target.endpoints(await target.endpoints()) == []
 
 
+async def test_whoever_has_tried_enough_waits_for_nothing(mock_clock: MockClock) -> None:
+    addresses = [f"10.0.0.{number}:1" for number in range(MAX_ATTEMPTS)]
+    async with upstream(*addresses, "slow.mesh:1", names=Names(slow_mesh=None)) as target:
+        await later(mock_clock, RESOLUTION_DELAY_SECONDS)
+        tried = await target.endpoints()
+        assert len(tried) == MAX_ATTEMPTS
+        with trio.move_on_after(0) as waits:
+            assert await target.endpoints(tried) == []
+        assert not waits.cancelled_caught
+
+
 async def test_no_thread_is_left_for_a_look_up(mock_clock: MockClock) -> None:
     names = Names(db_mesh=RuntimeError("can't start new thread"))
     async with upstream("db.mesh:1", names=names) as target:
@@ -313,14 +324,16 @@ async def test_forty_look_ups_that_hang_leave_the_others_alone(monkeypatch: pyte
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    resolver = Resolver()
+    resolver, later_one = Resolver(), Resolver()
     for number in range(45):
         resolver.name(f"silent{number}.mesh")
-    target = Upstream("db", [Address("db.mesh", 1)], resolver, ())
+    target = Upstream("db", [Address("db.mesh", 1)], later_one, ())
     try:
         async with looking_up(resolver):
-            with trio.fail_after(PATIENCE / 2):
-                assert await order(target) == [A]
+            await wait_all_tasks_blocked()
+            async with looking_up(later_one):
+                with trio.fail_after(PATIENCE / 2):
+                    assert await order(target) == [A]
     finally:
         answer.set()
 
@@ -447,7 +460,10 @@ class Net:
         if isinstance(after, OSError):
             await trio.lowlevel.checkpoint()
             raise after
-        await trio.sleep(1e9 if after is None else after)
+        if after is None:
+            await trio.sleep_forever()
+        with trio.CancelScope(shield=True):  # as when it has answered already
+            await trio.sleep(after)
         with socket.create_server(("127.0.0.1", 0)) as app:
             sock = socket.create_connection(app.getsockname())
             self._ends.append(app.accept()[0])
@@ -551,10 +567,11 @@ async def test_nothing_is_found_in_time(autojump_clock: MockClock) -> None:
 async def test_two_that_answer_at_one_moment_leave_one_socket_open(
     autojump_clock: MockClock, world: Callable[..., Net]
 ) -> None:
-    net = world(ip1=0.25, ip2=0.0, ip3=DOWN)
-    async with upstream(A, B, C) as target:
+    net = world(ip1=0.5, ip2=0.25)
+    async with upstream(A, B) as target:
         found = await target.reach(5, {})
         assert found is not None
+        assert len(net.open) == 2
         assert [sock for sock in net.open if sock.fileno() >= 0] == [found[0]]
 
 
