@@ -281,7 +281,8 @@ class Outbound(_Listener):
     allow_from: Annotated[_Networks, BeforeValidator(nothing_is_the_default)] = ()
     """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
     device: Annotated[str, AfterValidator(_device)] | None = None
-    """The network interface that `listen` is bound to; `auto` is the one that has its address. Linux only. Default: any."""
+    """The network interface that `listen` is bound to; `auto` is the one that has its address. If it is made anew, the
+    sidecar listens anew. Linux only. Default: any."""
     # Validated after `allow_from`, which its validator reads.
     listen: Annotated[Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)]
     """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
@@ -310,7 +311,8 @@ class Timeouts(Shape):
     handshake: _Seconds = 5.0
     """For the TLS handshake with a peer."""
     connect: _Seconds = 5.0
-    """For a connection to a peer or to the app."""
+    """To find and to reach a peer, or the app: the look-up of its names and all its addresses together. A callee's must be
+    shorter than `connect` and `handshake` of its callers together, which wait for it that long."""
     drain: _Seconds = 8.0
     """For connections to finish after SIGTERM. Connections that are left then are cut."""
 

@@ -70,6 +70,16 @@ async def test_prepare_refuses_before_it_opens_anything(tmp_path: Path, monkeypa
         prepare(config, {}, Log(LogSink(), "json"))
 
 
+async def test_a_listener_that_nothing_reaches_makes_it_unwell(tmp_path: Path) -> None:
+    config = wiring(tmp_path)
+    server, reloader = prepare(config, {}, Log(LogSink(), "json"))
+    for fault, unwell in ((None, []), ("nothing reaches this listener now", ["nothing reaches this listener now"])):
+        server.listeners[1].fault = fault
+        status = run_module._status(config, server, reloader, None, trio.Event())
+        assert (status["healthy"], status["unwell"]) == (not unwell, unwell)
+    server.close()
+
+
 async def test_machinery_ends_with_its_block(tmp_path: Path) -> None:
     server, _ = prepare(wiring(tmp_path), {}, Log(LogSink(), "json"))
     before = trio.lowlevel.current_statistics().tasks_living
