@@ -49,7 +49,7 @@ def big_mesh(number: int) -> str:
 @dataclass(frozen=True)
 class Besieged:
     """``entry``: where web's app calls api. ``control``: the idle process. ``wire``: what web's sidecar takes for the CA's
-    address; where it leads is set at :meth:`Wire.turn`."""
+    address; where it leads is set at :meth:`Wire.turn`. ``without``: the defence that the product lacks."""
 
     site: CaSite
     product: Sequence[Process]
@@ -65,6 +65,7 @@ class Besieged:
     directory: Path
     cores: tuple[int, int]
     processes: Processes
+    without: str
 
     def mesh_of(self, service: str) -> Path:
         """Its own copy of mesh.yaml; ``ca`` for the CA's."""
@@ -119,7 +120,7 @@ async def besieged(
             await one.enrol(secret)
         made = Besieged(
             site, (ca, *sidecars), app, (LOOPBACK, entry_port), (LOOPBACK, api_port), (LOOPBACK, control_port),
-            admins, wire, site.port, keeper, prober, directory, cores, processes,
+            admins, wire, site.port, keeper, prober, directory, cores, processes, defence,
         )  # fmt: skip
         await issue(site, made)
         try:
@@ -182,5 +183,5 @@ def late_command(made: Besieged, entry: Where, *, resolved: bool) -> list[str | 
     (made.directory / "mesh-of-late.yaml").write_text(MESH)
     unshare = shutil.which("unshare") or "unshare"
     script = 'mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.conf && shift 2 && exec "$@"'
-    run = launched(made.cores[1], "-", "sidecar", "run", made.directory / "late.yaml")
+    run = launched(made.cores[1], made.without, "sidecar", "run", made.directory / "late.yaml")
     return [unshare, "--mount", "sh", "-c", script, "sh", home / "hosts", home / "resolv.conf", *run]

@@ -6,6 +6,7 @@ A removal replaces one constant or function of a module before the program start
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -59,6 +60,23 @@ def _no_room_is_made(server: Any, connections: Any, sock: Any) -> None:
     connections.start_soon(server._connection, stream)
 
 
+def _bundles_without_limits() -> None:
+    for name in ("MAX_BUNDLES", "MAX_UNVERIFIED_BUNDLES_BYTES", "MAX_BUNDLES_BYTES"):
+        replaced("certs.protocol.wire", name, 8 << 20)()
+
+
+def _revoked_are_members() -> None:
+    """Either alone stands in for the other: the revoked are strangers, and no identity has more than its share."""
+    replaced("certs.service.api", "CaApi.in_good_standing", lambda _api, peer: peer)()
+    replaced("certs.service.listener", "MAX_OF_ONE_IDENTITY", 1 << 20)()
+
+
+def _strangers_unlimited() -> None:
+    """Neither by their number nor when descriptors run out."""
+    replaced("sidecar.transport.strangers", "Strangers.full", property(lambda _strangers: False))()
+    replaced("sidecar.transport.strangers", "Strangers.cut_one", lambda _strangers, _now: math.inf)()
+
+
 DEFENCES: Mapping[str, Defence] = {
     defence.name: defence
     for defence in (
@@ -87,6 +105,19 @@ DEFENCES: Mapping[str, Defence] = {
             ["silent-resolver"],
             replaced("sidecar.transport.dial", "RESOLUTION_DELAY_SECONDS", 9.0),
         ),
+        Defence(
+            "strangers",
+            "a budget for connections that nobody has judged",
+            ["half-open", "idle", "mass-ending", "ca-idle"],
+            _strangers_unlimited,
+        ),
+        Defence(
+            "ca-members",
+            "a revoked identity is a stranger, and no identity has more than its share",
+            ["ca-revoked"],
+            _revoked_are_members,
+        ),
+        Defence("bundle-limits", "64 bundles and 256 KiB of them", ["ca-impostor"], _bundles_without_limits),
         Defence(
             "admin-room",
             "a health check closes the oldest silent connection",
