@@ -13,7 +13,7 @@ from importlib import import_module
 
 from tests.siege.defences import DEFENCES
 
-DESCRIPTORS = {"sidecar": 1024, "certs": 400}
+DESCRIPTORS = {"sidecar": 1024, "certs": 256}
 """The most that each program can have: few enough for strangers to use them up within a flood."""
 
 AS_IT_IS = "-"
