@@ -28,6 +28,7 @@ from rich.console import Console
 from tests.bench import machine
 from tests.siege import report
 from tests.siege.actions import RESOLVER
+from tests.siege.besieged import Conditions
 from tests.siege.defences import DEFENCES
 from tests.siege.errors import InvalidError, MissingError
 from tests.siege.kinds import KINDS
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tuple[int, int], say: Say) -> int:
     """From each side in turn, so often as there are rounds; prints and writes what was found."""
     console, facts = Console(), machine.facts()
+    conditions = Conditions(cores, options.without or AS_IT_IS)
     sides = {MANY: True, OWN: False}
     if options.side:
         sides = {name: many for name, many in sides.items() if many == (options.side == "many")}
@@ -98,10 +100,8 @@ async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tupl
     for number in range(options.rounds):
         for name, many in sides.items():
             say(f"round {number + 1} of {options.rounds}, strangers from {name}")
-            settings = Settings(
-                kinds, many, options.quiet, flood, options.rest, options.floods, options.without or AS_IT_IS
-            )
-            runs[name].append(await run(settings, cores, say))
+            settings = Settings(conditions, kinds, many, options.quiet, flood, options.rest, options.floods)
+            runs[name].append(await run(settings, say))
     sieges = {name: (found, judge(found)) for name, found in runs.items()}
     for name, (found, rows) in sieges.items():
         report.show(console, f"strangers from {name}", found, rows)
@@ -130,15 +130,16 @@ async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], core
         if not kinds:
             say(f"left out: {name}")
             continue
-        settings = Settings(kinds, defence.many, SHORT_QUIET, SHORT_FLOOD, SHORT_REST, defence.floods)
-        if (twin := (kinds, defence.many, defence.floods)) not in with_it:
+        conditions = Conditions(cores, descriptors=defence.descriptors)
+        settings = Settings(conditions, kinds, defence.many, SHORT_QUIET, SHORT_FLOOD, SHORT_REST, defence.floods)
+        if settings not in with_it:
             say(f"with every defence: {', '.join(kinds)}")
-            with_it[twin] = failures(await run(settings, cores, say))
+            with_it[settings] = failures(await run(settings, say))
         say(f"without {name}: {defence.what}")
-        without = failures(await run(replace(settings, without=name), cores, say))
-        failed = {bar: measured for bar, measured in without.items() if bar not in with_it[twin]}
+        without = failures(await run(replace(settings, conditions=replace(conditions, without=name)), say))
+        failed = {bar: measured for bar, measured in without.items() if bar not in with_it[settings]}
         told = "; ".join(f"{bar}: {measured}" for bar, measured in failed.items()) or "NOTHING FAILS"
-        others = f" (with it, too: {'; '.join(with_it[twin])})" if with_it[twin] else ""
+        others = f" (with it, too: {'; '.join(with_it[settings])})" if with_it[settings] else ""
         print(f"without {name}: {told}{others}", flush=True)
         if not failed:
             useless.append(name)

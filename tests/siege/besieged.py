@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.beds.ca_processes import Caller, CaSite
 from tests.bench.stage import Ports
+from tests.siege.defences import DESCRIPTORS
+from tests.siege.launch import AS_IT_IS
 from tests.siege.processes import Process, Processes
 from tests.siege.wire import Wire
 
@@ -49,7 +51,7 @@ def big_mesh(number: int) -> str:
 @dataclass(frozen=True)
 class Besieged:
     """``entry``: where web's app calls api. ``control``: the idle process. ``wire``: what web's sidecar takes for the CA's
-    address; where it leads is set at :meth:`Wire.turn`. ``without``: the defence that the product lacks."""
+    address; where it leads is set at :meth:`Wire.turn`."""
 
     site: CaSite
     product: Sequence[Process]
@@ -63,9 +65,8 @@ class Besieged:
     keeper: Caller
     prober: Caller
     directory: Path
-    cores: tuple[int, int]
+    conditions: Conditions
     processes: Processes
-    without: str
 
     def mesh_of(self, service: str) -> Path:
         """Its own copy of mesh.yaml; ``ca`` for the CA's."""
@@ -76,8 +77,18 @@ class Besieged:
         return self.directory / f"{service}-identity"
 
 
-def launched(core: int, defence: str, *command: str | Path) -> list[str | Path]:
-    return [sys.executable, "-m", "tests.siege.launch", str(core), defence, *command]
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """``cores``: the product's, and everybody else's. ``without``: a defence that the product lacks. ``descriptors``: how
+    many each of its processes can have."""
+
+    cores: tuple[int, int]
+    without: str = AS_IT_IS
+    descriptors: int = DESCRIPTORS
+
+    def launched(self, core: int, *command: str | Path) -> list[str | Path]:
+        launch = (sys.executable, "-m", "tests.siege.launch", str(core), str(self.descriptors), self.without)
+        return [*launch, *command]
 
 
 def started(line: str) -> bool:
@@ -85,17 +96,15 @@ def started(line: str) -> bool:
 
 
 @asynccontextmanager
-async def besieged(
-    directory: Path, processes: Processes, cores: tuple[int, int], defence: str
-) -> AsyncIterator[Besieged]:
-    """All of it, serving. ``cores``: the product's, and everybody else's. ``defence``: the one that the product lacks."""
-    product_core, other_core = cores
+async def besieged(directory: Path, processes: Processes, conditions: Conditions) -> AsyncIterator[Besieged]:
+    """All of it, serving."""
+    product_core, other_core = conditions.cores
     ports = Ports()
     site = CaSite.make(directory, MESH)
     wire_port, api_port, entry_port, app_port, control_port = (ports.take() for _ in range(5))
     admins = ((LOOPBACK, ports.take()), (LOOPBACK, ports.take()))
     serve = ("serve", site.directory, "--mesh", directory / "mesh.yaml", "--listen", f"{site.address}", "--log", "json")
-    ca = await processes.start("ca", launched(product_core, defence, "certs", *serve))
+    ca = await processes.start("ca", conditions.launched(product_core, "certs", *serve))
     await ca.line(started)
 
     app = await processes.start("app", [sys.executable, "-m", "tests.siege.echo", str(other_core), str(app_port)])
@@ -111,7 +120,7 @@ async def besieged(
         ):  # fmt: skip
             file = at.agent(service, f'admin: {{listen: "{admin[0]}:{admin[1]}"}}\n{body}')
             own_mesh(file, service)
-            sidecar = await processes.start(service, launched(product_core, defence, "sidecar", "run", file))
+            sidecar = await processes.start(service, conditions.launched(product_core, "sidecar", "run", file))
             await sidecar.line(started)
             sidecars.append(sidecar)
         keeper, prober = site.caller("probe"), site.caller("probe")
@@ -120,7 +129,7 @@ async def besieged(
             await one.enrol(secret)
         made = Besieged(
             site, (ca, *sidecars), app, (LOOPBACK, entry_port), (LOOPBACK, api_port), (LOOPBACK, control_port),
-            admins, wire, site.port, keeper, prober, directory, cores, processes, defence,
+            admins, wire, site.port, keeper, prober, directory, conditions, processes,
         )  # fmt: skip
         await issue(site, made)
         try:
@@ -183,5 +192,5 @@ def late_command(made: Besieged, entry: Where, *, resolved: bool) -> list[str | 
     (made.directory / "mesh-of-late.yaml").write_text(MESH)
     unshare = shutil.which("unshare") or "unshare"
     script = 'mount --bind "$1" /etc/hosts && mount --bind "$2" /etc/resolv.conf && shift 2 && exec "$@"'
-    run = launched(made.cores[1], made.without, "sidecar", "run", made.directory / "late.yaml")
+    run = made.conditions.launched(made.conditions.cores[1], "sidecar", "run", made.directory / "late.yaml")
     return [unshare, "--mount", "sh", "-c", script, "sh", home / "hosts", home / "resolv.conf", *run]

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+DESCRIPTORS = 4096
+"""The most that a process can have, here: the least hard limit that is usual. What strangers may hold follows from it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Defence:
-    """``kinds``: the attacks that must succeed without it. ``many``: from many addresses. ``floods``: how many it takes."""
+    """``kinds``: the attacks that must succeed without it. ``many``: from many addresses. ``floods``: how many it takes.
+    ``descriptors``: so few that they are used up within a flood."""
 
     name: str
     what: str
@@ -23,6 +27,7 @@ class Defence:
     remove: Callable[[], object]
     many: bool = True
     floods: int = 1
+    descriptors: int = DESCRIPTORS
 
 
 def replaced(module: str, name: str, value: Any) -> Callable[[], None]:
@@ -110,12 +115,14 @@ DEFENCES: Mapping[str, Defence] = {
             "a budget for connections that nobody has judged",
             ["half-open", "idle", "mass-ending", "ca-idle"],
             _strangers_unlimited,
+            descriptors=512,
         ),
         Defence(
             "ca-members",
             "a revoked identity is a stranger, and no identity has more than its share",
             ["ca-revoked"],
             _revoked_are_members,
+            descriptors=256,
         ),
         Defence("bundle-limits", "64 bundles and 256 KiB of them", ["ca-impostor"], _bundles_without_limits),
         Defence(

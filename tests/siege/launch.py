@@ -1,7 +1,7 @@
-"""Starts one of the product's programs on one core: ``python -m tests.siege.launch CORE DEFENCE PROGRAM ARGUMENT…``.
+"""Starts one of the product's programs on one core: ``python -m tests.siege.launch CORE DESCRIPTORS DEFENCE PROGRAM …``.
 
-``DEFENCE`` is ``-``, and then the program is started as everybody starts it; or the name of a defence to run it without, for
-the siege's own test: see :mod:`tests.siege.defences`.
+``DESCRIPTORS`` is the most that it can have. ``DEFENCE`` is ``-``, and then the program is started as everybody starts it;
+or the name of a defence to run it without, for the siege's own test: see :mod:`tests.siege.defences`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from importlib import import_module
 
 from tests.siege.defences import DEFENCES
 
-DESCRIPTORS = {"sidecar": 1024, "certs": 256}
-"""The most that each program can have: few enough for strangers to use them up within a flood."""
-
 AS_IT_IS = "-"
 
 
-def main(core: str, defence: str, program: str, *arguments: str) -> None:
+def main(core: str, descriptors: str, defence: str, program: str, *arguments: str) -> None:
     os.sched_setaffinity(0, {int(core)})
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS[program], DESCRIPTORS[program]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))
     if defence == AS_IT_IS:
         os.execv(sys.executable, [sys.executable, "-m", program, *arguments])  # noqa: S606 (no shell is wanted)
     DEFENCES[defence].remove()

@@ -21,7 +21,7 @@ from tests.bench.stage import Ports
 from tests.siege import honest
 from tests.siege.actions import ACTIONS, RESOLVER, Count, late_sidecar
 from tests.siege.attackers import Field
-from tests.siege.besieged import LOOPBACK, Besieged, besieged
+from tests.siege.besieged import LOOPBACK, Besieged, Conditions, besieged
 from tests.siege.cgroup import GREAT, SMALL, Cgroup, cgroup, inside
 from tests.siege.figures import Calls, Flood, Memory, lost, percentile, stalls, times
 from tests.siege.honest import Traffic
@@ -43,15 +43,15 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True)
 class Settings:
     """``many``: strangers come from many addresses, not from the honest callers' own. ``quiet``, ``flood`` and ``rest`` are
-    seconds. ``without``: a defence that the product lacks."""
+    seconds."""
 
+    conditions: Conditions
     kinds: Sequence[str]
     many: bool
     quiet: float
     flood: float
     rest: float
     floods: int = 3
-    without: str = "-"
 
 
 @dataclass(slots=True)
@@ -73,8 +73,9 @@ class Attackers:
         return self.done.get(kind, 0.0) / self.seconds[kind] if self.seconds.get(kind) else 0.0
 
 
-async def run(settings: Settings, cores: tuple[int, int], say: Say) -> Run:
+async def run(settings: Settings, say: Say) -> Run:
     """Raises :class:`InvalidError` if the rig failed; whatever the product does is a result."""
+    cores = settings.conditions.cores
     _, other_core = cores
     os.sched_setaffinity(0, {other_core})
     raise_descriptor_limit()
@@ -83,7 +84,7 @@ async def run(settings: Settings, cores: tuple[int, int], say: Say) -> Run:
         async with (
             apart(cores, say) as group,
             processes(directory) as started,
-            besieged(directory, started, cores, settings.without) as mesh,
+            besieged(directory, started, settings.conditions) as mesh,
         ):
             attackers = await start_attackers(settings, mesh, group)
             return await measure(settings, mesh, attackers, say)
