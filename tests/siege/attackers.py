@@ -319,7 +319,7 @@ PEERS = 6
 CONNECT_SECONDS = 0.5
 """For those that were cut to be made again, before the next burst."""
 
-BURST = 5_000
+BURST = 4_000
 """Records that are sent at once, made beforehand: what a receiver finds in its socket is much work in few bytes."""
 
 

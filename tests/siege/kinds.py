@@ -35,10 +35,10 @@ KINDS: Mapping[str, Kind] = {
         Kind("large-certificate", "a certificate of 30 KB at a service's port", "certificates", 10, 6, "certificates"),
         Kind("ca-huge-certificate", "a certificate of 90 KB at the CA", "certificates", 10, 6, "certificates"),
         Kind("ca-idle", "silent and half-open connections at the CA, held", "connections", 60, 40),
-        Kind("ca-revoked", "connections of a revoked identity at the CA, held", "connections", 60, 35, "certificates"),
+        Kind("ca-revoked", "connections of a revoked identity at the CA, held", "connections", 60, 25, "certificates"),
         Kind("admin-idle", "silent connections at both admin ports, held", "connections", 40, 25),
-        Kind("key-updates", "KeyUpdates of an authorised peer, data among them", "records", 5_000, 2_000, "records"),
-        Kind("tiny-records", "records of one byte of an authorised peer", "records", 12_000, 5_000, "records"),
+        Kind("key-updates", "KeyUpdates of an authorised peer, data among them", "records", 4_000, 1_500, "records"),
+        Kind("tiny-records", "records of one byte of an authorised peer", "records", 8_000, 3_000, "records"),
         Kind("slow-readers", "authorised peers that fill all buffers and read nothing", "connections", 4, 2, "records"),
         Kind(
             "ca-impostor",
