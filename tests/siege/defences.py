@@ -82,6 +82,12 @@ def _strangers_unlimited() -> None:
     replaced("sidecar.transport.strangers", "Strangers.cut_one", lambda _strangers, _now: math.inf)()
 
 
+def _bursts_in_one_piece() -> None:
+    replaced("sidecar.transport.tls_data", "MAX_READ_COST", 1 << 30)()
+    replaced("sidecar.relay.relay", "PUMP_SECONDS", 10.0)()
+    replaced("sidecar.relay.relay", "PASS_SECONDS", 10.0)()
+
+
 DEFENCES: Mapping[str, Defence] = {
     defence.name: defence
     for defence in (
@@ -125,6 +131,18 @@ DEFENCES: Mapping[str, Defence] = {
             descriptors=256,
         ),
         Defence("bundle-limits", "64 bundles and 256 KiB of them", ["ca-impostor"], _bundles_without_limits),
+        Defence(
+            "key-updates-paid",
+            "records without data are paid for by data",
+            ["key-updates"],
+            replaced("sidecar.relay.duplex", "MAX_DATALESS_RECORDS", 1 << 30),
+        ),
+        Defence(
+            "pump-time",
+            "a pump, and a read, has so much work and no more",
+            ["tiny-records"],
+            _bursts_in_one_piece,
+        ),
         Defence(
             "admin-room",
             "a health check closes the oldest silent connection",

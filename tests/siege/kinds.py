@@ -29,7 +29,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("half-open", "half a ClientHello at a service's port, held", "connections", 120, 80),
         Kind("idle", "silent connections at a service's port, held", "connections", 60, 40),
         Kind("unanswered", "whole ClientHellos, and no answer to the reply", "connections", 40, 20),
-        Kind("mass-ending", "waves of half-open connections that are due to end together", "connections", 150, 90),
+        Kind("mass-ending", "waves of half-open connections that end at the same moment", "connections", 150, 90),
         Kind("garbage", "random bytes, HTTP, TLS 1.2 at a service's port and the CA's", "connections", 40, 25),
         Kind("huge-certificate", "a certificate of 90 KB at a service's port", "certificates", 10, 6, "certificates"),
         Kind("large-certificate", "a certificate of 30 KB at a service's port", "certificates", 10, 6, "certificates"),
