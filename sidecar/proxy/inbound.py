@@ -78,8 +78,11 @@ async def _connect(app: dial.Upstream, seconds: float) -> tuple[socket.socket, d
     """Connects to the first endpoint of our app that answers. ``seconds``: for the look-up and all endpoints together. The
     caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. Raises :class:`Refused`."""
     failures: dict[dial.Endpoint, Refused] = {}
-    found = await app.reach(seconds, failures)
-    if found is None:
-        raise list(failures.values())[-1]
+    try:
+        found = await app.reach(seconds, failures)
+        if found is None:
+            raise list(failures.values())[-1]
+    finally:
+        failures.clear()  # a refusal's traceback holds this frame, and so the refusals: a cycle
     found[1].answered()
     return found

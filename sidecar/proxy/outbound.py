@@ -108,43 +108,48 @@ async def _find_peer(
     longest = 2 * (timeouts.connect + timeouts.handshake) + sockets.LINGER_SECONDS
     failures: dict[dial.Endpoint, Refused] = {}
     known: dict[dial.Endpoint, dict[str, Any]] = {}
-    with trio.move_on_after(longest):
-        while (found := await upstream.reach(timeouts.connect, failures)) is not None:
-            net, endpoint = found
-            try:
-                loops.check(sock)
-            except BaseException:
-                sockets.hard_close(net)
-                raise
-            _set_peer(record, {"peer_address": str(endpoint)})
-            try:
-                channel, peer = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
-            except Refused as refusal:
-                # Before anything is waited for: the deadline may come.
-                failures[endpoint] = refusal
-                known[endpoint] = {name: getattr(record, name) for name in _PEER_FIELDS}
-                verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
-                if final := verdict is not None and verdict not in RETRY_ELSEWHERE:
+    try:
+        with trio.move_on_after(longest):
+            while (found := await upstream.reach(timeouts.connect, failures)) is not None:
+                net, endpoint = found
+                try:
+                    loops.check(sock)
+                except BaseException:
+                    sockets.hard_close(net)
+                    raise
+                _set_peer(record, {"peer_address": str(endpoint)})
+                try:
+                    channel, peer = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
+                except Refused as refusal:
+                    # Before anything is waited for: the deadline may come.
+                    failures[endpoint] = refusal
+                    known[endpoint] = {name: getattr(record, name) for name in _PEER_FIELDS}
+                    verdict = refusal.peer_reason if refusal.reason is Reason.PEER_REFUSED else None
+                    if final := verdict is not None and verdict not in RETRY_ELSEWHERE:
+                        endpoint.answered()
+                    else:
+                        endpoint.failed()
+                    if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
+                        sockets.hard_close(net)  # a peer that does not answer does not read either
+                    else:
+                        await sockets.linger(net)
+                    if final:
+                        break
+                except BaseException:
+                    sockets.hard_close(net)
+                    raise
+                else:
                     endpoint.answered()
-                else:
-                    endpoint.failed()
-                if refusal.reason is Reason.HANDSHAKE_TIMEOUT:
-                    sockets.hard_close(net)  # a peer that does not answer does not read either
-                else:
-                    await sockets.linger(net)
-                if final:
-                    break
-            except BaseException:
-                sockets.hard_close(net)
-                raise
-            else:
-                endpoint.answered()
-                return net, channel, peer, endpoint
-    if not failures:
-        raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no verdict from {upstream.what} within {longest:g} s")
-    endpoint = next((one for one, refusal in failures.items() if refusal.reason in MITM_SUSPECTS), list(failures)[-1])
-    _set_peer(record, known.get(endpoint, {"peer_address": str(endpoint)}))
-    raise failures[endpoint]
+                    return net, channel, peer, endpoint
+        if not failures:
+            raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no verdict from {upstream.what} within {longest:g} s")
+        endpoint = next(
+            (one for one, refusal in failures.items() if refusal.reason in MITM_SUSPECTS), list(failures)[-1]
+        )
+        _set_peer(record, known.get(endpoint, {"peer_address": str(endpoint)}))
+        raise failures[endpoint]
+    finally:
+        failures.clear()  # a refusal's traceback holds this frame, and so the refusals: a cycle
 
 
 def _set_peer(record: ConnectionRecord, known: dict[str, Any]) -> None:
