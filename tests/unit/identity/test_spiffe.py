@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtensionOID
 
 from sidecar.identity.spiffe import (
+    MAX_CLAIMS_BYTES,
     InvalidIdentityError,
     SpiffeId,
     claims,
@@ -239,6 +241,20 @@ def test_an_answer_is_remembered_for_these_very_bytes_only() -> None:
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_huge_certificate_nothing_is_read_but_its_digest() -> None:
+    """Reading one takes long, and anybody may send one. The twin: the largest that is read."""
+    huge = MESH.leaf(dns=[f"{number}.shop.internal" for number in range(200)]).der
+    assert len(huge) > MAX_CLAIMS_BYTES
+    found = claims(huge)
+    assert found.keys() == {"sha256", "unreadable"}
+    assert str(len(huge)) in found["unreadable"]
+    large = MESH.leaf(extensions=[raw(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), bytes(3000))]).der
+    size = MAX_CLAIMS_BYTES - len(large) + 3000
+    most = MESH.leaf(extensions=[raw(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), bytes(size - 5))]).der
+    assert MAX_CLAIMS_BYTES - 10 < len(most) <= MAX_CLAIMS_BYTES
+    assert "unreadable" not in claims(most)
 
 
 def test_claims_are_what_a_certificate_says_escaped() -> None:
