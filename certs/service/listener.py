@@ -32,7 +32,7 @@ import trio
 from certs.protocol import wire
 from certs.service.api import CaApi
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.identity.spiffe import SpiffeId, claims
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.folding import Listener, is_about_certificate
 from sidecar.observe.logs import Log
 from sidecar.observe.summaries import Summaries
@@ -134,7 +134,7 @@ class CaListener:
 
     def log_refusal(self, refusal: Refused, channel: TlsChannel, address: str) -> None:
         """Writes the line of a refused handshake, unless it was a probe, or a summary counts it."""
-        unverified = {} if channel.leaf is None else claims(channel.leaf)
+        unverified = channel.presented
         reason = str(refusal.reason)
         if refusal.reason is Reason.PROBE:
             return  # may come every few seconds

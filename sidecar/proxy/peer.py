@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.identity.spiffe import SpiffeId, Svid, claims
+from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
 from sidecar.transport.handshake import shake_hands, tell
@@ -63,8 +63,8 @@ async def establish(
     finally:
         record.handshake_ms = (node.time() - began) * 1000
         record.connection_id = channel.connection_id
-        if channel.svid is None and channel.leaf is not None:
-            record.unverified = claims(channel.leaf)
+        if channel.svid is None:
+            record.unverified = channel.presented
     if channel.svid is None:
         raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
     record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed

@@ -14,6 +14,7 @@ import OpenSSL
 from OpenSSL import SSL, crypto
 
 from sidecar.identity.reasons import UsageError
+from sidecar.transport.tls_errors import LibraryError
 
 REQUIRED = (
     "SSL._lib", "SSL._ffi",
@@ -68,13 +69,15 @@ lib: Any = vars(SSL)["_lib"]
 ffi: Any = vars(SSL)["_ffi"]
 
 
-def take_error() -> tuple[int, str]:
-    """The first entry of OpenSSL's error queue as (reason code, text). Clears the queue: an entry left in it would be taken
-    for the next connection's error."""
-    code = lib.ERR_get_error()
-    lib.ERR_clear_error()
-    text = lib.ERR_reason_error_string(code)
-    return lib.ERR_GET_REASON(code), ffi.string(text).decode() if text != ffi.NULL else "protocol error"
+def take_errors() -> list[LibraryError]:
+    """OpenSSL's error queue of this thread, the oldest first, and empties it: an entry that is left would be taken for the
+    next connection's error."""
+    found = []
+    while code := lib.ERR_get_error():
+        text = lib.ERR_reason_error_string(code)
+        text = ffi.string(text).decode() if text != ffi.NULL else "protocol error"
+        found.append(LibraryError(code >> 23 & 0xFF, lib.ERR_GET_REASON(code), text))  # ERR_GET_LIB is a macro
+    return found
 
 
 def encode(certificate: Any) -> bytes:

@@ -31,12 +31,13 @@ from OpenSSL import SSL, crypto
 from sidecar.identity.judge import ChainFault, Presented, VerifyParams, judge
 from sidecar.identity.keys import certificate_digest, der_digest
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.identity.spiffe import SpiffeId, Svid, shown
-from sidecar.transport.bindings import encode, encode_stack, take_error
+from sidecar.identity.spiffe import SpiffeId, Svid, claims, shown
+from sidecar.transport import tls_errors
+from sidecar.transport.bindings import encode, encode_stack, take_errors
 from sidecar.transport.bindings import ffi as _ffi
 from sidecar.transport.bindings import lib as _lib
 from sidecar.transport.tls_data import TlsData
-from sidecar.transport.tls_errors import ALERT_BASE, alert_refusal, chain_fault, talker, verify_error
+from sidecar.transport.tls_errors import LibraryError
 
 # Local names are faster on the hot path.
 _SSL_do_handshake = _lib.SSL_do_handshake
@@ -62,10 +63,6 @@ _TLS_RECORDS = range(0x14, 0x17)
 """change_cipher_spec, alert, handshake: the record types (RFC 8446 5.1) that a TLS stream may begin with."""
 
 _VERIFY_DEPTH = 3
-
-# ERR_GET_REASON values of OpenSSL's sslerr.h.
-_NO_CERTIFICATE = 199
-_VERSION_REASONS = frozenset({258, 266, 267, 292, 396})  # unsupported protocol, wrong version, version too low …
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +147,8 @@ class TlsChannel(TlsData):
     """
 
     __slots__ = (
-        "_alpn", "_clock", "_first", "_params", "_problem", "_received", "_unverified", "accepts", "anchor", "established",
-        "leaf", "path", "svid",
+        "_alpn", "_clock", "_first", "_params", "_problem", "_received", "_unreadable", "_unverified", "accepts", "anchor",
+        "established", "leaf", "path", "svid",
     )  # fmt: skip
 
     def __init__(
@@ -172,6 +169,7 @@ class TlsChannel(TlsData):
         self._problem: Exception | None = None
         self._received = 0
         self._first = b""
+        self._unreadable = ""
         self.established = False
         self.leaf: bytes | None = None
         self.svid: Svid | None = None
@@ -193,9 +191,11 @@ class TlsChannel(TlsData):
             self._admit(received)
             self._connection.bio_write(received)
         result = _SSL_do_handshake(self._ssl)
+        wants_more = result != 1 and _SSL_get_error(self._ssl, result) == _WANT_READ
+        errors = take_errors()  # also after success: the verification leaves some
         if result != 1:
-            if _SSL_get_error(self._ssl, result) != _WANT_READ:
-                self._refuse()
+            if not wants_more:
+                self._refuse(errors)
             if not self.handshake_room:
                 raise Refused(
                     Reason.HANDSHAKE_FAILED,
@@ -222,7 +222,7 @@ class TlsChannel(TlsData):
             return
         if self._first[0] & 0x80 and self._first[2:3] in (b"", b"\x01"):
             raise Refused(Reason.TLS_VERSION, "met an SSLv2 hello; only TLS 1.3 is accepted here")
-        raise Refused(Reason.PLAINTEXT_REFUSED, f"met {talker(self._first)} where mutual TLS is required")
+        raise Refused(Reason.PLAINTEXT_REFUSED, f"met {tls_errors.talker(self._first)} where mutual TLS is required")
 
     def end_handshake(self) -> None:
         """Ends the cycle of this object and OpenSSL's, whose callbacks find their channel by it during the handshake. It
@@ -265,20 +265,21 @@ class TlsChannel(TlsData):
         self.anchor = der_digest(presented.path[-1])
         return svid
 
-    def _refuse(self) -> NoReturn:
+    def _refuse(self, errors: Sequence[LibraryError]) -> NoReturn:
         """Raises the error that ended the handshake as a refusal with one of our reasons."""
-        code, text = take_error()
-        if self._problem is not None:
-            raise self._problem  # the judgement's refusal, or a bug in a callback, which must show
-        if code == _NO_CERTIFICATE:
-            raise Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
-        if code in _VERSION_REASONS:
-            raise Refused(Reason.TLS_VERSION, f"met a peer that does not speak TLS 1.3 ({text})")
-        if code >= ALERT_BASE:
-            raise alert_refusal(code - ALERT_BASE)
-        raise Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {text}")
+        if self.leaf is None:
+            self._unreadable = tls_errors.unreadable_certificate(errors)
+        # The judgement's refusal comes first, or a bug in a callback, which must show.
+        raise self._problem or tls_errors.handshake_refusal(errors)
 
     # -- results of the handshake --------------------------------------------------------------------------------------
+
+    @property
+    def presented(self) -> dict[str, str]:
+        """What an unverified peer's certificate claims, for people; empty if the peer presented none."""
+        if self.leaf is not None:
+            return claims(self.leaf)
+        return {"unreadable": self._unreadable} if self._unreadable else {}
 
     @property
     def speaks_mesh(self) -> bool:
@@ -313,6 +314,8 @@ def verify_own_chain(keys: KeyPair) -> ChainFault | None:
         crypto.X509StoreContext(store, leaf, issuers).verify_certificate()
     except crypto.X509StoreContextError as error:
         return _chain_fault(error.errors[0], error.errors[1])
+    finally:
+        take_errors()
     return None
 
 
@@ -350,7 +353,7 @@ def _verify(ok: int, store: Any) -> int:
     except Refused as refusal:
         channel._problem = refusal
         if ok:
-            error = verify_error(refusal.reason)
+            error = tls_errors.verify_error(refusal.reason)
             _lib.X509_STORE_CTX_set_error(store, error)
         return 0
     except BaseException as error:
@@ -391,7 +394,7 @@ def _fill(store: Any, roots: Sequence[x509.Certificate]) -> None:
 
 
 def _chain_fault(error: int, depth: int) -> ChainFault:
-    return chain_fault(error, depth, _ffi.string(_lib.X509_verify_cert_error_string(error)).decode())
+    return tls_errors.chain_fault(error, depth, _ffi.string(_lib.X509_verify_cert_error_string(error)).decode())
 
 
 @lru_cache(maxsize=1024)

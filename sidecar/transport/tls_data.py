@@ -16,8 +16,8 @@ from typing import Any
 from sidecar.relay.duplex import Buffer, ChannelError
 from sidecar.transport.bindings import ffi as _ffi
 from sidecar.transport.bindings import lib as _lib
-from sidecar.transport.bindings import take_error
-from sidecar.transport.tls_errors import ALERT_BASE, alert_name
+from sidecar.transport.bindings import take_errors
+from sidecar.transport.tls_errors import record_fault
 
 # Local names are faster on the hot path.
 _SSL_read, _SSL_write, _SSL_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
@@ -159,8 +159,5 @@ def make_buffer(size: int) -> Buffer:
 
 
 def _channel_error() -> ChannelError:
-    code, text = take_error()
-    if code >= ALERT_BASE:
-        alert = alert_name(code - ALERT_BASE)
-        return ChannelError(f"the peer ended the connection with the TLS alert {alert}", alert=alert)
-    return ChannelError(f"a TLS record was refused: {text}")
+    message, alert = record_fault(take_errors())
+    return ChannelError(message, alert=alert)

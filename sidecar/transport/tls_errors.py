@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from sidecar.identity.judge import ChainFault
 from sidecar.identity.reasons import Reason, Refused
 
@@ -16,7 +19,6 @@ _CHAIN_REASONS = {
 }
 _VERIFY_ERRORS = {Reason.EXPIRED: 10, Reason.REVOKED: 23, Reason.UNKNOWN_CA: 20}
 """The opposite direction: the error that OpenSSL is given for a reason; it decides the alert for the peer (RFC 8446 6.2)."""
-ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: OpenSSL's reason for an alert of the peer's is 1000 + its number
 _REJECTED = 28  # X509_V_ERR_CERT_REJECTED: bad_certificate
 
 _ALERTS = {  # RFC 8446 6.2; as one of our reasons where one means the same
@@ -43,6 +45,58 @@ _ALERTS = {  # RFC 8446 6.2; as one of our reasons where one means the same
 _ABOUT_CERTIFICATES = (42, 43, 44, 45, 46, 48, 49, 113, 114, 116)
 CERTIFICATE_ALERTS = frozenset(str(_ALERTS.get(alert, f"alert {alert}")) for alert in _ABOUT_CERTIFICATES)
 """The names of the alerts by which a peer judges the certificate that it was shown, or misses one."""
+
+
+# ERR_LIB_* of OpenSSL's err.h. Each library counts its reasons from 100, so a code means something in its library only.
+_TLS = 20
+_CERTIFICATES = frozenset({11, 13})  # X509, ASN1
+
+# ERR_GET_REASON values of OpenSSL's sslerr.h.
+_NO_CERTIFICATE = 199
+_VERSION_REASONS = frozenset({258, 266, 267, 292, 396})  # unsupported protocol, wrong version, version too low …
+_ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: 1000 + the number of the alert that the peer sent, one byte
+_LAST_ALERT = _ALERT_BASE + 255  # codes that all libraries share (ERR_R_…) are larger
+
+
+class LibraryError(NamedTuple):
+    """One entry of OpenSSL's error queue."""
+
+    library: int
+    reason: int
+    text: str
+
+
+def handshake_refusal(errors: Sequence[LibraryError]) -> Refused:
+    """The refusal for what OpenSSL reported when a handshake failed: the oldest is the cause, the TLS library's is the
+    effect."""
+    code, text = _last_of_tls(errors)
+    if code == _NO_CERTIFICATE:
+        return Refused(Reason.NO_CERTIFICATE, "met a peer without a certificate; every peer needs one")
+    if code in _VERSION_REASONS:
+        return Refused(Reason.TLS_VERSION, f"met a peer that does not speak TLS 1.3 ({text})")
+    if _ALERT_BASE <= code <= _LAST_ALERT:
+        return alert_refusal(code - _ALERT_BASE)
+    return Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {errors[0].text if errors else text}")
+
+
+def unreadable_certificate(errors: Sequence[LibraryError]) -> str:
+    """Why a certificate that the peer presented in a failed handshake cannot be read; empty if none was the fault."""
+    return next((error.text for error in errors if error.library in _CERTIFICATES), "")
+
+
+def record_fault(errors: Sequence[LibraryError]) -> tuple[str, str | None]:
+    """A message for what OpenSSL reported when a record was refused, and the peer's alert if it was one."""
+    code, text = _last_of_tls(errors)
+    if _ALERT_BASE <= code <= _LAST_ALERT:
+        alert = alert_name(code - _ALERT_BASE)
+        return f"the peer ended the connection with the TLS alert {alert}", alert
+    return f"a TLS record was refused: {text}", None
+
+
+def _last_of_tls(errors: Sequence[LibraryError]) -> tuple[int, str]:
+    """The last entry of the TLS library, since earlier ones may be left by another call. Without one, no code is known."""
+    found = next((error for error in reversed(errors) if error.library == _TLS), None)
+    return (found.reason, found.text) if found is not None else (0, "protocol error")
 
 
 def chain_fault(error: int, depth: int, text: str) -> ChainFault:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
 
 from sidecar.host.clock import utc_now
+from sidecar.observe.folding import LINES
+from sidecar.transport import sockets
+from tests.attacks.records import CERTIFICATE, HANDSHAKE, KeyLog, Writer, message
 from tests.attacks.stage import Bend, assert_refused, attacked_call, attacked_port
 from tests.beds.certificates import (
     ANY_EKU,
@@ -23,7 +28,7 @@ from tests.beds.certificates import (
     rsa_key,
     usage,
 )
-from tests.beds.mesh import mesh_bed
+from tests.beds.mesh import Foreigner, mesh_bed
 
 
 def named(*uris: str) -> Bend:
@@ -295,3 +300,40 @@ async def test_every_refusal_reaches_the_refused() -> None:
 
 def fingerprint(credential: Credential) -> str:
     return hashlib.sha256(credential.der).hexdigest()
+
+
+# -- what is no certificate at all -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "der", [b"garbage", b"\x30\x03\x02\x01\x00", b"\x30\x82\x01\x00" + bytes(256)], ids=["text", "a number", "zeros"]
+)
+async def test_a_certificate_that_cannot_be_read_was_presented_all_the_same(der: bytes) -> None:
+    """Its refusals are never folded, unlike those of strangers who present nothing."""
+    async with attacked_port() as port:
+        for number in range(LINES + 2):
+            await present(await port.foreigner(None, configure=(log := KeyLog()).configure), log, der)
+            line = await port.sidecar.log.connection(number + 1)
+            assert (line["reason"], line["decision"]) == ("handshake_failed", "deny")
+            assert line["unverified"].keys() == {"unreadable"}
+            port.lines += 1
+        await port.honest()
+        assert port.sidecar.node.metrics.folded == 0
+
+
+async def present(caller: Foreigner, log: KeyLog, der: bytes) -> None:
+    """Answers the request for a certificate with these bytes in its place."""
+    with caller.sock, contextlib.suppress(OSError):
+        with contextlib.suppress(SSL.WantReadError):
+            caller.tls.do_handshake()
+        await caller.flush()
+        while "CLIENT_HANDSHAKE_TRAFFIC_SECRET" not in log.secrets:
+            caller.tls.bio_write(await sockets.receive(caller.sock, 65536))
+            with contextlib.suppress(SSL.WantReadError, SSL.Error):
+                caller.tls.do_handshake()
+        entry = len(der).to_bytes(3, "big") + der + b"\0\0"
+        body = b"\0" + len(entry).to_bytes(3, "big") + entry
+        writer = Writer(log.secrets["CLIENT_HANDSHAKE_TRAFFIC_SECRET"])
+        await sockets.send_all(caller.sock, writer.record(HANDSHAKE, message(CERTIFICATE, body)))
+        while await sockets.receive(caller.sock, 65536):
+            pass

@@ -20,7 +20,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.relay.duplex import Buffer, ChannelError
 from sidecar.transport import tls, tls_data
-from sidecar.transport.bindings import encode_stack
+from sidecar.transport.bindings import encode_stack, take_errors
 from tests.beds.certificates import HOUR, Authority, Credential
 
 MESH = Authority()
@@ -548,3 +548,57 @@ def test_the_name_that_is_sent_is_the_last_segment(segments: tuple[str, ...], na
     there = bare(*MESH.roots).client("http/1.1", SpiffeId("shop.internal", segments), utc_now)
     shake(here, there)
     assert here._connection.get_servername() == name
+
+
+# -- OpenSSL's error queue ---------------------------------------------------------------------------------------------
+
+
+def plant() -> None:
+    """Leaves an entry in the queue, as another call may: an alert that no peer sent."""
+    _lib.ERR_put_error(20, 0, 1048, vars(SSL)["_ffi"].NULL, 0)
+    assert _lib.ERR_peek_error() != 0
+
+
+def test_an_error_that_was_left_ends_no_other_connection() -> None:
+    plant()
+    callee, caller = connected()
+    assert _lib.ERR_peek_error() == 0, "and the handshake leaves none"
+    plant()
+    caller.write_bytes(b"hello")
+    carry(caller, callee)
+    assert callee.read_some(100) == b"hello"
+    assert callee.read_some(100) == b""
+    take_errors()
+
+
+def test_an_error_that_was_left_is_not_reported_as_the_next_one_s() -> None:
+    for planted in (False, True):
+        callee, caller = connected()
+        callee.feed_bytes(b"\x17\x03\x03\x00\x20" + bytes(32))
+        if planted:
+            plant()
+        with pytest.raises(ChannelError, match="a TLS record was refused: ") as broken:
+            callee.read_some(100)
+        assert broken.value.alert is None
+        assert _lib.ERR_peek_error() == 0
+        callee, caller = pair(client=Authority().leaf("web"))
+        if planted:
+            plant()
+        refused, _ = shake(callee, caller)
+        assert isinstance(refused, Refused)
+        assert refused.reason is Reason.UNKNOWN_CA
+
+
+def with_a_broken_key(credential: Credential) -> x509.Certificate:
+    """The certificate with a public key that is no point of its curve."""
+    der = bytearray(credential.der)
+    der[der.index(bytes.fromhex("034200")) + 10] ^= 0xFF
+    return x509.load_der_x509_certificate(bytes(der))
+
+
+def test_the_verification_of_our_own_chain_leaves_no_error() -> None:
+    mine = MESH.leaf("api")
+    assert isinstance(mine.key, tls.PrivateKey)
+    broken = tls.KeyPair((with_a_broken_key(mine), *mine.chain[1:]), mine.key, MESH.roots)
+    assert tls.verify_own_chain(broken) is not None
+    assert _lib.ERR_peek_error() == 0

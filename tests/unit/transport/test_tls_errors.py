@@ -5,7 +5,59 @@ from __future__ import annotations
 import pytest
 
 from sidecar.identity.reasons import Reason
-from sidecar.transport.tls_errors import alert_name, alert_refusal, chain_fault, talker
+from sidecar.transport.tls_errors import (
+    LibraryError,
+    alert_name,
+    alert_refusal,
+    chain_fault,
+    handshake_refusal,
+    record_fault,
+    talker,
+    unreadable_certificate,
+)
+
+ASN1, TLS = 13, 20
+LEFT_OVER = LibraryError(TLS, 1048, "tlsv1 alert unknown ca")
+"""Of another connection, which nobody took."""
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason", "said"),
+    [
+        ([], Reason.HANDSHAKE_FAILED, "protocol error"),
+        ([(TLS, 199, "none")], Reason.NO_CERTIFICATE, "without a certificate"),
+        ([(ASN1, 199, "wrong tag")], Reason.HANDSHAKE_FAILED, "wrong tag"),
+        ([(ASN1, 258, "cause"), (TLS, 13, "effect")], Reason.HANDSHAKE_FAILED, "cause"),
+        ([(TLS, 258, "too old")], Reason.TLS_VERSION, "too old"),
+        ([(6, 1048, "x")], Reason.HANDSHAKE_FAILED, "x"),
+        ([(TLS, 1048, "x")], Reason.PEER_REFUSED, "unknown_ca"),
+        ([(ASN1, 1, "cause"), (TLS, 0x8000D, "ASN1 lib")], Reason.HANDSHAKE_FAILED, "cause"),
+        ([LEFT_OVER, (TLS, 199, "none")], Reason.NO_CERTIFICATE, "without a certificate"),
+    ],
+)
+def test_a_code_means_something_in_its_own_library_only(
+    errors: list[tuple[int, int, str]], reason: Reason, said: str
+) -> None:
+    refused = handshake_refusal([LibraryError(*error) for error in errors])
+    assert (refused.reason, said in refused.detail) == (reason, True)
+
+
+def test_a_certificate_that_cannot_be_read_is_told() -> None:
+    assert (
+        unreadable_certificate([LibraryError(ASN1, 1, "wrong tag"), LibraryError(TLS, 13, "ASN1 lib")]) == "wrong tag"
+    )
+    assert unreadable_certificate([LibraryError(TLS, 199, "none")]) == ""
+
+
+def test_what_another_call_left_is_not_the_fault_of_a_record() -> None:
+    bad = LibraryError(TLS, 281, "bad record mac")
+    assert record_fault([LEFT_OVER, bad]) == ("a TLS record was refused: bad record mac", None)
+    assert record_fault([LibraryError(ASN1, 1048, "x")]) == ("a TLS record was refused: protocol error", None)
+    assert record_fault([LEFT_OVER])[1] == "unknown_ca"
+    assert record_fault([LibraryError(TLS, 0x80103, "internal error")]) == (
+        "a TLS record was refused: internal error",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
