@@ -58,6 +58,9 @@ SEEN_SECONDS = 30.0
 NOTE_SECONDS = 2.0
 """How long an answer waits for that record to be on disk."""
 
+MAX_JSON_PARTS = 64
+"""Objects, arrays and commas of a body. The largest that is valid has four; 20,000 fit, and would take milliseconds."""
+
 MOST_SEEN = 10_000
 MOST_READERS = 4
 """Threads that read the store for callers, so that they do not use up the threads that follow files."""
@@ -346,6 +349,8 @@ def _same(one: Follower, other: Follower) -> bool:
 
 def _fields(body: bytes, *names: str) -> dict[str, str]:
     """Parses a JSON object with exactly these names, each value a string. Raises :class:`Denied`."""
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_JSON_PARTS:
+        raise Denied(Denial.BAD_REQUEST, "the body has too many parts")
     try:
         fields = json.loads(body, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as fault:

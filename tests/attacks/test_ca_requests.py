@@ -120,7 +120,6 @@ ANYTHING = b'{"service": "web"'
         ("PUT", "/v1/enrol", 405),
         ("GET", "/v1/enrol", 405),
         ("HEAD", "/v1/enrol", 405),
-        ("HEAD", "/v1/bundle", 405),
         ("post", "/v1/enrol", 405),
         ("FOO", "/v1/renew", 405),
         ("TRACE", "/v1/renew", 405),

@@ -386,9 +386,10 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         (CHUNKED + b"1\r\n \r\n" * 3000, "at most 512 lines"),
         (b"HTTP/1.1 103 Early\r\n\r\n" * 1000, "more than 8 interim answers"),
         (HEAD + b"Content-Length: 262145\r\n\r\n" + b" " * 262145, "larger than 256 KiB"),
+        (b"[{}%s]" % (b",[]" * 8200), "more than 8192 parts"),
         (b"[%s]" % b",".join([b"{}"] * 65), "has 65 bundles; at most 64 are read"),
     ],
-    ids=["fields", "chunks", "interim answers", "bytes", "documents"],
+    ids=["fields", "chunks", "interim answers", "bytes", "parts", "documents"],
 )
 async def test_whoever_proves_nothing_is_read_no_further_than_need_be(
     bed: CaBed, mock_clock: MockClock, raw: bytes, said: str
@@ -404,7 +405,7 @@ async def test_whoever_proves_nothing_is_read_no_further_than_need_be(
 
 
 async def test_as_much_as_may_be_is_read(bed: CaBed, mock_clock: MockClock) -> None:
-    document = json.dumps({"payload": "x" * 4000})
+    document = json.dumps({"payload": "x" * 3000, "signatures": [{"certificate": "x", "signature": "x"}] * 8})
     body = b'{"bundles": [%s]}' % ", ".join([document] * 64).encode()
     stranger = fake(bed, "/v1/bundle", body + b" " * ((256 << 10) - len(body)))
     ca = await client(bed, port=stranger.port)

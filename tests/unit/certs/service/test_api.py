@@ -481,6 +481,13 @@ async def test_a_renewal_is_by_the_certificate_that_was_shown(tmp_path: Path) ->
         assert 'mesh_ca_issued_total{how="renewal"} 1.0' in await ca.metrics()
 
 
+@pytest.mark.parametrize(("parts", "why"), [(62, "the body must be"), (63, "the body has too many parts")])
+async def test_a_body_of_many_parts_is_not_parsed(parts: int, why: str, tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        raw = b'{"csr": [%s]}' % b",".join([b"1"] * (parts + 1))
+        assert said(await ca.ask("POST /v1/renew", raw=raw), 400)["message"].startswith(why)
+
+
 def by_identity(_who: Sidecar) -> Revocations:
     return Revocations(identities={API: NOW + timedelta(seconds=1)})
 
