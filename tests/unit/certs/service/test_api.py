@@ -550,8 +550,11 @@ async def test_denials_of_strangers_are_folded_and_no_others(tmp_path: Path) -> 
         ca.api.fold = fold
         await ca.ask("POST /v1/renew", {"csr": csr()})
         await ca.ask("POST /v1/renew", {"csr": "no CSR"}, peer=ca.sidecar("web").peer)
+        api = ca.sidecar("api")
+        ca.in_force = replace(ca.in_force, revoked=by_identity(api))
+        await ca.ask("POST /v1/renew", {"csr": csr()}, peer=api.peer)
     assert folded == [("no_certificate", ANYBODY)]
-    assert [line["reason"] for line in ca.log.events("denied")] == ["bad_csr"]
+    assert [line["reason"] for line in ca.log.events("denied")] == ["bad_csr", "revoked"]
 
 
 async def reenrol(ca: Office, who: Sidecar, nonce: bytes, bent: dict[str, str] | None = None) -> Response:

@@ -223,15 +223,19 @@ def places(ca: CaBed) -> tuple[int, int]:
     return ca.server.connections.members.total(), len(ca.server.connections.room.strangers)
 
 
-async def test_who_is_revoked_gets_in_as_anybody(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+async def test_who_is_revoked_gets_in_as_anybody(
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(site, mock_clock) as ca:
         keys = site.keys()
         member = await asks(await ca.stream(keys))
         assert places(ca) == (1, 0)
         ca.revokes("api")
         await until(lambda: API in ca.server.in_force.revoked.identities)
+        monkeypatch.setattr(listener, "MAX_OF_ONE_IDENTITY", 0)  # so it is no member even before its first request
         late = await asks(await ca.stream(keys))
         assert places(ca) == (1, 1)
+        monkeypatch.undo()
         await asks(member)  # it loses its place at its next request
         assert places(ca) == (0, 2)
         async with ca.client(keys) as client:
