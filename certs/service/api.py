@@ -174,7 +174,7 @@ class CaApi:
             reason=reason,
             message=denied.message,
             peer_address=peer.address,
-            peer_id=None if peer.svid is None else str(peer.svid.id),
+            peer_id=(peer.revoked_id or None) if peer.svid is None else str(peer.svid.id),
         )
 
     def in_good_standing(self, peer: Peer) -> Peer:
@@ -182,7 +182,7 @@ class CaApi:
         if peer.svid is None:
             return peer
         why = revoked(peer.svid, peer.path, self.source.in_force.revoked)
-        return peer if why is None else Peer(peer.address, None, (), f"{peer.svid.id} with {why}")
+        return peer if why is None else Peer(peer.address, None, (), why, str(peer.svid.id))
 
     # -- health and metrics --------------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class CaApi:
         fields = _fields(request.body, *wire.RENEW_FIELDS)
         path, policy = request.peer.path, self._policy()
         if request.peer.revoked:
-            raise Denied(Denial.REVOKED, f"this connection is of {request.peer.revoked}")
+            raise Denied(Denial.REVOKED, f"this connection is of {request.peer.revoked_id} with {request.peer.revoked}")
         if not path:
             raise Denied(
                 Denial.NO_CERTIFICATE, "a renewal needs mutual TLS, with the certificate that is to be renewed"

@@ -64,12 +64,14 @@ class Stream(Protocol):
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The client. ``path``: its verified chain (DER, leaf first). Without a certificate it is empty and ``svid`` None.
-    ``revoked``: whose revoked certificate it has, as part of a message; then it has no ``svid`` and no ``path``."""
+    ``revoked``: which of its certificates is revoked, as part of a message; then it has no ``svid`` and no ``path``, and
+    ``revoked_id`` is for the log alone."""
 
     address: str
     svid: Svid | None
     path: tuple[bytes, ...]
     revoked: str = ""
+    revoked_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -512,7 +512,7 @@ async def test_who_is_revoked_is_anybody_and_hears_why_it_is_not_renewed(how: An
         assert answer["error"] == "revoked"
         assert answer["message"].startswith("this connection is of spiffe://shop.internal/api with a revoked ")
         (line,) = ca.log.events("denied")
-        assert (line["reason"], line["peer_id"]) == ("revoked", None)
+        assert (line["reason"], line["peer_id"]) == ("revoked", str(API))
         # What anybody may have, it has: the list, the bundles, and what a new secret is worth. It is no follower.
         assert (await ca.ask("GET /v1/revocations", peer=api.peer, headers=polls)).status == 200
         assert (await ca.ask("GET /v1/bundle", peer=api.peer)).status == 200
