@@ -169,6 +169,7 @@ class Duplex:
         "_take",
         "_tolerant",
         "_turn_app",
+        "aborted",
         "app_r",
         "app_w",
         "decided",
@@ -205,6 +206,7 @@ class Duplex:
         self._app_out = True  # the app still takes bytes
         self._app_shut = False  # the FIN to the app was sent
         self._turn_app = True  # the app is read next when both sides can be read
+        self.aborted = False  # a side was reset before its stream had ended
         self.decided: Ending | None = None  # the decided ending; what is left goes out first, then END
         self.out = _NOTHING
         self.to_app = self.from_app = 0
@@ -401,6 +403,7 @@ class Duplex:
         if op is _RECV_NET:
             self._end(Ending(How.TRUNCATED, "the peer's connection was reset before its stream ended", reset_app=True))
         elif op is _SEND_NET:
+            self.aborted = self.aborted or not after_fin
             # The kernel reports a reset once, and did so here: a later read would return 0, as at a FIN.
             self._tolerant = self._tolerant and after_fin
             self._lose_peer(unsent=self._app_in or self._data_out)
@@ -410,6 +413,7 @@ class Duplex:
             self._end(Ending(How.APP_RESET, "the app reset the connection", reset_net=True))
         else:
             self._app_clean = after_fin
+            self.aborted = self.aborted or not after_fin
             self._lose_app()
         return self.next()
 
@@ -418,15 +422,51 @@ class Duplex:
         self.out = _NOTHING
         self._channel.rest()
 
-    def peer_gone(self) -> None:
-        """The peer's connection is dead in both directions. A stream that ended is not read, so only this reports it."""
+    def peer_gone(self, *, aborted: bool = False) -> None:
+        """The peer's connection is dead in both directions. A stream that ended is not read, so only this reports it.
+        ``aborted``: it was reset, and no FIN was seen before."""
+        self.aborted = self.aborted or aborted
         if self._net_out:
             self._lose_peer(unsent=self._data_out)
 
-    def app_gone(self) -> None:
-        """The app's connection is dead in both directions. A stream that ended is not read, so only this reports it."""
+    def app_gone(self, *, aborted: bool = False) -> None:
+        """The app's connection is dead in both directions. A stream that ended is not read, so only this reports it.
+        ``aborted``: it was reset, and no FIN was seen before."""
+        self.aborted = self.aborted or aborted
         if self._app_out and not self._app_shut:
             self._lose_app()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a side is gone: nothing but what it had sent can still move."""
+        return self.aborted or not (self._net_out and self._app_out)
+
+    def give_up(self) -> Ending:
+        """The ending of a connection whose one side is gone, and whose other side takes nothing more."""
+        if self.decided is None and self._net_out:
+            self._end(
+                Ending(How.APP_RESET, "the app is gone, and the peer reads no more", reset_app=True, reset_net=True)
+            )
+        elif self.decided is None:
+            how = How.PEER_RESET if self._peer_done else How.TRUNCATED
+            self._end(Ending(how, "the peer is gone, and the app reads no more", reset_app=True, reset_net=True))
+        assert self.decided is not None  # noqa: S101 (`_end` sets it)
+        return self.decided
+
+    def vanish(self, *, peer: bool, seconds: float) -> None:
+        """The peer's or the app's host has acknowledged nothing for so long. What was read of it still goes out."""
+        detail = (
+            f"the {'peer' if peer else 'app'} acknowledged nothing for {seconds:g} s: its host or the network is gone"
+        )
+        if peer:
+            self._net_out = self._take = False
+            self._net_left = _NOTHING
+            how = How.PEER_RESET if self._peer_done else How.TRUNCATED
+        else:
+            self._app_in = self._app_out = False
+            self._app_left = _NOTHING
+            how = How.APP_RESET
+        self._end(Ending(how, detail, reset_app=True, reset_net=True))
 
     def _lose_app(self) -> None:
         """The app takes nothing more. Its answer may still be in its socket: that is read, and its end ends everything."""

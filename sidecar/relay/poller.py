@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any, Protocol
 
-READABLE, WRITABLE, BROKEN, ENDED = 1, 2, 4, 8
+READABLE, WRITABLE, BROKEN, ENDED, RESET = 1, 2, 4, 8, 16
 """Bits of an event. ``ENDED``: a FIN or urgent data has arrived, so a short read does not mean that nothing is left.
-``BROKEN``: reset, or closed in both directions. A poller that cannot detect these two leaves them out."""
+``BROKEN``: reset, or closed in both directions. ``RESET``: reset, or timed out, unless a call has reported that already. A
+poller that cannot detect these leaves them out."""
 
 
 class Poller(Protocol):
@@ -108,6 +109,7 @@ def _event(flags: int) -> int:
         | (WRITABLE if broken or flags & select.EPOLLOUT else 0)
         | (ENDED if flags & (select.EPOLLRDHUP | select.EPOLLPRI) else 0)
         | (BROKEN if broken else 0)
+        | (RESET if flags & select.EPOLLERR else 0)
     )
 
 

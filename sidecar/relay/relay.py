@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
@@ -28,7 +29,8 @@ import trio
 
 from sidecar.identity.reasons import Reason
 from sidecar.relay.duplex import Buffer, Buffers, Duplex, Ending, Op
-from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE, Poller, make_poller
+from sidecar.relay.liveness import INFO_BYTES, SILENCE_SECONDS, waiting_since
+from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, Poller, make_poller
 
 PASS_SECONDS = 0.002
 PUMP_BYTES = 512 * 1024
@@ -41,7 +43,19 @@ REST_BYTES = 16 * 1024
 """A connection that is idle for this long, and has moved so many bytes since it last was, gives back memory."""
 
 ENDING_SECONDS = 10.0
-"""How long a connection whose end is decided waits for a side that does not read the last bytes."""
+"""How long a connection that cannot go on (its end is decided, or a side was reset) waits for the other side, if that does
+not read the last bytes."""
+
+LOST_SECONDS = 600.0
+"""The same, if the side that is gone had ended its stream before: to whom pauses reading, all of it is still delivered."""
+
+LOOKS = 5
+"""Each sweep looks at one socket in so many, whether its host still acknowledges."""
+
+_SWEEP_PORTION = 64
+
+_TELLS_TCP_INFO = sys.platform == "linux"
+"""Other systems have another ``struct tcp_info``, or none: there keepalive detects a dead host."""
 
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
 
@@ -54,6 +68,7 @@ class _Link:
         "app",
         "app_ended",
         "app_fd",
+        "app_waiting",
         "done",
         "duplex",
         "expires_at",
@@ -61,6 +76,7 @@ class _Link:
         "net",
         "net_ended",
         "net_fd",
+        "net_waiting",
         "outcome",
         "queued",
         "rested",
@@ -77,6 +93,8 @@ class _Link:
         self.active_at = trio.current_time()
         self.queued = False
         self.rested = -REST_BYTES
+        self.net_waiting: float | None = None  # since when nothing is acknowledged, see `liveness`
+        self.app_waiting: float | None = None
         self.done = trio.Event()
         self.outcome: Ending | Reason | Exception | None = None
 
@@ -189,18 +207,18 @@ class Relay:
             if what & WRITABLE:
                 duplex.net_w = True
             if what & (ENDED | BROKEN):
-                link.net_ended = True
                 if what & BROKEN:
-                    duplex.peer_gone()
+                    duplex.peer_gone(aborted=bool(what & RESET) and not link.net_ended)
+                link.net_ended = True
         else:
             if what & READABLE:
                 duplex.app_r = True
             if what & WRITABLE:
                 duplex.app_w = True
             if what & (ENDED | BROKEN):
-                link.app_ended = True
                 if what & BROKEN:
-                    duplex.app_gone()
+                    duplex.app_gone(aborted=bool(what & RESET) and not link.app_ended)
+                link.app_ended = True
 
     def _pump(self, link: _Link) -> None:
         """Moves a link's bytes until it must wait, ends, or has used its share. An exception ends the link."""
@@ -282,23 +300,56 @@ class Relay:
                     continue
 
     async def _sweep(self) -> None:
+        look = 0
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            self._end_overdue(trio.current_time())
+            look = (look + 1) % LOOKS
+            for number, (descriptor, link) in enumerate(list(self._links.items())):
+                if number % _SWEEP_PORTION == 0:
+                    await trio.lowlevel.checkpoint()
+                if self._links.get(descriptor) is not link:
+                    continue  # it ended meanwhile
+                try:
+                    if descriptor == link.net_fd:
+                        self._end_overdue(link, trio.current_time())
+                    if descriptor % LOOKS == look and link.outcome is None:
+                        self._look(link, descriptor, perf_counter())
+                except Exception as error:
+                    self._finish(link, error)
 
-    def _end_overdue(self, now: float) -> None:
-        """Ends links that are idle too long, too old, or cannot deliver their last bytes."""
-        for link in list(self._links.values()):
-            idle = now - link.active_at
-            if now >= link.expires_at:
-                self._finish(link, Reason.MAX_AGE)
-            elif link.idle_timeout is not None and idle >= link.idle_timeout:
-                self._finish(link, Reason.IDLE_TIMEOUT)
-            elif link.duplex.decided is not None and idle >= ENDING_SECONDS:
-                self._finish(link, link.duplex.decided)
-            elif (
-                idle >= REST_SECONDS
-                and (moved := link.duplex.to_app + link.duplex.from_app) - link.rested >= REST_BYTES
-            ):
-                link.rested = moved
-                link.duplex.rest()
+    def _end_overdue(self, link: _Link, now: float) -> None:
+        """Ends a link that is idle too long, too old, or cannot deliver its last bytes. If it is idle, frees memory."""
+        duplex, idle = link.duplex, now - link.active_at
+        if now >= link.expires_at:
+            self._finish(link, Reason.MAX_AGE)
+        elif link.idle_timeout is not None and idle >= link.idle_timeout:
+            self._finish(link, Reason.IDLE_TIMEOUT)
+        elif idle < REST_SECONDS:
+            return
+        elif (idle >= ENDING_SECONDS and (duplex.decided is not None or duplex.aborted)) or (
+            idle >= LOST_SECONDS and duplex.lost
+        ):
+            self._finish(link, duplex.give_up())
+        elif (moved := duplex.to_app + duplex.from_app) - link.rested >= REST_BYTES:
+            link.rested = moved
+            duplex.rest()
+
+    def _look(self, link: _Link, descriptor: int, now: float) -> None:
+        """Ends a link one of whose hosts acknowledges nothing. ``now`` is the real time, as the kernel's is."""
+        if not _TELLS_TCP_INFO:
+            return
+        is_net = descriptor == link.net_fd
+        sock, before = (link.net, link.net_waiting) if is_net else (link.app, link.app_waiting)
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
+        except OSError:
+            return  # no TCP socket: the other end is on this host
+        waiting = waiting_since(info, before, now)
+        if is_net:
+            link.net_waiting = waiting
+        else:
+            link.app_waiting = waiting
+        if waiting is not None and now - waiting >= SILENCE_SECONDS:
+            link.duplex.vanish(peer=is_net, seconds=SILENCE_SECONDS)
+            self._now = trio.current_time()
+            self._pump(link)

@@ -13,7 +13,7 @@ from itertools import cycle
 
 from sidecar.relay import duplex as core
 from sidecar.relay.duplex import Buffers, Channel, Duplex, How, Op
-from sidecar.relay.poller import BROKEN, READABLE, WRITABLE
+from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE
 from tests.beds.simulation import (
     ALERT,
     CLOSE,
@@ -54,7 +54,7 @@ class Connection:
         self.tolerant, self.tells_broken = tolerant, tells_broken
         self.peer_queue = self.app_queue = b""
         self.peer_ends = self.app_ends = False
-        self.told_peer_gone = self.told_app_gone = False
+        self.told_peer_gone = self.told_app_gone = self.told_peer_end = self.told_app_end = False
         self.over = False
         self._sent = 0
         self.hiccups = cycle(hiccups or [False])
@@ -163,10 +163,12 @@ class Connection:
         duplex.app_w |= bool(app & WRITABLE)
         if net & BROKEN and self.tells_broken:
             self.told_peer_gone = True
-            duplex.peer_gone()
+            duplex.peer_gone(aborted=bool(net & RESET) and not self.told_peer_end)
         if app & BROKEN and self.tells_broken:
             self.told_app_gone = True
-            duplex.app_gone()
+            duplex.app_gone(aborted=bool(app & RESET) and not self.told_app_end)
+        self.told_peer_end |= bool(net & ENDED)
+        self.told_app_end |= bool(app & ENDED)
 
     def pump(self, share: int) -> None:
         """As the relay does it; then somebody else uses the buffers."""

@@ -13,7 +13,7 @@ import errno
 from typing import NamedTuple
 
 from sidecar.relay.duplex import Buffer, Buffers, ChannelError
-from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE
+from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE
 
 RECORD = 32
 """The most data in a record of the fake's."""
@@ -262,4 +262,4 @@ class FakeSocket:
             self.dead = True
             self._error = errno.EPIPE if self.fin else errno.ECONNRESET
             self.outbox.clear()
-            self.events |= READABLE | WRITABLE | ENDED | BROKEN
+            self.events |= READABLE | WRITABLE | ENDED | BROKEN | RESET

@@ -73,3 +73,57 @@ def test_two_connections_that_share_their_buffers(
             connection.flow()
     for connection in connections:
         connection.finish()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.tuples(sizes, sizes, sizes, sizes),
+    options,
+    st.lists(st.tuples(actions, turns), max_size=40),
+    st.sampled_from(("peer", "app")),
+)
+def test_a_connection_of_which_a_side_is_reset_ends_or_is_known_to_be_lost(
+    buffer_sizes: tuple[int, int, int, int],
+    option: dict[str, Any],
+    schedule: list[tuple[tuple[str, str, int], tuple[bool, int]]],
+    side: str,
+) -> None:
+    """From any state, and though the other side neither reads nor sends: so the relay ends it in bounded time."""
+    connection = Connection(fake_buffers(*buffer_sizes), **{**option, "tells_broken": True})
+    for (who, what, size), (tell, share) in schedule:
+        (connection.peer if who == "peer" else connection.do_app)(what, size)
+        connection.flow()
+        if tell:
+            connection.tell()
+        if share:
+            connection.pump(share)
+    (connection.peer if side == "peer" else connection.do_app)("reset", 1)
+    for _ in range(20):
+        connection.tell()
+        connection.pump(1000)
+    ended_well = (
+        side == "app" and connection.app.shut and connection.app.fin
+    )  # both of its directions, before the reset
+    assert connection.over or connection.duplex.decided is not None or connection.duplex.lost or ended_well
+    if not connection.over and connection.duplex.lost:
+        assert connection.duplex.give_up() is connection.duplex.decided
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.tuples(sizes, sizes, sizes, sizes), options, st.lists(st.tuples(actions, turns), max_size=40))
+def test_the_twin_while_neither_side_is_gone_nothing_is_given_up(
+    buffer_sizes: tuple[int, int, int, int],
+    option: dict[str, Any],
+    schedule: list[tuple[tuple[str, str, int], tuple[bool, int]]],
+) -> None:
+    connection = Connection(fake_buffers(*buffer_sizes), **option)
+    for (who, what, size), (tell, share) in schedule:
+        if what in ("reset", "close"):
+            continue
+        (connection.peer if who == "peer" else connection.do_app)(what, size)
+        connection.flow()
+        if tell:
+            connection.tell()
+        if share:
+            connection.pump(share)
+        assert not connection.duplex.lost

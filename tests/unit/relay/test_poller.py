@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from sidecar.relay import poller as poller_module
-from sidecar.relay.poller import BROKEN, ENDED, READABLE, WRITABLE, EdgePoller, LevelPoller, Poller, make_poller
+from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, EdgePoller, LevelPoller, Poller, make_poller
 from sidecar.transport import sockets
 from tests.beds.mesh import PATIENCE
 from tests.beds.relay import POLLERS, drain, fill, tcp_pair
@@ -159,7 +159,19 @@ def test_epoll_tells_ends_apart(ends: Ends) -> None:
     there.shutdown(socket.SHUT_WR)
     assert told(poller) == {number: READABLE | WRITABLE | ENDED}
     sockets.hard_close(there)
-    assert told(poller) == {number: READABLE | WRITABLE | ENDED | BROKEN}
+    assert told(poller) == {number: READABLE | WRITABLE | ENDED | BROKEN | RESET}
+    poller.close()
+
+
+def test_epoll_tells_a_reset_from_ends_in_both_directions(ends: Ends) -> None:
+    here, there = ends
+    poller = EdgePoller()
+    number = add(poller, here)
+    here.shutdown(socket.SHUT_WR)
+    there.shutdown(socket.SHUT_WR)
+    said = told(poller)[number]
+    assert said & BROKEN
+    assert not said & RESET
     poller.close()
 
 
@@ -183,6 +195,7 @@ def test_each_combination_of_epolls_flags_has_its_meaning() -> None:
         assert bool(what & WRITABLE) == (is_out or hup or err)
         assert bool(what & ENDED) == (rdhup or pri)
         assert bool(what & BROKEN) == (hup or err)
+        assert bool(what & RESET) == err
 
 
 def test_the_fastest_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

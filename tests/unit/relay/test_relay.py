@@ -16,8 +16,18 @@ import trio.testing
 from sidecar.identity.reasons import Reason
 from sidecar.relay import relay as relay_module
 from sidecar.relay.duplex import Ending, How
+from sidecar.relay.liveness import SILENCE_SECONDS
 from sidecar.relay.poller import READABLE, EdgePoller, LevelPoller
-from sidecar.relay.relay import ENDING_SECONDS, PUMP_BYTES, READ_BYTES, REST_BYTES, ROUND, Relay
+from sidecar.relay.relay import (
+    ENDING_SECONDS,
+    LOOKS,
+    LOST_SECONDS,
+    PUMP_BYTES,
+    READ_BYTES,
+    REST_BYTES,
+    ROUND,
+    Relay,
+)
 from sidecar.transport import sockets
 from tests.beds.mesh import PATIENCE, receive_all
 from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
@@ -564,6 +574,65 @@ async def test_the_same_where_nothing_tells(nursery: trio.Nursery) -> None:
         assert (await one.ending()).how is How.PEER_RESET
 
 
+class Unanswered(socket.socket):
+    """One whose kernel reports a segment that nobody has ever acknowledged."""
+
+    def getsockopt(self, level: int, option: int, size: int = 0, /) -> Any:
+        if (level, option) != (socket.IPPROTO_TCP, socket.TCP_INFO):
+            return super().getsockopt(level, option)
+        info = bytearray(size)
+        info[24] = info[59] = 1
+        return bytes(info)
+
+
+@pytest.mark.parametrize("side", ["peer", "app"])
+async def test_a_host_that_acknowledges_nothing_is_cut_though_the_other_one_is_busy(
+    still: Bed, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(relay_module, "perf_counter", lambda: next(clock) / 100)
+    one, honest = still.connection(), still.connection()
+    if side == "peer":
+        one.near_net = still.stack.enter_context(Unanswered(fileno=one.near_net.detach()))
+    else:
+        one.near_app = still.stack.enter_context(Unanswered(fileno=one.near_app.detach()))
+    still.start()
+    await still.settle()
+    while one.outcome is None:
+        (one.app if side == "peer" else one.net).send(b"!" if side == "peer" else records(b"!"))
+        mock_clock.jump(1.0)
+        await still.settle()
+        assert next(clock) < 100 * 1000
+    ending = await one.ending()
+    assert ending.detail == f"the {side} acknowledged nothing for 30 s: its host or the network is gone"
+    assert (ending.how, ending.reset_app, ending.reset_net) == (
+        How.TRUNCATED if side == "peer" else How.APP_RESET,
+        True,
+        True,
+    )
+    assert next(clock) >= 100 * SILENCE_SECONDS
+    assert honest.outcome is None
+
+
+async def test_no_look_at_what_is_no_tcp_socket_or_where_the_system_does_not_tell(
+    still: Bed, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "SILENCE_SECONDS", 0.0)
+    local, elsewhere = still.connection(), still.connection()
+    local.near_app, far = socket.socketpair()
+    still.stack.enter_context(local.near_app)
+    still.stack.enter_context(far)
+    sockets.prepare(still.connection().near_app)
+    local.near_app.setblocking(False)
+    still.start()
+    for tells in (True, False):
+        monkeypatch.setattr(relay_module, "_TELLS_TCP_INFO", tells)
+        for _ in range(2 * LOOKS):
+            mock_clock.jump(1.0)
+            await still.settle()
+    assert local.outcome is elsewhere.outcome is None
+
+
 # -- nothing spins -----------------------------------------------------------------------------------------------------
 
 
@@ -596,6 +665,105 @@ async def test_at_rest_while_an_app_that_reset_waits_for_a_peer_that_does_not_re
         await bed.settle()
     ending = await one.ending()
     assert (ending.how, ending.reset_net) == (How.APP_RESET, True)
+
+
+async def stalled_behind_an_app(bed: Bed) -> Connection:
+    """A peer that does not read, and an app that has sent more than there is room for."""
+    one = bed.connection(Passthrough(), tolerant=True, kernel_room=16 * 1024)
+    while fill(one.app):
+        await bed.settle()
+    return one
+
+
+async def seconds_until(mock_clock: trio.testing.MockClock, bed: Bed, one: Connection, most: float) -> float | None:
+    """How long it takes until the connection has ended; None if it has not by then."""
+    waited = 0.0
+    while waited <= most:
+        await bed.settle()
+        if one.outcome is not None:
+            return waited
+        mock_clock.jump(1.0)
+        waited += 1.0
+    return None
+
+
+@pytest.mark.parametrize("fin_before", [False, True])
+async def test_an_app_that_has_reset_ends_though_the_peer_reads_nothing(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, fin_before: bool
+) -> None:
+    """Before or after it was told that the peer's stream has ended."""
+    with ExitStack() as stack:
+        bed = Bed(nursery, EdgePoller(), stack)
+        bed.start()
+        one = await stalled_behind_an_app(bed)
+        if fin_before:
+            one.net.shutdown(socket.SHUT_WR)
+            await bed.settle()
+            assert await receive_all(one.app) == b""
+        sockets.hard_close(one.app)
+        waited = await seconds_until(mock_clock, bed, one, 2 * ENDING_SECONDS)
+        assert waited is not None
+        assert waited >= ENDING_SECONDS - 1
+        assert await one.ending() == Ending(
+            How.APP_RESET, "the app is gone, and the peer reads no more", reset_app=True, reset_net=True
+        )
+
+
+async def test_the_twins_an_app_that_ended_well_and_whose_peer_merely_pauses(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """Closed in one direction, or in both, before the peer has read all: nothing of it is lost."""
+    for both in (False, True):
+        with ExitStack() as stack:
+            bed = Bed(nursery, EdgePoller(), stack)
+            bed.start()
+            one = await stalled_behind_an_app(bed)
+            one.app.shutdown(socket.SHUT_WR)
+            if both:
+                one.net.shutdown(socket.SHUT_WR)
+                await bed.settle()
+                assert await receive_all(one.app) == b""
+            assert await seconds_until(mock_clock, bed, one, 300.0) is None
+            said = 0
+            while one.outcome is None and not (said and not both and not drain(one.net)):
+                said += len(drain(one.net))
+                await bed.settle()
+            if both:
+                assert await one.ending() == Ending(How.OK)
+
+
+async def test_a_peer_that_has_reset_ends_though_the_app_reads_nothing(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    with ExitStack() as stack:
+        bed = Bed(nursery, EdgePoller(), stack)
+        bed.start()
+        one = bed.connection(Passthrough(), tolerant=True, kernel_room=16 * 1024)
+        while fill(one.net):
+            await bed.settle()
+        sockets.hard_close(one.net)
+        waited = await seconds_until(mock_clock, bed, one, 2 * ENDING_SECONDS)
+        assert waited is not None
+        assert (await one.ending()).how is How.TRUNCATED
+
+
+async def test_the_twin_a_peer_that_had_ended_before_it_was_gone(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """Its stream is whole, and the app that pauses gets it; but it does not wait for ever."""
+    with ExitStack() as stack:
+        bed = Bed(nursery, EdgePoller(), stack)
+        bed.start()
+        one = bed.connection(Passthrough(), tolerant=True, kernel_room=16 * 1024)
+        while not one.duplex._app_left:
+            one.net.send(b"x" * 1000)
+            await bed.settle()
+        one.net.shutdown(socket.SHUT_WR)
+        await bed.settle()
+        sockets.hard_close(one.net)
+        assert await seconds_until(mock_clock, bed, one, 300.0) is None
+        assert await seconds_until(mock_clock, bed, one, LOST_SECONDS) is not None
+        assert (await one.ending()).detail == "the peer is gone, and the app reads no more"
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
