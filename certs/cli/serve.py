@@ -15,7 +15,7 @@ from certs.protocol.x509_profile import ProfileError, check_ttl
 from certs.service import serve as serving
 from sidecar.documents.address import parse_address
 from sidecar.host.clock import utc_now
-from sidecar.host.process import keep_memory_private, raise_descriptor_limit
+from sidecar.host.process import keep_memory_private, raise_descriptor_limit, settle_memory
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 
@@ -55,4 +55,5 @@ def serve(
     settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl)
     keep_memory_private()
     raise_descriptor_limit()
+    settle_memory()
     trio.run(serving.serve, settings, Log(style=style), utc_now)

@@ -12,7 +12,7 @@ import trio
 from sidecar.dev.dev_mesh import DevMesh, run_dev
 from sidecar.dev.plan import banner, environment, plan
 from sidecar.host.clock import utc_now
-from sidecar.host.process import keep_memory_private
+from sidecar.host.process import keep_memory_private, settle_memory
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import load_mesh
@@ -50,6 +50,7 @@ def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", 
         click.echo(text, err=True)
     else:
         log.text(text)
+    settle_memory()
     trio.run(run_dev, running)
 
 

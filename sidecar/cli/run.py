@@ -9,7 +9,7 @@ import click
 import trio
 
 from sidecar.config.wiring import load_config
-from sidecar.host.process import keep_memory_private
+from sidecar.host.process import keep_memory_private, settle_memory
 from sidecar.lifecycle.run import run as run_sidecar
 
 
@@ -25,4 +25,6 @@ def run(file: Path) -> None:
     Exit codes: 0 after a drain, 2 if it could not start.
     """
     keep_memory_private()
-    trio.run(run_sidecar, load_config(file, os.environ), os.environ)
+    config = load_config(file, os.environ)
+    settle_memory()
+    trio.run(run_sidecar, config, os.environ)

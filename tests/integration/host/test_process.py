@@ -48,6 +48,19 @@ def test_the_descriptor_limit_is_raised_to_what_the_system_allows() -> None:
     assert says("").endswith(" 64")
 
 
+def test_what_is_loaded_is_no_work_of_the_collector_s_any_more() -> None:
+    text = "import gc; from sidecar.host.process import settle_memory; {} print(gc.get_freeze_count() > 10_000)"
+    for call, settled in (("settle_memory();", "True"), ("", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", text.format(call)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=clean_environment(),
+        )
+        assert done.stdout.strip() == settled
+
+
 # -- dividing them -----------------------------------------------------------------------------------------------------
 
 

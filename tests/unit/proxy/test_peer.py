@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +21,12 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord, Direction
-from sidecar.proxy.peer import VerifiedPeer, establish
+from sidecar.proxy.peer import SPREAD, VerifiedPeer, establish
 from sidecar.transport import tls
+from sidecar.transport.accepting import Room
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import hear
+from sidecar.transport.strangers import Stranger, Strangers
 from tests.beds.certificates import Authority, Credential
 
 MESH = Authority()
@@ -50,10 +53,13 @@ class End:
         self.sock, self.channel = sock, channel
         self.peer: VerifiedPeer | None = None
         self.refused: Refused | None = None
+        self.stranger: Stranger | None = None
 
     async def establish(self) -> None:
         try:
-            self.peer = await establish(self.node, self.sock, self.channel, self.record, self.record.started)
+            self.peer = await establish(
+                self.node, self.sock, self.channel, self.record, self.record.started, self.stranger
+            )
         except Refused as refusal:
             self.refused = refusal
 
@@ -137,6 +143,67 @@ async def test_a_silent_peer_has_the_handshake_s_time(autojump_clock: MockClock)
     )
     assert api.record.handshake_ms == pytest.approx(1000 * SECONDS)
     assert api.record.connection_id is None
+
+
+# -- strangers: their deadlines are spread, their ends take turns ------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+async def test_a_stranger_s_deadline_is_later_by_chance(
+    part: float, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: part)
+    async with ends() as (api, _):
+        api.stranger = Strangers(1).enter("10.0.0.1", 0.0, lambda: None)
+        await api.establish()
+    assert api.record.handshake_ms == pytest.approx(1000 * SECONDS * (1 + SPREAD * part))
+
+
+async def test_the_twin_our_own_outbound_deadline_is_as_it_is_written(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    async with ends() as (_, web):
+        await web.establish()
+    assert web.record.handshake_ms == pytest.approx(1000 * SECONDS)
+
+
+class Turns(Gate):
+    """Notes who asks for a turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str | None] = []
+
+    async def turn(self, address: str | None = None) -> None:
+        self.asked.append(address)
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("end", ["in time", "closes", "garbage"])
+async def test_the_end_of_a_stranger_s_handshake_takes_a_turn(end: str, autojump_clock: MockClock) -> None:
+    """In a queue of its own, so that it holds up no handshake of its address."""
+    async with ends() as (api, web):
+        api.node.gate = turns = Turns()
+        api.stranger = Strangers(1).enter("10.0.0.1", 0.0, lambda: None)
+        if end == "closes":
+            web.sock.close()
+        elif end == "garbage":
+            web.sock.send(b"GET / HTTP/1.1")
+        await api.establish()
+    assert api.refused is not None
+    assert turns.asked == (["10.0.0.1"] if end == "garbage" else []) + ["end 10.0.0.1"]
+
+
+async def test_the_twin_who_is_let_in_needs_no_turn_for_an_end() -> None:
+    async with ends() as (api, web):
+        api.node.gate = turns = Turns()
+        api.node.room = Room(1)
+        api.stranger = api.node.room.strangers.enter("10.0.0.1", 0.0, lambda: None)
+        await both(api, web)
+    assert api.refused is None
+    assert set(turns.asked) == {"10.0.0.1"}
+    assert api.stranger._stage.name == "KNOWN"  # its ClientHello was complete
 
 
 def ends_meanwhile() -> Callable[[], datetime]:
