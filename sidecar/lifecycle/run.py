@@ -161,9 +161,20 @@ def _status(
         for admission in node.registry.admissions()
     ]
     trust = {} if agent is None else agent.trust()
-    return describe(
-        now, CurrentState(config, node.current.mesh, svid, live, unwell, trust, stop.is_set()), node.metrics
+    strangers = node.room.strangers
+    state = CurrentState(
+        config=config,
+        mesh=node.current.mesh,
+        svid=svid,
+        live=live,
+        unwell=unwell,
+        trust=trust,
+        draining=stop.is_set(),
+        strangers=len(strangers),
+        max_strangers=strangers.limit,
+        log_lost=node.log.lost,
     )
+    return describe(now, state, node.metrics)
 
 
 async def _handle_signals(

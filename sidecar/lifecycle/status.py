@@ -22,7 +22,8 @@ from sidecar.policy.mesh import Mesh
 class CurrentState:
     """The state at one moment. ``live``: (direction, other end, port or target) of each connection that was let in.
     ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
-    the CA's bundle and list; empty without a CA."""
+    the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
+    most ``max_strangers``. ``log_lost``: lines."""
 
     config: Config
     mesh: Mesh
@@ -31,6 +32,9 @@ class CurrentState:
     unwell: Sequence[str]
     trust: Mapping[str, Any]
     draining: bool
+    strangers: int
+    max_strangers: int
+    log_lost: int
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -73,7 +77,8 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
-        "log": {"folded": metrics.folded},
+        "strangers": {"now": state.strangers, "limit": state.max_strangers},
+        "log": {"folded": metrics.folded, "lost": state.log_lost},
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
 
@@ -116,8 +121,13 @@ def as_text(status: Mapping[str, Any]) -> str:
         "refused lately",
         ((one["at"], one["direction"], one["reason"], one["message"] or "") for one in status["refused_lately"]),
     )
-    if folded := status.get("log", {}).get("folded"):  # an older sidecar does not tell
+    log, strangers = status.get("log", {}), status.get("strangers", {})  # an older sidecar does not tell
+    if folded := log.get("folded"):
         lines.append(f"and {folded} strangers' connections, folded into summaries in the log")
+    if now := strangers.get("now"):
+        lines.append(f"strangers now: {now} of at most {strangers.get('limit')} connections without a proved identity")
+    if lost := log.get("lost"):
+        lines.append(f"{lost} lines of the log were LOST, since nobody read them or the disk was full")
     return "\n".join(lines)
 
 

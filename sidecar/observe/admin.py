@@ -265,8 +265,12 @@ class _MetricsCollector(Collector):
         folded = CounterMetricFamily(
             "sidecar_log_folded", "Connections that have no line of their own in the log.", float(metrics.folded)
         )
+        lost = CounterMetricFamily("sidecar_log_lost", "Lines of the log that were lost.", status["log"]["lost"])
+        strangers = GaugeMetricFamily(
+            "sidecar_strangers", "Connections whose peer has not proved an identity.", status["strangers"]["now"]
+        )
         healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))
-        return [ended, to_app, from_app, live, folded, healthy]
+        return [ended, to_app, from_app, live, folded, lost, strangers, healthy]
 
 
 def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:

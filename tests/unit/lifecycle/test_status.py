@@ -46,7 +46,8 @@ SVID = parse_svid(AUTHORITY.leaf("api").der)
 
 def state(mesh: Mesh = MESH, **changed: object) -> CurrentState:
     live = [("inbound", "spiffe://shop.internal/web", "http")] * 2
-    fields = {"live": live, "unwell": (), "trust": {}, "draining": False, **changed}
+    fields = {"live": live, "unwell": (), "trust": {}, "draining": False}
+    fields |= {"strangers": 0, "max_strangers": 256, "log_lost": 0, **changed}
     return CurrentState(config=CONFIG, mesh=mesh, svid=SVID, **fields)  # type: ignore[arg-type]
 
 
@@ -113,10 +114,17 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
     assert text.index("met something revoked") < text.index("met something expired")
 
 
-def test_strangers_whose_lines_were_folded_are_counted() -> None:
+def test_strangers_and_what_the_log_lacks_are_told_where_there_are_any() -> None:
     metrics = Metrics()
-    assert "folded" not in as_text(describe(NOW, state(), metrics))
+    text = as_text(describe(NOW, state(), metrics))
+    assert not any(word in text for word in ("folded", "strangers", "LOST"))
     metrics.folded = 7
-    said = describe(NOW, state(), metrics)
-    assert said["log"] == {"folded": 7}
-    assert as_text(said).endswith("\nand 7 strangers' connections, folded into summaries in the log")
+    said = describe(NOW, state(strangers=5, log_lost=3), metrics)
+    assert (said["log"], said["strangers"]) == ({"folded": 7, "lost": 3}, {"now": 5, "limit": 256})
+    assert as_text(said).splitlines()[-3:] == [
+        "and 7 strangers' connections, folded into summaries in the log",
+        "strangers now: 5 of at most 256 connections without a proved identity",
+        "3 lines of the log were LOST, since nobody read them or the disk was full",
+    ]
+    del said["log"], said["strangers"]
+    assert as_text(said), "as an older sidecar answers"

@@ -26,7 +26,9 @@ from sidecar.observe.metrics import Metrics
 from sidecar.transport import sockets
 from tests.beds.mesh import LogSink, connect, receive_all
 
-WELL: dict[str, Any] = {"healthy": True, "unwell": [], "draining": False, "connected": []}
+WELL: dict[str, Any] = {
+    "healthy": True, "unwell": [], "draining": False, "connected": [], "log": {"lost": 3}, "strangers": {"now": 5},
+}  # fmt: skip
 
 
 @asynccontextmanager
@@ -157,6 +159,8 @@ async def test_status_and_metrics() -> None:
         assert 'sidecar_live_connections{direction="inbound",port="http"} 2.0' in text
         assert "sidecar_healthy 1.0" in text
         assert "sidecar_log_folded_total 7.0" in text
+        assert "sidecar_log_lost_total 3.0" in text
+        assert "sidecar_strangers 5.0" in text
 
 
 @pytest.mark.parametrize(
