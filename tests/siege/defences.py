@@ -83,7 +83,10 @@ def _strangers_unlimited() -> None:
 
 
 def _bursts_in_one_piece() -> None:
+    """What pays for records without data stands in for what bounds a turn, and the other way round: a burst of KeyUpdates is
+    cut, or it is taken in pieces."""
     replaced("sidecar.transport.tls_data", "MAX_READ_COST", 1 << 30)()
+    replaced("sidecar.relay.duplex", "MAX_DATALESS_RECORDS", 1 << 30)()
     replaced("sidecar.relay.relay", "PUMP_SECONDS", 10.0)()
     replaced("sidecar.relay.relay", "PASS_SECONDS", 10.0)()
 
@@ -132,15 +135,9 @@ DEFENCES: Mapping[str, Defence] = {
         ),
         Defence("bundle-limits", "64 bundles and 256 KiB of them", ["ca-impostor"], _bundles_without_limits),
         Defence(
-            "key-updates-paid",
-            "records without data are paid for by data",
-            ["key-updates"],
-            replaced("sidecar.relay.duplex", "MAX_DATALESS_RECORDS", 1 << 30),
-        ),
-        Defence(
-            "pump-time",
-            "a pump, and a read, has so much work and no more",
-            ["tiny-records"],
+            "bursts",
+            "a burst of records is taken in pieces, and records without data are paid for by data",
+            ["key-updates", "tiny-records"],
             _bursts_in_one_piece,
         ),
         Defence(
