@@ -43,7 +43,10 @@ from certs.service.listener import CaListener
 from certs.store.store import Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
-from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
+from sidecar.documents.regular import Read, read_regular
+from sidecar.host.disk import Disk, StalledError
+from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
+from sidecar.host.process import hangup_ignored, keep_loop_responsive
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.observe import stray
@@ -58,6 +61,9 @@ SIGN_SECONDS = 60.0
 
 OWN_TTL = timedelta(hours=24)
 PRUNE_SECONDS = 3600.0
+
+STORE_SECONDS = 20.0
+"""How long a look at the store may take: longer than the store itself waits for another program's lock."""
 
 _KEPT = "the previous state stays in force"
 
@@ -107,7 +113,10 @@ class CaServer:
         self._faults = ReportOnce[str](
             lambda _, fault: log.warning("warning", message=fault),
             lambda topic: log.info("mended", message=f"{topic}: good again"),
+            quiet=QUIET_SECONDS,
         )
+        self._wanted = trio.Event()
+        self._store_disk = Disk(STORE_SECONDS)
         names = (authority.ROOT, authority.ISSUING, authority.DELEGATE)
         self._files = Follower(
             {"directory": [settings.directory / name for name in names], "mesh": [settings.mesh]},
@@ -140,6 +149,10 @@ class CaServer:
         """The snapshot that answers requests."""
         return self._state.in_force
 
+    def request_reload(self) -> None:
+        """Has every source read again at once."""
+        self._wanted.set()
+
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``, then drains."""
         try:
@@ -156,8 +169,8 @@ class CaServer:
 
     # -- building a state ----------------------------------------------------------------------------------------------
 
-    def _load_mesh(self) -> Mesh:
-        mesh = load_mesh(self.settings.mesh)
+    def _load_mesh(self, read: Read = read_regular) -> Mesh:
+        mesh = load_mesh(self.settings.mesh, read)
         if mesh.trust_domain != self._trust_domain:
             raise UsageError(
                 f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, but the CA in {self.settings.directory} "
@@ -233,15 +246,21 @@ class CaServer:
                 pruned = trio.current_time()
                 with contextlib.suppress(StoreUnavailableError):
                     await self.api.write(registrar.prune)
-            await trio.sleep(LOOK_SECONDS)
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._wanted.wait()
 
     async def _look(self) -> None:
         """Polls every source once: takes valid changes, and logs each fault once."""
+        if self._wanted.is_set():
+            self._wanted = trio.Event()
+            await self._files.reload()
+        else:
+            await self._files.look()
+        self._faults.remind()
         now = self.clock()
-        await self._files.look()
         try:
-            stored = await trio.to_thread.run_sync(self.store.read, self._read_store)
-        except StoreUnavailableError as error:
+            stored = await self._store_disk.run(partial(self.store.read, self._read_store))
+        except (StoreUnavailableError, StalledError) as error:
             self.api.metrics.store_up(up=False)
             self._faults.report("store", f"{error}; {_KEPT}")
         else:
@@ -250,20 +269,22 @@ class CaServer:
         # Also if it is not valid yet: that remains from a clock that was ahead, and no peer accepts it.
         begin, end = self._state.own.not_valid_before_utc, self._state.own.not_valid_after_utc
         if not begin <= now <= begin + (end - begin) / 2:
-            self._swap(await self._files.attempt("own certificate", self._renewed, self._state, _KEPT))
+            self._swap(await self._files.attempt("own certificate", lambda _: self._renewed(), self._state, _KEPT))
         self._faults.report("issuing", authority.soon_over(self._state.authority, now))
 
     async def _take_files(self) -> None:
-        for topic, load in (("directory", self._with_directory), ("mesh", self._with_mesh)):
-            self._swap(await self._files.attempt(topic, load, self._state, _KEPT))
+        attempt = self._files.attempt
+        self._swap(await attempt("directory", lambda _: self._with_directory(), self._state, _KEPT, reads_disk=True))
+        self._swap(await attempt("mesh", self._with_mesh, self._state, _KEPT))
 
     async def _take_store(self, stored: _StoreContents) -> None:
         """Takes the bundle and the revocations. If the bundle is refused, the revocations are still taken."""
         current = self._state
-        state = await self._files.attempt("store", partial(self._with_store, stored), None, _KEPT)
+        attempt = self._files.attempt
+        state = await attempt("store", lambda _: self._with_store(stored), None, _KEPT, reads_disk=True)
         if state is None:
-            stored = replace(stored, bundle=current.stored.bundle)
-            state = await self._files.attempt("revocations", partial(self._with_store, stored), current, _KEPT)
+            rest = replace(stored, bundle=current.stored.bundle)
+            state = await attempt("revocations", lambda _: self._with_store(rest), current, _KEPT, reads_disk=True)
         self._swap(state)
 
     def _swap(self, state: _State) -> None:
@@ -291,8 +312,8 @@ class CaServer:
         before = self._state.authority
         return before if _certificates(loaded) == _certificates(before) else loaded
 
-    def _with_mesh(self) -> _State:
-        current, mesh = self._state, self._load_mesh()
+    def _with_mesh(self, read: Read) -> _State:
+        current, mesh = self._state, self._load_mesh(read)
         return current if mesh == current.mesh else self._build(current.authority, mesh, current.stored)
 
     def _with_store(self, stored: _StoreContents) -> _State:
@@ -322,8 +343,9 @@ def _certificates(loaded: Authority) -> tuple[object, ...]:
 
 
 async def serve(settings: Settings, log: Log, clock: Callable[[], datetime]) -> None:
-    """Runs a CA until SIGTERM or SIGINT. Raises :class:`UsageError` at start."""
-    with stray.to_log(log):
+    """Runs a CA until SIGTERM or SIGINT; SIGHUP reads its sources again. Raises :class:`UsageError` at start."""
+    keep_loop_responsive()
+    with stray.to_log(log), hangup_ignored():
         await _serve(CaServer(settings, log, clock), log)
 
 
@@ -331,7 +353,7 @@ async def _serve(server: CaServer, log: Log) -> None:
     stop = trio.Event()
     own = server.in_force
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             # Logged after the signal handlers are installed, since a supervisor may send a signal as soon as it reads this.
             log.info(
                 "started",
@@ -341,15 +363,18 @@ async def _serve(server: CaServer, log: Log) -> None:
                 root_sha256=own.bundle.active.hex(),
                 bundle=own.bundle.version,
             )
-            nursery.start_soon(_stop_on_signal, signals, stop, nursery.cancel_scope)
+            nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
             await server.run(stop)
             nursery.cancel_scope.cancel()
     log.info("stopped")
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
-    """The first signal drains; the second ends the process at once."""
-    async for _ in signals:
+async def _obey(signals: AsyncIterator[int], server: CaServer, stop: trio.Event, everything: trio.CancelScope) -> None:
+    """SIGHUP reads everything again. The first other signal drains; the second ends the process at once."""
+    async for number in signals:
+        if number == signal.SIGHUP:
+            server.request_reload()
+            continue
         if stop.is_set():
             everything.cancel()
         stop.set()

@@ -38,11 +38,13 @@ a certificate that has ended.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -59,6 +61,7 @@ from sidecar.agent.saved_state import SavedState
 from sidecar.agent.schedule import backoff, refresh_after, refresh_at
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import ca_address
+from sidecar.host.disk import Disk, StalledError
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest, new_key
@@ -120,6 +123,7 @@ class Agent:
             lambda what, message: self._warn(f"{what}_failed", message),
             lambda what: log.info(f"{what}_mended", service=service, message="good again"),
         )
+        self._disk = Disk()
         self._saved = SavedState(identity.state_dir, self._own, self._warn)
         try:
             self._instance = self._saved.load_instance(self._pin, clock())
@@ -287,7 +291,7 @@ class Agent:
             listed = await _off_the_loop(
                 accept.take_revocations, polled.document, self._listed, self._current_bundle(), self._clock()
             )
-            self._keep(statedir.REVOCATIONS, polled.document)
+            await self._keep(statedir.REVOCATIONS, polled.document)
             self._listed, self._etag = listed, polled.etag
 
     async def _take_bundles(self, documents: list[bytes]) -> bool:
@@ -303,7 +307,7 @@ class Agent:
             self._faults.report("bundle", f"{what}: {last}")
         if learnt.bundle is None:
             return False
-        self._keep(statedir.BUNDLE, learnt.document)
+        await self._keep(statedir.BUNDLE, learnt.document)
         self._bundle = learnt.bundle
         self._faults.report("bundle", None)
         roots = [root.hex()[:16] for root in sorted(learnt.bundle.anchors)]
@@ -360,17 +364,17 @@ class Agent:
     async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
         """Gets one certificate for a fresh key, checks it, keeps it, and puts it in force. ``own``: re-enrol by its key."""
         first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
-        key = self._saved.pending_key() if first else new_key()
+        key = await self._disk.run(self._saved.pending_key) if first else new_key()
         csr = accept.csr_for(key)
         if first:
-            text = self._read_enrolment()
-            self._saved.keep_pending_key(key)
+            text = await self._disk.run(self._read_enrolment)
+            await self._disk.run(partial(self._saved.keep_pending_key, key))
             try:
                 chain = await self._client.enrol(self._service, text, csr)
             except CaDeniedError as error:
                 if error.denial != Denial.KEY_REUSED:
                     raise
-                self._saved.forget_pending_key()
+                await self._disk.run(self._saved.forget_pending_key)
                 raise CaError(f"an earlier answer was lost, and the CA does not repeat it any more; {error}") from error
         elif own is not None:
             old = own.keys.key
@@ -381,9 +385,9 @@ class Agent:
             chain = await self._client.renew(csr)
         mesh = self._mesh()
         taken = accept.take_certificate(chain, key, self._own, self._current_bundle(), mesh.max_leaf_ttl, self._clock())
-        self._keep(statedir.IDENTITY, accept.identity_pem(taken))
-        self._saved.forget_pending_key()
+        await self._keep(statedir.IDENTITY, accept.identity_pem(taken))
         self._put_in_force(taken)
+        await self._forget_pending_key()
         await self._configure_client()
         self._log.info(how, service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
 
@@ -416,14 +420,19 @@ class Agent:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def _keep(self, name: str, data: bytes) -> None:
+    async def _keep(self, name: str, data: bytes) -> None:
         """Writes a file of ``state_dir``. A failure, such as a full disk, is logged and does not keep ``data`` from use."""
         try:
-            self._saved.keep(name, data)
-        except UsageError as error:
+            await self._disk.run(partial(self._saved.keep, name, data))
+        except (UsageError, StalledError) as error:
             self._faults.report("state_dir", f"{error}; the new value is in force, but a restart would lose it")
         else:
             self._faults.report("state_dir", None)
+
+    async def _forget_pending_key(self) -> None:
+        """A failure has no effect but that the next enrolment asks the CA for this certificate again."""
+        with contextlib.suppress(OSError):
+            await self._disk.run(self._saved.forget_pending_key)
 
     def _read_enrolment(self) -> str:
         """The text of the token or secret. Read each time: the file may have been replaced. Raises :class:`UsageError`."""

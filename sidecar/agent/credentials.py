@@ -15,8 +15,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from sidecar.host.private import Alone, Unfit, UnfitError
-from sidecar.host.private import read_file as read_bounded
+from sidecar.documents.regular import Read, read_regular
+from sidecar.host.private import Alone, Unfit, UnfitError, read_checked
 from sidecar.identity.judge import Presented, VerifyParams, judge
 from sidecar.identity.reasons import Reason, Refused, UsageError
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, Svid, parse_svid, shown
@@ -36,13 +36,15 @@ class Credentials:
     svid: Svid
 
 
-def load(certificate: Path, key: Path, bundle: Path, params: VerifyParams, now: datetime) -> Credentials:
+def load(
+    certificate: Path, key: Path, bundle: Path, params: VerifyParams, now: datetime, read: Read = read_regular
+) -> Credentials:
     """Reads and checks the three files; ``params.expected`` is our own identity. Raises :class:`UsageError`."""
     if params.expected is None:
         raise ValueError("params.expected must be our own identity")
-    chain = read_certificates(certificate, "certificate")
-    roots = read_certificates(bundle, "trust bundle")
-    private = _key(key)
+    chain = read_certificates(certificate, "certificate", read)
+    roots = read_certificates(bundle, "trust bundle", read)
+    private = _key(key, read)
     for one, path in (*((one, certificate) for one in chain), *((one, bundle) for one in roots)):
         _check_strength(one, path)
     if private.public_key() != chain[0].public_key():
@@ -123,9 +125,9 @@ def _check_strength(certificate: x509.Certificate, path: Path) -> None:
         raise UsageError(f"{path}: the key {whose} is of a kind or size that TLS 1.3 peers refuse; use P-256")
 
 
-def read_certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
+def read_certificates(path: Path, what: str, read: Read = read_regular) -> tuple[x509.Certificate, ...]:
     """The certificates of a PEM file. ``what`` names it in messages. Raises :class:`UsageError`."""
-    data = read_file(path, what)
+    data = read_file(path, what, read=read)
     try:
         certificates = x509.load_pem_x509_certificates(data)
     except ValueError as error:
@@ -133,8 +135,8 @@ def read_certificates(path: Path, what: str) -> tuple[x509.Certificate, ...]:
     return tuple(certificates)
 
 
-def _key(path: Path) -> tls.PrivateKey:
-    data = read_file(path, "key", secret=True)
+def _key(path: Path, read: Read) -> tls.PrivateKey:
+    data = read_file(path, "key", secret=True, read=read)
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except TypeError as error:
@@ -148,10 +150,12 @@ def _key(path: Path) -> tls.PrivateKey:
     return key
 
 
-def read_file(path: Path, what: str, *, secret: bool = False) -> bytes:
+def read_file(path: Path, what: str, *, secret: bool = False, read: Read = read_regular) -> bytes:
     """A file's content. A ``secret`` file must not be readable by others. Raises :class:`UsageError`."""
     try:
-        data = read_bounded(path, MAX_FILE_BYTES, Alone.OURS_OR_GROUPS if secret else None)
+        data = read_checked(
+            lambda: read(path, MAX_FILE_BYTES), MAX_FILE_BYTES, Alone.OURS_OR_GROUPS if secret else None
+        )
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         raise UsageError(f"{path}: cannot read the {what}: {reason}") from error

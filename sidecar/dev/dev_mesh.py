@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,9 +22,10 @@ from certs.protocol import x509_profile
 from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
+from sidecar.documents.regular import Read
 from sidecar.host.clock import utc_now
-from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce
-from sidecar.host.process import raise_descriptor_limit
+from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
+from sidecar.host.process import hangup_ignored, keep_loop_responsive, raise_descriptor_limit
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -110,7 +112,10 @@ class DevMesh:
         self._hosts = _loopbacks()
         self._clock = clock
         self._relay, self._gate = Relay(make_buffer), Gate()
-        self._faults = ReportOnce[str](lambda _, message: log.warning("reload_refused", message=message))
+        self._wanted = trio.Event()
+        self._faults = ReportOnce[str](
+            lambda _, message: log.warning("reload_refused", message=message), quiet=QUIET_SECONDS
+        )
         self._unopened = ReportOnce[tuple[str, Inbound | Outbound]](
             lambda one, fault: log.warning("reload_incomplete", service=one[0], message=f"{fault}; trying again"),
             lambda one: log.info("listening", service=one[0], message=f"on {one[1].listen} now"),
@@ -179,7 +184,12 @@ class DevMesh:
         )
         day = self._clock().date()
         while True:
-            await files.look()
+            if self._wanted.is_set():
+                self._wanted = trio.Event()
+                await files.reload()
+            else:
+                await files.look()
+            self._faults.remind()
             self._open_listeners(serving)  # a port that was in use may be free now
             for service, sidecar in self._sidecars.items():
                 leaf = sidecar.keys.chain[0]
@@ -189,7 +199,12 @@ class DevMesh:
             if (today := self._clock().date()) != day:  # a rule may have run out
                 day = today
                 await self._rejudge()
-            await trio.sleep(LOOK_SECONDS)
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._wanted.wait()
+
+    def request_reload(self) -> None:
+        """Has the file read again at once."""
+        self._wanted.set()
 
     def rotate(self, service: str) -> None:
         """A new key and certificate for a service, which every new connection uses."""
@@ -201,8 +216,9 @@ class DevMesh:
     async def _take(self, files: Follower, serving: trio.Nursery) -> None:
         """Puts the file in force, if it is valid and new."""
         before, was_fault = self._file, bool(self._faults)
-        file = await files.attempt("mesh", self._read, before, f"still in force: {self.path} as it was read before")
-        if self._faults or (file.mesh == before.mesh and not was_fault):
+        kept = f"still in force: {self.path} as it was read before"
+        file = await files.attempt("mesh", partial(self._read, before), before, kept)
+        if self._faults or (file is before and not was_fault):
             return
         self._file, mesh = file, file.mesh
         for service in mesh.services:
@@ -210,18 +226,21 @@ class DevMesh:
                 self._sidecars[service].take(mesh, self._sidecars[service].keys)
             else:
                 self._sidecars[service] = self._sidecar(service)
+            await trio.lowlevel.checkpoint()  # each takes about a millisecond
         cut = await self._rejudge()
         await self._close_listeners()
         self._open_listeners(serving)
         message = "; ".join([f"{self.path} is in force", *news(before.plan, file.plan)])
         self.log.info("reloaded", message=message, connections_cut=cut)
 
-    def _read(self) -> _File:
-        """Reads the file. Raises :class:`UsageError`."""
-        mesh = load_mesh(self.path)
-        if mesh.trust_domain != self.mesh.trust_domain:
+    def _read(self, before: _File, read: Read) -> _File:
+        """The file; ``before`` if it says the same. Raises :class:`UsageError`."""
+        mesh = load_mesh(self.path, read)
+        if mesh == before.mesh:
+            return before
+        if mesh.trust_domain != before.mesh.trust_domain:
             raise UsageError(f"{self.path}: another trust_domain is another mesh: restart `sidecar dev`")
-        return _File(mesh, plan(mesh, self._clock(), before=self.plan))
+        return _File(mesh, plan(mesh, self._clock(), before=before.plan))
 
     async def _rejudge(self) -> int:
         nodes = [sidecar.node for sidecar in self._sidecars.values()]
@@ -318,17 +337,32 @@ def _loopbacks() -> list[str]:
 
 
 async def run_dev(mesh: DevMesh) -> None:
-    """Runs a mesh until Ctrl-C or SIGTERM; a second one does not wait for connections."""
+    """Runs a mesh until Ctrl-C or SIGTERM, or until its terminal is closed; a second signal does not wait for connections.
+    SIGHUP reads the file again."""
     stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-        with stray.to_log(mesh.log), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            nursery.start_soon(_stop_on_signals, signals, stop, nursery.cancel_scope)
-            await mesh.run(stop)
-            nursery.cancel_scope.cancel()
+    keep_loop_responsive()
+    with stray.to_log(mesh.log), hangup_ignored():
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                nursery.start_soon(_obey, signals, mesh, stop, nursery.cancel_scope)
+                await mesh.run(stop)
+                nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signals(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
-    async for _ in signals:
+async def _obey(signals: AsyncIterator[int], mesh: DevMesh, stop: trio.Event, everything: trio.CancelScope) -> None:
+    on_terminal = _has_terminal()
+    async for number in signals:
+        # A closed terminal sends SIGHUP too.
+        if number == signal.SIGHUP and not (on_terminal and not _has_terminal()):
+            mesh.request_reload()
+            continue
         if stop.is_set():
             everything.cancel()
         stop.set()
+
+
+def _has_terminal() -> bool:
+    try:
+        return sys.stdin.isatty()
+    except (AttributeError, ValueError):  # there is no stdin, or it is closed
+        return False

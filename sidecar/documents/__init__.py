@@ -1,6 +1,6 @@
-"""Text that people write becomes checked values. Pure.
+"""Text that people write becomes checked values. Pure, but for the reading of files.
 
 ``yaml12`` (YAML 1.2 with positions and bounds), ``document`` (plain data and where it stands), ``problems`` (all faults of a
 file at once, as ``file:line: …``), ``schema`` (what models of both files share), ``address`` (IPs, ports, devices),
-``durations``, ``printable`` (text of others, for a terminal).
+``durations``, ``printable`` (text of others, for a terminal), ``regular`` (files, read without waiting for another program).
 """

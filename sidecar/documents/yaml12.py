@@ -18,6 +18,7 @@ import yaml
 
 from sidecar.documents.document import DataPath, Document, path_text
 from sidecar.documents.problems import Problems
+from sidecar.documents.regular import IrregularError, Read, read_regular
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import shown
 
@@ -34,17 +35,18 @@ _FLOAT = re.compile(
 )
 
 
-def load_text(path: Path) -> str:
+def load_text(path: Path, read: Read = read_regular) -> str:
     """The text of a file. The only function of this module that touches the disk.
 
-    Raises :class:`UsageError` if the file is not readable, larger than 1 MiB, or not UTF-8.
+    Raises :class:`UsageError` if it is no regular file, not readable, larger than 1 MiB, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read(path, MAX_BYTES).content
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a file name"
         raise UsageError(f"{path}: cannot be read: {reason}") from error
+    except IrregularError as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
     if len(content) > MAX_BYTES:
         raise UsageError(f"{path}: is larger than {MAX_BYTES} bytes")
     try:

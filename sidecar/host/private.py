@@ -1,15 +1,18 @@
 """Files and directories that only their owner may access, and a safe way to read a file that another user may have placed.
 
-A file is opened without blocking (a FIFO in its place would block for ever) and checked by its descriptor, so the file that
-is checked is the file that is read. This module writes no messages: each caller tells its user what to do.
+The file that is checked is the file that is read (:mod:`sidecar.documents.regular`). This module writes no messages: each
+caller tells its user what to do.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
+
+from sidecar.documents.regular import IrregularError, Regular, read_regular
 
 
 class Alone(Enum):
@@ -56,16 +59,17 @@ def read_file(
 ) -> bytes:
     """The content of a regular file of at most ``limit`` bytes. ``alone``: its owner alone must have access.
     Without ``follow`` the last part of its path must not be a symlink. Raises :class:`OSError` and :class:`UnfitError`."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags, dir_fd=dir_fd)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):  # checked before fdopen(), which fails for a directory
-        os.close(descriptor)
-        raise UnfitError(Unfit.IRREGULAR, status)
-    with os.fdopen(descriptor, "rb") as file:
-        if alone is not None and (unfit := exposure(status, alone)) is not None:
-            raise UnfitError(unfit, status)
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise UnfitError(Unfit.TOO_LARGE, status)
-    return content
+    return read_checked(lambda: read_regular(path, limit, follow=follow, dir_fd=dir_fd), limit, alone)
+
+
+def read_checked(read: Callable[[], Regular], limit: int, alone: Alone | None) -> bytes:
+    """The content of the file that ``read`` returns, checked as :func:`read_file` does."""
+    try:
+        found = read()
+    except IrregularError as error:
+        raise UnfitError(Unfit.IRREGULAR, error.status) from error
+    if alone is not None and (unfit := exposure(found.status, alone)) is not None:
+        raise UnfitError(unfit, found.status)
+    if len(found.content) > limit:
+        raise UnfitError(Unfit.TOO_LARGE, found.status)
+    return found.content

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import trio
 
@@ -25,25 +26,31 @@ from sidecar.agent import credentials
 from sidecar.agent.credentials import Credentials
 from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.config.wiring import parse_config
+from sidecar.documents.regular import Read, read_regular
 from sidecar.documents.yaml12 import load_text
-from sidecar.host.follow import LOOK_SECONDS, Follower, ReportOnce, mounted
+from sidecar.host.disk import Disk
+from sidecar.host.follow import DESCRIPTORS, LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce, mounted
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport.tls import Context, KeyPair
 
-EXPIRY_WARNING = timedelta(minutes=10)
+EXPIRY_WARNING, EXPIRY_SHARE = timedelta(minutes=10), 0.25
+"""How long before the end of our certificate a warning is logged: ten minutes, or a quarter of its life if that is less. A
+sidecar that renews at half of its certificate's life, give or take a tenth, never has so little left."""
+
+
 NOTHING_REVOKED = Revocations()
 
 
-def load_credentials(config: Config, mesh: Mesh, now: datetime) -> Credentials:
+def load_credentials(config: Config, mesh: Mesh, now: datetime, read: Read = read_regular) -> Credentials:
     """Our own certificate, key and bundle from files, checked. Raises :class:`UsageError`."""
     if not isinstance(config.identity, FileIdentity):
         raise TypeError("an identity that a CA issues has no credential files")
     files, own = config.identity, mesh.identity(config.service)
     params = VerifyParams(mesh.trust_domain, own, mesh.max_leaf_ttl)
-    return credentials.load(files.certificate, files.key, files.bundle, params, now)
+    return credentials.load(files.certificate, files.key, files.bundle, params, now, read)
 
 
 def snapshot(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations = NOTHING_REVOKED) -> Snapshot:
@@ -72,27 +79,36 @@ class Reloader:
         if isinstance(config.identity, FileIdentity):
             files = config.identity
             sources["credentials"] = [files.certificate, files.key, files.bundle]
-        self._faults = ReportOnce[str](lambda _, message: self._warn("reload_refused", message))
-        self._wiring = ReportOnce[str](self._warn, exact=True)
+        self._faults = ReportOnce[str](
+            lambda _, message: self._warn("reload_refused", message), self._log_mended, quiet=QUIET_SECONDS
+        )
+        self._wiring = ReportOnce[str](self._warn, exact=True, quiet=QUIET_SECONDS)
         self._expiry = ReportOnce[str](self._warn)
         self._files = Follower(sources, self._take, self._faults, self._log_bug)
+        self._wanted = trio.Event()
 
     async def run(self) -> None:
         """Looks at the files and at the clock, until cancelled."""
-        for path in mounted(self._files.paths):
-            self._warn(
-                "single_file_mount",
-                f"{path} is mounted as a single file: when an editor replaces the file, the change does not arrive here; "
-                "mount its directory instead",
-            )
+        await self._warn_of_mounts()
         day = self.node.clock().date()
         while True:
             self._watch_expiry()
-            await self._files.look()
+            if self._wanted.is_set():
+                self._wanted = trio.Event()
+                await self.reload()
+            else:
+                await self._files.look()
+            self._faults.remind()
+            self._wiring.remind()
             if (today := self.node.clock().date()) != day:  # rules end with a day
                 day = today
                 await self._rejudge()
-            await trio.sleep(LOOK_SECONDS)
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._wanted.wait()
+
+    def request_reload(self) -> None:
+        """Has :meth:`run` reload at once."""
+        self._wanted.set()
 
     async def reload(self) -> None:
         """Reads the files now, applies what is good, and judges the live connections by it."""
@@ -112,26 +128,24 @@ class Reloader:
 
     async def _take(self) -> None:
         """Puts what is new and good in force, in one step."""
-        node, in_force, before, were_faults = self.node, self.node.current, self.loaded, bool(self._faults)
-        kept = f"still in force: the policy of {in_force.mesh.filename} as it was read before"
-        mesh = await self._files.attempt("mesh", self._load_mesh, in_force.mesh, kept)
-        loaded = before
-        if isinstance(node.config.identity, FileIdentity):
-            kept = f"still in force: the certificate that is good until {before.svid.not_after:%F %T} UTC"
-            loaded = await self._files.attempt(
-                "credentials", lambda: load_credentials(node.config, mesh, node.clock()), before, kept
-            )
+        node, were_faults = self.node, bool(self._faults)
+        before = node.current.mesh
+        kept = f"still in force: the policy of {before.filename} as it was read before"
+        mesh = await self._files.attempt("mesh", partial(self._load_mesh, before), before, kept)
+        fresh = await self._load_credentials(mesh)
+        # From here to the change nothing waits: the CA's credentials may have changed until now.
+        loaded = fresh or self.loaded
         changed = []
-        if mesh != in_force.mesh:
+        if mesh is not before:
             changed.append(f"policy of {mesh.filename}, rules: {len(mesh.rules)}")
-        if loaded.keys.chain != before.keys.chain:
+        if loaded.keys.chain != self.loaded.keys.chain:
             changed.append(f"certificate, good until {loaded.svid.not_after:%F %T} UTC")
-        if loaded.keys.roots != before.keys.roots:
+        if loaded.keys.roots != self.loaded.keys.roots:
             changed.append(f"trust bundle, roots: {len(loaded.keys.roots)}")
         if changed:
             node.current = snapshot(node.config.service, mesh, loaded.keys, self.revocations)
             self.loaded = loaded
-        self._compare_wiring(mesh)
+        await self._compare_wiring(mesh)
         if not changed and were_faults and not self._faults:
             changed = ["the values from before; their files are good again"]
         if changed:
@@ -139,13 +153,29 @@ class Reloader:
             message = f"in force now: {'; '.join(changed)}"
             node.log.info("reloaded", service=node.config.service, message=message, connections_cut=cut)
 
+    async def _load_credentials(self, mesh: Mesh) -> Credentials | None:
+        """The certificate, key and bundle of the files; None if they are not in files."""
+        node, before = self.node, self.loaded
+        if not isinstance(node.config.identity, FileIdentity):
+            return None
+        now, kept = (
+            node.clock(),
+            f"still in force: the certificate that is good until {before.svid.not_after:%F %T} UTC",
+        )
+        return await self._files.attempt(
+            "credentials", lambda read: load_credentials(node.config, mesh, now, read), before, kept
+        )
+
     async def _rejudge(self) -> int:
         return await self.node.registry.rejudge(self.node.recheck)
 
-    def _load_mesh(self) -> Mesh:
-        """The mesh file as it is now. Raises :class:`UsageError`, also if a service or port of the wiring is not in it."""
+    def _load_mesh(self, before: Mesh, read: Read) -> Mesh:
+        """The mesh file; ``before`` if it says the same. Raises :class:`UsageError`, also if a service or port of the wiring
+        is not in it."""
         config = self.node.config
-        mesh = load_mesh(config.mesh_path)
+        mesh = load_mesh(config.mesh_path, read)
+        if mesh == before:
+            return before
         if mesh.trust_domain != config.mesh.trust_domain:
             raise UsageError(
                 f"{config.mesh_path}: its trust_domain has changed, which takes effect with a restart only"
@@ -162,28 +192,52 @@ class Reloader:
                 raise UsageError(f"{config.mesh_path}: this sidecar is wired to {target}, and {error}") from error
         return mesh
 
-    def _compare_wiring(self, mesh: Mesh) -> None:
+    async def _compare_wiring(self, mesh: Mesh) -> None:
         """Warns once if ``sidecar.yaml`` has changed since the start: the wiring stays until a restart."""
-        config, warning = self.node.config, None
-        try:
-            fresh = parse_config(load_text(config.path), str(config.path), self._environ, mesh)
-            if replace(fresh, mesh=config.mesh) != config:
-                warning = f"{config.path} has changed; the change takes effect with a restart"
-        except UsageError as error:
-            warning = f"{error}; the wiring stays as it is, and a restart would not succeed"
+        warning = await self._files.attempt(
+            "wiring", partial(self._wiring_fault, mesh), None, "the wiring stays as it is"
+        )
         self._wiring.report("restart_needed", warning)
+
+    def _wiring_fault(self, mesh: Mesh, read: Read) -> str | None:
+        config = self.node.config
+        try:
+            fresh = parse_config(load_text(config.path, read), str(config.path), self._environ, mesh)
+        except UsageError as error:
+            return f"{error}; the wiring stays as it is, and a restart would not succeed"
+        if replace(fresh, mesh=config.mesh) != config:
+            return f"{config.path} has changed; the change takes effect with a restart"
+        return None
+
+    async def _warn_of_mounts(self) -> None:
+        try:
+            found = await Disk().run(partial(mounted, self._files.paths))
+        except OSError:
+            return  # nothing is known of mounts; that the files are not readable is said elsewhere
+        for path in found:
+            self._warn(
+                "single_file_mount",
+                f"{path} is mounted as a single file: when an editor replaces the file, the change does not arrive here; "
+                "mount its directory instead",
+            )
+
+    def _log_mended(self, topic: str) -> None:
+        if topic == DESCRIPTORS:
+            message = "file descriptors are free again; files are read"
+            self.node.log.info("reloaded", service=self.node.config.service, message=message)
 
     def _watch_expiry(self) -> None:
         """Warns before our own certificate ends and when it has: from then on every peer refuses it."""
         until = self.loaded.svid.not_after
         left = until - self.node.clock()
+        soon = min(EXPIRY_WARNING, (until - self.loaded.svid.not_before) * EXPIRY_SHARE)
         stage = "certificate_expired" if left <= timedelta() else "certificate_expiring"
         advice = "replace it with a new one"
         if not isinstance(self.node.config.identity, FileIdentity):
             advice = "the CA has not issued a new one"
         message = f"our certificate is good until {until:%F %T} UTC only; {advice}"
         for event in ("certificate_expiring", "certificate_expired"):
-            self._expiry.report(event, message if event == stage and left <= EXPIRY_WARNING else None)
+            self._expiry.report(event, message if event == stage and left <= soon else None)
 
     def _warn(self, event: str, message: str) -> None:
         self.node.log.warning(event, service=self.node.config.service, message=message)

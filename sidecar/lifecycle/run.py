@@ -15,7 +15,13 @@ from sidecar.agent.credentials import Credentials
 from sidecar.config import wiring as configuration
 from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.host.clock import utc_now
-from sidecar.host.process import descriptor_limit, raise_descriptor_limit, shortage
+from sidecar.host.process import (
+    descriptor_limit,
+    hangup_ignored,
+    keep_loop_responsive,
+    raise_descriptor_limit,
+    shortage,
+)
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
@@ -58,7 +64,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
     ``environ``: the environment that ``config`` was read with. Raises :class:`UsageError` at the start."""
     log = Log(style=config.log_format)
     raise_descriptor_limit()
-    with stray.to_log(log):
+    keep_loop_responsive()
+    with stray.to_log(log), hangup_ignored():
         await _run(config, environ, log)
 
 
@@ -80,7 +87,8 @@ async def _run(config: Config, environ: Mapping[str, str], log: Log) -> None:
 
 
 async def _enrol(agent: Agent) -> Credentials | None:
-    """Waits for a usable certificate; None if a signal came first. Raises :class:`UsageError` if waiting cannot help."""
+    """Waits for a usable certificate; None if a signal came first. SIGHUP has no effect: files are read after the wait, and
+    the token or secret at each attempt. Raises :class:`UsageError` if waiting cannot help."""
     enrolled, refused = None, None
     # The signal block is outside of the nursery: waiting for a signal after its block has ended is an error.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -184,7 +192,7 @@ async def _handle_signals(
     async for number in signals:
         name = signal.Signals(number).name
         if number == signal.SIGHUP:
-            await reloader.reload()
+            reloader.request_reload()  # not here: reading may take a while, and the next signal must not wait
         elif stop.is_set():
             node.log.warning("cutting", service=service, message=f"{name} again: connections are cut now")
             everything.cancel()

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from pydantic import SkipValidation
 
+from sidecar.documents.regular import Read, read_regular
 from sidecar.documents.schema import fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.spiffe import SpiffeId
@@ -175,9 +176,9 @@ class Mesh(MeshShape):
         return Names(self.trust_domain, {name: tuple(service.ports) for name, service in self.services.items()})
 
 
-def load_mesh(path: Path) -> Mesh:
-    """Reads a mesh file from disk. Raises :class:`UsageError`."""
-    return parse_mesh(load_text(path), str(path))
+def load_mesh(path: Path, read: Read = read_regular) -> Mesh:
+    """Reads a mesh file. Raises :class:`UsageError`."""
+    return parse_mesh(load_text(path, read), str(path))
 
 
 def parse_mesh(text: str, filename: str) -> Mesh:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -10,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from certs.store import writer
+from sidecar.host import disk
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 """When these tests began. OpenSSL goes by the machine's clock, so a test's time of day begins near it."""
@@ -57,11 +60,12 @@ class Time(Clock):
         super().__init__(datetime.now(UTC).replace(microsecond=0), clock.current_time)
         self._clock = clock
 
-    async def settles(self) -> None:
-        """Returns when nothing goes on but waiting."""
+    async def settles(self, cushion: float = 0.002) -> None:
+        """Returns when nothing goes on but waiting, for ``cushion`` seconds."""
         while True:
-            await wait_all_tasks_blocked(0.002)
-            if not trio.to_thread.current_default_thread_limiter().borrowed_tokens and not writer._ONE.borrowed_tokens:
+            await wait_all_tasks_blocked(cushion)
+            limiters = trio.to_thread.current_default_thread_limiter(), writer._ONE, disk.THREADS
+            if not any(limiter.borrowed_tokens for limiter in limiters):
                 return
 
     async def gives_up(self, step: Callable[[], Awaitable[object]], after: float) -> None:
@@ -113,3 +117,23 @@ class Time(Clock):
         for failure in failures:
             raise failure
         return results[0]
+
+
+@asynccontextmanager
+async def time_passes() -> AsyncIterator[None]:
+    """During the block virtual time goes on to the next deadline whenever nothing has happened for a moment: as trio's
+    autojump, which knows nothing of threads. Where time is real, it passes anyway."""
+    clock = trio.lowlevel.current_clock()
+    async with trio.open_nursery() as nursery:
+        if isinstance(clock, MockClock):
+            nursery.start_soon(_jump, clock)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _jump(clock: MockClock) -> None:
+    time = Time(clock)
+    while True:
+        await time.settles(0.05)
+        if (seconds := trio.lowlevel.current_statistics().seconds_to_next_deadline) < math.inf:
+            clock.jump(max(seconds, 0.0))

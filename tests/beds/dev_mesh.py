@@ -22,6 +22,7 @@ from sidecar.observe.logs import Log
 from sidecar.policy.mesh import parse_mesh
 from sidecar.policy.names import Target
 from sidecar.transport import sockets
+from tests.beds.clock import time_passes
 from tests.beds.live import exchange
 from tests.beds.mesh import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
 
@@ -180,7 +181,7 @@ async def dev_bed(
     """A mesh that runs as long as the block, with an app at every port (``apps``)."""
     log = LogSink()
     mesh = DevMesh(file.path, Log(log, "json"), clock=clock)
-    async with mesh_bed() as bed, trio.open_nursery() as nursery:
+    async with time_passes(), mesh_bed() as bed, trio.open_nursery() as nursery:
         made = DevBed(file, mesh, log, bed)
         if apps:
             for target in mesh.plan.apps:

@@ -189,6 +189,15 @@ async def test_a_signal_ends_the_wait_for_a_ca_that_is_not_there(
     StateDir(tmp_path / "state").close()  # nobody has it any more
 
 
+async def test_sighup_does_not_end_the_wait(tmp_path: Path) -> None:
+    config = of_a_ca(tmp_path, "ab" * 32)
+    async with running(*SIDECAR, "run", config.path) as process:
+        await process.event("joining_failed")
+        process.signal(signal.SIGHUP)
+        process.signal(signal.SIGTERM)
+        assert (await process.ended(), process.errors) == (0, "")
+
+
 async def test_and_the_program_ends_with_0(tmp_path: Path) -> None:
     config = of_a_ca(tmp_path, "ab" * 32)
     async with running(*SIDECAR, "run", config.path) as process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,11 @@ class TestLoadText:
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="nope: cannot be read: No such file or directory"):
             load_text(tmp_path / "nope")
+
+    def test_fifo(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "f")
+        with pytest.raises(UsageError, match="cannot be read: Not a regular file"):
+            load_text(tmp_path / "f")
 
     def test_directory(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot be read: Is a directory"):

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock
 
 from sidecar.agent.credentials import Credentials
+from sidecar.agent.schedule import refresh_at
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.config.wiring import load_config
 from sidecar.host.follow import LOOK_SECONDS, mounted
@@ -34,6 +35,7 @@ from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.transport import tls
 from tests.beds.certificates import DAY, Authority, Credential
+from tests.beds.clock import Time
 from tests.beds.mesh import MESH, LogSink
 from tests.unit.host.test_follow import fake_mounts
 
@@ -85,8 +87,10 @@ class Site:
         """The one in force."""
         return self.reloader.loaded.svid.serial.to_bytes(20, "big")
 
-    async def looks(self, number: int = 3) -> None:
-        await trio.sleep(number * LOOK_SECONDS)
+    async def looks(self, number: float = 3) -> None:
+        clock = trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        await Time(clock).passes(number * LOOK_SECONDS)
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def site(tmp_path: Path) -> Site:
 async def followed(site: Site, nursery: trio.Nursery) -> Site:
     """A site whose files have been followed for a while; each look is half a second from every step of the test."""
     nursery.start_soon(site.reloader.run)
-    await trio.sleep(LOOK_SECONDS / 2)
+    await site.looks(0.5)
     await site.looks()
     assert site.events == []
     return site
@@ -127,7 +131,7 @@ def in_place(path: Path, content: bytes | str) -> None:
 
 @pytest.mark.parametrize("write", [rename, in_place])
 async def test_a_changed_policy_is_in_force_within_two_looks(
-    followed: Site, autojump_clock: MockClock, write: Callable[[Path, str], None]
+    followed: Site, mock_clock: MockClock, write: Callable[[Path, str], None]
 ) -> None:
     write(followed.mesh, FORBIDDEN)
     await followed.looks()
@@ -139,7 +143,7 @@ async def test_a_changed_policy_is_in_force_within_two_looks(
 
 @pytest.mark.parametrize("write", [rename, in_place])
 async def test_a_new_certificate_with_its_key_is_in_force_for_new_connections(
-    followed: Site, autojump_clock: MockClock, write: Callable[[Path, bytes], None]
+    followed: Site, mock_clock: MockClock, write: Callable[[Path, bytes], None]
 ) -> None:
     fresh, before = AUTHORITY.leaf("api"), followed.node.current
     write(followed.own / "certificate.pem", fresh.chain_pem)
@@ -153,7 +157,7 @@ async def test_a_new_certificate_with_its_key_is_in_force_for_new_connections(
 
 
 async def test_a_swapped_symlink_as_kubernetes_mounts_have_it(
-    tmp_path: Path, nursery: trio.Nursery, autojump_clock: MockClock
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     """``own/key.pem -> ..data/key.pem``, ``..data -> ..2026_1``: one rename swaps all of them at once."""
     own, first, second = tmp_path / "own", AUTHORITY.leaf("api"), AUTHORITY.leaf("api")
@@ -173,7 +177,7 @@ async def test_a_swapped_symlink_as_kubernetes_mounts_have_it(
     assert site.events == ["reloaded"]
 
 
-async def test_a_half_written_file_settles_first(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_half_written_file_settles_first(followed: Site, mock_clock: MockClock) -> None:
     whole = FORBIDDEN.encode()
     for size in range(40, len(whole), 40):
         in_place(followed.mesh, whole[:size])
@@ -185,7 +189,7 @@ async def test_a_half_written_file_settles_first(followed: Site, autojump_clock:
 
 
 async def test_a_file_that_stays_half_written_is_refused_and_its_rest_is_taken(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     in_place(followed.mesh, FORBIDDEN[: FORBIDDEN.index("from: web") + 6])
     await followed.looks()
@@ -199,7 +203,7 @@ async def test_a_file_that_stays_half_written_is_refused_and_its_rest_is_taken(
 
 @pytest.mark.parametrize("names", [("certificate.pem", "key.pem"), ("key.pem", "certificate.pem")])
 async def test_a_certificate_and_its_key_are_taken_together(
-    followed: Site, autojump_clock: MockClock, names: tuple[str, str]
+    followed: Site, mock_clock: MockClock, names: tuple[str, str]
 ) -> None:
     fresh = AUTHORITY.leaf("api")
     content = {"certificate.pem": fresh.chain_pem, "key.pem": fresh.key_pem}
@@ -215,7 +219,7 @@ async def test_a_certificate_and_its_key_are_taken_together(
 
 @pytest.mark.parametrize("names", [("certificate.pem", "key.pem"), ("key.pem", "certificate.pem")])
 async def test_half_of_a_pair_that_stays_alone_is_told_and_the_old_pair_stays(
-    followed: Site, autojump_clock: MockClock, names: tuple[str, str]
+    followed: Site, mock_clock: MockClock, names: tuple[str, str]
 ) -> None:
     fresh = AUTHORITY.leaf("api")
     content = {"certificate.pem": fresh.chain_pem, "key.pem": fresh.key_pem}
@@ -237,7 +241,7 @@ async def test_half_of_a_pair_that_stays_alone_is_told_and_the_old_pair_stays(
 
 
 async def test_a_broken_mesh_file_is_refused_with_its_line_and_a_new_certificate_is_taken(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     fresh, before = AUTHORITY.leaf("api"), followed.node.current.mesh
     rename(followed.mesh, BROKEN)
@@ -252,9 +256,7 @@ async def test_a_broken_mesh_file_is_refused_with_its_line_and_a_new_certificate
     assert followed.said("reloaded")[0].startswith("in force now: certificate")
 
 
-async def test_a_broken_certificate_is_refused_and_a_new_policy_is_taken(
-    followed: Site, autojump_clock: MockClock
-) -> None:
+async def test_a_broken_certificate_is_refused_and_a_new_policy_is_taken(followed: Site, mock_clock: MockClock) -> None:
     old = followed.certificate
     rename(followed.own / "certificate.pem", b"-----BEGIN CERTIFICATE-----\nrubbish")
     rename(followed.mesh, FORBIDDEN)
@@ -266,7 +268,7 @@ async def test_a_broken_certificate_is_refused_and_a_new_policy_is_taken(
 
 
 async def test_what_was_refused_is_told_again_when_the_files_are_good_again(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     rename(followed.mesh, BROKEN)
     await followed.looks(60)
@@ -276,7 +278,7 @@ async def test_what_was_refused_is_told_again_when_the_files_are_good_again(
     assert followed.said("reloaded") == ["in force now: the values from before; their files are good again"]
 
 
-async def test_what_is_still_refused_is_not_called_good(followed: Site, autojump_clock: MockClock) -> None:
+async def test_what_is_still_refused_is_not_called_good(followed: Site, mock_clock: MockClock) -> None:
     for text in (BROKEN, BROKEN + "# worse\n"):
         rename(followed.mesh, text)
         await followed.looks()
@@ -284,7 +286,7 @@ async def test_what_is_still_refused_is_not_called_good(followed: Site, autojump
 
 
 @pytest.mark.parametrize("name", ["mesh.yaml", "own/certificate.pem", "own/key.pem", "own/bundle.pem"])
-async def test_a_file_vanishes_and_returns(followed: Site, autojump_clock: MockClock, name: str) -> None:
+async def test_a_file_vanishes_and_returns(followed: Site, mock_clock: MockClock, name: str) -> None:
     before, away = followed.node.current, followed.path / "away"
     (followed.path / name).rename(away)
     await followed.looks()
@@ -296,7 +298,7 @@ async def test_a_file_vanishes_and_returns(followed: Site, autojump_clock: MockC
     assert followed.events == ["reload_refused", "reloaded"]
 
 
-async def test_a_file_that_is_away_for_a_moment_is_not_missed(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_file_that_is_away_for_a_moment_is_not_missed(followed: Site, mock_clock: MockClock) -> None:
     followed.mesh.unlink()
     await followed.looks(1)
     followed.mesh.write_text(MESH)
@@ -322,7 +324,7 @@ STRANGER = Authority()
     ids=["expired", "not yet valid", "too long", "another service", "another trust domain", "another CA"],
 )
 async def test_a_certificate_that_peers_would_refuse_is_refused_here(
-    followed: Site, autojump_clock: MockClock, credential: Credential, why: str
+    followed: Site, mock_clock: MockClock, credential: Credential, why: str
 ) -> None:
     before = followed.node.current
     credential.write(followed.own)
@@ -336,7 +338,7 @@ async def test_a_certificate_that_peers_would_refuse_is_refused_here(
     assert followed.events == ["reload_refused", "reloaded"]
 
 
-async def test_another_trust_domain_is_another_mesh(followed: Site, autojump_clock: MockClock) -> None:
+async def test_another_trust_domain_is_another_mesh(followed: Site, mock_clock: MockClock) -> None:
     before = followed.node.current
     rename(followed.mesh, MESH.replace("shop.internal", "evil.internal"))
     await followed.looks()
@@ -360,7 +362,7 @@ async def test_another_trust_domain_is_another_mesh(followed: Site, autojump_clo
     ids=["our service", "our port", "a callee"],
 )
 async def test_a_mesh_without_what_this_sidecar_is_wired_to_is_refused(
-    followed: Site, autojump_clock: MockClock, text: str, why: str
+    followed: Site, mock_clock: MockClock, text: str, why: str
 ) -> None:
     before = followed.node.current
     rename(followed.mesh, text)
@@ -375,7 +377,7 @@ async def test_a_mesh_without_what_this_sidecar_is_wired_to_is_refused(
 
 
 async def test_a_fault_of_ours_in_a_reload_is_logged_and_ends_nothing(
-    followed: Site, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    followed: Site, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = followed.node.current
 
@@ -394,7 +396,7 @@ async def test_a_fault_of_ours_in_a_reload_is_logged_and_ends_nothing(
 
 
 async def test_a_fault_of_ours_in_one_file_s_reading_keeps_no_other_out(
-    followed: Site, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    followed: Site, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
@@ -410,7 +412,7 @@ async def test_a_fault_of_ours_in_one_file_s_reading_keeps_no_other_out(
 
 
 async def test_what_is_refused_is_not_refused_again_when_another_file_changes(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     rename(followed.mesh, BROKEN)
     await followed.looks()
@@ -424,9 +426,7 @@ async def test_what_is_refused_is_not_refused_again_when_another_file_changes(
 # -- the wiring --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_changed_wiring_needs_a_restart_and_that_is_said_once(
-    followed: Site, autojump_clock: MockClock
-) -> None:
+async def test_a_changed_wiring_needs_a_restart_and_that_is_said_once(followed: Site, mock_clock: MockClock) -> None:
     config = followed.node.config
     rename(followed.wiring, WIRING + "timeouts: {drain: 1s}\n")
     await followed.looks()
@@ -439,16 +439,18 @@ async def test_a_changed_wiring_needs_a_restart_and_that_is_said_once(
     await followed.looks()
     rename(followed.wiring, WIRING + "timeouts: {drain: 2s}\n")
     await followed.looks()
-    assert followed.events == ["restart_needed", "reloaded", "restart_needed"]
+    assert followed.events == ["restart_needed", "reloaded"], "said a moment ago"
+    await followed.looks(60)
+    assert followed.events == ["restart_needed", "reloaded", "restart_needed"], "it stays"
 
 
-async def test_a_comment_in_the_wiring_is_no_change(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_comment_in_the_wiring_is_no_change(followed: Site, mock_clock: MockClock) -> None:
     rename(followed.wiring, f"# our sidecar\n{WIRING}")
     await followed.looks()
     assert followed.events == []
 
 
-async def test_a_broken_wiring_is_told_and_keeps_no_policy_out(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_broken_wiring_is_told_and_keeps_no_policy_out(followed: Site, mock_clock: MockClock) -> None:
     rename(followed.wiring, WIRING + "tymeouts: {}\n")
     rename(followed.mesh, FORBIDDEN)
     await followed.looks()
@@ -459,7 +461,7 @@ async def test_a_broken_wiring_is_told_and_keeps_no_policy_out(followed: Site, a
 
 
 async def test_a_wiring_that_names_another_mesh_file_changes_nothing_before_a_restart(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     (followed.path / "other.yaml").write_text(FORBIDDEN)
     rename(followed.wiring, WIRING.replace("mesh.yaml", "other.yaml"))
@@ -471,7 +473,7 @@ async def test_a_wiring_that_names_another_mesh_file_changes_nothing_before_a_re
 # -- trust -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_root_more_and_a_root_less(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_root_more_and_a_root_less(followed: Site, mock_clock: MockClock) -> None:
     second = Authority(name="Second")
     rename(followed.own / "bundle.pem", AUTHORITY.bundle_pem + second.bundle_pem)
     await followed.looks()
@@ -482,7 +484,7 @@ async def test_a_root_more_and_a_root_less(followed: Site, autojump_clock: MockC
     assert followed.said("reloaded") == [f"in force now: trust bundle, roots: {number}" for number in (2, 1)]
 
 
-async def test_a_bundle_without_our_own_root_is_refused(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_bundle_without_our_own_root_is_refused(followed: Site, mock_clock: MockClock) -> None:
     """We would trust nobody who trusts us."""
     rename(followed.own / "bundle.pem", Authority(name="Second").bundle_pem)
     await followed.looks()
@@ -491,7 +493,7 @@ async def test_a_bundle_without_our_own_root_is_refused(followed: Site, autojump
 
 
 @pytest.mark.parametrize("content", [b"", b"# no certificate\n", AUTHORITY.leaf("api").chain_pem])
-async def test_a_bundle_of_no_roots_is_refused(followed: Site, autojump_clock: MockClock, content: bytes) -> None:
+async def test_a_bundle_of_no_roots_is_refused(followed: Site, mock_clock: MockClock, content: bytes) -> None:
     before = followed.node.current
     rename(followed.own / "bundle.pem", content)
     await followed.looks()
@@ -510,7 +512,7 @@ async def test_a_reload_by_hand_does_not_wait_for_a_look(site: Site) -> None:
     assert site.events == ["reloaded"]  # nothing is new the second time
 
 
-async def test_what_is_taken_back_after_a_reload_by_hand_is_noticed(followed: Site, autojump_clock: MockClock) -> None:
+async def test_what_is_taken_back_after_a_reload_by_hand_is_noticed(followed: Site, mock_clock: MockClock) -> None:
     in_place(followed.mesh, FORBIDDEN)
     await followed.reloader.reload()
     in_place(followed.mesh, MESH)  # between two looks: these have never seen anything else
@@ -520,7 +522,7 @@ async def test_what_is_taken_back_after_a_reload_by_hand_is_noticed(followed: Si
 
 
 async def test_what_a_reload_by_hand_refused_is_not_refused_again_by_the_next_look(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     in_place(followed.mesh, BROKEN)
     await followed.reloader.reload()
@@ -529,7 +531,7 @@ async def test_what_a_reload_by_hand_refused_is_not_refused_again_by_the_next_lo
 
 
 async def test_what_changed_between_the_start_and_the_first_look_is_not_missed(
-    site: Site, nursery: trio.Nursery, autojump_clock: MockClock
+    site: Site, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     reloader = site.follow(meanwhile=lambda: rename(site.mesh, FORBIDDEN))
     nursery.start_soon(reloader.run)
@@ -549,7 +551,7 @@ async def test_files_are_not_asked_for_what_the_ca_gives(site: Site) -> None:
 
 
 async def test_our_own_certificate_s_end_is_told_before_and_when_it_comes(
-    followed: Site, autojump_clock: MockClock
+    followed: Site, mock_clock: MockClock
 ) -> None:
     end = followed.reloader.loaded.svid.not_after
     followed.now = end - timedelta(minutes=11)
@@ -567,7 +569,21 @@ async def test_our_own_certificate_s_end_is_told_before_and_when_it_comes(
     assert f"{end:%F %T} UTC" in followed.said("certificate_expired")[0]
 
 
-async def test_a_new_certificate_ends_the_warnings(followed: Site, autojump_clock: MockClock) -> None:
+async def test_of_a_short_life_a_quarter_is_soon(tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery) -> None:
+    """A sidecar that renews at half of it, give or take a tenth, is never warned; one that does not is."""
+    site = Site(tmp_path, credential=AUTHORITY.leaf("api", lifetime=timedelta(minutes=5)))
+    svid = site.reloader.loaded.svid
+    life = svid.not_after - svid.not_before
+    site.now = refresh_at(svid.not_before, svid.not_after, 1.0)
+    nursery.start_soon(site.reloader.run)
+    await site.looks()
+    assert site.events == []
+    site.now = svid.not_after - life / 4
+    await site.looks()
+    assert site.events == ["certificate_expiring"]
+
+
+async def test_a_new_certificate_ends_the_warnings(followed: Site, mock_clock: MockClock) -> None:
     followed.now = followed.reloader.loaded.svid.not_after - timedelta(minutes=9)
     await followed.looks()
     AUTHORITY.leaf("api", lifetime=timedelta(hours=3)).write(followed.own)
@@ -644,7 +660,7 @@ async def test_a_root_that_the_ca_told_counts_and_one_that_it_took_back_does_not
     assert site.node.current.context.anchors == {certificate_digest(second.root.certificate)}
 
 
-async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_clock: MockClock) -> None:
+async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, mock_clock: MockClock) -> None:
     told = fresh(followed, {WEB: followed.now})
     await followed.reloader.adopt(followed.reloader.loaded, told)
     rename(followed.mesh, FORBIDDEN)
@@ -653,7 +669,7 @@ async def test_a_changed_mesh_keeps_what_the_ca_gave(followed: Site, autojump_cl
     assert followed.node.current.context.params.revocations == told
 
 
-async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, autojump_clock: MockClock) -> None:
+async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, mock_clock: MockClock) -> None:
     rename(followed.mesh, FORBIDDEN)
     await followed.looks()
     await followed.reloader.adopt(given(AUTHORITY.leaf("api")), fresh(followed))
@@ -664,7 +680,7 @@ async def test_what_the_ca_gave_keeps_a_changed_mesh(followed: Site, autojump_cl
 
 
 async def test_a_single_file_mount_is_warned_of_at_the_start(
-    site: Site, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    site: Site, nursery: trio.Nursery, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mounts = fake_mounts(site.path, os.fspath(site.mesh))
     monkeypatch.setattr(reload, "mounted", lambda paths: mounted(paths, mounts))

@@ -542,7 +542,7 @@ async def test_an_issuing_ca_that_ended_issues_nothing_and_the_process_lives(
 async def test_a_bug_in_following_ends_nothing(
     site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: Path) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     async with serving(site, mock_clock) as ca:
@@ -579,6 +579,21 @@ async def test_a_signal_stops_it(number: int, site: CaFiles) -> None:
     assert started["root_sha256"] == site.ca.root_digest.hex()
     assert started["issuing_until"] == f"{site.ca.issuer.certificate.not_valid_after_utc:%FT%TZ}"
     assert started["listen"].startswith("127.0.0.1:")
+
+
+async def test_sighup_reads_everything_again_and_ends_nothing(site: CaFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 1e6)  # nobody looks
+    log, handler = LogSink(), signal.getsignal(signal.SIGHUP)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve.serve, site.settings(), Log(log, "json"), site.clock)
+            await log.until(lambda: bool(log.events("started")))
+            site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}}\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+            await log.until(lambda: bool(log.events("reloaded")))
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert [line["event"] for line in log.lines] == ["started", "reloaded", "stopped"]
+    assert signal.getsignal(signal.SIGHUP) is handler
 
 
 async def test_a_second_signal_does_not_wait(site: CaFiles) -> None:
