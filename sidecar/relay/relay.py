@@ -50,9 +50,12 @@ LOST_SECONDS = 600.0
 """The same, if the side that is gone had ended its stream before: to whom pauses reading, all of it is still delivered."""
 
 LOOKS = 5
-"""Each sweep looks at one socket in so many, whether its host still acknowledges."""
+"""Each sweep looks at one socket in so many, whether its host still acknowledges; of connections that are idle for longer
+than :data:`LONG_IDLE_SECONDS` and wait for no acknowledgement, at every fourth of these."""
 
-_SWEEP_PORTION = 64
+LONG_IDLE_SECONDS = 60.0
+
+_SWEEP_PORTION = 256
 
 _TELLS_TCP_INFO = sys.platform == "linux"
 """Other systems have another ``struct tcp_info``, or none: there keepalive detects a dead host."""
@@ -300,22 +303,39 @@ class Relay:
                     continue
 
     async def _sweep(self) -> None:
-        look = 0
+        turn = 0
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            look = (look + 1) % LOOKS
-            for number, (descriptor, link) in enumerate(list(self._links.items())):
-                if number % _SWEEP_PORTION == 0:
-                    await trio.lowlevel.checkpoint()
-                if self._links.get(descriptor) is not link:
-                    continue  # it ended meanwhile
-                try:
-                    if descriptor == link.net_fd:
-                        self._end_overdue(link, trio.current_time())
-                    if descriptor % LOOKS == look and link.outcome is None:
-                        self._look(link, descriptor, perf_counter())
-                except Exception as error:
-                    self._finish(link, error)
+            turn += 1
+            links = list(self._links.items())
+            for begin in range(0, len(links), _SWEEP_PORTION):
+                await trio.lowlevel.checkpoint()
+                for vanished in self._sweep_portion(links[begin : begin + _SWEEP_PORTION], turn):
+                    if self._links.get(vanished.net_fd) is vanished:
+                        self._pump(vanished)
+                    await trio.lowlevel.checkpoint()  # the end of a connection is more work than a look
+
+    def _sweep_portion(self, portion: list[tuple[int, _Link]], turn: int) -> list[_Link]:
+        """Ends what is overdue; returns the links one of whose hosts has vanished."""
+        now, real_now, vanished = trio.current_time(), perf_counter(), []
+        self._now = now
+        look, idle_before = turn % LOOKS, now - LONG_IDLE_SECONDS if turn // LOOKS % 4 else float("-inf")
+        for descriptor, link in portion:
+            if self._links.get(descriptor) is not link:
+                continue  # it ended, or was cancelled, in the meantime
+            try:
+                if descriptor == link.net_fd:
+                    self._end_overdue(link, now)
+                if descriptor % LOOKS != look or link.outcome is not None:
+                    continue
+                if link.active_at < idle_before and link.net_waiting is link.app_waiting is None:
+                    continue
+                if self._is_silent(link, descriptor, real_now):
+                    link.duplex.vanish(peer=descriptor == link.net_fd, seconds=SILENCE_SECONDS)
+                    vanished.append(link)
+            except Exception as error:
+                self._finish(link, error)
+        return vanished
 
     def _end_overdue(self, link: _Link, now: float) -> None:
         """Ends a link that is idle too long, too old, or cannot deliver its last bytes. If it is idle, frees memory."""
@@ -334,22 +354,19 @@ class Relay:
             link.rested = moved
             duplex.rest()
 
-    def _look(self, link: _Link, descriptor: int, now: float) -> None:
-        """Ends a link one of whose hosts acknowledges nothing. ``now`` is the real time, as the kernel's is."""
+    def _is_silent(self, link: _Link, descriptor: int, now: float) -> bool:
+        """Whether a link's host acknowledges nothing. ``now`` is the real time, as the kernel's is."""
         if not _TELLS_TCP_INFO:
-            return
+            return False
         is_net = descriptor == link.net_fd
         sock, before = (link.net, link.net_waiting) if is_net else (link.app, link.app_waiting)
         try:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, INFO_BYTES)
         except OSError:
-            return  # no TCP socket: the other end is on this host
+            return False  # no TCP socket: the other end is on this host
         waiting = waiting_since(info, before, now)
         if is_net:
             link.net_waiting = waiting
         else:
             link.app_waiting = waiting
-        if waiting is not None and now - waiting >= SILENCE_SECONDS:
-            link.duplex.vanish(peer=is_net, seconds=SILENCE_SECONDS)
-            self._now = trio.current_time()
-            self._pump(link)
+        return waiting is not None and now - waiting >= SILENCE_SECONDS

@@ -577,11 +577,15 @@ async def test_the_same_where_nothing_tells(nursery: trio.Nursery) -> None:
 class Unanswered(socket.socket):
     """One whose kernel reports a segment that nobody has ever acknowledged."""
 
+    looks = 0
+    outstanding = True
+
     def getsockopt(self, level: int, option: int, size: int = 0, /) -> Any:
         if (level, option) != (socket.IPPROTO_TCP, socket.TCP_INFO):
             return super().getsockopt(level, option)
+        self.looks += 1
         info = bytearray(size)
-        info[24] = info[59] = 1
+        info[24] = info[59] = self.outstanding
         return bytes(info)
 
 
@@ -612,6 +616,24 @@ async def test_a_host_that_acknowledges_nothing_is_cut_though_the_other_one_is_b
     )
     assert next(clock) >= 100 * SILENCE_SECONDS
     assert honest.outcome is None
+
+
+async def test_a_connection_that_is_idle_for_long_is_looked_at_less_often_and_noticed_all_the_same(
+    still: Bed, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(relay_module, "perf_counter", lambda: next(clock) / 100)
+    one = still.connection()
+    one.near_net = net = still.stack.enter_context(Unanswered(fileno=one.near_net.detach()))
+    net.outstanding = False
+    still.start()
+    assert await seconds_until(mock_clock, still, one, 100.0) is None
+    net.looks = 0
+    assert await seconds_until(mock_clock, still, one, 40.0 * LOOKS) is None
+    assert 5 <= net.looks <= 15
+    net.outstanding = True
+    assert await seconds_until(mock_clock, still, one, 10_000.0) is not None
+    assert (await one.ending()).how is How.TRUNCATED
 
 
 async def test_no_look_at_what_is_no_tcp_socket_or_where_the_system_does_not_tell(
@@ -755,9 +777,13 @@ async def test_the_twin_a_peer_that_had_ended_before_it_was_gone(
         bed = Bed(nursery, EdgePoller(), stack)
         bed.start()
         one = bed.connection(Passthrough(), tolerant=True, kernel_room=16 * 1024)
-        while not one.duplex._app_left:
-            one.net.send(b"x" * 1000)
+        still_left = 0
+        while still_left < 50:  # the kernel moves its buffers' bytes in its own time
+            still_left = still_left + 1 if one.duplex._app_left else 0
+            if not still_left:
+                one.net.send(b"x" * 1000)
             await bed.settle()
+        one.net.send(b"x" * 3000)
         one.net.shutdown(socket.SHUT_WR)
         await bed.settle()
         sockets.hard_close(one.net)
