@@ -22,6 +22,7 @@ from certs.protocol import wire
 from certs.protocol.client import CaDeniedError, CaError
 from certs.service import listener
 from certs.service.listener import ANONYMOUS_SECONDS, DRAIN_SECONDS, HANDSHAKE_SECONDS
+from sidecar.documents.address import Address
 from sidecar.observe.folding import LINES
 from sidecar.transport.http1 import Request, Response
 from sidecar.transport.stream import BrokenStreamError, SecureStream
@@ -98,6 +99,24 @@ async def test_what_is_no_tls_is_refused_and_the_next_is_served(
         await stream.aclose()
         async with ca.client() as client:
             assert await client.bundles(0)
+
+
+async def test_it_serves_on_every_address_of_its_host(
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--listen localhost:8443` was ::1 alone where both exist."""
+    both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in ("127.0.0.1", "127.0.0.2")]
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+        async with serving(site, mock_clock, listen=Address("localhost", 0)) as ca:
+            patch.undo()
+            streams = [await trio.open_tcp_stream(ip, ca.address.port) for ip in ("127.0.0.1", "127.0.0.2")]
+            for stream in streams:
+                await stream.send_all(GET)
+            await ca.log.until(lambda: len(ca.log.events("refused")) == 2)
+            for stream in streams:
+                await stream.aclose()
+    assert [sock.fileno() for sock in ca.server.sockets] == [-1, -1]
 
 
 async def test_who_looks_whether_the_port_is_open_is_no_news_and_who_leaves_a_handshake_is(
