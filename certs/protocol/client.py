@@ -304,10 +304,10 @@ class CaClient:
         channel = context.client(wire.ALPN, self._ca, self._clock)
         try:
             await shake_hands(sock, channel)
-        except Refused:
-            await sockets.linger(sock)
-            raise
-        except BaseException:
+        except BaseException as error:
+            channel.free()
+            if isinstance(error, Refused):
+                await sockets.linger(sock)
             sockets.hard_close(sock)
             raise
         stream = SecureStream(sock, channel)

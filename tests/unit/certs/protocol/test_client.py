@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -434,3 +435,26 @@ async def test_an_answer_as_large_as_may_be(size: int) -> None:
     else:
         with pytest.raises(CaError, match="is larger than 256 KiB"):
             await asking._answer(incoming, LIMIT)
+
+
+async def test_a_handshake_that_failed_leaves_no_tls_memory_behind(bed: CaBed, mock_clock: MockClock) -> None:
+    """Without the help of Python's collector, and though the error is kept, whose traceback holds the channel."""
+
+    async def plaintext(sock: socket.socket) -> None:
+        await sockets.send_all(sock, b"HTTP/1.1 200 OK\r\n\r\n")
+        await sockets.receive(sock, 65536)
+
+    ca = await client(bed, port=listening(bed, plaintext))
+    gc.collect()
+    gc.disable()
+    try:
+        before = tls_objects()
+        refused = await fails(bed, polls(ca))
+        assert isinstance(refused, CaUnverifiedError)
+        assert tls_objects() == before
+    finally:
+        gc.enable()
+
+
+def tls_objects() -> int:
+    return sum(type(one).__module__ == "OpenSSL.SSL" and type(one).__name__ == "Connection" for one in gc.get_objects())
