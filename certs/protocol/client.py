@@ -286,6 +286,9 @@ class CaClient:
         except (trio.TooSlowError, AllFailedError) as error:
             for place in tried:
                 self._addresses.put_behind(place)
+            if not tried:
+                why = f"its host name was not resolved within {SECONDS:g} s"
+                raise CaError(f"the CA at {self._address} cannot be reached: {why}") from error
             raise self._failure(faults, is_late=isinstance(error, trio.TooSlowError)) from error
         for place in tried:
             if place != made.place:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 import trio
 
 from certs.authority import authority
+from certs.protocol import addresses
+from certs.protocol import client as client_module
 from certs.protocol.addresses import CaAddresses
 from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
 from sidecar.agent import accept
@@ -89,6 +92,31 @@ async def test_the_twin_where_all_are_dead_each_is_named(tmp_path: Path) -> None
         assert said.startswith("the CA at ca.mesh:8443 cannot be reached: at ")
         for _, port in (one, other):
             assert f"at 127.0.0.1:{port}: Connection refused" in said
+
+
+async def test_a_mute_resolver_is_named_and_is_no_matter_once_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaks = threading.Event()
+    async with ca_desk(tmp_path) as desk, named(desk, at(desk.address)) as ours:
+        answer = ours.resolve
+
+        def mute(*_: Any, **__: Any) -> list[Any]:
+            speaks.wait(PATIENCE)
+            return answer()
+
+        ours.client._addresses = CaAddresses(NAME, mute)
+        monkeypatch.setattr(client_module, "SECONDS", 0.1)
+        with pytest.raises(CaError, match=r"cannot be reached: its host name was not resolved within 0\.1 s"):
+            await ours.client.bundles(0)
+        monkeypatch.undo()
+        speaks.set()
+        assert await ours.client.bundles(0)
+        speaks.clear()
+        monkeypatch.setattr(addresses, "LOOKUP_SECONDS", 0.01)
+        await ours.client.use(desk.roots, Revocations())
+        assert await ours.client.bundles(0)
+        speaks.set()
 
 
 @pytest.mark.parametrize("is_first", [True, False])
