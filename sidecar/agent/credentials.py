@@ -163,6 +163,8 @@ def read_file(path: Path, what: str, *, secret: bool = False, read: Read = read_
         mode = error.status.st_mode
         found = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
         exposed = f"the {what} can be read by others (mode {stat.S_IMODE(mode):04o}); do: chmod 600 {path}"
+        if error.unfit is Unfit.SHARED:
+            exposed += ", or mount it read-only into a container that no other user runs in"
         why = {
             Unfit.IRREGULAR: f"{found}, where the {what} file is expected",
             Unfit.TOO_LARGE: f"more than {MAX_FILE_BYTES} bytes, so it is no {what}",

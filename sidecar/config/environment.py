@@ -45,13 +45,15 @@ def _scalars(path: DataPath, kind: Any) -> Iterator[DataPath]:
 
 
 def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
-    """The file's data with the environment's values in it. An unknown variable is a problem, as it would have no effect."""
+    """The file's data with the environment's values in it. An unknown variable is a problem, as it would have no effect;
+    but not one that a container platform sets for a neighbour (:func:`warnings`)."""
     known = variables()
     data = deepcopy(document.data)
     unknown, given = [], {}
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         if name not in known:
-            unknown.append(name)
+            if not _is_link(name, environ[name]):
+                unknown.append(name)
             continue
         *outer, last = known[name]
         place = data
@@ -71,6 +73,40 @@ def with_environment(document: Document, environ: Mapping[str, str]) -> Merged:
         near = did_you_mean(name.removeprefix(PREFIX), endings).replace("'", f"'{PREFIX}", 1)
         problems.add_variable(name, f"unknown variable{near}")
     return Merged(data, problems)
+
+
+_LINKS = (
+    (r"PORT(?:_[0-9]+_(?:TCP|UDP|SCTP))?", r"(?:tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+:[0-9]+"),
+    (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_PROTO", r"tcp|udp|sctp"),
+    (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_PORT", r"[0-9]+"),
+    (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_ADDR", r"[0-9A-Fa-f.:]+"),
+    (r"SERVICE_HOST", r"[0-9A-Fa-f.:]+|None"),
+    (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", r"[0-9]+"),
+    (r"NAME", r"(?:/[0-9A-Za-z_.-]+){2}"),
+)
+"""The variables that Kubernetes and Docker set in every container for a neighbour named ``sidecar`` or ``sidecar-…``: how
+the name ends, and the value."""
+
+
+def _is_link(name: str, value: str) -> bool:
+    return any(
+        re.fullmatch(f"{PREFIX}(?:[A-Z0-9_]+_)?(?:{ending})", name) and re.fullmatch(shape, value)
+        for ending, shape in _LINKS
+    )
+
+
+def warnings(environ: Mapping[str, str]) -> list[str]:
+    """One warning if variables are ignored because a container platform set them for a neighbour."""
+    known = variables()
+    links = sorted(
+        name for name in environ if name.startswith(PREFIX) and name not in known and _is_link(name, environ[name])
+    )
+    if not links:
+        return []
+    return [
+        f"ignored, since a container platform sets them for a service named `sidecar…`: {', '.join(links)} "
+        "(Kubernetes: enableServiceLinks: false)"
+    ]
 
 
 def _value(text: str, path: DataPath) -> str | int | Path:

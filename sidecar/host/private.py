@@ -62,13 +62,34 @@ def read_file(
     return read_checked(lambda: read_regular(path, limit, follow=follow, dir_fd=dir_fd), limit, alone)
 
 
+def _is_secret_mount(found: Regular, alone: Alone) -> bool:
+    """Whether a file that others can read is on a secret mount of a container platform, where its mode cannot be changed:
+    Kubernetes and Docker mount secrets read-only, by default with mode 0444 or 0644.
+
+    Accepted for :data:`Alone.OURS_OR_GROUPS` alone (a sidecar's key and secret, not a CA's) if the mount is read-only, it is
+    not the root file system, and group and others can do nothing but read. Then only the users of this container can read
+    the file: a container of its own has one. Who runs other users in the same container, or mounts a share read-only on a
+    host with several users, gives them the key."""
+    others = stat.S_IWGRP | stat.S_IXGRP | stat.S_IWOTH | stat.S_IXOTH
+    return (
+        alone is Alone.OURS_OR_GROUPS
+        and found.read_only
+        and not found.status.st_mode & others
+        and found.status.st_dev != Path("/").stat().st_dev
+    )
+
+
 def read_checked(read: Callable[[], Regular], limit: int, alone: Alone | None) -> bytes:
     """The content of the file that ``read`` returns, checked as :func:`read_file` does."""
     try:
         found = read()
     except IrregularError as error:
         raise UnfitError(Unfit.IRREGULAR, error.status) from error
-    if alone is not None and (unfit := exposure(found.status, alone)) is not None:
+    if (
+        alone is not None
+        and (unfit := exposure(found.status, alone)) is not None
+        and not _is_secret_mount(found, alone)
+    ):
         raise UnfitError(unfit, found.status)
     if len(found.content) > limit:
         raise UnfitError(Unfit.TOO_LARGE, found.status)

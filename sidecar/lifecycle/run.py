@@ -12,6 +12,7 @@ import trio
 
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
+from sidecar.config import environment
 from sidecar.config import wiring as configuration
 from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.host.clock import utc_now
@@ -70,6 +71,8 @@ async def run(config: Config, environ: Mapping[str, str]) -> None:
 
 
 async def _run(config: Config, environ: Mapping[str, str], log: Log) -> None:
+    for warning in environment.warnings(environ):
+        log.warning("warning", service=config.service, message=warning)
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return

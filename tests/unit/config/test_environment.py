@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.environment import variables
+from sidecar.config.environment import variables, warnings, with_environment
 from sidecar.config.sidecar_yaml import Admin, CaIdentity, FileIdentity, Limits, Timeouts
 from sidecar.documents.address import Address
+from sidecar.documents.yaml12 import parse_yaml
+from sidecar.identity.reasons import UsageError
 from tests.specimens import DURATION, FULL, HEAD, mistakes, parsed
 
 
@@ -151,3 +153,52 @@ def test_a_file_with_everything_wrong() -> None:
         f"SIDECAR_TIMEOUTS_DRAIN: timeouts.drain: 'x' {DURATION}",
         "SIDECAR_X: unknown variable",
     ]
+
+
+# -- what container platforms set --------------------------------------------------------------------------------------
+
+LINKS = {
+    "SIDECAR_PORT": "tcp://10.0.0.7:8080",
+    "SIDECAR_PORT_8080_TCP": "tcp://10.0.0.7:8080",
+    "SIDECAR_PORT_8080_TCP_PROTO": "tcp",
+    "SIDECAR_PORT_8080_TCP_PORT": "8080",
+    "SIDECAR_PORT_8080_TCP_ADDR": "10.0.0.7",
+    "SIDECAR_SERVICE_HOST": "10.0.0.7",
+    "SIDECAR_SERVICE_PORT": "8080",
+    "SIDECAR_SERVICE_PORT_HTTP": "8080",
+    "SIDECAR_WEB_PORT": "tcp://[fd00::7]:80",
+    "SIDECAR_NAME": "/web/sidecar",
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_variable_is_ignored_and_told_of(name: str) -> None:
+    document = parse_yaml("service: api", "sidecar.yaml")
+    merged = with_environment(document, {name: LINKS[name]})
+    assert merged.data == {"service": "api"}
+    merged.problems.raise_any()
+    [warning] = warnings({name: LINKS[name], "HOME": "/"})
+    assert name in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SIDECAR_PORT", "8080"),
+        ("SIDECAR_PORT", "http://10.0.0.7:8080"),
+        ("SIDECAR_SERVICE_HOST", "api"),
+        ("SIDECAR_SERVICE_PORT", "http"),
+        ("SIDECAR_NAME", "api"),
+        ("SIDECAR_TIMEOUT_DRAIN", "8"),
+        ("SIDECAR_PORTS", "tcp://10.0.0.7:8080"),
+    ],
+)
+def test_what_only_looks_like_one_is_refused(name: str, value: str) -> None:
+    merged = with_environment(parse_yaml("service: api", "sidecar.yaml"), {name: value})
+    with pytest.raises(UsageError, match=name):
+        merged.problems.raise_any()
+    assert warnings({name: value}) == []
+
+
+def test_our_own_variables_are_no_links() -> None:
+    assert warnings({"SIDECAR_SERVICE": "api", "SIDECAR_TIMEOUTS_DRAIN": "8s"}) == []

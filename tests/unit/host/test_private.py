@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
+from sidecar.documents.regular import Regular
+from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_checked, read_file
 
 
 def status(mode: int, owner: int) -> os.stat_result:
@@ -121,3 +122,35 @@ def test_a_name_is_looked_up_in_the_directory_that_was_opened(key: Path, tmp_pat
             read_file("none", 6, dir_fd=descriptor)
     finally:
         os.close(descriptor)
+
+
+# -- secret mounts -----------------------------------------------------------------------------------------------------
+
+
+def mounted_secret(mode: int = 0o444, *, read_only: bool = True, device: int = -1) -> Regular:
+    found = os.stat_result((stat.S_IFREG | mode, 0, device, 1, 0, 0, 100, 0, 0, 0))
+    return Regular(b"secret", found, read_only=read_only, access=(mode, 0, 0))
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o644, 0o440])
+def test_a_secret_mount_s_mode_cannot_be_changed_and_is_taken(mode: int) -> None:
+    found = mounted_secret(mode)
+    assert read_checked(lambda: found, 9, Alone.OURS_OR_GROUPS) == b"secret"
+
+
+@pytest.mark.parametrize(
+    ("found", "alone"),
+    [
+        (mounted_secret(read_only=False), Alone.OURS_OR_GROUPS),
+        (mounted_secret(0o446), Alone.OURS_OR_GROUPS),
+        (mounted_secret(0o464), Alone.OURS_OR_GROUPS),
+        (mounted_secret(0o445), Alone.OURS_OR_GROUPS),
+        (mounted_secret(0o454), Alone.OURS_OR_GROUPS),
+        (mounted_secret(device=Path("/").stat().st_dev), Alone.OURS_OR_GROUPS),
+        (mounted_secret(), Alone.BY_MODE),
+    ],
+)
+def test_and_nothing_else_that_others_can_read(found: Regular, alone: Alone) -> None:
+    with pytest.raises(UnfitError) as refused:
+        read_checked(lambda: found, 9, alone)
+    assert refused.value.unfit is Unfit.SHARED
