@@ -44,6 +44,7 @@ from certs.store.store import Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read, read_regular
+from sidecar.host import memory
 from sidecar.host.disk import Disk, StalledError
 from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
 from sidecar.host.process import hangup_ignored, keep_loop_responsive
@@ -364,6 +365,7 @@ async def _serve(server: CaServer, log: Log) -> None:
                 bundle=own.bundle.version,
             )
             nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
+            nursery.start_soon(memory.give_back)
             await server.run(stop)
             nursery.cancel_scope.cancel()
     log.info("stopped")

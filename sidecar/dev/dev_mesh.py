@@ -23,6 +23,7 @@ from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound,
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read
+from sidecar.host import memory
 from sidecar.host.clock import utc_now
 from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
 from sidecar.host.process import hangup_ignored, keep_loop_responsive, raise_descriptor_limit
@@ -345,6 +346,7 @@ async def run_dev(mesh: DevMesh) -> None:
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 nursery.start_soon(_obey, signals, mesh, stop, nursery.cancel_scope)
+                nursery.start_soon(memory.give_back)
                 await mesh.run(stop)
                 nursery.cancel_scope.cancel()
 

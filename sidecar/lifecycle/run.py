@@ -15,6 +15,7 @@ from sidecar.agent.credentials import Credentials
 from sidecar.config import environment
 from sidecar.config import wiring as configuration
 from sidecar.config.sidecar_yaml import Config, FileIdentity
+from sidecar.host import memory
 from sidecar.host.clock import utc_now
 from sidecar.host.process import (
     descriptor_limit,
@@ -133,6 +134,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             nursery.start_soon(_handle_signals, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
+            nursery.start_soon(memory.give_back)
             if admin is not None:
                 nursery.start_soon(admin.run)
             if agent is not None:
