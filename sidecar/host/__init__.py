@@ -1,7 +1,7 @@
 """What a process uses of its operating system.
 
-``process`` (limits, the collector, protection of its memory), ``memory`` (free memory goes back), ``clock``, ``atomic`` (files
-written whole or not at all), ``private`` (files that only their owner can access), ``disk`` (work on files that may never
-end), ``follow`` (files that change while the process runs), ``commands`` (command lines: usage errors become messages and
-exit code 2).
+``process`` (limits, the collector, protection of its memory), ``memory`` (free memory goes back), ``clock``, ``atomic``
+(files written whole or not at all), ``private`` (files that only their owner can access), ``disk`` (work on files that may
+never end), ``follow`` (files that change while the process runs), ``commands`` (command lines: usage errors become messages
+and exit code 2).
 """

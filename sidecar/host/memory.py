@@ -1,9 +1,9 @@
 """Free memory goes back to the system.
 
-How this works. What was freed stays with the C library for later, for good if a few bytes behind it are in use. So a flood of
-handshakes, which takes about 80 KB each, or one large ``mesh.yaml`` would leave a process at its highest size.
-:func:`give_back` asks the C library now and then how much is free. If much was freed since the last time, the library is told
-to return it (malloc_trim(3)). That takes about 5 ms, in a thread.
+How this works. What was freed stays with the C library for later, for good if a few bytes behind it are in use. So a flood
+of handshakes, which takes about 80 KB each, or one large ``mesh.yaml`` would leave a process at its highest size.
+:func:`give_back` asks the C library now and then how much is free. If much was freed since the last time, the library is
+told to return it (malloc_trim(3)). That takes about 5 ms, in a thread.
 """
 
 from __future__ import annotations
