@@ -16,10 +16,19 @@ import trio
 PATIENCE = 3.0
 """Seconds."""
 
-THREADS = trio.CapacityLimiter(40)
-"""Threads of this module at a time, of all disks: hung look-ups of names must not keep files from being read."""
+_THREADS: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("threads of disks")
 
 _T = TypeVar("_T")
+
+
+def threads() -> trio.CapacityLimiter:
+    """The threads for files, of all disks: not trio's own, since look-ups of names that hang must not keep files from being
+    read. One for each run of trio: a thread that outlives its run gives nothing back."""
+    try:
+        return _THREADS.get()
+    except LookupError:
+        _THREADS.set(limiter := trio.CapacityLimiter(40))
+        return limiter
 
 
 class StalledError(OSError):
@@ -57,7 +66,7 @@ class Disk:
 
         try:
             with trio.move_on_after(self._patience):
-                return await trio.to_thread.run_sync(job, limiter=THREADS, abandon_on_cancel=True)
+                return await trio.to_thread.run_sync(job, limiter=threads(), abandon_on_cancel=True)
         except RuntimeError as error:
             if begun:
                 raise

@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 import trio
 
 from sidecar.documents.regular import IrregularError, Read, Regular, read_regular
-from sidecar.host.disk import THREADS, Disk, StalledError
+from sidecar.host.disk import Disk, StalledError, threads
 from sidecar.identity.reasons import UsageError
 
 LOOK_SECONDS = 1.0
@@ -272,7 +272,7 @@ class Follower:
             if reads_disk:
                 value = await self._disk.run(work)
             else:
-                value = await trio.to_thread.run_sync(work, limiter=THREADS, abandon_on_cancel=True)
+                value = await trio.to_thread.run_sync(work, limiter=threads(), abandon_on_cancel=True)
         except self._refusals as error:
             self._faults.report(topic, f"{error}; {kept}")
             if self._again and followed is not None:

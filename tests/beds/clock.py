@@ -64,7 +64,7 @@ class Time(Clock):
         """Returns when nothing goes on but waiting, for ``cushion`` seconds."""
         while True:
             await wait_all_tasks_blocked(cushion)
-            limiters = trio.to_thread.current_default_thread_limiter(), writer._ONE, disk.THREADS
+            limiters = trio.to_thread.current_default_thread_limiter(), writer._ONE, disk.threads()
             if not any(limiter.borrowed_tokens for limiter in limiters):
                 return
 

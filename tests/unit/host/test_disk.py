@@ -28,7 +28,7 @@ class Hanging:
 
     async def release(self) -> None:
         self.released.set()
-        while disk.THREADS.borrowed_tokens:
+        while disk.threads().borrowed_tokens:
             await trio.lowlevel.checkpoint()
 
 

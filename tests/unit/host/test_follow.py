@@ -502,7 +502,7 @@ class Mount:
     async def returns(self) -> None:
         self.gone = None
         self._back.set()
-        while disk.THREADS.borrowed_tokens:
+        while disk.threads().borrowed_tokens:
             await trio.lowlevel.checkpoint()
 
 
