@@ -80,9 +80,9 @@ def capacity(connections: int, descriptors: int) -> Capacity:
 
 
 def shortage(connections: int, descriptors: int) -> str | None:
-    """A warning if the descriptors do not suffice for the wanted connections; None if they do."""
+    """A warning if the descriptors suffice for less than nine tenths of the wanted connections; otherwise None."""
     fits = capacity(connections, descriptors)
-    if fits.connections == connections:
+    if fits.connections >= connections * 0.9:
         return None
     return (
         f"limits.connections is {connections}, but with {descriptors} file descriptors {fits.connections} connections fit "

@@ -307,21 +307,22 @@ class Relay:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             turn += 1
-            links = list(self._links.items())
-            for begin in range(0, len(links), _SWEEP_PORTION):
+            descriptors = list(self._links)  # not the links: what has ended is to leave the memory
+            for begin in range(0, len(descriptors), _SWEEP_PORTION):
                 await trio.lowlevel.checkpoint()
-                for vanished in self._sweep_portion(links[begin : begin + _SWEEP_PORTION], turn):
+                for vanished in self._sweep_portion(descriptors[begin : begin + _SWEEP_PORTION], turn):
                     if self._links.get(vanished.net_fd) is vanished:
                         self._pump(vanished)
                     await trio.lowlevel.checkpoint()  # the end of a connection is more work than a look
 
-    def _sweep_portion(self, portion: list[tuple[int, _Link]], turn: int) -> list[_Link]:
+    def _sweep_portion(self, portion: list[int], turn: int) -> list[_Link]:
         """Ends what is overdue; returns the links one of whose hosts has vanished."""
         now, real_now, vanished = trio.current_time(), perf_counter(), []
         self._now = now
         look, idle_before = turn % LOOKS, now - LONG_IDLE_SECONDS if turn // LOOKS % 4 else float("-inf")
-        for descriptor, link in portion:
-            if self._links.get(descriptor) is not link:
+        for descriptor in portion:
+            link = self._links.get(descriptor)
+            if link is None:
                 continue  # it ended, or was cancelled, in the meantime
             try:
                 if descriptor == link.net_fd:

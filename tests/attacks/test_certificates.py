@@ -55,7 +55,7 @@ def same_name_other_key(ca: Authority, who: str) -> Credential:
     return forged.sending(*forged.chain, *forger.roots)
 
 
-def junk_chain(ca: Authority, who: str, length: int = 100) -> Credential:
+def junk_chain(ca: Authority, who: str, length: int = 50) -> Credential:
     leaf = ca.leaf(who)
     junk = [ca.leaf("db", key=JUNK_KEY).certificate for _ in range(length - len(leaf.chain))]
     return leaf.sending(*leaf.chain, *junk)
@@ -170,7 +170,7 @@ BAD: dict[str, tuple[Bend, str, str]] = {
     ),
     "expired issuer": (old_issuer, "expired", "certificate expired"),
     # Nobody can be told by an alert: the handshake is over when the chain is counted.
-    "a chain of 100": (junk_chain, "bad_identity", ""),
+    "a chain of 50": (junk_chain, "bad_identity", ""),
     "a chain of 5": (lambda ca, who: junk_chain(ca, who, 5), "bad_identity", ""),
 }
 
@@ -206,6 +206,17 @@ async def test_who_is_refused_too_late_for_an_alert_hears_why_by_the_verdict() -
     async with attacked_port() as port:
         assert await port.attack(junk_chain(port.bed.authority, "web")) == "bad_identity"
         await port.refused("bad_identity")
+
+
+async def test_a_chain_of_100_is_more_than_a_handshake_may_bring() -> None:
+    async with attacked_port() as port:
+        await port.attack(junk_chain(port.bed.authority, "web", 100))
+        line = await port.refused("handshake_failed")
+    assert "32768 bytes" in line["message"]
+    async with attacked_call() as call:
+        await call.attack(call.impostor.shows(junk_chain(call.bed.authority, "api", 100)))
+        line = await call.refused("handshake_failed", alarm=False)
+    assert "32768 bytes" in line["message"]
 
 
 @EVERY_BAD

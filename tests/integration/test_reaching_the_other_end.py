@@ -134,12 +134,14 @@ async def test_another_peer_is_tried_when_one_s_app_is_down() -> None:
 
 async def test_another_peer_is_tried_when_one_is_full() -> None:
     async with mesh_bed() as bed:
-        app = await bed.app(say_hello)
-        full = await bed.sidecar("api", inbound=[harness.inbound("http", app.address)], limits=Limits(connections=1))
+        app, busy = await bed.app(say_hello), await bed.app()
+        full = await bed.sidecar("api", inbound=[harness.inbound("http", busy.address)], limits=Limits(connections=1))
         _, free = await replica(bed, app.address)
         web, entry = await caller(bed, full.address("http"), free)
-        with await connect(full.address("http")):  # whoever takes the only place there
-            await wait_all_tasks_blocked()
+        _, other_entry = await caller(bed, full.address("http"))
+        with await connect(other_entry) as client:  # takes the only place there
+            await sockets.send_all(client, b"ping")
+            assert await sockets.receive(client, 4) == b"ping"
             assert [await heard(entry) for _ in range(3)] == [b"hello"] * 3
         assert {(await web.log.connection(n))["peer_address"] for n in (1, 2, 3)} == {str(free)}
 
