@@ -53,7 +53,7 @@ ANONYMOUS_SECONDS = 10.0
 MAX_CONNECTIONS = 4096
 """Of sidecars with a certificate. At this number, new connections are refused."""
 
-MAX_STRANGERS = 1024
+MAX_STRANGERS = 512
 """Anonymous connections. No more than a quarter of the descriptors either: the others are kept for sidecars with a
 certificate, and for the CA's own files and store."""
 
@@ -222,6 +222,7 @@ class _Connection:
             here.report(_many(identity), f"{identity} has {MAX_OF_ONE_IDENTITY} connections; no more are accepted")
             return False
         self._leave()
+        here.gate.prove(self._key)
         here.members[identity] += 1
         self._scope.deadline = math.inf
         return True

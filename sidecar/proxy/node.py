@@ -81,6 +81,7 @@ class Node:
         :class:`~sidecar.identity.reasons.Refused` if all places are taken."""
         self.registry.take_place(live, self.places)
         if live.stranger is not None:
+            self.gate.prove(live.stranger.address)
             self.room.leave(live.stranger)
 
     def time(self) -> float:

@@ -1,16 +1,22 @@
 """Lets a few expensive steps through per tick of trio's loop, in turns, so that all other tasks run in between.
 
-How this works. Those who wait stand in queues: our own outbound handshakes in one, the inbound ones in one queue an address.
-Each tick lets :data:`STEPS_A_TICK` steps through: ours and an inbound one alternately, and the inbound queues take turns. So
-no flood of inbound handshakes holds up our own, and no address holds up another. In a queue it is first come, first served.
+How this works. Those who wait stand in three lines: what we do on our own account, such as outbound handshakes; addresses
+from which a peer has proved an identity lately; and all other addresses. The lines take turns. In each of the last two the
+addresses take turns, and at one address it is first come, first served. So no flood of strangers holds up our own handshakes
+or those of peers that come again, and no address holds up another.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import trio
 
 STEPS_A_TICK = 2
 """A step of a handshake takes about 300 µs of CPU time: this bounds how long a flood of handshakes delays the relay."""
+
+MAX_PROVED = 1024
+"""So many addresses from which peers have proved an identity are remembered: the latest."""
 
 
 class Gate:
@@ -19,19 +25,27 @@ class Gate:
     def __init__(self, steps: int = STEPS_A_TICK) -> None:
         self._steps = self._left = steps
         self._used = trio.Event()
-        self._own = trio.lowlevel.ParkingLot()
-        self._inbound: dict[str, trio.lowlevel.ParkingLot] = {}  # by address; the next in turn is first
+        self._own, self._peers, self._strangers = _Line(), _Line(), _Line()
+        self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
+        self._proved: dict[str, None] = {}  # in the order in which they proved an identity
+
+    def prove(self, address: str) -> None:
+        """A peer at this address has proved its identity: who comes from there next is no stranger."""
+        self._proved.pop(address, None)
+        self._proved[address] = None
+        if len(self._proved) > MAX_PROVED:
+            del self._proved[next(iter(self._proved))]
 
     async def turn(self, address: str | None = None) -> None:
         """Returns when the caller may take its step. ``address``: of an inbound connection, see
         :func:`~sidecar.transport.strangers.address_key`; None for what we do on our own account."""
         self._used.set()
-        if self._left and not self._own and not any(self._inbound.values()):
+        if self._left and not any(self._lines):
             self._left -= 1
         elif address is None:
-            await self._own.park()
+            await self._own.wait("")
         else:
-            await self._inbound.setdefault(address, trio.lowlevel.ParkingLot()).park()
+            await (self._peers if address in self._proved else self._strangers).wait(address)
 
     async def run(self) -> None:
         """Lets the next steps through at each tick while any wait. Runs until cancelled."""
@@ -45,22 +59,37 @@ class Gate:
 
     def _let_through(self) -> int:
         """Lets one tick's steps through; returns how many."""
-        passed = 0
-        for at in range(self._steps):
-            queues = (self._pass_own, self._pass_inbound) if at % 2 == 0 else (self._pass_inbound, self._pass_own)
-            passed += any(let_one_through() for let_one_through in queues)
-        return passed
+        return sum(self._let_one_through() for _ in range(self._steps))
 
-    def _pass_own(self) -> bool:
-        return bool(self._own.unpark())
+    def _let_one_through(self) -> bool:
+        for line in tuple(self._lines):
+            if line.let_one_through():
+                self._lines.remove(line)
+                self._lines.append(line)  # now the last in turn
+                return True
+        return False
 
-    def _pass_inbound(self) -> bool:
-        while self._inbound:
-            address = next(iter(self._inbound))
-            queue = self._inbound.pop(address)
+
+class _Line:
+    """Those who wait, by address; the addresses take turns."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, trio.lowlevel.ParkingLot] = {}  # the next in turn is first
+
+    def __bool__(self) -> bool:
+        return any(self._queues.values())
+
+    async def wait(self, address: str) -> None:
+        await self._queues.setdefault(address, trio.lowlevel.ParkingLot()).park()
+
+    def let_one_through(self) -> bool:
+        """Returns whether anybody waited."""
+        while self._queues:
+            address = next(iter(self._queues))
+            queue = self._queues.pop(address)
             passed = queue.unpark()
             if queue:
-                self._inbound[address] = queue  # now the last in turn
+                self._queues[address] = queue  # now the last in turn
             if passed:
                 return True
         return False

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.transport.gate import STEPS_A_TICK, Gate
+from sidecar.transport.gate import MAX_PROVED, STEPS_A_TICK, Gate
 from tests.beds.mesh import PATIENCE
 
 
@@ -219,4 +219,35 @@ async def test_nobody_is_lost_in_any_queue_when_others_give_up(gate: Gate, seed:
                 scopes[number].cancel()
     assert through >= set(range(60)) - impatient
     await trio.testing.wait_all_tasks_blocked()
-    assert not gate._inbound, "no address stays behind"
+    assert not any(line._queues for line in gate._lines), "no address stays behind"
+
+
+async def test_addresses_of_peers_have_turns_of_their_own_however_many_strangers_wait(gate: Gate) -> None:
+    order: list[str] = []
+
+    async def step(address: str | None) -> None:
+        await gate.turn(address)
+        order.append(address or "own")
+
+    gate.prove("10.0.0.1")
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(step, f"10.9.0.{number}")
+            for address in ("10.0.0.1", "10.0.0.1", None):
+                nursery.start_soon(step, address)
+    late = [order.index("10.0.0.1"), len(order) - 1 - order[::-1].index("10.0.0.1"), order.index("own")]
+    assert len(order) == 303
+    assert max(late) - min(late) <= 6
+    assert order[-1].startswith("10.9"), "strangers were still waiting then"
+
+
+async def test_only_the_latest_addresses_of_peers_are_remembered(gate: Gate) -> None:
+    gate.prove("10.0.0.1")
+    gate.prove("10.0.0.2")
+    gate.prove("10.0.0.1")
+    for number in range(MAX_PROVED - 1):
+        gate.prove(f"10.1.{number // 256}.{number % 256}")
+    assert "10.0.0.1" in gate._proved
+    assert "10.0.0.2" not in gate._proved
+    assert len(gate._proved) == MAX_PROVED
