@@ -15,7 +15,7 @@ from sidecar.proxy.node import Node
 from sidecar.proxy.peer import establish
 from sidecar.relay.duplex import How
 from sidecar.transport import dial, sockets
-from sidecar.transport.handshake import tell
+from sidecar.transport.handshake import send_verdict
 from sidecar.transport.tls import ALPN_PREFIX
 
 _ENDINGS = {
@@ -58,13 +58,13 @@ async def serve(
             # Connect to the app before the peer gets its verdict.
             app_socket, endpoint = await _connect(app, timeouts.connect)
         except Refused as refusal:
-            await tell(sock, channel, refusal.reason, timeouts.handshake)
+            await send_verdict(sock, channel, refusal.reason, timeouts.handshake)
             raise
 
         # Send the verdict, then relay until the end.
         try:
             record.upstream = str(endpoint)
-            await tell(sock, channel, Reason.OK, timeouts.handshake)
+            await send_verdict(sock, channel, Reason.OK, timeouts.handshake)
             with app.using(endpoint):
                 return await carry.carry(node, port, channel, sock, app_socket, record, _ENDINGS)
         except BaseException:

@@ -27,7 +27,7 @@ from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.peer import VerifiedPeer, establish
 from sidecar.relay.duplex import How
 from sidecar.transport import dial, sockets
-from sidecar.transport.handshake import hear
+from sidecar.transport.handshake import receive_verdict
 from sidecar.transport.tls import ALPN_PREFIX, TlsChannel
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
@@ -178,7 +178,7 @@ async def _try_peer(
             raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{route.port}")
         # The callee connects to its app before it answers, within its own `timeouts.connect`.
         with trio.fail_after(timeouts.connect + timeouts.handshake):
-            await hear(net, channel)
+            await receive_verdict(net, channel)
         let_in = True
     except trio.TooSlowError as error:
         raise Refused(

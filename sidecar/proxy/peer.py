@@ -16,7 +16,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
-from sidecar.transport.handshake import shake_hands, tell
+from sidecar.transport.handshake import send_verdict, shake_hands
 from sidecar.transport.strangers import Stranger
 from sidecar.transport.tls import TlsChannel
 
@@ -58,7 +58,7 @@ async def establish(
         await _shake_hands(node, sock, channel, seconds, stranger)
     except Refused as refusal:
         if channel.established and record.direction == "inbound":
-            await tell(sock, channel, refusal.reason, seconds)
+            await send_verdict(sock, channel, refusal.reason, seconds)
         raise
     finally:
         record.handshake_ms = (node.time() - began) * 1000

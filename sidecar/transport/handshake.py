@@ -66,7 +66,7 @@ async def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason) -> by
     return received
 
 
-async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:
+async def send_verdict(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:
     """Sends the verdict frame if the peer speaks ``mesh/1``. After a refusal a close_notify follows it. A peer that does not
     read it within ``seconds`` does not get it."""
     if channel.speaks_mesh:
@@ -77,7 +77,7 @@ async def tell(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds
             await _try_send(sock, channel)
 
 
-async def hear(sock: socket.socket, channel: TlsChannel) -> None:
+async def receive_verdict(sock: socket.socket, channel: TlsChannel) -> None:
     """Waits for the verdict if the peer speaks ``mesh/1``. Returns if it is ``ok``; otherwise raises :class:`Refused`."""
     if channel.speaks_mesh:
         size = verdict.word_length(await _exactly(sock, channel, 1))

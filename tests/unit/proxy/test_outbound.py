@@ -15,7 +15,7 @@ from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.proxy import outbound as outbound_module
 from sidecar.transport import dial, sockets
-from sidecar.transport.handshake import hear
+from sidecar.transport.handshake import receive_verdict
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
 from tests.beds.certificates import Authority
 from tests.beds.impostor import Impostor
@@ -73,10 +73,10 @@ async def test_a_reload_during_the_handshake_is_not_missed(monkeypatch: pytest.M
         strange = generation_under(web.node, Authority())
 
         async def hear_meanwhile(*words: Any) -> None:
-            await hear(*words)
+            await receive_verdict(*words)
             web.node.current = strange
 
-        monkeypatch.setattr(outbound_module, "hear", hear_meanwhile)
+        monkeypatch.setattr(outbound_module, "receive_verdict", hear_meanwhile)
         await assert_refused(web.address("api:http", "outbound"))
         line = await web.log.connection()
         assert (line["reason"], line["bytes_to_app"]) == ("trust_changed", 0)

@@ -25,7 +25,7 @@ from sidecar.proxy.peer import SPREAD, VerifiedPeer, establish
 from sidecar.transport import tls
 from sidecar.transport.accepting import Room
 from sidecar.transport.gate import Gate
-from sidecar.transport.handshake import hear
+from sidecar.transport.handshake import receive_verdict
 from sidecar.transport.strangers import Stranger, Strangers
 from tests.beds.certificates import Authority, Credential
 
@@ -224,7 +224,7 @@ async def test_a_caller_whose_certificate_ends_during_the_handshake_hears_a_verd
         assert api.refused.reason is Reason.EXPIRED
         assert api.peer is None
         with pytest.raises(Refused) as heard:
-            await hear(web.sock, web.channel)
+            await receive_verdict(web.sock, web.channel)
     assert heard.value.peer_reason == "expired"
 
 

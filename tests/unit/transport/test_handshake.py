@@ -192,8 +192,8 @@ async def connected() -> AsyncIterator[tuple[socket.socket, tls.TlsChannel, sock
 
 async def test_told_and_heard() -> None:
     async with connected() as (left, here, right, there):
-        await handshake.tell(left, here, Reason.OK, 5)
-        await handshake.hear(right, there)
+        await handshake.send_verdict(left, here, Reason.OK, 5)
+        await handshake.receive_verdict(right, there)
         here.write_bytes(b"data")
         there.feed_bytes(here.take_all())
         assert there.read_some(10) == b"data"
@@ -202,9 +202,9 @@ async def test_told_and_heard() -> None:
 @pytest.mark.parametrize("reason", [Reason.POLICY_DENIED, Reason.CONNECT_FAILED, Reason.OVERLOADED])
 async def test_a_no_is_heard_and_ends_the_callees_direction(reason: Reason) -> None:
     async with connected() as (left, here, right, there):
-        await handshake.tell(left, here, reason, 5)
+        await handshake.send_verdict(left, here, reason, 5)
         with pytest.raises(Refused) as refused:
-            await handshake.hear(right, there)
+            await handshake.receive_verdict(right, there)
         assert (refused.value.reason, refused.value.peer_reason) == (Reason.PEER_REFUSED, reason.value)
         assert there.read_some(10) is None  # close_notify
 
@@ -213,8 +213,8 @@ async def test_without_alpn_nothing_is_told_nor_awaited() -> None:
     async with connected() as (left, here, right, there):
         for channel in (here, there):
             channel._alpn = b"something else"  # as if none had been agreed on
-        await handshake.tell(left, here, Reason.POLICY_DENIED, 5)
-        await handshake.hear(right, there)
+        await handshake.send_verdict(left, here, Reason.POLICY_DENIED, 5)
+        await handshake.receive_verdict(right, there)
         with pytest.raises(BlockingIOError):
             right.recv(1)
 
@@ -224,7 +224,7 @@ async def test_a_verdict_a_byte_at_a_time() -> None:
         here.write_bytes(b"\x02ok")
         frame = here.take_all()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(handshake.hear, right, there)
+            nursery.start_soon(handshake.receive_verdict, right, there)
             for at in range(len(frame)):
                 await wait_all_tasks_blocked()
                 left.send(frame[at : at + 1])
@@ -248,7 +248,7 @@ async def test_no_verdict_comes(how: str) -> None:
             left.send(record[:-1] + bytes([record[-1] ^ 1]))
         left.shutdown(socket.SHUT_WR)
         with pytest.raises(Refused) as refused:
-            await handshake.hear(right, there)
+            await handshake.receive_verdict(right, there)
     altered = how in ("garbage", "too much", "a flipped bit")
     assert refused.value.reason is (Reason.TRUNCATED if altered else Reason.PEER_REFUSED)
 
@@ -263,7 +263,7 @@ async def test_as_many_silent_bytes_before_the_verdict_as_are_allowed(
         monkeypatch.setattr(stream, "MAX_SILENT_CIPHERTEXT", len(frame) + spare)
         left.send(frame)
         if not spare:
-            await handshake.hear(right, there)
+            await handshake.receive_verdict(right, there)
         else:
             with pytest.raises(Refused, match="no verdict"):
-                await handshake.hear(right, there)
+                await handshake.receive_verdict(right, there)
