@@ -93,6 +93,12 @@ def test_too_few_descriptors_are_a_warning_that_says_what_fits() -> None:
         assert part in warning
 
 
+def test_nine_tenths_are_enough() -> None:
+    descriptors = OTHER_DESCRIPTORS + MAX_STRANGERS + 2 * 9_000
+    assert shortage(10_000, descriptors) is None
+    assert shortage(10_000, descriptors - 1) is not None
+
+
 def test_the_twin_enough_of_them_are_none() -> None:
     assert shortage(10_000, 10_000_000) is None
     assert shortage(250, 1024) is None

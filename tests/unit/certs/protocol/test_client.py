@@ -18,16 +18,18 @@ from trio.testing import MockClock
 
 from certs.authority import authority
 from certs.protocol import client as asking
+from certs.protocol.addresses import Place
 from certs.protocol.client import SECONDS, CaClient, CaDeniedError, CaError, CaUnverifiedError
 from sidecar.agent import accept
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import key_digest, new_key
-from sidecar.identity.reasons import Reason
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.transport import sockets
 from sidecar.transport.http1 import Incoming, Request, Response
 from tests.beds.ca import CaBed, ca_bed
 from tests.beds.certificates import key_pair
+from tests.beds.clock import NOW
 from tests.beds.impostor import FalseCa
 
 INSTANCE = "0" * 32
@@ -458,3 +460,15 @@ async def test_a_handshake_that_failed_leaves_no_tls_memory_behind(bed: CaBed, m
 
 def tls_objects() -> int:
     return sum(type(one).__module__ == "OpenSSL.SSL" and type(one).__name__ == "Connection" for one in gc.get_objects())
+
+
+def test_of_several_addresses_the_one_of_the_impostor_is_named() -> None:
+    place, fault = Place(socket.AF_INET, ("127.0.0.9", 8443)), Refused(Reason.UNKNOWN_CA, "met another CA")
+    for host, where in (("ca.mesh", "ca.mesh:8443 (127.0.0.9:8443)"), ("127.0.0.9", "127.0.0.9:8443")):
+        ca = CaClient(Address(host, 8443), "shop.internal", lambda: NOW)
+        assert f"at {where} but met another CA" in str(ca._unverified({place: fault}))
+
+
+def test_a_fault_without_the_system_s_words_has_its_own() -> None:
+    assert asking._words(OSError("its host name has no address")) == "its host name has no address"
+    assert asking._words(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
