@@ -12,6 +12,7 @@ import trio
 from OpenSSL import SSL
 
 from sidecar.documents.address import Address
+from sidecar.host.process import MAX_STRANGERS
 from sidecar.observe.folding import LINES
 from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
 from sidecar.transport import sockets
@@ -68,13 +69,13 @@ async def test_a_thousand_half_open_handshakes() -> None:
                 await sockets.send_all(sock, half)
                 if number % 100 == 50:
                     await honest_beside(port.bed.authority.leaf("web"), port.address)
-        assert await port.sidecar.drained() == {
-            "handshake_failed": 999,
-            "probe": 1,
-            "ok": 10,
-        }  # the first sent no hello
-        assert len(port.sidecar.log.connections) == LINES + 1 + 10
-        assert port.sidecar.node.metrics.folded == 999 - LINES
+        ended = await port.sidecar.drained()
+        assert (ended["probe"], ended["ok"]) == (1, 10)  # the first sent no hello
+        # Not all of them fit at once: some were cut to make room, unless they had gone by then.
+        assert 0 < ended["overloaded"] <= 999 - MAX_STRANGERS
+        assert ended["handshake_failed"] + ended["overloaded"] == 999
+        assert len(port.sidecar.log.connections) == 2 * LINES + 1 + 10
+        assert port.sidecar.node.metrics.folded == 999 - 2 * LINES
         assert port.app.connections == 10
 
 

@@ -99,7 +99,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "admin": (),
     "live": ("unit/lifecycle/test_reload.py",),
     "address": ("unit/config/test_sidecar_yaml.py",),
-    "sockets": ("unit/proxy/test_server.py", "attacks/test_strangers.py"),
+    "sockets": ("unit/proxy/test_server.py", "integration/proxy/test_listener.py", "attacks/test_strangers.py"),
     "yaml12": ("unit/policy/test_mesh_yaml.py", "unit/config/test_sidecar_yaml.py"),
     "mesh_yaml": ("unit/policy/test_mesh.py",),
     "certs/csr": ("unit/certs/registrar/test_registrar.py", "attacks/test_ca_requests.py"),

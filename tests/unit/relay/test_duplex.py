@@ -649,3 +649,19 @@ def test_no_fin_for_an_app_that_is_gone(line: Line) -> None:
     line.duplex.app_r = True
     assert line.read(b"") is END
     assert line.ending.reset_net
+
+
+@pytest.mark.parametrize("op", [SEND_NET, SEND_APP])
+def test_only_a_side_that_had_not_ended_its_stream_was_reset(op: Op) -> None:
+    ended, reset = Line().duplex, Line().duplex
+    ended.failed(op, after_fin=True)
+    reset.failed(op)
+    assert (ended.aborted, reset.aborted) == (False, True)
+    reset.failed(op, after_fin=True)
+    assert reset.aborted, "once is enough"
+
+
+def test_a_connection_of_which_a_side_was_reset_is_lost_whatever_it_may_still_take(line: Line) -> None:
+    assert not line.duplex.lost
+    line.duplex.aborted = True
+    assert line.duplex.lost
