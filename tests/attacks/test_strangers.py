@@ -380,6 +380,7 @@ async def test_a_judged_peer_hears_overloaded_and_its_sidecar_says_so() -> None:
             assert (line["reason"], line["decision"], line["peer_id"]) == ("overloaded", "deny", WEB)
             for _ in range(4):
                 await answered(web.address("api:http", "outbound"))
+        await web.log.connection(4)
         assert [line["reason"] for line in web.log.connections] == ["ok"] * 4
         await full.log.until(lambda: "ok" in [line["reason"] for line in full.log.connections])
         assert full.node.registry.places == 0
