@@ -9,9 +9,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from sidecar.relay.duplex import MAX_SILENT_CIPHERTEXT
+from sidecar.relay.duplex import MAX_DATALESS_RECORDS, MAX_SILENT_CIPHERTEXT
 from sidecar.transport import sockets, stream
-from sidecar.transport.stream import BrokenStreamError, SecureStream
+from sidecar.transport.stream import BrokenStreamError, CutStreamError, SecureStream, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 from tests.attacks.records import DATA, KeyLog, Writer
 from tests.beds.mesh import PATIENCE, secure_pair
@@ -166,3 +166,19 @@ async def test_as_many_bytes_without_data_as_are_allowed(monkeypatch: pytest.Mon
             else:
                 with pytest.raises(BrokenStreamError, match="without any data"):
                     await ca.receive_some()
+
+
+@pytest.mark.parametrize(("records", "fault"), [(MAX_DATALESS_RECORDS, CutStreamError), (1001, SilentStreamError)])
+async def test_as_many_records_without_data_as_are_allowed(records: int, fault: type[Exception]) -> None:
+    class Silent:
+        dataless, unread = records, False
+
+        def read_some(self, _limit: int) -> bytes:
+            return b""
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.close()
+        with pytest.raises(fault):
+            await read_data(ours, Silent(), 100)  # type: ignore[arg-type]

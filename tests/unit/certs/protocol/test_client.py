@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from certs.authority import authority
 from certs.protocol import client as asking
-from certs.protocol.addresses import Place
+from certs.protocol.addresses import CaAddresses, Place
 from certs.protocol.client import SECONDS, CaClient, CaDeniedError, CaError, CaUnverifiedError
 from sidecar.agent import accept
 from sidecar.documents.address import Address
@@ -472,3 +472,15 @@ def test_of_several_addresses_the_one_of_the_impostor_is_named() -> None:
 def test_a_fault_without_the_system_s_words_has_its_own() -> None:
     assert asking._words(OSError("its host name has no address")) == "its host name has no address"
     assert asking._words(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+
+
+async def test_a_resolver_that_does_not_answer_is_named(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def places(_: CaAddresses) -> list[Place]:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(CaAddresses, "places", places)
+    ca = CaClient(Address("ca.mesh", 8443), "shop.internal", lambda: NOW)
+    with pytest.raises(CaError, match="its host name was not resolved within"):
+        await ca.bundles(0, unverified=True)
