@@ -396,3 +396,13 @@ async def until_held(port: Port, number: int) -> None:
     while len(port.sidecar.node.room.strangers) < number:
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked(0.01)
+
+
+async def test_only_a_peer_that_proved_its_identity_has_turns_beside_the_strangers() -> None:
+    async with attacked_port() as port:
+        gate = port.sidecar.node.gate
+        await port.attack(None)
+        await port.sidecar.log.connection(1)
+        assert not gate._proved
+        await port.refused("no_certificate")  # and its twin is let in
+        assert list(gate._proved) == ["127.0.0.1"]

@@ -206,9 +206,11 @@ async def test_one_identity_has_so_many_connections_and_no_more(
 ) -> None:
     monkeypatch.setattr(listener, "MAX_OF_ONE_IDENTITY", 2)
     async with serving(site, mock_clock) as ca:
-        api, others = site.keys(), [await ca.stream() for _ in range(3)]
+        api, others = site.keys(), [await asks(await ca.stream()) for _ in range(3)]
+        assert not ca.server.gate._proved, "nobody proved an identity"
         held = [await asks(await ca.stream(site.keys())) for _ in range(2)]
         assert ca.server.connections.members == {API: 2}
+        assert list(ca.server.gate._proved) == ["127.0.0.1"]
         for _ in range(2):
             with pytest.raises(CaError):
                 async with ca.client(api) as client:
