@@ -18,7 +18,7 @@ from sidecar.identity.spiffe import is_segment, shown
 MARK = "x-sidecar-inject"
 """The top-level key of every override that ``inject`` writes. It marks an application that is injected already."""
 
-DOCKER_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
+_SOCKET_DIRECTORIES = ("/var/run", "/run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ class Published:
 @dataclass(frozen=True, slots=True)
 class ComposeService:
     """One service. ``links`` are pairs of service and alias; ``command`` includes the entrypoint; ``addresses`` is text that
-    may hold static addresses of other services (``extra_hosts``, ``dns``)."""
+    may hold static addresses of other services (``extra_hosts``, ``dns``). ``mounts`` are the host's paths, ``writable``
+    those that it may write to."""
 
     name: str
     image: str
@@ -87,6 +88,7 @@ class ComposeService:
     published: tuple[Published, ...]
     exposed: tuple[tuple[int, str], ...]
     mounts: tuple[str, ...]
+    writable: tuple[str, ...]
     builds: tuple[str, ...]
     labels: Mapping[str, str]
     profiles: tuple[str, ...]
@@ -111,7 +113,7 @@ class ComposeService:
 
     @property
     def has_docker_socket(self) -> bool:
-        return any(mount.endswith("/docker.sock") for mount in self.mounts)
+        return any(mount.endswith("/docker.sock") or mount in _SOCKET_DIRECTORIES for mount in self.mounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +210,8 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
             for port in raw.get("ports") or []
         ),
         exposed=tuple(pair for text in _texts(raw.get("expose")) for pair in _exposed(text)),
-        mounts=tuple(
-            str(volume["source"])
-            for volume in raw.get("volumes") or []
-            if volume.get("type") == "bind" and volume.get("source")
-        ),
+        mounts=tuple(str(volume["source"]) for volume in _binds(raw)),
+        writable=tuple(str(volume["source"]) for volume in _binds(raw) if not volume.get("read_only")),
         builds=tuple(
             map(str, [*filter(None, [build.get("context")]), *_mapping_at(build, "additional_contexts").values()])
         ),
@@ -221,6 +220,10 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
         replicas=int(replicas) if isinstance(replicas, int | str) and str(replicas).isdigit() else 1,
         addresses=(*_texts(raw.get("extra_hosts")), *_texts(raw.get("dns"))),
     )
+
+
+def _binds(raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [it for it in raw.get("volumes") or [] if it.get("type") == "bind" and it.get("source")]
 
 
 def _attachment(raw: Mapping[str, Any]) -> Attachment:

@@ -23,7 +23,7 @@ from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_name
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
 from sidecar.inject.picture import picture, warnings
-from sidecar.inject.placement import refuse_readable_state, writers_of
+from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
 from sidecar.inject.ports import Port, infer_ports, require_ports
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
@@ -134,8 +134,9 @@ def inject(inputs: Inputs) -> Injection:
     for app in topology.slots:
         text = wiring_text(app, topology, names, placement.subnets, addresses[app])
         files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = text
+    readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
-    found = warnings(edges, apps, topology, options, writers)
+    found = warnings(edges, apps, topology, options, readers, writers)
     return Injection(
         files=files,
         trust_domain=written.mesh.trust_domain,

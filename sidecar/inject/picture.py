@@ -41,7 +41,12 @@ def _numbers(texts: Iterable[str]) -> str:
 
 
 def warnings(
-    edges: tuple[Edge, ...], apps: Mapping[str, App], topology: Topology, options: Options, writers: tuple[str, ...]
+    edges: tuple[Edge, ...],
+    apps: Mapping[str, App],
+    topology: Topology,
+    options: Options,
+    readers: tuple[tuple[str, str], ...],
+    writers: tuple[str, ...],
 ) -> Iterator[str]:
     """What the user must know of this mesh, the most serious first."""
     called = {(edge.caller, edge.callee) for edge in edges}
@@ -73,7 +78,13 @@ def warnings(
                 yield f"{member.name} has the Docker socket, and with it full control of this machine"
             if member.external_links:
                 yield f"{member.name}: its external_links lead out of the application and do not work in its private network"
-    for name in writers:
+    for name, path in readers:
+        yield (
+            f"{name} mounts {path}: if it runs as root, it can read the mesh's keys in {options.state}"
+            + ("" if path == "/" else "; --state outside of it keeps them from it")
+            + ("; if it can write there, it can change the policy and the Compose files" if name in writers else "")
+        )
+    for name in (it for it in writers if it not in dict(readers)):
         yield f"{name} mounts the project's directory: if it can write there, it can change the policy and the Compose files"
     for (name, word), (first, *all_) in topology.unclear.items():
         yield f"{name}: the name '{word}' led to {', '.join(sorted(set(all_)))}; now it leads to {first}"

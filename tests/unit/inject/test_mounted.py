@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_build_contexts_are_ones_own_or_shared(tmp_path: Path) -> None:
     }
     read = read_texts(config, tmp_path)
     kinds = {name: {it.kind for it in texts} for name, texts in read.texts.items()}
-    assert kinds == {"a": {"build"}, "b": {"shared"}, "c": {"shared"}, "d": {"shared"}, "f": {"shared"}}
+    assert kinds == {"a": {"build"}, "b": {"build"}, "c": {"build"}, "d": {"shared"}, "f": {"shared"}}
     assert read.dockerfiles == {"a": "FROM x\nEXPOSE 80", "b": "FROM y", "c": "FROM z"}
 
 
@@ -104,8 +105,96 @@ def test_files_of_configs_are_read_and_of_secrets_not(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a.conf")
 
-    def refuse(_: Path) -> bytes:
+    def refuse(_: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(mounted, "_read", refuse)
     assert read_texts({"services": {"web": mounts(file)}}, tmp_path).unread == ("a.conf",)
+
+
+# -- directories of the host ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every directory that is listed."""
+    found: list[str] = []
+    real = os.scandir
+
+    def scandir(path: Path) -> Any:
+        found.append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return found
+
+
+@pytest.mark.parametrize(
+    "source", ["/", "/proc", "/sys", "/var/run", "/run", "/dev", "/etc", "/proc/kmsg", "/sys/kernel"]
+)
+def test_nothing_of_the_host_is_listed_or_opened(tmp_path: Path, listed: list[str], source: str) -> None:
+    read = read_texts({"services": {"exporter": mounts(Path(source))}}, tmp_path)
+    assert (read.texts, read.unread, listed) == ({}, (), [])
+
+
+def test_neither_is_what_lies_beside_the_project(tmp_path: Path, listed: list[str]) -> None:
+    write(tmp_path / "logs/a.conf")
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/logs").symlink_to(tmp_path / "logs")
+    config = {"services": {"web": mounts(tmp_path / "logs", tmp_path / "shop/logs", tmp_path)}}
+    assert labels(config, tmp_path / "shop") == {}
+    assert listed == []
+
+
+def test_the_twin_in_the_same_repository(tmp_path: Path) -> None:
+    write(tmp_path / "conf/a.conf")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "deploy").mkdir()
+    assert labels({"services": {"web": mounts(tmp_path / "conf")}}, tmp_path / "deploy") == {
+        "web": [("a.conf", "mounted")]
+    }
+
+
+def test_a_build_context_belongs_to_the_application_wherever_it_is(tmp_path: Path, listed: list[str]) -> None:
+    write(tmp_path / "api/a.py")
+    (tmp_path / "deploy").mkdir()
+    config = {"services": {"api": {"build": {"context": str(tmp_path / "api")}}, "all": {"build": {"context": "/"}}}}
+    assert labels(config, tmp_path / "deploy") == {"api": [("a.py", "build")]}
+    assert listed == [str(tmp_path / "api")]
+
+
+def test_the_looking_ends_and_not_only_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]
+) -> None:
+    monkeypatch.setattr(mounted, "MAX_LISTED", 4)
+    for number in range(9):
+        (tmp_path / f"data/{number}/deeper").mkdir(parents=True)
+    assert labels({"services": {"db": mounts(tmp_path / "data")}}, tmp_path) == {}
+    assert listed == [str(tmp_path / "data")]
+
+
+def test_what_is_near_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounted, "MAX_FILES", 1)
+    write(tmp_path / "conf/data/0.conf")
+    write(tmp_path / "conf/main.conf")
+    assert labels({"services": {"web": mounts(tmp_path / "conf")}}, tmp_path) == {
+        "web": [("conf/main.conf", "mounted")]
+    }
+
+
+def test_a_pipe_and_a_file_without_a_size_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.conf")
+    (tmp_path / "empty.conf").touch()
+    write(tmp_path / "conf/in.conf")
+    os.mkfifo(tmp_path / "conf/pipe.conf")
+    config = {"services": {"web": mounts(tmp_path / "pipe.conf", tmp_path / "empty.conf", tmp_path / "conf")}}
+    assert labels(config, tmp_path) == {"web": [("conf/in.conf", "mounted")]}
+
+
+def test_what_vanishes_in_between_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert labels({"services": {"web": mounts(tmp_path / "conf", tmp_path / "gone")}}, tmp_path) == {}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.placement import refuse_readable_state, writers_of
+from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
 from tests.inject.applications import application
 
 
@@ -27,10 +27,30 @@ def test_not_outside_of_the_project(state: str) -> None:
         check(state)
 
 
-@pytest.mark.parametrize("source", ["/home/me/keys", "/home/me", "/", "/home/me/keys/ca"])
+@pytest.mark.parametrize("source", ["/home/me/keys", "/home/me/.local/state", "/home/me/keys/ca"])
 def test_in_a_mount_or_around_one(source: str) -> None:
+    state = "/home/me/.local/state/sidecar/shop" if "state" in source else "/home/me/keys"
     with pytest.raises(UsageError, match="service 'web' mounts"):
-        check("/home/me/keys", bind(source))
+        check(state, bind(source))
+
+
+@pytest.mark.parametrize("source", ["/", "/home", "/home/me", "/root"])
+def test_what_looks_after_the_whole_machine_is_told_and_stops_nothing(source: str) -> None:
+    state = "/root/keys" if source == "/root" else "/home/me/keys"
+    services: dict[str, Any] = {"backup": bind(source), "web": bind("/srv/data"), "clock": bind("/etc/localtime")}
+    refuse_readable_state(application(services), state, "/home/me/shop", str)
+    assert readers_of(application(services), state, "/home/me/shop", str) == (("backup", source),)
+
+
+@pytest.mark.parametrize("source", ["/proc", "/sys", "/var/run", "/var/lib/docker", "/dev/disk"])
+def test_the_twin_that_holds_no_key(source: str) -> None:
+    check("/home/me/keys", bind(source))
+    assert readers_of(application({"web": bind(source)}), "/home/me/keys", "/home/me/shop", str) == ()
+
+
+def test_an_image_of_the_whole_machine_is_refused() -> None:
+    with pytest.raises(UsageError, match="service 'web' is built from /home"):
+        check("/home/me/keys", {"build": {"context": "/home"}})
 
 
 @pytest.mark.parametrize(
@@ -63,5 +83,6 @@ def test_the_twins_that_nobody_can_read() -> None:
 
 
 def test_who_could_change_the_policy() -> None:
-    services = {"a": bind("/home/me/shop"), "b": bind("/home"), "c": bind("/home/me/shop/src")}
+    read_only = {"volumes": [{"type": "bind", "source": "/", "read_only": True}]}
+    services = {"a": bind("/home/me/shop"), "b": bind("/home"), "c": bind("/home/me/shop/src"), "d": read_only}
     assert writers_of(application(services), "/home/me/shop", str) == ("a", "b")

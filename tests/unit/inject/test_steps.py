@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.identity.reasons import UsageError
+from sidecar.inject import mounted
 from sidecar.inject.options import Publish
 from sidecar.inject.steps import InjectRequest, Plan, carry_out, default_files, next_steps, plan, report
 from tests.inject.bed import environment
@@ -149,14 +150,11 @@ def test_a_file_that_cannot_be_read_is_told(project: Path, monkeypatch: pytest.M
     (project / "compose.yaml").write_text(COMPOSE.replace("image: x", "image: x, volumes: ['./a.conf:/a.conf']"))
     (project / "a.conf").write_text("")
     assert not any("cannot be read" in it for it in planned().notes)
-    whole = Path.read_bytes
 
-    def refuse(path: Path) -> bytes:
-        if path.name == "a.conf":
-            raise PermissionError(13, "Permission denied")
-        return whole(path)
+    def refuse(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(mounted, "_read", refuse)
     assert "a.conf: cannot be read, so calls that it configures may be missing" in planned().notes
 
 
