@@ -21,7 +21,8 @@ def run(file: Path) -> None:
     The mesh file, certificate, key and trust bundle are followed: a change applies to new connections at once, and
     connections that it forbids are cut. A mistake in a change is reported, and the last good value stays in force.
 
-    SIGTERM and SIGINT drain it: it accepts no more connections, and open ones have `timeouts.drain` (8 s) to finish.
+    SIGTERM and SIGINT drain it: idle connections end, requests in flight have `timeouts.drain` (8 s) to finish, and new
+    connections are served until then, or sent to another sidecar if the file says `has_replicas`.
     Exit codes: 0 after a drain, 2 if it could not start.
     """
     keep_memory_private()

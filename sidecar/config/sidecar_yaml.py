@@ -48,6 +48,7 @@ from sidecar.policy.names import Target
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["auto", "json", "console"]
+AccessLog = Literal["all", "refusals", "off"]
 
 _T = TypeVar("_T")
 
@@ -314,7 +315,8 @@ class Timeouts(Shape):
     """To find and to reach a peer, or the app: the look-up of its names and all its addresses together. A callee's must be
     shorter than `connect` and `handshake` of its callers together, which wait for it that long."""
     drain: _Seconds = 8.0
-    """For connections to finish after SIGTERM. Connections that are left then are cut."""
+    """For requests in flight to finish after SIGTERM; connections that are left then are cut. It ends as soon as none is in
+    flight: a stream alone holds it for two seconds, an idle connection for half a second."""
 
 
 @frozen()
@@ -343,6 +345,12 @@ class ConfigShape(Shape):
     """Time limits."""
     limits: Annotated[Limits, BeforeValidator(nothing_is_empty)] = Limits()
     """Limits of resources."""
+    has_replicas: bool = False
+    """Whether another sidecar serves this service too, so that `peers` of callers name several: then this one refuses new
+    connections with `drained` while it drains, and callers try another. If not, it serves them until it ends."""
+    access_log: AccessLog = "all"
+    """Which connections have a line in the log: `all`, or `refusals` (those that were refused, cut or broken, or that a rule
+    in `dry-run` is about), or `off`. Alarms are logged, and everything is counted in the metrics, in any case."""
     log_format: LogFormat = "auto"
     """`auto` is `console` on a terminal and `json` elsewhere."""
 

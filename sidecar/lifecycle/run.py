@@ -64,7 +64,7 @@ async def machinery(node: Node) -> AsyncIterator[None]:
 async def run(config: Config, environ: Mapping[str, str]) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second of these cuts all connections; SIGHUP reloads the files.
     ``environ``: the environment that ``config`` was read with. Raises :class:`UsageError` at the start."""
-    log = Log(style=config.log_format)
+    log = Log(style=config.log_format, connections=config.access_log)
     raise_descriptor_limit()
     keep_loop_responsive()
     with stray.to_log(log), hangup_ignored():
@@ -202,8 +202,9 @@ async def _handle_signals(
             node.log.warning("cutting", service=service, message=f"{name} again: connections are cut now")
             everything.cancel()
         else:
-            message = f"{name}: up to {seconds:g} s for connections to finish"
+            message = f"{name}: up to {seconds:g} s for requests to finish; idle connections end now"
             node.log.info("draining", service=service, message=message)
+            node.draining = True
             stop.set()
 
 

@@ -88,7 +88,7 @@ def as_text(status: Mapping[str, Any]) -> str:
     lines = [f"{status['service']}  {status['identity']}  certificate until {status['certificate_until']}"]
     lines += [f"  NOT WELL: {sentence}" for sentence in status["unwell"]]
     if status["draining"]:
-        lines.append("  draining: no new connection is accepted")
+        lines.append("  draining: it ends as soon as no request is in flight")
     if status["trust"]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in status["trust"].items()))
     lines += _section(

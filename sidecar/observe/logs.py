@@ -29,7 +29,14 @@ class Log:
     """The process's log. Text from peers is escaped before it gets here, and again here: it can neither forge a line nor
     control a terminal. To write a line never waits (:mod:`sidecar.observe.log_queue`)."""
 
-    def __init__(self, stream: TextIO | None = None, style: Literal["auto", "json", "console"] = "auto") -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        style: Literal["auto", "json", "console"] = "auto",
+        connections: Literal["all", "refusals", "off"] = "all",
+    ) -> None:
+        """``connections``: which of them have a line. Alarms and events always have."""
+        self._connections = connections
         # There is no sys.stdout if its descriptor was closed when the process began.
         stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
@@ -58,13 +65,15 @@ class Log:
         """Writes the one line of a connection: a warning, unless it ended in one of the expected ways."""
         presented = line["decision"] == "deny" and (line.get("unverified") or line["peer_id"])
         level = "info" if line["reason"] in _EXPECTED else "warning"
-        self._output.write(self._line(level, "connection", line), Rank.PRESENTED if presented else Rank.ORDINARY)
+        if self._connections == "all" or (self._connections == "refusals" and (level != "info" or "dry_run" in line)):
+            self._output.write(self._line(level, "connection", line), Rank.PRESENTED if presented else Rank.ORDINARY)
 
     def summary(self, line: dict[str, Any]) -> None:
         """Writes the line that stands for ``count`` connections of strangers (:mod:`sidecar.observe.folding`). Its rank is
         above that of their own lines, since it must not be lost among them."""
         level = "info" if line["reason"] in _EXPECTED else "warning"
-        self._output.write(self._line(level, "connection_summary", line), Rank.PRESENTED)
+        if self._connections == "all" or (self._connections == "refusals" and level != "info"):
+            self._output.write(self._line(level, "connection_summary", line), Rank.PRESENTED)
 
     def alarm(self, message: str, **fields: Any) -> None:
         """Reports a possible man-in-the-middle attack."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sidecar.config.sidecar_yaml import Inbound, Outbound
 from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
+from sidecar.proxy.live import Live
 from sidecar.proxy.node import Node
 from sidecar.relay.duplex import Duplex, How
 from sidecar.transport import sockets
@@ -45,14 +46,17 @@ async def carry(
     net: socket.socket,
     app: socket.socket,
     record: ConnectionRecord,
+    live: Live,
     endings: Mapping[How, Reason],
 ) -> Ends:
     """Relays a connection until it ends, and records how. ``endings``: the reason word of each ending in this direction.
     Leaves both sockets open, for :meth:`Ends.close`."""
     duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=options.tolerate_missing_close_notify)
+    live.carried = duplex
     try:
         outcome = await node.relay.carry(duplex, net, app, idle_timeout=options.idle_timeout, max_age=options.max_age)
     finally:
+        live.carried = None
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
     if isinstance(outcome, Reason):
         record.end(outcome)

@@ -54,6 +54,8 @@ async def serve(
                 raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
             if (changed := node.current.check_trust(live.admission)) is not None:
                 raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
+            if node.draining and node.config.has_replicas:
+                raise Refused(Reason.DRAINED, f"is stopping: {caller} is to call another one")
             record.decision = "allow"
             # Connect to the app before the peer gets its verdict.
             app_socket, endpoint = await _connect(app, timeouts.connect)
@@ -66,7 +68,7 @@ async def serve(
             record.upstream = str(endpoint)
             await send_verdict(sock, channel, Reason.OK, timeouts.handshake)
             with app.using(endpoint):
-                return await carry.carry(node, port, channel, sock, app_socket, record, _ENDINGS)
+                return await carry.carry(node, port, channel, sock, app_socket, record, live, _ENDINGS)
         except BaseException:
             sockets.hard_close(app_socket)
             raise

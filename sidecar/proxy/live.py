@@ -19,6 +19,7 @@ import trio
 
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
+from sidecar.proxy.draining import Carried
 from sidecar.transport.strangers import Stranger
 
 JUDGED_A_TICK = 10
@@ -47,9 +48,10 @@ class Admission:
 
 class Live:
     """One connection, which can be cut. The reason of the first cut is kept. ``admission`` is None until it is judged.
-    ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the places."""
+    ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the places.
+    ``carried``: what it has carried, while it does."""
 
-    __slots__ = ("admission", "has_place", "reason", "scope", "stranger")
+    __slots__ = ("admission", "carried", "has_place", "reason", "scope", "stranger")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
@@ -57,6 +59,7 @@ class Live:
         self.reason: Reason | None = None
         self.stranger: Stranger | None = None
         self.has_place = False
+        self.carried: Carried | None = None
 
     def cut(self, reason: Reason) -> None:
         """Cancels the connection's task, which resets both its sides."""

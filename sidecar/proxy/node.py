@@ -69,6 +69,7 @@ class Node:
     registry: Registry = field(default_factory=Registry)
     metrics: Metrics = field(default_factory=Metrics)
     sharing: int = 1
+    draining: bool = False
     room: Room = field(init=False)
     places: int = field(init=False)
 

@@ -85,7 +85,7 @@ async def serve(
         if (changed := node.recheck(live.admission)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
-            return await carry.carry(node, route, channel, net, sock, record, _ENDINGS)
+            return await carry.carry(node, route, channel, net, sock, record, live, _ENDINGS)
     except BaseException:
         sockets.hard_close(net)
         raise

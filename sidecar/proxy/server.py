@@ -4,11 +4,11 @@ How it works. Each listener is a task that accepts; each accepted socket is a ta
 task opens a :class:`~sidecar.observe.record.ConnectionRecord`, enters the registry (before anything is judged, so that a
 reload finds it), calls the direction's handler, and closes both sockets.
 
-Invariants. Every accepted socket gives exactly one line in the access log, or counts once in a summary of strangers
-(:mod:`sidecar.observe.folding`), and counts once in the metrics: also if it is refused, cut by a reload, cancelled at the
-end of the drain, or ended by a bug. No exception of a connection leaves its task, except cancellation. The server owns
-``sock``: handlers never close it, and after a refusal it is still open, so that an alert or verdict can reach the peer
-before the close.
+Invariants. Every accepted socket gives exactly one line for the access log (which ``access_log`` may leave out), or counts
+once in a summary of strangers (:mod:`sidecar.observe.folding`), and counts once in the metrics: also if it is refused, cut
+by a reload, cancelled at the end of the drain, or ended by a bug. No exception of a connection leaves its task, except
+cancellation. The server owns ``sock``: handlers never close it, and after a refusal it is still open, so that an alert or
+verdict can reach the peer before the close.
 
 Strangers. An inbound connection is a stranger from its accept until :meth:`Node.admit`, after its peer was judged; one that
 is refused stays a stranger until its socket is closed. If the room for strangers is full, one is displaced: its socket is
@@ -17,8 +17,9 @@ one.
 
 A configured listener is one :class:`Listener` for each address of its host.
 
-Drain. ``stop`` ends accepting and closes the listeners. Connections then have the drain time to finish; after it they are
-cancelled.
+Drain. After ``stop``, connections are looked at every :data:`DRAIN_LOOK_SECONDS` (:mod:`sidecar.proxy.draining`): idle ones
+are cut. When no connection holds up the drain, or its time is over, the listeners close, and what is left is cancelled.
+Until then they accept: to our own app, and to callers of a service without replicas, a closed listener is an outage.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.observe.summaries import Summaries
 from sidecar.proxy import inbound, outbound
 from sidecar.proxy.carry import Ends
+from sidecar.proxy.draining import Look, Phase
 from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.loops import LoopGuard
@@ -46,6 +48,8 @@ from sidecar.transport.dial import SocketAddress
 
 LOOK_SECONDS = 1.0
 """How often listeners on a network interface are examined."""
+
+DRAIN_LOOK_SECONDS = 0.05
 
 
 class Server:
@@ -62,6 +66,7 @@ class Server:
         self.listeners: list[Listener] = []
         self.listening: list[SocketAddress] = []
         self._summaries = Summaries(node.config.service, node.log, node.clock)
+        self._open_connections: dict[Live, Look] = {}
         try:
             self._open(
                 node.config.inbound if ports is None else ports, node.config.outbound if routes is None else routes
@@ -81,9 +86,7 @@ class Server:
             listener.sock.close()
 
     async def serve(self, stop: trio.Event) -> None:
-        """Serves until ``stop``, then drains: stops accepting, lets connections finish within the drain time, and cuts the
-        rest. The node's relay, gate and resolver must be running."""
-        drain = self.node.config.timeouts.drain
+        """Serves until ``stop``, then drains. The node's relay, gate and resolver must be running."""
         try:
             async with trio.open_nursery() as reporting:
                 reporting.start_soon(self._summaries.run)
@@ -93,13 +96,30 @@ class Server:
                             accepting.start_soon(self._accept, listener, connections)
                         accepting.start_soon(self._look_after_devices)
                         await stop.wait()
+                        await self._drain()
                         accepting.cancel_scope.cancel()
                     self.close()
-                    connections.cancel_scope.deadline = trio.current_time() + drain
+                    connections.cancel_scope.cancel()
                 reporting.cancel_scope.cancel()
         finally:
             self.close()
             self._summaries.write_all()
+
+    async def _drain(self) -> None:
+        """Returns when no connection is worth waiting for, or the drain time is over."""
+        with trio.move_on_after(self.node.config.timeouts.drain):
+            while self._is_held_up():  # noqa: ASYNC110  # time alone makes a connection idle
+                await trio.sleep(DRAIN_LOOK_SECONDS)
+
+    def _is_held_up(self) -> bool:
+        """Whether a connection has something under way. Cuts those that are idle."""
+        held = False
+        for live, look in list(self._open_connections.items()):
+            phase = look.again(live.carried, trio.current_time())
+            if phase is Phase.IDLE:
+                live.cut(Reason.DRAINED)
+            held = held or phase in (Phase.IN_FLIGHT, Phase.ANSWERING)
+        return held
 
     # -- opening -------------------------------------------------------------------------------------------------------
 
@@ -180,6 +200,7 @@ class Server:
 
     async def _connection(self, listener: Listener, sock: socket.socket, live: Live) -> None:
         """One accepted socket, until it is closed. Raises nothing but cancellation."""
+        self._open_connections[live] = Look(callee_is_app=listener.direction == "inbound")
         try:
             refused = await self._serve_and_record(listener, sock, live)
             if refused and listener.direction == "inbound":
@@ -189,6 +210,7 @@ class Server:
         finally:
             # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)
+            del self._open_connections[live]
             self.node.registry.give_back(live)
             if live.stranger is not None:
                 self.node.room.leave(live.stranger)
@@ -214,7 +236,7 @@ class Server:
                 record.refuse(refusal)
                 return True
         except trio.Cancelled:
-            record.end(Reason.DRAINED, "cut at the end of the drain time")
+            record.end(Reason.DRAINED, "cut at the end of the drain")
             raise
         except Exception as error:  # a bug in one connection must not end the others
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
@@ -236,6 +258,8 @@ def _record_cut(live: Live, record: ConnectionRecord) -> None:
     if live.was_displaced:
         detail = "cut a connection whose peer had not proved an identity yet, to make room: too many of these are open"
         record.refuse(Refused(Reason.OVERLOADED, detail))
+    elif live.reason is Reason.DRAINED:
+        record.end(live.reason, "idle, and this sidecar is stopping")
     elif live.reason is not None:
         record.end(live.reason, f"cut: {live.admission} is no longer allowed or trusted" if live.admission else None)
 

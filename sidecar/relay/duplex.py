@@ -172,6 +172,7 @@ class Duplex:
         "aborted",
         "app_r",
         "app_w",
+        "app_was_last",
         "decided",
         "ending",
         "from_app",
@@ -210,7 +211,13 @@ class Duplex:
         self.decided: Ending | None = None  # the decided ending; what is left goes out first, then END
         self.out = _NOTHING
         self.to_app = self.from_app = 0
+        self.app_was_last = False  # the last bytes that were read came from the app
         self.ending: Ending | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether bytes wait for a side that does not read."""
+        return bool(self._net_left or self._app_left)
 
     # -- the next operation --------------------------------------------------------------------------------------------
 
@@ -270,7 +277,7 @@ class Duplex:
             self._paused = not channel.ended
             self._count_dataless()
         if size > 0:
-            self._silent = 0
+            self._silent, self.app_was_last = 0, False
             self._more = self._more or size == buffer.size
             return size
         if size < 0:
@@ -349,6 +356,7 @@ class Duplex:
         """``size`` bytes of plaintext are in ``plain_in``; 0 is a FIN."""
         if size:
             self.from_app += size
+            self.app_was_last = True
             try:
                 self._channel.write(self._buffers.plain_in, size)
             except ChannelError as error:  # a fault in the peer's stream, behind data that the app has not taken yet

@@ -12,7 +12,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import shown
 
 MAX_WORD = 32
-RETRY_ELSEWHERE = frozenset({Reason.CONNECT_FAILED.value, Reason.OVERLOADED.value})
+RETRY_ELSEWHERE = frozenset({Reason.CONNECT_FAILED.value, Reason.OVERLOADED.value, Reason.DRAINED.value})
 """Refusals that concern that callee, not us: another peer may accept."""
 
 

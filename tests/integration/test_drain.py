@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a process of ``sidecar run`` accepts no more, lets transfers finish, cuts the rest, ends with 0."""
+"""SIGTERM and SIGINT: a process of ``sidecar run`` serves while a request is in flight, cuts the rest, ends with 0."""
 
 from __future__ import annotations
 
@@ -18,44 +18,63 @@ from tests.beds.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 LONG, SHORT = "timeouts: {drain: 1h}\n", "timeouts: {drain: 1s}\n"
 
 
+async def repeat(sock: socket.socket, app: App) -> None:
+    """Answers when all was said."""
+    while data := await sockets.receive(sock, 65536):
+        app.received += data
+    await sockets.send_all(sock, bytes(app.received))
+    app.received.clear()
+    sock.shutdown(socket.SHUT_WR)
+
+
 @asynccontextmanager
 async def transfer(shop: Shop, drain: str) -> AsyncIterator[tuple[SidecarProcess, SidecarProcess, socket.socket]]:
-    """web, api, and a connection through both that has carried bytes and goes on."""
+    """web, api, and a connection through both that has carried the begin of a request."""
     async with mesh_bed() as bed:
-        app: App = await bed.app(echo)
+        app: App = await bed.app(repeat)
         async with sidecar_pair(shop, str(app.address), more=drain) as (web, api):
             with await connect(Address(*web.address("api:http"))) as client:
                 await sockets.send_all(client, b"first")
-                assert await sockets.receive(client, 5) == b"first"
+                with trio.fail_after(DEADLINE):
+                    while app.received != b"first":
+                        await trio.lowlevel.checkpoint()
+                app.received.clear()
                 yield web, api, client
 
 
-async def until_refused(sidecar: SidecarProcess, name: str) -> None:
-    """Returns when nobody listens there any more."""
-    with trio.fail_after(DEADLINE):
-        while True:
-            try:
-                stream = await trio.open_tcp_stream(*sidecar.address(name))
-            except OSError:
-                return
-            await stream.aclose()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_running_transfer_finishes(shop: Shop, number: int) -> None:
+async def test_a_running_transfer_finishes_and_new_ones_are_served_until_then(shop: Shop, number: int) -> None:
     async with transfer(shop, LONG) as (web, api, client):
-        for sidecar, listener in ((web, "api:http"), (api, "http")):
+        for sidecar in (web, api):
             sidecar.program.signal(number)
             assert signal.Signals(number).name in (await sidecar.program.event("draining"))["message"]
-            await until_refused(sidecar, listener)  # accepts no more ...
-        await sockets.send_all(client, b"last" * 100_000)  # ... and what runs goes on, both ways, to its own end
+        with await connect(Address(*web.address("api:http"))) as newcomer:
+            await sockets.send_all(newcomer, b"new")
+            newcomer.shutdown(socket.SHUT_WR)
+            assert await receive_all(newcomer) == b"new"
+        await sockets.send_all(client, b"last" * 100_000)  # what runs goes on, both ways, to its own end
         client.shutdown(socket.SHUT_WR)
         assert await receive_all(client) == b"last" * 100_000
         for sidecar in (web, api):
             assert await sidecar.program.ended() == 0
-            assert [line["reason"] for line in sidecar.program.connections if line["bytes_to_app"]] == ["ok"]
+            assert [line["reason"] for line in sidecar.program.connections if line["bytes_to_app"]] == ["ok", "ok"]
             assert sidecar.program.said[-1]["event"] == "stopped"
             assert sidecar.program.errors == ""
+
+
+async def test_an_idle_connection_holds_nothing_up(shop: Shop) -> None:
+    """It may be a pool's, and last for days: half a second after its last answer it ends, never cleanly."""
+    async with mesh_bed() as bed:
+        app: App = await bed.app(echo)
+        async with sidecar_pair(shop, str(app.address), more=LONG) as (web, _):
+            with await connect(Address(*web.address("api:http"))) as client:
+                await sockets.send_all(client, b"first")
+                assert await sockets.receive(client, 5) == b"first"
+                web.program.signal(signal.SIGTERM)
+                assert await web.program.ended() == 0
+                with pytest.raises(ConnectionResetError):
+                    await receive_all(client)
+                assert (await web.program.connection())["reason"] == "drained"
 
 
 async def test_what_is_not_done_when_the_drain_time_is_over_is_cut(shop: Shop) -> None:
@@ -67,7 +86,7 @@ async def test_what_is_not_done_when_the_drain_time_is_over_is_cut(shop: Shop) -
         line = await web.program.connection()
         assert (line["reason"], line["decision"]) == ("drained", "allow")
         assert line["duration_ms"] >= 1000
-        assert (line["bytes_from_app"], line["bytes_to_app"]) == (5, 5)
+        assert (line["bytes_from_app"], line["bytes_to_app"]) == (5, 0)
         # The other end cannot know why; it is told, and tells its app, that this was no clean end.
         assert (await api.program.connection())["reason"] == "truncated"
 

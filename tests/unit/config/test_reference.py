@@ -234,7 +234,7 @@ def test_the_reference_has_every_key_with_its_variable() -> None:
     for key in (*keys("mesh"), *keys("sidecar")):
         assert f"| `{key.path}` | {key.type} | {key.default} | {key.meaning}" in text
         assert "" not in (key.type, key.default, key.meaning)
-    assert "| `timeouts.drain` | duration | `8s` | For connections to finish" in text
+    assert "| `timeouts.drain` | duration | `8s` | For requests in flight to finish" in text
     assert "| `policy[].until` | text | no end |" in text
 
 

@@ -445,15 +445,16 @@ async def test_connections_that_end_in_time_end_well(file: MeshFile) -> None:
 async def test_a_second_ctrl_c_does_not_wait_for_connections(file: MeshFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dev_mesh, "DRAIN_SECONDS", 1e6)
     mesh = DevMesh(file.path, Log(LogSink(), "json"))
-    listening = [listener.sock for one in mesh._listeners() for listener in one.server.listeners]
     with trio.fail_after(PATIENCE), listen("test", "127.0.0.1", file.app("api:http")) as app:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_dev, mesh)
             caller = await connect_to(file.call("web", "api:http"))
             await trio.lowlevel.wait_readable(app)
-            reached, _ = app.accept()  # so it lives, and would for as long as both ends are silent
+            reached, _ = app.accept()
+            caller.send(b"?")
+            await trio.lowlevel.wait_readable(reached)  # so a request is in flight, and would be for ever
             os.kill(os.getpid(), signal.SIGINT)
-            while any(one.fileno() >= 0 for one in listening):
+            while not all(one.stop.is_set() for one in mesh._listeners()):
                 await trio.lowlevel.checkpoint()
             assert mesh.node(file.name("web")).registry
             os.kill(os.getpid(), signal.SIGINT)

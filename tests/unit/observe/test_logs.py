@@ -76,6 +76,31 @@ def test_the_level_tells_whether_to_look(reason: Reason) -> None:
     assert (summary["event"], summary["count"], summary["level"]) == ("connection_summary", 3, line["level"])
 
 
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ("all", ["ok", "drained", "policy_denied", "truncated", "ok"]),
+        ("refusals", ["policy_denied", "truncated", "ok"]),
+        ("off", []),
+    ],
+)
+def test_fewer_connections_can_be_logged_but_alarms_always_are(kept: Any, expected: list[str]) -> None:
+    """The last is allowed, and would be denied by a rule that is tried."""
+    stream = io.StringIO()
+    log = Log(stream, "json", kept)
+    for reason in (Reason.OK, Reason.DRAINED, Reason.POLICY_DENIED, Reason.TRUNCATED):
+        log.connection({**record(), "reason": str(reason)})
+        log.summary({"reason": str(reason), "count": 3})
+    log.connection({**record(), "reason": "ok", "dry_run": ["tried"]})
+    log.alarm("something answers in db's place")
+    said = list(map(json.loads, lines(stream)))
+    assert [line["reason"] for line in said if line["event"] == "connection"] == expected
+    assert [line["reason"] for line in said if line["event"] == "connection_summary"] == expected[:4][
+        : len(expected) - 1
+    ]
+    assert said[-1]["event"] == "mitm_suspected"
+
+
 def test_an_alarm_is_an_error() -> None:
     stream = io.StringIO()
     Log(stream, "json").alarm("something answers in db's place", presented={"subject": "CN=x"})

@@ -16,6 +16,7 @@ from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy import carry
 from sidecar.proxy.inbound import _ENDINGS
+from sidecar.proxy.live import Live
 from sidecar.relay.duplex import Ending, How
 from sidecar.transport import sockets
 from tests.beds.mesh import inbound
@@ -55,7 +56,7 @@ class Ends:
     async def run(self) -> None:
         node: Any = SimpleNamespace(relay=self.relay)
         channel: Any = None
-        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, _ENDINGS)
+        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, Live(), _ENDINGS)
         await over.close()
 
 

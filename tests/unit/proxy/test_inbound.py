@@ -21,7 +21,7 @@ from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context, KeyPair
 from tests.attacks.stage import assert_refused
 from tests.beds.certificates import Authority
-from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import App, Foreigner, connect, echo, inbound, mesh_bed, outbound
 
 
 def nobody() -> Address:
@@ -212,3 +212,24 @@ async def test_the_twin_one_place_of_several_that_answers_is_soon_found(
             await sockets.send_all(client, b"ping")
             assert await sockets.receive(client, 4) == b"ping"
         assert trio.current_time() - began < 2
+
+
+@pytest.mark.parametrize("has_replicas", [True, False])
+async def test_while_it_drains_callers_are_sent_to_a_replica_if_there_is_one(*, has_replicas: bool) -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app(echo)
+        both = [await bed.sidecar("api", inbound=[inbound("http", app.address)]) for _ in range(2)]
+        for one in both:
+            one.node.config = replace(one.node.config, has_replicas=has_replicas)
+        both[0].node.draining = True
+        web = await bed.sidecar("web", outbound=[outbound("api", "http", *(one.address("http") for one in both))])
+        for _ in range(2):
+            with await connect(web.address("api:http", "outbound")) as client:
+                await sockets.send_all(client, b"ping")
+                assert await sockets.receive(client, 4) == b"ping"
+        await web.log.connection(2)
+        refused = [line for one in both for line in one.log.connections if line["decision"] == "deny"]
+        assert [line["reason"] for line in refused] == ["drained"] * has_replicas
+        assert all(
+            "is stopping: spiffe://shop.internal/web is to call another one" in one["message"] for one in refused
+        )

@@ -17,7 +17,7 @@ from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import server
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
-from tests.beds.mesh import PATIENCE, connect, mesh_bed
+from tests.beds.mesh import connect, mesh_bed, receive_all
 
 NOBODY = Address("127.0.0.1", 9)
 
@@ -86,24 +86,99 @@ def test_a_caller_that_is_gone_is_no_bug_and_a_probe_if_it_said_nothing(
     assert refused.value.reason is reason
 
 
-async def test_a_drain_accepts_no_more_and_waits_for_what_runs(mock_clock: MockClock) -> None:
-    mock_clock.rate = 1
+@pytest.fixture
+def virtual_time() -> MockClock:
+    """Goes on to the next deadline when nothing has happened for a moment."""
+    return MockClock(autojump_threshold=0.05)
+
+
+class Answers:
+    """An app that repeats each two bytes, but answers `..` only when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = trio.Event()
+
+    async def __call__(self, sock: socket.socket, _: harness.App) -> None:
+        while asked := await sockets.receive(sock, 2):
+            if asked == b"..":
+                await self.go.wait()
+            await sockets.send_all(sock, asked)
+
+
+@pytest.mark.parametrize("whose", ["caller's", "callee's"])
+async def test_a_drain_serves_until_no_request_is_in_flight(whose: str, virtual_time: MockClock) -> None:
+    """A closed listener is an outage: there is no other sidecar."""
+    answers = Answers()
     async with mesh_bed() as bed:
-        web, _, entry = await bed.pair()
-        with await connect(entry) as client:
-            await sockets.send_all(client, b"ping")
-            assert await sockets.receive(client, 4) == b"ping"
-            web.stop.set()
+        web, api, entry = await bed.pair(await bed.app(answers))
+        draining = web if whose == "caller's" else api
+        with await connect(entry) as asking, await connect(entry) as idle:
+            for client in (asking, idle):
+                await exchange(client)
+            await sockets.send_all(asking, b"..")
             await wait_all_tasks_blocked()
-            with pytest.raises(ConnectionRefusedError):
-                await connect(entry)
-            assert not web.stopped.is_set()
-            await sockets.send_all(client, b"pong")
-            assert await sockets.receive(client, 4) == b"pong"
-        with trio.fail_after(PATIENCE):
-            await web.stopped.wait()  # at once when the last one ends, not when the drain time is over
-        assert [line["reason"] for line in web.log.connections] == ["ok"]
-        assert all(listener.sock.fileno() == -1 for listener in web.server.listeners)
+            draining.stop.set()
+            with pytest.raises(ConnectionResetError):  # never a clean end: it may have been a pause
+                await receive_all(idle)
+            await trio.sleep(3)
+            with await connect(entry) as newcomer:
+                await exchange(newcomer)
+            assert not draining.stopped.is_set()
+            answers.go.set()
+            assert await sockets.receive(asking, 2) == b".."
+            asked = trio.current_time()
+            await draining.stopped.wait()  # when that one is idle, not when the drain time is over
+            assert trio.current_time() - asked < 1
+        reasons = [(line["reason"], line.get("message")) for line in draining.log.connections]
+        stopping = ("drained", "idle, and this sidecar is stopping")
+        assert sorted(reasons) == [stopping, stopping, ("ok", None)]
+        assert all(listener.sock.fileno() == -1 for listener in draining.server.listeners)
+
+
+async def test_a_stream_holds_a_drain_for_two_seconds_and_an_idle_connection_for_half_of_one(
+    virtual_time: MockClock,
+) -> None:
+    async def ticks(sock: socket.socket, _: harness.App) -> None:
+        while await sockets.receive(sock, 2) == b"..":
+            while True:
+                await sockets.send_all(sock, b"tick")
+                await trio.sleep(0.3)
+
+    for first, low, high in ((b"..", 2, 2.5), (b"", 0.5, 1)):
+        async with mesh_bed() as bed:
+            _, api, entry = await bed.pair(await bed.app(ticks))
+            with await connect(entry) as client:
+                if first:
+                    await sockets.send_all(client, first)
+                    assert await sockets.receive(client, 4) == b"tick"
+                await wait_all_tasks_blocked()
+                began = trio.current_time()
+                api.stop.set()
+                await api.stopped.wait()
+                assert low <= trio.current_time() - began < high
+            assert [line["reason"] for line in api.log.connections] == ["drained"]
+
+
+async def test_a_request_that_never_ends_is_cut_when_the_drain_time_is_over(virtual_time: MockClock) -> None:
+    async with mesh_bed() as bed:
+        _, api, entry = await bed.pair(await bed.app(Answers()))
+        with await connect(entry) as client:
+            await sockets.send_all(client, b"..")
+            await wait_all_tasks_blocked()
+            began = trio.current_time()
+            api.stop.set()
+            await api.stopped.wait()
+            drain = api.node.config.timeouts.drain
+            assert drain <= trio.current_time() - began < drain + 1
+            with pytest.raises(ConnectionResetError):
+                await receive_all(client)
+        (line,) = api.log.connections
+        assert (line["reason"], line["message"]) == ("drained", "cut at the end of the drain")
+
+
+async def exchange(client: socket.socket) -> None:
+    await sockets.send_all(client, b"hi")
+    assert await sockets.receive(client, 2) == b"hi"
 
 
 async def test_a_crowd_in_the_backlog_is_accepted_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,4 +48,4 @@ def test_a_length_that_may_not_be(length: int) -> None:
 
 
 def test_only_refusals_about_the_callee_are_worth_another_try() -> None:
-    assert {"connect_failed", "overloaded"} == verdict.RETRY_ELSEWHERE
+    assert {"connect_failed", "overloaded", "drained"} == verdict.RETRY_ELSEWHERE
