@@ -317,6 +317,10 @@ class Timeouts(Shape):
     drain: _Seconds = 8.0
     """For requests in flight to finish after SIGTERM; connections that are left then are cut. It ends as soon as none is in
     flight: a stream alone holds it for two seconds, an idle connection for half a second."""
+    wait: _Seconds | None = None
+    """After the start, for what is behind a listener to answer once: the app, or the called service's app through its
+    sidecar. Until then the listener stays closed, so that `wait-for-it` and its like do not succeed too early. What the
+    policy refuses is not waited for. Default: opens at the start."""
 
 
 @frozen()

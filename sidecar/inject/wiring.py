@@ -20,6 +20,8 @@ CONFIG = "/etc/mesh"
 TRUST = "/etc/mesh-trust"
 STATE = "/var/lib/sidecar"
 ENROLMENT = "/run/secrets/enrolment"
+WAIT = "5m"
+"""How long a listener stays closed at most, until what is behind it has answered."""
 
 Ports = Mapping[str, Mapping[str, int]]
 """The ports of each app, by their names in ``mesh.yaml``."""
@@ -63,6 +65,7 @@ def wiring_text(
         },
         "inbound": inbound,
         "outbound": outbound,
+        "timeouts": Flow({"wait": WAIT}),
         "log_format": "json",
     }
     head = f"# The wiring of {app}'s sidecar, written by `sidecar inject`: do not edit, run it again."

@@ -186,6 +186,7 @@ def _status(
         strangers=len(strangers),
         max_strangers=strangers.limit,
         log_lost=node.log.lost,
+        waiting=list(server.waiting.reasons.values()),
     )
     return describe(now, state, node.metrics)
 

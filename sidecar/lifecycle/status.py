@@ -23,7 +23,8 @@ class CurrentState:
     """The state at one moment. ``live``: (direction, other end, port or target) of each connection that was let in.
     ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
-    most ``max_strangers``. ``log_lost``: lines."""
+    most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
+    are not open yet, a sentence each."""
 
     config: Config
     mesh: Mesh
@@ -35,6 +36,7 @@ class CurrentState:
     strangers: int
     max_strangers: int
     log_lost: int
+    waiting: Sequence[str] = ()
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "healthy": not state.unwell,
         "unwell": list(state.unwell),
         "draining": state.draining,
+        "waiting": list(state.waiting),
         "trust": dict(state.trust),
         "inbound": [
             {
@@ -87,6 +90,7 @@ def as_text(status: Mapping[str, Any]) -> str:
     """The document of :func:`describe`, its text escaped already, as lines for people."""
     lines = [f"{status['service']}  {status['identity']}  certificate until {status['certificate_until']}"]
     lines += [f"  NOT WELL: {sentence}" for sentence in status["unwell"]]
+    lines += [f"  waiting: {sentence}" for sentence in status.get("waiting", ())]  # an older sidecar does not tell
     if status["draining"]:
         lines.append("  draining: it ends as soon as no request is in flight")
     if status["trust"]:

@@ -1,4 +1,4 @@
-"""One listening socket of a sidecar, and listening anew on a network interface that was made anew.
+"""One listening socket of a sidecar: opening it, and listening anew on a network interface that was made anew.
 
 How this works. A listener with ``device:`` is bound to the kernel's number of that interface. When the interface is deleted
 and made anew (a container that is disconnected from its network and connected again), it gets another number: the socket
@@ -25,7 +25,8 @@ Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[Ends]]
 
 class Listener:
     """An open listening socket, and the handler of its connections. ``where``: its key in the configuration, for messages.
-    ``upstream``: the target of its connections, for the log. ``fault``: why no connection reaches it now, as a sentence."""
+    ``upstream``: the target of its connections, for the log. ``closed``: its socket refuses connections until :meth:`open`.
+    ``fault``: why no connection reaches it now, as a sentence."""
 
     def __init__(
         self,
@@ -36,8 +37,10 @@ class Listener:
         port: str,
         upstream: str | None,
         handler: Handler,
+        *,
+        closed: bool = False,
     ) -> None:
-        self.where, self.sock, self.device = where, sock, device
+        self.where, self.sock, self.device, self.closed = where, sock, device, closed
         self.direction, self.port, self.upstream, self.handler = direction, port, upstream, handler
         self.fault: str | None = None
         self._accepting = trio.CancelScope()
@@ -48,6 +51,11 @@ class Listener:
         host, port = self.sock.getsockname()[:2]
         return host, port
 
+    def open(self) -> None:
+        """Opens a closed one. Raises :class:`UsageError` if another process has taken the address."""
+        sockets.start_listening(self.where, self.sock)
+        self.closed = False
+
     async def accept(self, accept_all: Callable[[socket.socket], Awaitable[object]]) -> None:
         """Runs ``accept_all`` with the current socket, each time that there is a new one. Ends only if cancelled."""
         while True:
@@ -57,7 +65,7 @@ class Listener:
 
     def look(self) -> bool:
         """Listens anew if the interface is not the one of before, and returns whether it does. Sets ``fault``."""
-        if self.device is None or sockets.is_on_device(self.sock, self.device):
+        if self.device is None or self.closed or sockets.is_on_device(self.sock, self.device):
             self.fault = None
             return False
         try:

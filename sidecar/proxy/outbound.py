@@ -10,6 +10,7 @@ alarm at once; if no peer lets us in, it is what the access log reports. The rec
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -78,7 +79,7 @@ async def serve(
     await loops.before_dialling(sock)
 
     # Find a peer that proves its identity and lets us in. Until then the app's first bytes stay in its socket.
-    net, channel, peer, endpoint = await _find_peer(node, snapshot, route, upstream, sock, record, loops)
+    net, channel, peer, endpoint = await find_peer(node, snapshot, route, upstream, record, lambda: loops.check(sock))
     try:
         # Judge again by the snapshot in force now: a reload may have come since the first judgement.
         live.admission = Admission(snapshot.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
@@ -93,17 +94,17 @@ async def serve(
         channel.free()
 
 
-async def _find_peer(
+async def find_peer(
     node: Node,
     snapshot: Snapshot,
     route: Outbound,
     upstream: dial.Upstream,
-    sock: socket.socket,
     record: ConnectionRecord,
-    loops: LoopGuard,
+    check_caller: Callable[[], object],
 ) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
     """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
-    an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time."""
+    an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time.
+    ``check_caller`` is called before anything is sent to a peer, and raises :class:`Refused` to end the search."""
     timeouts = node.config.timeouts
     longest = 2 * (timeouts.connect + timeouts.handshake) + sockets.LINGER_SECONDS
     failures: dict[dial.Endpoint, Refused] = {}
@@ -113,7 +114,7 @@ async def _find_peer(
             while (found := await upstream.reach(timeouts.connect, failures)) is not None:
                 net, endpoint = found
                 try:
-                    loops.check(sock)
+                    check_caller()
                 except BaseException:
                     sockets.hard_close(net)
                     raise

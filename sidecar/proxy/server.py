@@ -15,7 +15,8 @@ is refused stays a stranger until its socket is closed. If the room for stranger
 reset at once. Judged peers and our own app's connections need a place each (``limits.connections``), and no stranger has
 one.
 
-A configured listener is one :class:`Listener` for each address of its host.
+A configured listener is one :class:`Listener` for each address of its host. With ``timeouts.wait`` it is closed at first
+(:mod:`sidecar.proxy.waiting`).
 
 Drain. After ``stop``, connections are looked at every :data:`DRAIN_LOOK_SECONDS` (:mod:`sidecar.proxy.draining`): idle ones
 are cut. When no connection holds up the drain, or its time is over, the listeners close, and what is left is cancelled.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from functools import partial
 
 import trio
 
@@ -42,6 +44,7 @@ from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node
+from sidecar.proxy.waiting import Trial, Waiting, ask_app, ask_callee
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.dial import SocketAddress
@@ -65,6 +68,8 @@ class Server:
         self.node = node
         self.listeners: list[Listener] = []
         self.listening: list[SocketAddress] = []
+        self.waiting = Waiting(node)
+        self._trials: dict[Listener, Trial] = {}
         self._summaries = Summaries(node.config.service, node.log, node.clock)
         self._open_connections: dict[Live, Look] = {}
         try:
@@ -128,11 +133,13 @@ class Server:
         for index, port in enumerate(ports):
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             handler = _inbound(node, port, app)
-            self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler)
+            trial = partial(ask_app, node, app)
+            self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler, trial)
         for index, route in enumerate(routes):
             peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
             handler, where, target = _outbound(node, route, peers), f"outbound[{index}]", str(route.target)
-            self._add(where, route.listen, route.device, "outbound", route.port, target, handler)
+            asked = partial(ask_callee, node, route, peers)
+            self._add(where, route.listen, route.device, "outbound", route.port, target, handler, asked)
 
     def _add(
         self,
@@ -143,18 +150,24 @@ class Server:
         port: str,
         upstream: str | None,
         handler: Handler,
+        trial: Trial,
     ) -> None:
-        """Opens one entry of the configuration: a listener for each address of its host."""
+        """Opens one entry of the configuration: a listener for each address of its host. With ``timeouts.wait`` they stay
+        closed at first, and ``trial`` says how long."""
         where = f"{self.node.config.path}: {entry}.listen"
-        for sock in sockets.listen_all(where, listen.host, listen.port, device):
-            listener = Listener(where, sock, device, direction, port, upstream, handler)
+        closed = self.node.config.timeouts.wait is not None
+        for sock in sockets.listen_all(where, listen.host, listen.port, device, closed=closed):
+            listener = Listener(where, sock, device, direction, port, upstream, handler, closed=closed)
             self.listeners.append(listener)
+            self._trials[listener] = trial
             self.listening.append(listener.address)
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
     async def _accept(self, listener: Listener, connections: trio.Nursery) -> None:
-        log, service = self.node.log, self.node.config.service
+        log, service, wait = self.node.log, self.node.config.service, self.node.config.timeouts.wait
+        if listener.closed and wait is not None:
+            await self.waiting.open(listener, self._trials[listener], wait)
         faults = ReportOnce[str](lambda event, fault: log.warning(event, service=service, message=fault))
         room = self.node.room
         await listener.accept(

@@ -102,9 +102,12 @@ def prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def listen_all(where: str, host: str, port: int, device: str | None = None) -> list[socket.socket]:
+def listen_all(
+    where: str, host: str, port: int, device: str | None = None, *, closed: bool = False
+) -> list[socket.socket]:
     """Listening sockets on every address of a host, all with the same port. ``where``: the configuration key, for errors.
-    Raises :class:`UsageError`; then none is open.
+    Raises :class:`UsageError`; then none is open. ``closed``: they have their addresses, but refuse every connection until
+    :func:`start_listening`.
 
     ``localhost`` usually is 127.0.0.1 and ::1, and an app may connect to either. Addresses that this machine does not have
     are left out, as long as one is left: a container often has no IPv6. Whatever the resolver answers, ``localhost`` is
@@ -118,7 +121,7 @@ def listen_all(where: str, host: str, port: int, device: str | None = None) -> l
     tries = _PORT_TRIES if port == 0 and len(addresses) > 1 else 1
     while True:
         try:
-            return _listen_on(where, host, addresses, device)
+            return _listen_on(where, host, addresses, device, closed=closed)
         except OSError as error:
             tries -= 1
             # The port that the system chose for the first address may be in use on the second: it chooses again.
@@ -127,7 +130,7 @@ def listen_all(where: str, host: str, port: int, device: str | None = None) -> l
 
 
 def _listen_on(
-    where: str, host: str, addresses: Sequence[tuple[int, SocketAddress]], device: str | None
+    where: str, host: str, addresses: Sequence[tuple[int, SocketAddress]], device: str | None, *, closed: bool
 ) -> list[socket.socket]:
     """A listening socket for each address that this machine has. Raises OSError, also if it has none."""
     opened: list[socket.socket] = []
@@ -137,7 +140,7 @@ def _listen_on(
             if opened:
                 address = (address[0], opened[0].getsockname()[1], *address[2:])
             try:
-                opened.append(stack.enter_context(_listening(family, address, device)))
+                opened.append(stack.enter_context(_listening(family, address, device, closed=closed)))
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
@@ -165,7 +168,16 @@ def listen(where: str, host: str, port: int, device: str | None = None) -> socke
         raise UsageError(_cannot_listen(where, host, port, device, error)) from error
 
 
-def _listening(family: int, address: SocketAddress, device: str | None) -> socket.socket:
+def start_listening(where: str, sock: socket.socket) -> None:
+    """Opens a listener that was ``closed``. Raises :class:`UsageError` if another process has opened the address."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        host, port = sock.getsockname()[:2]
+        raise UsageError(_cannot_listen(where, host, port, None, error)) from error
+
+
+def _listening(family: int, address: SocketAddress, device: str | None, *, closed: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,7 +186,8 @@ def _listening(family: int, address: SocketAddress, device: str | None) -> socke
         if device is not None:
             bind_to_device(sock, device_of(str(address[0])) if device == ANY_DEVICE else device)
         sock.bind(address)
-        sock.listen(_BACKLOG)
+        if not closed:
+            sock.listen(_BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

@@ -30,6 +30,7 @@ def test_variables_are_made_from_the_files_shape() -> None:
         "SIDECAR_TIMEOUTS_HANDSHAKE": ("timeouts", "handshake"),
         "SIDECAR_TIMEOUTS_CONNECT": ("timeouts", "connect"),
         "SIDECAR_TIMEOUTS_DRAIN": ("timeouts", "drain"),
+        "SIDECAR_TIMEOUTS_WAIT": ("timeouts", "wait"),
         "SIDECAR_LIMITS_CONNECTIONS": ("limits", "connections"),
         "SIDECAR_HAS_REPLICAS": ("has_replicas",),
         "SIDECAR_ACCESS_LOG": ("access_log",),

@@ -27,4 +27,5 @@ def test_every_port_of_every_callee_on_the_address_of_its_network_only() -> None
         ("api:http", "10.0.0.2:80", "api.mesh:80", "10.0.0.0/28", "auto"),
         ("web:80", "10.0.0.18:80", "web.mesh:80", "10.0.0.16/28", "auto"),
     ]
+    assert config.timeouts.wait == 300.0  # `wait-for-it web:80` must not succeed because a sidecar is there
     assert wiring_path("db") == "sidecars/db.yaml"

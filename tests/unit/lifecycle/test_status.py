@@ -105,12 +105,14 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
         record = ConnectionRecord("inbound", "api", "http", 0.0)
         record.refuse(Refused(reason, f"met something {reason}"))
         metrics.add(record, at)
-    said = describe(NOW, state(unwell=("its certificate ended",), draining=True), metrics)
-    assert (said["healthy"], said["draining"]) == (False, True)
+    waiting = ["s.yaml: outbound[0].listen: closed"]
+    said = describe(NOW, state(unwell=("its certificate ended",), draining=True, waiting=waiting), metrics)
+    assert (said["healthy"], said["draining"], said["waiting"]) == (False, True, waiting)
     assert [one["reason"] for one in said["refused_lately"]] == ["revoked", "expired"]
     text = as_text(said)
     assert "NOT WELL: its certificate ended" in text.splitlines()[1]
     assert "draining" in text
+    assert "  waiting: s.yaml: outbound[0].listen: closed" in text.splitlines()
     assert text.index("met something revoked") < text.index("met something expired")
 
 

@@ -217,10 +217,10 @@ def test_a_machine_without_one_family_listens_on_the_other(
 ) -> None:
     real = sockets._listening
 
-    def without_v6(family: int, *rest: Any) -> socket.socket:
+    def without_v6(family: int, *rest: Any, **options: Any) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(absent, os.strerror(absent))
-        return real(family, *rest)
+        return real(family, *rest, **options)
 
     monkeypatch.setattr(sockets, "_listening", without_v6)
     resolves_to(monkeypatch, V6, V4)
@@ -243,16 +243,33 @@ def test_a_port_that_is_taken_on_one_of_two_addresses(monkeypatch: pytest.Monkey
             pass  # neither is left open
 
 
+def test_a_closed_one_has_its_address_and_refuses_until_it_starts_listening(closing: Any) -> None:
+    (sock,) = closing(sockets.listen_all("here", "127.0.0.1", 0, closed=True))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(sock.getsockname())
+    sockets.start_listening("here", sock)
+    socket.create_connection(sock.getsockname()).close()
+
+
+def test_the_twin_one_whose_address_was_taken_meanwhile_says_so(closing: Any) -> None:
+    (sock,) = closing(sockets.listen_all("here", "127.0.0.1", 0, closed=True))
+    with (
+        sockets.listen("there", *sock.getsockname()),
+        pytest.raises(UsageError, match=r"here: cannot listen on .* stop it"),
+    ):
+        sockets.start_listening("here", sock)
+
+
 def test_a_port_of_the_system_s_choice_that_is_taken_on_the_second_is_chosen_again(
     monkeypatch: pytest.MonkeyPatch, closing: Any
 ) -> None:
     real, asked = sockets._listening, []
 
-    def taken_at_first(family: int, address: tuple[Any, ...], device: str | None) -> socket.socket:
+    def taken_at_first(family: int, address: tuple[Any, ...], *rest: Any, **options: Any) -> socket.socket:
         asked.append(address[1])
         if len(asked) % 2 == 0 and len(asked) < tries:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return real(family, address, device)
+        return real(family, address, *rest, **options)
 
     monkeypatch.setattr(sockets, "_listening", taken_at_first)
     resolves_to(monkeypatch, V4, (socket.AF_INET, "127.0.0.2"))
