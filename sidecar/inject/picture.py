@@ -5,8 +5,9 @@ Values of variables are never quoted, only the place where something was found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
+from sidecar.inject.application import Application
 from sidecar.inject.edges import Edge
 from sidecar.inject.exclusions import udp_beside
 from sidecar.inject.options import Options
@@ -23,7 +24,8 @@ def picture(edges: tuple[Edge, ...], topology: Topology, ports: Ports) -> str:
     right = max((len(callee) for _, _, callee, _ in rows), default=0)
     lines = [f"  {caller:{wide}} {arrow} {callee:{right}}  {where}".rstrip() for caller, arrow, callee, where in rows]
     silent = [name for name in topology.slots if all(name not in (edge.caller, edge.callee) for edge in edges)]
-    lines += [f"  {name}: no call from it or to it was found" for name in silent]
+    if silent:
+        lines.append(f"  {', '.join(silent)}: no call from {_them(silent)} or to {_them(silent)} was found")
     return "\n".join(lines)
 
 
@@ -33,6 +35,21 @@ def _row(edge: Edge, topology: Topology, ports: Ports) -> tuple[str, str, str, s
     plain = edge.caller not in topology.slots or edge.callee not in topology.slots
     arrow = "──►" if plain or topology.is_plaintext(edge.caller, edge.callee) else "══►"
     return edge.caller, arrow, callee, "; ".join(edge.where[:3]) + ("; …" if len(edge.where) > 3 else "")
+
+
+def lost_networks(application: Application, topology: Topology) -> tuple[str, ...]:
+    """The names of the networks that apps of the mesh are no longer on."""
+    left = {
+        key
+        for name in topology.slots
+        for key in application.services[name].networks
+        if (name, key) not in topology.stays and key in application.networks
+    }
+    return tuple(sorted(application.networks[key].name for key in left))
+
+
+def _them(names: Sized) -> str:
+    return "them" if len(names) > 1 else "it"
 
 
 def _numbers(texts: Iterable[str]) -> str:
@@ -48,24 +65,37 @@ def warnings(
     readers: tuple[tuple[str, str], ...],
     writers: tuple[str, ...],
 ) -> Iterator[str]:
-    """What the user must know of this mesh, the most serious first."""
+    """What the user must know of this mesh, the most serious first. What holds of several services is one line."""
     called = {(edge.caller, edge.callee) for edge in edges}
     for name, reason in sorted(topology.excluded.items()):
         yield f"{name} is not in the mesh: it {reason}"
+    pairs: dict[tuple[str, str], list[str]] = {}
     for (one, other), reason in topology.plaintext.items():
         if {(one, other), (other, one)} & called:
-            yield f"traffic between {one} and {other} stays plaintext: {reason}"
+            first, second = (other, one) if other in topology.excluded else (one, other)
+            pairs.setdefault((first, reason), []).append(second)
+    for (first, reason), others in pairs.items():
+        yield f"traffic between {first} and {', '.join(others)} stays plaintext: {reason}"
+    staying: dict[tuple[str, str], list[str]] = {}
     for (name, network), reason in topology.stays.items():
-        if topology.excluded.keys().isdisjoint({name}):
-            yield f"{name} stays on network {network}: {reason}"
+        if name not in topology.excluded:
+            staying.setdefault((network, reason), []).append(name)
+    for (network, reason), names in staying.items():
+        yield f"{', '.join(names)} stay{'' if names[1:] else 's'} on network {network}: {reason}"
+    published = {
+        name: [str(port.target) for port in apps[name].owner.published if not port.is_loopback]
+        for name in topology.slots
+        if options.publish == "keep"
+    }
+    opened = [name for name, ports in published.items() if ports]
+    if opened:
+        ports = _numbers(dict.fromkeys(port for name in opened for port in published[name]))
+        yield (
+            f"{', '.join(opened)}: reachable without the mesh at published {ports}: for whoever reaches this host, and for "
+            "containers through the gateway of their networks (--publish loopback or --publish drop)"
+        )
     for name in topology.slots:
         owner = apps[name].owner
-        opened = list(dict.fromkeys(str(port.target) for port in owner.published if not port.is_loopback))
-        if opened and options.publish == "keep":
-            yield (
-                f"{name}: reachable without the mesh, also from containers through the gateway of their networks: published "
-                f"{_numbers(opened)} (--publish loopback or --publish drop)"
-            )
         if owner.replicas > 1:
             yield f"{name}: its {owner.replicas} replicas share one sidecar; traffic among them is plaintext"
         udp = udp_beside(apps[name])

@@ -10,7 +10,7 @@ import difflib
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sidecar.host.atomic import PUBLIC, NewFile, write_files
 from sidecar.identity.reasons import UsageError
@@ -64,11 +64,12 @@ def find_changes(project: Path, files: Mapping[str, bytes]) -> list[Change]:
 
 
 def diff(changes: Iterable[Change], *, new_too: bool) -> str:
-    """The changes as a unified diff; of new files only the names, unless ``new_too``."""
+    """The changes as a unified diff; of new files only the names, in one line, unless ``new_too``."""
     lines = []
+    fresh: dict[str, list[str]] = {}
     for change in changes:
         if change.before is None and not new_too:
-            lines.append(f"new: {change.path}")
+            fresh.setdefault(str(PurePosixPath(change.path).parent), []).append(change.path)
             continue
         before, after = _lines(change.before), _lines(change.after)
         if before is None or after is None:
@@ -77,6 +78,9 @@ def diff(changes: Iterable[Change], *, new_too: bool) -> str:
         old = "/dev/null" if change.before is None else f"a/{change.path}"
         new = "/dev/null" if change.after is None else f"b/{change.path}"
         lines += list(difflib.unified_diff(before, after, old, new, lineterm=""))
+    if fresh:
+        short = [paths[0] if len(paths) == 1 else f"{len(paths)} files in {where}" for where, paths in fresh.items()]
+        lines.append("new: " + ", ".join(short))
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject import project as files_of
 from sidecar.inject.activation import activated, activation_line, is_active
 from sidecar.inject.application import MARK, read_application
-from sidecar.inject.composecli import find_compose
+from sidecar.inject.composecli import find_compose, in_short, summed_up
 from sidecar.inject.image import fingerprint, image_files
 from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
 from sidecar.inject.meshtext import Existing
@@ -91,8 +91,9 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     env = read_text(project / ".env")
     if request.activate:
         contents[".env"] = activated(env, names, OVERRIDE).encode()
-    notes = [f"Compose reports: {line}" for line in compose_warnings]
-    notes += [f"{name}: cannot be read, so calls that it configures may be missing" for name in read.unread]
+    notes = list(summed_up(compose_warnings))
+    if read.unread:
+        notes.append(f"{in_short(read.unread)}: cannot be read, so calls that are configured there may be missing")
     notes += _left_out(files)
     if environ.get("COMPOSE_FILE") and OVERRIDE not in environ["COMPOSE_FILE"]:
         notes.append(f"COMPOSE_FILE is set in this environment, and {OVERRIDE} is not in it")
@@ -120,6 +121,11 @@ def report(plan: Plan, echo: Callable[[str], None], *, new_too: bool) -> None:
     if plan.changes:
         echo(diff(plan.changes, new_too=new_too))
     echo(f"\nwhich service calls which (══► mutual TLS, ──► plaintext):\n{plan.injection.picture}\n")
+    if plan.injection.lost:
+        first, *more = plan.injection.lost
+        names = ", ".join([first, *more])
+        by_hand, instead = f"`docker run --network {first} …`", "`docker compose run SERVICE …`"
+        echo(f"note: {names}: no longer leads to these services; use {instead} instead of {by_hand}")
     for line in (*plan.injection.warnings, *plan.notes):
         echo(f"note: {line}")
 

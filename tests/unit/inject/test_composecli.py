@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject import composecli
-from sidecar.inject.composecli import Compose, find_compose
+from sidecar.inject.composecli import Compose, find_compose, summed_up
 
 
 @pytest.fixture
@@ -78,3 +78,28 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
 
 def test_the_real_one() -> None:
     assert find_compose(dict(os.environ)).version >= composecli.MINIMUM
+
+
+def unset(name: str) -> str:
+    return rf'time="2026-11-29" level=warning msg="The \"{name}\" variable is not set. Defaulting to a blank string."'
+
+
+def test_warnings_are_summed_up() -> None:
+    obsolete = 'time="x" level=warning msg="/x/compose.yaml: the attribute `version` is obsolete, it will be ignored"'
+    odd = r'time="x" level=warning msg="a \\ b"'
+    lines = [obsolete, *map(unset, ["A", "B", "A", "C", "D"]), odd, odd, "plain", "WARN[0000] old", "two", "three"]
+    assert list(summed_up(lines)) == [
+        "Compose reports: A, B, C and 1 more are not set, and are empty here",
+        r"Compose reports: a \ b; plain; old and 2 more",
+    ]
+    assert list(summed_up([unset("A")])) == ["Compose reports: A is not set, and is empty here"]
+    assert list(summed_up([obsolete])) == []
+
+
+def test_an_error_is_told_without_the_warnings_before_it(programs: Path) -> None:
+    program(programs, "c", f"echo '{unset('A')}' >&2; echo 'time=\"x\" level=error msg=\"no\"' >&2; exit 1")
+    with pytest.raises(UsageError, match=r'^a.yaml: Compose reports: time="x" level=error msg="no"$'):
+        Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
+    program(programs, "c", f"echo '{unset('A')}' >&2; exit 1")
+    with pytest.raises(UsageError, match='"A'):
+        Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})

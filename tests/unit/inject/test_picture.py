@@ -34,15 +34,51 @@ def test_what_a_person_must_know() -> None:
     assert said == [
         "router is not in the mesh: it serves UDP only, which mutual TLS does not carry",
         "traffic between router and web stays plaintext: router serves UDP only, which mutual TLS does not carry",
+        "web: reachable without the mesh at published ports 80, 443: for whoever reaches this host, and for containers "
+        "through the gateway of their networks (--publish loopback or --publish drop)",
         "api: its 2 replicas share one sidecar; traffic among them is plaintext",
         "api: services of the mesh can no longer reach its UDP port 9",
         "api, in share one network namespace, so one identity: api",
         "api: its external_links lead out of the application and do not work in its private network",
         "quiet has the Docker socket, and with it full control of this machine",
-        "web: reachable without the mesh, also from containers through the gateway of their networks: published "
-        "ports 80, 443 (--publish loopback or --publish drop)",
     ]
     assert "9999" not in str(said)
+
+
+def test_what_holds_of_several_is_one_line() -> None:
+    services: dict[str, Any] = {
+        "host": {"network_mode": "host"},
+        **{
+            name: {
+                "environment": {"DNS_HOST": "dns"},
+                "networks": {"default": None, **({"outer": None} if name != "c" else {})},
+                "ports": [{"target": 80}, {"target": number}],
+            }
+            for name, number in (("a", 81), ("b", 82), ("c", 83))
+        },
+        "dns": {"expose": ["53/udp"]},
+    }
+    injection = inject(inputs(services, {"outer": {"name": "outer", "external": True}, "own": {"name": "shop_own"}}))
+    said = [line for line in injection.warnings if "is not in the mesh" not in line]
+    assert [line.partition(":")[0] for line in said] == [
+        "traffic between dns and a, b, c stays plaintext",
+        "a, b stay on network outer",
+        "a, b, c",
+    ]
+    assert "published ports 80, 81, 82, 83:" in said[-1]
+    quiet = inject(inputs({"a": {}, "b": {}})).picture
+    assert quiet == "  a, b: no call from them or to them was found"
+    assert injection.lost == ("shop_default",)
+
+
+def test_the_twin_that_loses_no_network() -> None:
+    services: dict[str, Any] = {
+        "a": {"networks": {"x": None, "outer": None}},
+        "b": {"networks": {"x": None}},
+        "c": {"networks": {"outer": None}},
+    }
+    found = inject(inputs(services, {"x": {"name": "x"}, "outer": {"name": "outer", "external": True}}))
+    assert found.lost == ("x",)
 
 
 def test_the_twin_nothing_to_say() -> None:

@@ -74,11 +74,11 @@ def test_the_diff() -> None:
         Change("changed", b"1\n", b"2\n"),
         Change("gone", b"1\n", None),
         Change("binary", b"\xff", b"\xfe"),
-        Change("fresh", None, b"\xfe"),
+        Change("mesh/fresh", None, b"\xfe"),
+        *(Change(f"mesh/sidecars/{name}", None, b"1\n") for name in "ab"),
     ]
     short = diff(changes, new_too=False).splitlines()
-    assert short[0] == "new: new"
-    assert short[1:6] == ["--- a/changed", "+++ b/changed", "@@ -1 +1 @@", "-1", "+2"]
-    assert short[6:8] == ["--- a/gone", "+++ /dev/null"]
-    assert short[-2:] == ["changed: binary", "new: fresh"]
+    assert short[:5] == ["--- a/changed", "+++ b/changed", "@@ -1 +1 @@", "-1", "+2"]
+    assert short[5:7] == ["--- a/gone", "+++ /dev/null"]
+    assert short[-2:] == ["changed: binary", "new: new, mesh/fresh, 2 files in mesh/sidecars"]
     assert diff(changes[:1], new_too=True).splitlines() == ["--- /dev/null", "+++ b/new", "@@ -0,0 +1 @@", "+1"]

@@ -91,6 +91,9 @@ def test_a_change_of_the_application_is_a_diff(project: Path) -> None:
     assert '+  - {from: web, to: "db:7000"}  # environment URL' in lines[0].splitlines()
     assert "web ══► db:7000" in lines[1]
     assert any(line.startswith("note: web: reachable without the mesh") for line in lines)
+    assert any(
+        "use `docker compose run SERVICE …` instead of `docker run --network shop_default …`" in line for line in lines
+    )
 
 
 def test_activating(project: Path) -> None:
@@ -155,7 +158,7 @@ def test_a_file_that_cannot_be_read_is_told(project: Path, monkeypatch: pytest.M
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(mounted, "_read", refuse)
-    assert "a.conf: cannot be read, so calls that it configures may be missing" in planned().notes
+    assert "a.conf: cannot be read, so calls that are configured there may be missing" in planned().notes
 
 
 def test_a_state_behind_a_symlink_into_a_mount(project: Path) -> None:
