@@ -38,7 +38,9 @@ def token(words: tuple[str, ...], out: Path | None, force: bool, store_url: str 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="[DIRECTORY] SERVICE")
 @_OUT
-@click.option("--out-dir", type=DIRECTORY, metavar="DIR", help="For DIRECTORY SERVICE…: write DIR/SERVICE for each.")
+@click.option(
+    "--out-dir", type=DIRECTORY, metavar="DIR", help="For DIRECTORY SERVICE…: write DIR/SERVICE/secret for each."
+)
 @_FORCE
 @click.option("--end", is_flag=True, help="End SERVICE's secrets instead; its certificates stay good.")
 @store_option
@@ -47,12 +49,14 @@ def enrolment(
 ) -> None:
     """Make an enrolment secret, with which SERVICE's sidecar can enrol at each start, until the secret is ended.
 
-    `certs revoke` ends it too.
+    `certs revoke` ends it too. With --out-dir each secret has a directory of its own: a container can mount that, and sees
+    a new secret in it.
     """
     if out_dir is not None:
         if end or out is not None or len(words) < 2:
             raise UsageError("usage: certs enrolment DIRECTORY SERVICE… --out-dir DIR")
-        _make("secret", Path(words[0]), [(service, out_dir / service) for service in words[1:]], force, store_url)
+        wanted = [(service, out_dir / service / "secret") for service in words[1:]]
+        _make("secret", Path(words[0]), wanted, force, store_url)
         click.echo(f"enrolment secrets in {out_dir}: anyone who has one can be that service", err=True)
         return
     directory, service = where(words, "certs enrolment [DIRECTORY] SERVICE")
@@ -116,6 +120,7 @@ def _make_one(credential: EnrolmentCredential, identity: SpiffeId, out: Path | N
         return
     # The file first: a file whose credential is not stored is useless and is removed again, while a stored credential
     # without a file would stay valid.
+    files.make_directory(out.parent)
     with files.locked(out.parent, exclusive=True):
         files.write(out.parent, [NewFile(out.name, f"{credential}\n".encode(), SECRET)], force=force)
     try:

@@ -15,7 +15,7 @@ from sidecar.inject.options import Options
 from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
 from sidecar.inject.topology import CA, MESH, Topology, sidecar_of
 from sidecar.inject.visibility import App, app_of, neighbours
-from sidecar.inject.wiring import CA_PORT, CONFIG, STATE, TRUST, wiring_path
+from sidecar.inject.wiring import CA_PORT, CONFIG, ENROLMENT, STATE, TRUST, wiring_path
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block
 
 CA_STATE = "/var/lib/mesh-ca"
@@ -40,7 +40,7 @@ def override_text(
 ) -> str:
     """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``record`` is the line for the next run."""
     made = _Override(application, apps, topology, placement, mesh_addresses, options, image)
-    data = {"services": dict(made.services()), "networks": dict(made.networks()), "secrets": made.secrets()}
+    data = {"services": dict(made.services()), "networks": dict(made.networks())}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
 
 
@@ -161,10 +161,11 @@ class _Override:
             # Not service_healthy: the sidecar itself waits for the CA, and only if it has no certificate.
             "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
-            "secrets": [Flow({"source": _secret(app.name), "target": "enrolment"})],
             "volumes": [
                 self._mount("./mesh", CONFIG, read_only=True),
                 self._mount(f"{self._state}/trust", TRUST, read_only=True),
+                # Not a secret of Compose's: that mounts the file itself, and a file that replaces it is never seen.
+                self._mount(f"{self._state}/enrolment/{app.name}", ENROLMENT, read_only=True),
                 self._mount(f"{self._state}/sidecars/{app.name}", STATE, read_only=False),
             ],
         }
@@ -198,7 +199,7 @@ class _Override:
 
     def _hardened(self) -> dict[str, Any]:
         return {
-            # The owner of the key files: Compose ignores the mode and owner that a secret from a file asks for.
+            # The owner of the key files.
             "user": f"${{MESH_USER:-{self.options.user}}}",
             "read_only": True,
             "tmpfs": Flow(["/tmp"]),  # noqa: S108  # in the container
@@ -235,10 +236,3 @@ class _Override:
         subnet = self.subnets[key]
         pool = {"subnet": str(subnet), **({"ip_range": str(dynamic_half(subnet))} if fixed else {})}
         return {**({"internal": True} if internal else {}), "ipam": Flow({"config": [pool]})}
-
-    def secrets(self) -> dict[str, Any]:
-        return {_secret(name): Flow({"file": f"{self._state}/enrolment/{name}"}) for name in self.topology.slots}
-
-
-def _secret(app: str) -> str:
-    return f"{sidecar_of(app)}-enrolment"

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from sidecar.host.private import Alone, exposure
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.wiring import SECRET
 
 CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "sidecars"
 DOMAIN = "trust-domain"
+_MOVING = ".moving-"
 
 Certs = Callable[[Sequence[str]], None]
 """Runs ``certs`` with these arguments. Raises :class:`UsageError` with its error lines."""
@@ -60,13 +62,31 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
         wanted = list(services)
         for service in wanted:
             _make(state / SIDECARS / service)
-        missing = [service for service in wanted if not (state / ENROLMENT / service).exists()]
+        if moved := _move_secrets(state / ENROLMENT):
+            said.append(
+                f"moved the enrolment secrets of {', '.join(moved)} into directories of their own, so that a new secret "
+                "reaches a running sidecar: one that is restarted now does not find its secret, before the next `up`"
+            )
+        missing = [service for service in wanted if not (state / ENROLMENT / service / SECRET).exists()]
         if missing:
             certs(["enrolment", str(state / CA), *missing, "--out-dir", str(state / ENROLMENT)])
             said.append(f"made the enrolment secret{'s' if missing[1:] else ''} of {', '.join(missing)}")
     except OSError as error:
         raise UsageError(f"--state: {error.filename or state}: {error.strerror}") from error
     return said
+
+
+def _move_secrets(directory: Path) -> list[str]:
+    """Gives each secret a directory; returns whose. An earlier version kept the secret of ``web`` in the file ``web``. A run
+    that was killed here is continued by the next."""
+    moved = []
+    for file in sorted(path for path in directory.iterdir() if path.is_file()):
+        service = file.name.removeprefix(_MOVING)
+        aside = file.rename(directory / f"{_MOVING}{service}")
+        _make(directory / service)
+        aside.rename(directory / service / SECRET)
+        moved.append(service)
+    return moved
 
 
 def _make(path: Path) -> None:

@@ -17,9 +17,10 @@ from sidecar.inject.yamltext import Flow, block
 
 CA_PORT = 8443
 CONFIG = "/etc/mesh"
+SECRET = "secret"  # noqa: S105  # the name of its file
 TRUST = "/etc/mesh-trust"
 STATE = "/var/lib/sidecar"
-ENROLMENT = "/run/secrets/enrolment"
+ENROLMENT = "/etc/mesh-enrolment"
 WAIT = "5m"
 """How long a listener stays closed at most, until what is behind it has answered."""
 
@@ -60,7 +61,7 @@ def wiring_text(
         "identity": {
             "ca": f"https://{CA}:{CA_PORT}",
             "root": f"{TRUST}/root.pem",
-            "enrolment": ENROLMENT,
+            "enrolment": f"{ENROLMENT}/{SECRET}",
             "state_dir": STATE,
         },
         "inbound": inbound,

@@ -153,7 +153,7 @@ def test_secrets_are_their_sidecars_alone(mesh: Application) -> None:
         assert found.strip() == ""
         mounts = {it["Source"] for it in mesh.inspect(f"{app}-mesh")["Mounts"] if it["Source"].startswith(state)}
         assert mounts == {f"{state}/enrolment/{app}", f"{state}/sidecars/{app}", f"{state}/trust"}
-        secrets[app] = mesh.call(f"{app}-mesh", "cat", "/run/secrets/enrolment")
+        secrets[app] = mesh.call(f"{app}-mesh", "cat", "/etc/mesh-enrolment/secret")
     assert len(set(secrets.values())) == len(APPS)
     held = mesh.call("mesh-ca", "ls", "/var/lib/mesh-ca").split()
     assert "issuing.key" in held

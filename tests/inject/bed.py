@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from sidecar.config.sidecar_yaml import Config
+from sidecar.config.sidecar_yaml import CaIdentity, Config
 from sidecar.config.wiring import load_config
 from sidecar.inject.application import read_application
 from sidecar.inject.composecli import Compose, find_compose
@@ -252,6 +252,34 @@ def values_in_comments(inputs: Inputs, injection: Injection) -> list[str]:
     names = "|".join(map(re.escape, inputs.config["services"]))
     telling = {value for value in values if not re.fullmatch(rf"(?:{names})?:?\d*", value)}
     return [value for value in telling for text in said if value in text]
+
+
+def held_by_another(injection: Injection, after: Mapping[str, Any], wiring: Mapping[str, Config]) -> list[str]:
+    """Mounts of keys and secrets (the state) that are not the container's own, or could be written to, and sidecars whose
+    secret is in no mounted directory: a mounted file is never replaced. No container gets a secret otherwise."""
+    wrong = []
+    for name, service in after["services"].items():
+        state = {
+            mount["source"].removeprefix(OPTIONS.state).strip("/"): mount
+            for mount in service.get("volumes") or ()
+            if mount["type"] == "bind" and f"{mount['source']}/".startswith(f"{OPTIONS.state}/")
+        }
+        app = next((app for app in injection.services if sidecar_of(app) == name), None)
+        own = {"trust", f"enrolment/{app}", f"sidecars/{app}"} if app else {"ca"} if name == CA else set()
+        written = {source for source, mount in state.items() if not mount.get("read_only")}
+        if state.keys() != own or written != {source for source in own if source in ("ca", f"sidecars/{app}")}:
+            wrong.append(f"{name}: {sorted(state)}, writes {sorted(written)}")
+        if app and str(_enrolment(wiring[app]).parent) != state.get(f"enrolment/{app}", {}).get("target"):
+            wrong.append(f"{name}: reads {_enrolment(wiring[app])}")
+        if (app or name == CA) and service.keys() & {"secrets", "configs", "volumes_from", "env_file"}:
+            wrong.append(f"{name}: {sorted(service)}")
+    return wrong
+
+
+def _enrolment(config: Config) -> Path:
+    assert isinstance(config.identity, CaIdentity)
+    assert config.identity.enrolment is not None
+    return config.identity.enrolment
 
 
 def overlapping(injection: Injection) -> list[str]:

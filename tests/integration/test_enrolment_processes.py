@@ -68,6 +68,20 @@ async def test_lost_state_and_a_secret_enrols_again(site: CaSite) -> None:
     assert len(site.issued()) == 2
 
 
+async def test_a_revoked_service_comes_back_while_it_runs_by_a_new_secret_in_the_place_of_the_old(site: CaSite) -> None:
+    """Whose directory is what its container mounts: the file itself would stay the old one there."""
+    secrets = str(site.path / "secrets")
+    await site.certs("enrolment", "web", "api", "--out-dir", secrets)
+    file = site.wiring("web", "", enrolment="secrets/web/secret")
+    async with site.serves(), member_process(file) as web:
+        await web.program.event("enrolled")
+        await site.certs("revoke", "web")
+        assert "was revoked" in (await web.program.event("certificate_failed"))["message"]
+        await site.certs("enrolment", "web", "--out-dir", secrets, "--force")
+        await web.program.event("enrolled_again")
+        await web.program.event("certificate_mended")
+
+
 async def test_lost_state_and_a_used_token_is_refused_in_words(site: CaSite) -> None:
     file = site.wiring("web", "", enrolment=site.write_credential("web", "token"))
     async with site.serves():

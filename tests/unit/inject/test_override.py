@@ -87,8 +87,10 @@ def test_the_sidecar_s_place() -> None:
     assert sidecar["networks"]["web-private"]["aliases"] == ["db"]
     assert sidecar["profiles"] == ["p"]
     assert "profiles" not in found["services"]["db-mesh"]
-    assert sidecar["secrets"] == [{"source": "web-mesh-enrolment", "target": "enrolment"}]
-    assert found["secrets"]["web-mesh-enrolment"] == {"file": "${MESH_STATE:-/state}/enrolment/web"}
+    assert "secrets" not in sidecar
+    assert "secrets" not in found
+    (secret,) = [it for it in sidecar["volumes"] if "enrolment" in it["source"]]
+    assert (secret["source"], secret["read_only"]) == ("${MESH_STATE:-/state}/enrolment/web", True)
     state = [it["source"] for it in sidecar["volumes"] if not it.get("read_only")]
     assert state == ["${MESH_STATE:-/state}/sidecars/web"]
     assert all(not it["bind"]["create_host_path"] for it in sidecar["volumes"])

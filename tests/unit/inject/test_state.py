@@ -23,16 +23,16 @@ def test_made_once_and_then_kept(tmp_path: Path) -> None:
         "made the enrolment secret of web",
     ]
     before = contents(state)
-    assert {"trust/root.pem", "enrolment/web", "ca/issuing.key", "ca/store.db", "root/root.key"} <= before.keys()
+    assert {"trust/root.pem", "enrolment/web/secret", "ca/issuing.key", "ca/store.db", "root/root.key"} <= before.keys()
     assert "ca/root.key" not in before, "what the CA's container gets"
     assert before["trust/root.pem"] == before["ca/root.pem"]
     assert ensure_state(state, "shop.internal", ["web"]) == []
     assert contents(state) == before
     assert ensure_state(state, "shop.internal", ["web", "db"]) == ["made the enrolment secret of db"]
-    assert contents(state)["enrolment/web"] == before["enrolment/web"]
-    for path in (state, state / "enrolment", state / "sidecars", state / "sidecars/web"):
+    assert contents(state)["enrolment/web/secret"] == before["enrolment/web/secret"]
+    for path in (state, state / "enrolment", state / "enrolment/web", state / "sidecars", state / "sidecars/web"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert stat.S_IMODE((state / "enrolment/web").stat().st_mode) == 0o600
+    assert stat.S_IMODE((state / "enrolment/web/secret").stat().st_mode) == 0o600
 
 
 def test_all_that_are_missing_in_one_go(tmp_path: Path) -> None:
@@ -46,7 +46,25 @@ def test_all_that_are_missing_in_one_go(tmp_path: Path) -> None:
     said = ensure_state(tmp_path / "s", "shop.internal", ["web", "db", "api"], certs)
     assert said == ["made the enrolment secrets of web, api"]
     assert [it[0] for it in asked] == ["init", "enrolment", "enrolment"], "each program's start takes half a second"
-    assert len({path.read_bytes() for path in (tmp_path / "s/enrolment").iterdir()}) == 3
+    assert len({path.read_bytes() for path in (tmp_path / "s/enrolment").glob("*/secret")}) == 3
+
+
+def test_secrets_of_an_earlier_version_get_directories_and_stay_what_they_are(tmp_path: Path) -> None:
+    """Also if a run was killed in the middle, and of services that are not meshed any more."""
+    state = tmp_path / "s"
+    ensure_state(state, "shop.internal", ["web", "db"])
+    kept = {}
+    for name, old in (("web", "web"), ("db", ".moving-db")):
+        kept[name] = (state / "enrolment" / name / "secret").read_bytes()
+        (state / "enrolment" / name / "secret").rename(state / "aside")
+        (state / "enrolment" / name).rmdir()
+        (state / "aside").rename(state / "enrolment" / old)
+    (said,) = ensure_state(state, "shop.internal", ["web"], nothing)
+    assert said.startswith("moved the enrolment secrets of db, web into directories of their own")
+    assert {name: (state / "enrolment" / name / "secret").read_bytes() for name in kept} == kept
+    assert stat.S_IMODE((state / "enrolment/web").stat().st_mode) == 0o700
+    assert sorted(path.name for path in (state / "enrolment").iterdir()) == ["db", "web"]
+    assert ensure_state(state, "shop.internal", ["web"], nothing) == []
 
 
 def nothing(_: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ def no_certs(arguments: Sequence[str]) -> None:
         *services, option, directory = arguments[2:]
         assert option == "--out-dir"
         for service in services:
-            Path(directory, service).write_text("secret")
+            Path(directory, service).mkdir()
+            Path(directory, service, "secret").write_text("secret")
 
 
 def everything(directory: Path) -> dict[str, bytes]:

@@ -144,9 +144,11 @@ def test_secrets_of_several_in_a_directory() -> None:
     Path("secrets").mkdir(mode=0o700)
     made = run("enrolment", "ca", "web", "api", "--out-dir", "secrets")
     assert (made.exit_code, made.stdout) == (0, "")
-    for service in ("web", "api"):
-        assert stat.S_IMODE(Path("secrets", service).stat().st_mode) == 0o600
-    hashes = {enrolment.stored(enrolment.parse(Path("secrets", it).read_text().strip())): it for it in ("web", "api")}
+    files = {service: Path("secrets", service, "secret") for service in ("web", "api")}
+    for file in files.values():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    hashes = {enrolment.stored(enrolment.parse(file.read_text().strip())): name for name, file in files.items()}
     assert {(hashes[kept_hash], identity) for kept_hash, identity in kept("hash, identity")} == {
         ("web", WEB),
         ("api", "spiffe://shop.internal/api"),
