@@ -14,8 +14,8 @@ Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``imag
 and secrets, ``project`` compares and writes; ``steps`` calls them in order. Fails closed: a service that cannot be put
 behind a sidecar is reported with the reason, and a call that was not found in the application is denied.
 
-Smaller modules serve these: ``visibility`` (which names an app can reach), ``references`` (hosts and ports named in a text),
-``attribution`` (whose a source file is),
+Smaller modules serve these: ``facts`` (what the Compose file itself says for the mesh: ``x-mesh``), ``visibility`` (which
+names an app can reach), ``references`` (hosts and ports named in a text), ``attribution`` (whose a source file is),
 ``wellknown`` (images and their ports), ``options`` (the choices of a run, kept for the next), ``placement`` (secrets outside
 of what apps can read), ``routes`` (networks in use on this machine), ``activation`` (``COMPOSE_FILE``), ``yamltext``.
 """

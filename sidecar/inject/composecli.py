@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.facts import KEY
 
 MINIMUM = (2, 24, 4)
 """The first version whose ``!override`` and ``!reset`` work on networks."""
@@ -37,9 +40,19 @@ class Compose:
     version: tuple[int, int, int]
 
     def config(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
-        """The application as JSON, and Compose's warnings. Raises :class:`UsageError` with the lines of Compose's stderr."""
-        arguments = [*self.command, *(part for file in files for part in ("-f", str(file)))]
-        done = _run([*arguments, "--profile", "*", "config", "--format", "json"], environ)
+        """The application as JSON, with the ``x-mesh`` of each service, and Compose's warnings. Raises :class:`UsageError`
+        with the lines of Compose's stderr."""
+        data, messages = self._json(files, environ)
+        # Compose's JSON drops a service's `x-` keys (docker/compose#11528), its YAML keeps them.
+        if any(map(_may_have_facts, files)):
+            text = self._run(files, environ).stdout
+            for name, service in _parsed(text).get("services", {}).items() if KEY in text else ():
+                if KEY in service:
+                    data["services"][name][KEY] = service[KEY]
+        return data, messages
+
+    def _json(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
+        done = self._run(files, environ, "--format", "json")
         messages = tuple(line for line in done.stderr.splitlines() if line.strip())
         try:
             data = json.loads(done.stdout) if done.returncode == 0 else None
@@ -50,6 +63,26 @@ class Compose:
             errors = [line for line in messages if _warning(line) is None] or messages or ["no output"]
             raise UsageError("\n".join(f"{names}: Compose reports: {line}" for line in errors))
         return data, messages
+
+    def _run(
+        self, files: Sequence[Path], environ: Mapping[str, str], *options: str
+    ) -> subprocess.CompletedProcess[str]:
+        names = [part for file in files for part in ("-f", str(file))]
+        return _run([*self.command, *names, "--profile", "*", "config", *options], environ)
+
+
+def _may_have_facts(file: Path) -> bool:
+    """Whether a file, or one that it takes services from, may have an ``x-mesh``."""
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return False  # Compose has its own way to it, and says what it thinks of it
+    return any(word in text for word in (KEY, "include", "extends"))
+
+
+def _parsed(text: str) -> Any:
+    """Compose's own YAML, which quotes every text that YAML 1.1 would read as another type."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506  # both are safe
 
 
 def find_compose(environ: Mapping[str, str]) -> Compose:

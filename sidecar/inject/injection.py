@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from ipaddress import IPv4Network
@@ -19,6 +19,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK, Application, read_application
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
+from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
@@ -29,7 +30,7 @@ from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Topology, lay_out
 from sidecar.inject.visibility import App, find_apps
-from sidecar.inject.wiring import wiring_path, wiring_text
+from sidecar.inject.wiring import wiring, wiring_path, wiring_text
 
 OVERRIDE = "compose.mesh.yaml"
 MESH_DIRECTORY = "mesh"
@@ -39,7 +40,7 @@ MESH_FILE = f"{MESH_DIRECTORY}/mesh.yaml"
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """``config`` is Compose's own JSON, ``texts`` and ``dockerfiles`` are by service, ``real`` resolves symlinks, ``image``
-    is the fingerprint of the image's build context."""
+    is the fingerprint of the image's build context, ``places`` are where the ``x-mesh`` of each service is written."""
 
     config: Any
     files: tuple[str, ...]
@@ -53,6 +54,7 @@ class Inputs:
     image: str
     before: Record | None = None
     existing: Existing | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +82,23 @@ def inject(inputs: Inputs) -> Injection:
         raise UsageError(f"{OVERRIDE} is among the files ({MARK}): name only those that it was made from")
     refuse_readable_state(application, options.state, inputs.project, inputs.real)
     apps = find_apps(application)
+    facts = read_facts(inputs.config, apps, inputs.places, name)
 
     # Which app calls which, at which ports.
     texts = _with_configs(application, inputs.texts)
     mentions = find_mentions(application, apps, texts)
     bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
     excluded = exclude(apps, mentions, frozenset(options.only), bases)
+    for app, it in facts.items():
+        if not it.mesh:
+            excluded.setdefault(app, f"says `mesh: false` ({it.place})")
     edges = find_edges(mentions)
     edited = edited_ports(inputs.existing)
+    refuse_contradictions(facts, options.ports, edited, inputs.existing.text if inputs.existing is not None else "")
     _refuse_unknown(options.ports, apps, edited)
-    answers = {**options.ports, **{app: tuple(ports.values()) for app, ports in edited.items()}}
+    said = {app: it.ports for app, it in facts.items() if it.ports is not None}
+    given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
+    answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
 
     # The networks and their addresses.
@@ -110,11 +119,11 @@ def inject(inputs: Inputs) -> Injection:
     addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA])
 
     # The files.
-    names = {app: port_names(ports[app], edited.get(app)) for app in topology.slots}
+    names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
         names,
-        ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, options.ports),
+        ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, given),
         proposals(inside, names),
         observe=options.observe,
         today=inputs.today,
@@ -134,8 +143,10 @@ def inject(inputs: Inputs) -> Injection:
         MESH_FILE: written.text,
     }  # fmt: skip
     for app in topology.slots:
-        text = wiring_text(app, topology, names, placement.subnets, addresses[app])
-        files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = text
+        data = wiring(app, topology, names, placement.subnets, addresses[app])
+        if app in facts:
+            data = with_facts(data, facts[app], names, written.mesh)
+        files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = wiring_text(data)
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
     found = warnings(edges, apps, topology, options, readers, writers)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject import project as files_of
 from sidecar.inject.activation import activated, activation_line, is_active
 from sidecar.inject.application import MARK, read_application
 from sidecar.inject.composecli import find_compose, in_short, summed_up
+from sidecar.inject.facts import declares_ports, find_places, has_facts
 from sidecar.inject.image import fingerprint, image_files
 from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
 from sidecar.inject.meshtext import Existing
@@ -70,7 +72,7 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     application = read_application(config, str(files[0]))
     read = read_texts(config, project)
     image = image_files()
-    options = _options(request, before, environ, application.name, project)
+    options = _options(request, before, environ, application.name, project, config)
     inputs = Inputs(
         config=config,
         files=names,
@@ -84,6 +86,7 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
         image=fingerprint(image),
         before=before,
         existing=_existing(project, before),
+        places=find_places((name, read_text(project / name) or "") for name in names) if has_facts(config) else {},
     )
     injection = inject(inputs)
     contents = {path: text.encode() for path, text in injection.files.items()}
@@ -183,7 +186,12 @@ def _existing(project: Path, before: Record | None) -> Existing | None:
 
 
 def _options(
-    request: InjectRequest, before: Record | None, environ: Mapping[str, str], name: str, project: Path
+    request: InjectRequest,
+    before: Record | None,
+    environ: Mapping[str, str],
+    name: str,
+    project: Path,
+    config: Mapping[str, Any],
 ) -> Options:
     """The options given now, else those of the last run, else the defaults."""
     digest = sha256(str(project).encode()).hexdigest()
@@ -193,6 +201,8 @@ def _options(
         if before is not None
         else Options(str(default_state(dict(environ), name, project, digest)), user)
     )
+    # Where the file says the ports now, the answer of an earlier run is over.
+    answered = {name: numbers for name, numbers in old.ports.items() if not declares_ports(config, name)}
     return replace(
         old,
         state=str(request.state.absolute()) if request.state is not None else old.state,
@@ -200,5 +210,5 @@ def _options(
         only=tuple(sorted(request.only)) if request.only is not None else old.only,
         observe=old.observe if request.observe is None else request.observe,
         subnets=old.subnets if request.subnets is None else parse_range(request.subnets),
-        ports={**old.ports, **(request.ports or {})},
+        ports={**answered, **(request.ports or {})},
     )

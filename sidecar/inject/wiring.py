@@ -33,29 +33,26 @@ def wiring_path(app: str) -> str:
     return f"sidecars/{app}.yaml"
 
 
-def wiring_text(
+def wiring(
     app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], address: IPv4Address
-) -> str:
-    """``address`` is the sidecar's address on the mesh network."""
+) -> dict[str, Any]:
+    """The data of an app's file. ``address`` is the sidecar's address on the mesh network."""
     inbound = [
-        Flow({"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"})
-        for name, number in ports[app].items()
+        {"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"} for name, number in ports[app].items()
     ]
     outbound = [
-        Flow(
-            {
-                "to": f"{callee}:{name}",
-                "listen": f"{first_fixed(subnets[slot.network])}:{number}",
-                "allow_from": [str(subnets[slot.network])],
-                "device": "auto",
-                "peers": [f"{callee}.mesh:{number}"],
-            }
-        )
+        {
+            "to": f"{callee}:{name}",
+            "listen": f"{first_fixed(subnets[slot.network])}:{number}",
+            "allow_from": [str(subnets[slot.network])],
+            "device": "auto",
+            "peers": [f"{callee}.mesh:{number}"],
+        }
         for slot in topology.slots[app]
         for callee in slot.callees
         for name, number in ports[callee].items()
     ]
-    data: dict[str, Any] = {
+    return {
         "service": app,
         "mesh": "../mesh.yaml",
         "identity": {
@@ -66,8 +63,14 @@ def wiring_text(
         },
         "inbound": inbound,
         "outbound": outbound,
-        "timeouts": Flow({"wait": WAIT}),
+        "timeouts": {"wait": WAIT},
         "log_format": "json",
     }
+
+
+def wiring_text(data: Mapping[str, Any]) -> str:
+    app, shown = data["service"], dict(data)
+    for key in ("inbound", "outbound"):
+        shown[key] = [Flow(entry) for entry in data[key]]
     head = f"# The wiring of {app}'s sidecar, written by `sidecar inject`: do not edit, run it again."
-    return "\n".join([head, *block(data)]) + "\n"
+    return "\n".join([head, *block(shown)]) + "\n"

@@ -137,7 +137,7 @@ def _day(text: str) -> date:
 
 _UNCHANGING = AfterValidator(MappingProxyType)
 _PortNumber = Annotated[int, Between(1, 65535, "a port is")]
-_Ports = Annotated[
+Ports = Annotated[
     Mapping[Annotated[str, AfterValidator(_port_name)], _PortNumber],
     BeforeValidator(
         lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value),
@@ -178,7 +178,7 @@ class Dev(Shape):
 class ServiceShape(Shape):
     """One service. ``ports`` by name; empty for a service that calls and is not called."""
 
-    ports: _Ports = Field(default_factory=lambda: _NOTHING)
+    ports: Ports = Field(default_factory=lambda: _NOTHING)
     """The ports that other services may call: port name → port number; or a number alone, for one port named by its number.
     Without any, the service calls and is not called."""
     dev: Dev | None = None

@@ -103,3 +103,28 @@ def test_an_error_is_told_without_the_warnings_before_it(programs: Path) -> None
     program(programs, "c", f"echo '{unset('A')}' >&2; exit 1")
     with pytest.raises(UsageError, match='"A'):
         Compose((str(programs / "c"),), (9, 9, 9)).config([Path("a.yaml")], {})
+
+
+FACTS = """\
+case "$*" in
+  *json) echo '{"services": {"db": {"image": "redis"}, "web": {}}}' ;;
+  *) printf 'services:\\n  db:\\n    image: redis\\n    x-mesh: {ports: 1, a: "no", b: "12:30"}\\n  web: {}\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("hint", ["x-mesh: {}", "include: [other.yaml]", "extends: {file: other.yaml}"])
+def test_facts_that_compose_leaves_out_of_its_json(hint: str, programs: Path, tmp_path: Path) -> None:
+    program(programs, "c", FACTS)
+    file = tmp_path / "compose.yaml"
+    file.write_text(hint)
+    data, _ = Compose((str(programs / "c"),), (9, 9, 9)).config([file], {})
+    assert data["services"] == {"db": {"image": "redis", "x-mesh": {"ports": 1, "a": "no", "b": "12:30"}}, "web": {}}
+
+
+def test_the_twin_a_file_that_can_have_none_is_read_once(programs: Path, tmp_path: Path) -> None:
+    program(programs, "c", FACTS.replace("printf", "exit 1; printf"))
+    file = tmp_path / "compose.yaml"
+    file.write_text("services: {}")
+    data, _ = Compose((str(programs / "c"),), (9, 9, 9)).config([file], {})
+    assert "x-mesh" not in data["services"]["db"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from sidecar.config.wiring import parse_config
-from sidecar.inject.wiring import wiring_path, wiring_text
+from sidecar.inject.wiring import wiring, wiring_path, wiring_text
 from sidecar.policy.mesh import parse_mesh
 from tests.inject.applications import topology
 
@@ -16,7 +16,7 @@ def test_every_port_of_every_callee_on_the_address_of_its_network_only() -> None
     found = topology({"web": {"expose": ["80"]}, "api": {"expose": ["80"]}, "db": {"expose": ["5432"]}})
     ports = {"web": {"80": 80}, "api": {"http": 80}, "db": {"5432": 5432}}
     subnets = {"db-private": IPv4Network("10.0.0.0/28"), "db-private-2": IPv4Network("10.0.0.16/28")}
-    text = wiring_text("db", found, ports, subnets, IPv4Address("10.1.0.9"))
+    text = wiring_text(wiring("db", found, ports, subnets, IPv4Address("10.1.0.9")))
     config = parse_config(text, "x/db.yaml", {}, parse_mesh(MESH, "mesh.yaml"))
     assert [(it.port, str(it.listen), str(it.apps[0])) for it in config.inbound] == [
         ("5432", "10.1.0.9:5432", "db:5432")
