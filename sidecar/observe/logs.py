@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import click
-import structlog
-from structlog.typing import Processor
 
 from sidecar.documents.printable import printable
+from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import Reason
 from sidecar.observe import log_queue
 from sidecar.observe.log_queue import Rank
@@ -22,7 +23,7 @@ _EXPECTED = frozenset(
 )
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
 
-Event = MutableMapping[str, Any]
+Event = dict[str, Any]
 
 
 class Log:
@@ -40,12 +41,7 @@ class Log:
         # There is no sys.stdout if its descriptor was closed when the process began.
         stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
-        self._processors: list[Processor] = [
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            *([_Console(colours=stream.isatty())] if console else [_order_fields, structlog.processors.JSONRenderer()]),
-        ]
+        self._render = _Console(colours=stream.isatty()) if console else _json
         self._output = log_queue.output(stream, lambda number: self._line("error", "log_lost", {"writes": number}))
 
     @property
@@ -87,18 +83,16 @@ class Log:
 
     def bug(self, event: str, error: BaseException, **fields: Any) -> None:
         """Reports a fault of this program, with its traceback."""
-        self._output.write(self._line("error", event, {"exc_info": error, **fields}))
+        exception = "".join(traceback.format_exception(error)).rstrip("\n")
+        self._output.write(self._line("error", event, {**fields, "exception": exception}))
 
     def _line(self, level: str, event: str, fields: Mapping[str, Any]) -> str:
-        made: Any = {**fields, "event": event}
-        for process in self._processors:
-            made = process(None, level, made)
-        return f"{made}\n"
+        time = utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return f"{self._render({'time': time, 'level': level, 'event': event, **fields})}\n"
 
 
-def _order_fields(_logger: Any, _name: str, event: Event) -> Event:
-    first = {key: event.pop(key) for key in ("time", "level", "event")}
-    return {**first, **event}
+def _json(event: Event) -> str:
+    return json.dumps(event, default=repr)
 
 
 class _Console:
@@ -107,16 +101,16 @@ class _Console:
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
 
-    def __call__(self, _logger: Any, _name: str, event: Event) -> str:
+    def __call__(self, event: Event) -> str:
         time, level, name = (event.pop(key) for key in ("time", "level", "event"))
-        traceback = event.pop("exception", None)
+        exception = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
         # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
         line = f"{time[11:19]} {printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
         # Indented: the text of an exception may quote a peer, and may have several lines.
-        return "\n".join([line, *(f"  {printable(part)}" for part in (traceback or "").splitlines())])
+        return "\n".join([line, *(f"  {printable(part)}" for part in (exception or "").splitlines())])
 
 
 def _connection(event: Event) -> str:

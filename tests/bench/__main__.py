@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio
-from rich.console import Console
 
 from tests.bench import machine, report
 from tests.bench.comparison import CONTESTANTS, Results, Settings, compare, missing_packages
@@ -30,38 +29,37 @@ VOID, UNUSABLE, INTERRUPTED = 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit code."""
     options = _parse(arguments)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     if not sys.platform.startswith("linux"):
-        errors.print("CPU time and memory are read from /proc: this needs Linux", style="red")
+        _tell("CPU time and memory are read from /proc: this needs Linux")
         return UNUSABLE
     try:
         taking_part, left_out = missing_packages([one for one in CONTESTANTS if one.name in options.only])
     except MissingError as error:
-        errors.print(str(error), style="red", markup=False)
+        _tell(str(error))
         return UNUSABLE
     settings = Settings(options.rounds, options.seconds, options.connections, taking_part)
     facts = machine.facts()
     results = None
     faults: list[BenchError] = []
     try:
-        results = trio.run(_until_signal, settings, errors)
+        results = trio.run(_until_signal, settings)
     except* BenchError as group:
         faults = _leaves(group)
     if faults:
         for fault in faults:
-            errors.print(f"void: {fault}", style="red", markup=False)
+            _tell(f"void: {fault}")
         return VOID
     if results is None:
-        errors.print("stopped; nothing was left running", style="yellow")
+        _tell("stopped; nothing was left running")
         return INTERRUPTED
-    report.show(Console(), settings, results, facts, left_out)
+    report.show(settings, results, facts, left_out)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report.as_json(settings, results, facts, left_out), indent=1) + "\n")
     print(f"\n{options.json} has every reading.")
     return 0
 
 
-async def _until_signal(settings: Settings, errors: Console) -> Results | None:
+async def _until_signal(settings: Settings) -> Results | None:
     """None if a signal came first; what was started is stopped in either case."""
     results: list[Results] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -72,11 +70,15 @@ async def _until_signal(settings: Settings, errors: Console) -> Results | None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait_for_signal)
-            errors.print(f"about {settings.about_seconds / 60:.1f} minutes", style="dim")
+            _tell(f"about {settings.about_seconds / 60:.1f} minutes")
             with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-                results.append(await compare(settings, Path(directory), lambda text: errors.print(text, style="dim")))
+                results.append(await compare(settings, Path(directory), _tell))
             nursery.cancel_scope.cancel()
     return results[0] if results else None
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _leaves(group: BaseExceptionGroup[BenchError]) -> list[BenchError]:

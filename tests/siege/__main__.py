@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import trio
-from rich.console import Console
 
 from tests.bench import machine
 from tests.siege import report
@@ -47,30 +46,23 @@ FLOODS = 3
 LEAST_FLOOD = 3.0
 SHORT_FLOOD, SHORT_QUIET, SHORT_REST = 6.0, 2.0, 1.0
 
-Say = Callable[[str], None]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the sieges; returns the exit code."""
     options = _parse(arguments)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # plainly: rich takes 100 ms, and we measure meanwhile
-
     try:
         cores = two_cores()
         kinds, left_out = possible(options.only)
     except MissingError as error:
-        errors.print(str(error), style="red", markup=False)
+        say(str(error))
         return UNUSABLE
     for line in left_out:
-        errors.print(line, style="yellow", markup=False)
+        say(line)
 
     async def work() -> int:
         if options.defences:
-            return await try_defences(options.defences, kinds, cores, say)
-        return await besiege(options, kinds, cores, say)
+            return await try_defences(options.defences, kinds, cores)
+        return await besiege(options, kinds, cores)
 
     code: int | None = None
     faults: list[InvalidError] = []
@@ -79,18 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* InvalidError as group:
         faults = _leaves(group)
     for fault in faults:
-        errors.print(f"the run is invalid: {fault}", style="red", markup=False)
+        say(f"the run is invalid: {fault}")
     if faults:
         return INVALID
     if code is None:
-        errors.print("stopped; nothing was left running", style="yellow")
+        say("stopped; nothing was left running")
         return INTERRUPTED
     return code
 
 
-async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tuple[int, int], say: Say) -> int:
+async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tuple[int, int]) -> int:
     """From each side in turn, so often as there are rounds; prints and writes what was found."""
-    console, facts = Console(), machine.facts()
+    facts = machine.facts()
     conditions = Conditions(cores, options.without or AS_IT_IS)
     sides = {MANY: True, OWN: False}
     if options.side:
@@ -104,24 +96,24 @@ async def besiege(options: argparse.Namespace, kinds: Sequence[str], cores: tupl
             runs[name].append(await run(settings, say))
     sieges = {name: (found, judge(found)) for name, found in runs.items()}
     for name, (found, rows) in sieges.items():
-        report.show(console, f"strangers from {name}", found, rows)
+        report.show(f"strangers from {name}", found, rows)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report.as_json(facts, sieges), indent=1) + "\n")
     lazy = {name: slow for name, (found, _) in sieges.items() if (slow := too_slow(found))}
     for name, slow in lazy.items():
-        console.print(f"[red bold]INVALID[/], strangers from {name} did less than their least: {'; '.join(slow)}")
+        print(f"INVALID, strangers from {name} did less than their least: {'; '.join(slow)}")
     failed = [f"{name}: {row.bar}" for name, (_, rows) in sieges.items() for row in rows if not row.held]
     if failed:
-        console.print(f"[red bold]FAILED[/] {len(failed)} bars:\n  " + "\n  ".join(failed), highlight=False)
+        print(f"FAILED {len(failed)} bars:\n  " + "\n  ".join(failed))
         return FAILED
     if lazy:
         return INVALID
-    console.print("[green]withstood[/]")
+    print("withstood")
     return 0
 
 
-async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], cores: tuple[int, int], say: Say) -> int:
+async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], cores: tuple[int, int]) -> int:
     """Removes each defence in turn, and lets those attack whom it is against: some bar must fail, which holds with it."""
     useless, with_it = [], {}
     for name in names:
@@ -146,6 +138,10 @@ async def try_defences(names: Sequence[str], possible_kinds: Sequence[str], core
     if useless:
         print(f"the siege does not need {', '.join(useless)}: either the siege is too weak, or that defends nothing")
     return FAILED if useless else 0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def failures(found: Run) -> dict[str, str]:
