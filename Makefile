@@ -22,7 +22,8 @@ $(READY): pyproject.toml .lock/dev.txt
 	  { echo "Python's venv module is needed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat -e . # a path; without this word a module that each start of Python loads
 	@touch $@
 
 demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict checked

@@ -1,8 +1,15 @@
-"""``python -m certs`` runs the ``certs`` command."""
+"""The entry point of ``python -m certs`` and of the ``certs`` command."""
 
 from __future__ import annotations
 
-from certs.cli.commands import main
+import gc
+from importlib import import_module
+
+
+def main() -> None:
+    gc.disable()  # until the command is loaded: see CommandGroup
+    import_module("certs.cli.commands").main(prog_name="certs")
+
 
 if __name__ == "__main__":
-    main(prog_name="certs")
+    main()

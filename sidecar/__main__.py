@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -15,6 +16,7 @@ def main() -> None:
     listen = os.environ.get(probe.LISTEN)
     if sys.argv[1:] == ["health"] and listen:
         raise SystemExit(probe.health(listen))
+    gc.disable()  # until the command is loaded: see CommandGroup
     import_module("sidecar.cli.commands").main(prog_name="sidecar")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,9 @@ from sidecar.identity.reasons import UsageError
 
 class CommandGroup(click.Group):
     """``commands_at`` maps each command to ``module:attribute``. Only the command that is called is imported.
+
+    Python's collector looks at all that an import makes, again and again, for a seventh of the time, and finds next to
+    nothing. So an entry point disables it, and it is enabled here once all is loaded, for what is made from then on.
 
     A mistake of the user (in a file, an option, a variable) is raised as a :class:`UsageError` anywhere, and printed here:
     its lines on stderr, exit code 2, no traceback. It may quote files, databases and other programs, so it is escaped.
@@ -31,6 +35,9 @@ class CommandGroup(click.Group):
             return None
         module, _, attribute = self._commands_at[name].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
         return command
 
     def mistake(self, error: Exception) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import click
@@ -35,3 +36,21 @@ def test_an_unknown_command() -> None:
     result = CliRunner().invoke(group, ["nonsense"])
     assert result.exit_code == 2
     assert "No such command 'nonsense'" in result.stderr
+
+
+def test_the_collector_starts_once_the_command_is_loaded() -> None:
+    try:
+        gc.disable()
+        CliRunner().invoke(group, ["nonsense"])
+        assert not gc.isenabled()
+        CliRunner().invoke(group, ["fail", "mistake"])
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def test_a_collector_that_runs_stays_as_it_is() -> None:
+    CliRunner().invoke(group, ["fail", "mistake"])
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
