@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.bench.table import table
 
 
-def test_a_table_as_text():
+def test_a_table_as_text() -> None:
     assert table(["pair of", "caller's\nRSS", "per s"], [["sidecar", "25.1", "1,200"], ["none", "-"]]) == (
         "pair of  caller's  per s\n"
         "              RSS\n"
@@ -15,5 +15,5 @@ def test_a_table_as_text():
     )
 
 
-def test_a_table_without_rows():
+def test_a_table_without_rows() -> None:
     assert table(["bar", "measured"], []) == "bar  measured\n-------------\n"
