@@ -431,7 +431,7 @@ async def test_a_change_that_allows_it_still_disturbs_no_setup_in_any_phase(tmp_
 
 async def test_sighup_reloads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = LogSink()
-    monkeypatch.setattr(run_module, "Log", lambda style: Log(sink, style))
+    monkeypatch.setattr(run_module, "Log", lambda **options: Log(sink, **options))
     monkeypatch.setattr(run_module, "raise_descriptor_limit", lambda: None)
     monkeypatch.setattr(run_module, "descriptor_limit", lambda: 1_000_000)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 1e6)  # nobody looks

@@ -95,7 +95,7 @@ class Console:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sink = LogSink()
-        monkeypatch.setattr(run_module, "Log", lambda style: Log(self.sink, style))
+        monkeypatch.setattr(run_module, "Log", lambda **options: Log(self.sink, **options))
 
     async def event(self, name: str) -> None:
         await self.sink.until(lambda: bool(self.sink.events(name)))
