@@ -71,7 +71,7 @@ class Published:
 class ComposeService:
     """One service. ``links`` are pairs of service and alias; ``command`` includes the entrypoint; ``addresses`` is text that
     may hold static addresses of other services (``extra_hosts``, ``dns``). ``mounts`` are the host's paths, ``writable``
-    those that it may write to."""
+    those that it may write to; ``arguments`` are those of its build."""
 
     name: str
     image: str
@@ -83,6 +83,7 @@ class ComposeService:
     external_links: bool
     depends_on: Mapping[str, Dependency]
     environment: Mapping[str, str]
+    arguments: Mapping[str, str]
     command: str
     healthcheck: str
     published: tuple[Published, ...]
@@ -175,6 +176,11 @@ def _texts(value: Any) -> list[str]:
     return [str(item).replace("$$", "$") for item in items]
 
 
+def _variables(data: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    found = _mapping_at(data, key).items()
+    return MappingProxyType({name: str(value).replace("$$", "$") for name, value in found if value is not None})
+
+
 def _network(key: str, raw: Mapping[str, Any]) -> Network:
     pools = _mapping_at(raw, "ipam").get("config") or []
     return Network(
@@ -200,9 +206,8 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
         links=tuple(_link(text) for text in _texts(raw.get("links"))),
         external_links=bool(raw.get("external_links")),
         depends_on=MappingProxyType({key: _dependency(it) for key, it in _mapping_at(raw, "depends_on").items()}),
-        environment=MappingProxyType(
-            {key: str(it).replace("$$", "$") for key, it in _mapping_at(raw, "environment").items() if it is not None}
-        ),
+        environment=_variables(raw, "environment"),
+        arguments=_variables(build, "args"),
         command=" ".join([*_texts(raw.get("entrypoint")), *_texts(raw.get("command"))]),
         healthcheck=" ".join(_texts(_mapping_at(raw, "healthcheck").get("test"))),
         published=tuple(

@@ -18,7 +18,10 @@ from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.references import in_command, in_environment, in_text
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
 
-Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared"]
+Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared", "cluster"]
+
+_CONFIGURATION = re.compile(r"(?i).*\.(?:ya?ml|json|toml|ini|conf|cfg|cnf|properties|env|xml|template)")
+_UPSTREAM = re.compile(r"^\s*upstream\s+([\w.-]+)\s*\{", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +46,30 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class StaticReference:
-    """One place where ``caller`` names ``callee`` by its fixed address on a network."""
+    """One place where ``caller`` names ``callee`` by its fixed address on a network. ``why`` is the reason if there is
+    another: a cluster whose members tell each other their addresses."""
 
     caller: str
     callee: str
     network: str
     where: str
+    why: str = ""
+
+    @property
+    def reason(self) -> str:
+        return self.why or f"{self.caller} calls {self.callee} by its fixed address there ({self.where})"
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """All mentions of one caller and callee. Empty ``ports``: every port of the callee."""
+    """All mentions of one caller and callee. Empty ``ports``: every port of the callee. ``bare``: some place names the
+    callee and no port, and is more than an order of start."""
 
     caller: str
     callee: str
     ports: tuple[int, ...]
     where: tuple[str, ...]
+    bare: bool = False
 
 
 def find_mentions(
@@ -87,14 +98,19 @@ def _references_of(
     for name, dependency in service.depends_on.items():
         if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
             yield owners[name], None, "depends_on", "depends_on"
-    for key, reference in in_environment(service.environment, names):
+    variables = service.environment
+    for key, reference in in_environment(variables, names):
         yield reference.callee, reference.port, "environment", f"environment {key}"
-    for reference in in_command(service.command, names):
+    for key, reference in in_environment(service.arguments, names):
+        yield reference.callee, reference.port, "environment", f"build argument {key}"
+    for reference in in_command(service.command, names, variables):
         yield reference.callee, reference.port, "command", "command"
-    for reference in in_command(service.healthcheck, names):
+    for reference in in_command(service.healthcheck, names, variables):
         yield reference.callee, reference.port, "healthcheck", "healthcheck"
+    hidden = frozenset(name for text in texts if text.kind != "shared" for name in _UPSTREAM.findall(text.text))
     for text in texts:
-        for reference in in_text(text.text, names, words=text.kind == "mounted"):
+        words = text.kind == "mounted" or _CONFIGURATION.fullmatch(text.label) is not None
+        for reference in in_text(text.text, names, words=words, variables=variables, hidden=hidden):
             yield reference.callee, reference.port, text.kind, f"{text.label}:{reference.line}"
 
 
@@ -110,6 +126,7 @@ def find_edges(mentions: tuple[Mention, ...]) -> tuple[Edge, ...]:
             callee,
             tuple(sorted({mention.port for mention in found if mention.port is not None})),
             tuple(dict.fromkeys(mention.where for mention in found)),
+            any(mention.port is None and mention.kind not in {"depends_on", "links"} for mention in found),
         )
         for (caller, callee), found in sorted(together.items())
     )

@@ -17,6 +17,7 @@ from typing import Any
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK, Application, read_application
+from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
@@ -25,7 +26,7 @@ from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
 from sidecar.inject.picture import lost_networks, picture, warnings
 from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
-from sidecar.inject.ports import Port, infer_ports, require_ports
+from sidecar.inject.ports import Port, infer_ports, require_ports, settle
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Topology, lay_out
@@ -88,11 +89,12 @@ def inject(inputs: Inputs) -> Injection:
     texts = _with_configs(application, inputs.texts)
     mentions = find_mentions(application, apps, texts)
     bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
+    clusters = find_clusters(application, apps, mentions, texts, bases)
+    mentions = with_clusters(mentions, clusters, apps)
     excluded = exclude(apps, mentions, frozenset(options.only), bases)
     for app, it in facts.items():
         if not it.mesh:
             excluded.setdefault(app, f"says `mesh: false` ({it.place})")
-    edges = find_edges(mentions)
     edited = edited_ports(inputs.existing)
     refuse_contradictions(facts, options.ports, edited, inputs.existing.text if inputs.existing is not None else "")
     _refuse_unknown(options.ports, apps, edited)
@@ -100,9 +102,11 @@ def inject(inputs: Inputs) -> Injection:
     given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
     answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
+    edges = settle(find_edges(mentions), ports)
 
     # The networks and their addresses.
-    topology = lay_out(application, apps, excluded, find_static_references(application, apps, texts), ports)
+    static = (*find_static_references(application, apps, texts), *cluster_references(clusters))
+    topology = lay_out(application, apps, excluded, static, ports)
     if not topology.slots:
         reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
@@ -160,7 +164,12 @@ def inject(inputs: Inputs) -> Injection:
         placement=placement,
         picture=picture(edges, topology, names),
         lost=lost_networks(application, topology),
-        warnings=(*found, *_subnet_notes(find_subnet_mentions(application, apps, texts), topology), *written.notes),
+        warnings=(
+            *found,
+            *told(clusters),
+            *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
+            *written.notes,
+        ),
     )
 
 

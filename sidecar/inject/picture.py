@@ -48,6 +48,12 @@ def lost_networks(application: Application, topology: Topology) -> tuple[str, ..
     return tuple(sorted(application.networks[key].name for key in left))
 
 
+def _stay_together(one: str, other: str, topology: Topology) -> bool:
+    """Whether both stay on a network for the same reason: that is told with the network."""
+    stays = topology.stays
+    return any(stays.get((other, network)) == reason for (name, network), reason in stays.items() if name == one)
+
+
 def _them(names: Sized) -> str:
     return "them" if len(names) > 1 else "it"
 
@@ -71,7 +77,7 @@ def warnings(
         yield f"{name} is not in the mesh: it {reason}"
     pairs: dict[tuple[str, str], list[str]] = {}
     for (one, other), reason in topology.plaintext.items():
-        if {(one, other), (other, one)} & called:
+        if {(one, other), (other, one)} & called and not _stay_together(one, other, topology):
             first, second = (other, one) if other in topology.excluded else (one, other)
             pairs.setdefault((first, reason), []).append(second)
     for (first, reason), others in pairs.items():
@@ -81,7 +87,9 @@ def warnings(
         if name not in topology.excluded:
             staying.setdefault((network, reason), []).append(name)
     for (network, reason), names in staying.items():
-        yield f"{', '.join(names)} stay{'' if names[1:] else 's'} on network {network}: {reason}"
+        stay = "stay" if names[1:] else "stays"
+        plain = "; traffic among them stays plaintext" if names[1:] else ""
+        yield f"{', '.join(names)} {stay} on network {network}: {reason}{plain}"
     published = {
         name: [str(port.target) for port in apps[name].owner.published if not port.is_loopback]
         for name in topology.slots

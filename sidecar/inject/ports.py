@@ -1,26 +1,30 @@
 """The ports at which each app is called. Pure.
 
 Declared ports come first. Without any, the first of these sources that gives a port: the mentions of callers, the app's own
-command and health check, files, its Dockerfile, a table of well-known images. A port that is still unknown is asked for, all
-of them in one message: a wrong guess would look like a broken application.
+command, variables and health check, files, its Dockerfile, a table of well-known images. What callers mention, and what is
+known of the image, is added to each: a published page for people hides no port that services call. A port that is still
+unknown is asked for, all of them in one message: a wrong guess would look like a broken application.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Edge, Mention
-from sidecar.inject.references import exposed_ports, health_ports, own_ports
+from sidecar.inject.references import exposed_ports, health_ports, own_ports, ports_in_environment
 from sidecar.inject.visibility import App
-from sidecar.inject.wellknown import Known, known
+from sidecar.inject.wellknown import Known, Role, known
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
+    """``role``: what the table of images says that it is for."""
+
     number: int
     origin: str
+    role: Role = ""
 
 
 def infer_ports(
@@ -36,6 +40,22 @@ def infer_ports(
         else _ports(app, [it for it in mentions if it.callee == name], dockerfiles)
         for name, app in apps.items()
     }
+
+
+def settle(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]]) -> tuple[Edge, ...]:
+    """The edges that name no port lead to the ports for clients, and not to those for peers and administration. An edge that
+    names some ports, and in another place the callee alone, leads to both."""
+    found = []
+    for edge in edges:
+        callee = ports[edge.callee]
+        clients = {port.number for port in callee if port.role in {"client", ""}}
+        if not edge.ports and len(clients) < len(callee):
+            edge = replace(edge, ports=tuple(sorted(clients)))
+        elif edge.ports and edge.bare:
+            certain = {port.number for port in callee if port.role == "client"}
+            edge = replace(edge, ports=tuple(sorted({*edge.ports, *certain})))
+        found.append(edge)
+    return tuple(found)
 
 
 def require_ports(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]], given: Mapping[str, object]) -> None:
@@ -67,16 +87,35 @@ def _ports(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) ->
         if mention.port is not None:
             found.setdefault(mention.port, f"{mention.where} of {mention.caller}")
     image = _known_image(app, dockerfiles)
-    if image is not None and image.store and any(mention.port is None for mention in firm):
-        found.setdefault(image.ports[0], "what its image is known for")
-    return tuple(Port(number, origin) for number, origin in sorted(found.items()) if number not in udp)
+    if image is not None and not image.is_web:
+        found |= {port: origin for port, origin in _its_own(app).items() if port not in found}
+        for port in (*_clients(app, image), *image.peers, *image.administration):
+            found.setdefault(port, "what its image is known for")
+    return tuple(
+        Port(number, origin, image.role(number) if image is not None else "")
+        for number, origin in sorted(found.items())
+        if number not in udp
+    )
+
+
+def _clients(app: App, image: Known) -> tuple[int, ...]:
+    """The image's ports for clients, but for those that the app moved: it sets others."""
+    own = {port for port in _its_own(app) if image.role(port) in {"client", ""}}
+    return image.clients if not own or own & {*image.clients} else ()
+
+
+def _its_own(app: App) -> dict[int, str]:
+    """What its command and its variables say."""
+    own = dict.fromkeys(app.own_names(), app.name)
+    said = {port: "its variables" for member in app.members for port in ports_in_environment(member.environment, own)}
+    return said | {port: "its command" for member in app.members for port in own_ports(member.command)}
 
 
 def _sources(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) -> Iterator[dict[int, str]]:
     """The sources in order, each as ports with their origin."""
     yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
-    yield _ports_mentioned(mentions, {"environment", "command"})
-    yield {port: "its command" for member in app.members for port in own_ports(member.command)}
+    yield _ports_mentioned(mentions, {"environment", "command", "cluster"})
+    yield _its_own(app)
     own = dict.fromkeys(app.own_names(), app.name)
     yield {port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)}
     yield _ports_mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
@@ -84,7 +123,7 @@ def _sources(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) 
         port: "its Dockerfile" for member in app.members for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
     }
     image = _known_image(app, dockerfiles)
-    yield dict.fromkeys(image.ports, "what its image is known for") if image is not None else {}
+    yield dict.fromkeys(image.clients, "what its image is known for") if image is not None else {}
 
 
 def _ports_mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:

@@ -116,8 +116,7 @@ def _stays(
             if network is not None and network.external:
                 found[name, key] = "it is external, and its other members are unknown"
             elif fixed:
-                first = fixed[0]
-                found[name, key] = f"{first.caller} calls {first.callee} by its fixed address there ({first.where})"
+                found[name, key] = fixed[0].reason
             elif others and not others & set(meshed):
                 found[name, key] = "no other app on it is in the mesh"
     return found

@@ -8,7 +8,7 @@ import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Text, find_edges, find_mentions
-from sidecar.inject.ports import Port, infer_ports, require_ports
+from sidecar.inject.ports import Port, infer_ports, require_ports, settle
 from sidecar.inject.visibility import find_apps
 from tests.inject.applications import application
 
@@ -30,25 +30,27 @@ EVERYTHING: dict[str, Any] = {
     "expose": ["1001"],
     "command": "--port 1003",
     "healthcheck": {"test": "curl localhost:1004"},
-    "image": "postgres",
+    "image": "nginx",
 }
+KNOWN = "what its image is known for"
 CALLER = {"environment": {"X": "db:1002"}}
 
 
 def test_in_this_order() -> None:
-    text, dockerfile = Text("f", "db:1005", "shared"), "FROM postgres\nEXPOSE 1006"
+    text, dockerfile = Text("f", "db:1005", "shared"), "FROM nginx\nEXPOSE 1006"
     left = dict(EVERYTHING)
     assert ports(left, {}, text, dockerfile) == (Port(1001, "ports or expose"),)
     del left["expose"]
     assert ports(left, CALLER, text, dockerfile) == (Port(1002, "environment X of web"),)
     assert ports(left, {}, text, dockerfile) == (Port(1003, "its command"),)
     del left["command"]
+    assert ports({**left, "environment": {"PORT": "1007"}}, {}, text, dockerfile) == (Port(1007, "its variables"),)
     assert ports(left, {}, text, dockerfile) == (Port(1004, "its health check"),)
     del left["healthcheck"]
     assert ports(left, {}, text, dockerfile) == (Port(1005, "f:1 of web"),)
     assert ports(left, {}, None, dockerfile) == (Port(1006, "its Dockerfile"),)
-    assert ports(left, {}, None, "FROM postgres") == (Port(5432, "what its image is known for"),)
-    assert ports(left) == (Port(5432, "what its image is known for"),)
+    assert ports(left, {}, None, "FROM nginx") == (Port(80, KNOWN, "client"),)
+    assert ports(left) == (Port(80, KNOWN, "client"),)
     assert ports({"image": "example/x"}) == ()
 
 
@@ -56,12 +58,47 @@ def test_what_callers_write_is_there_besides_what_is_declared() -> None:
     assert [it.number for it in ports({"expose": ["1001"]}, CALLER)] == [1001, 1002]
 
 
-def test_a_store_is_called_at_its_own_port_whatever_is_published() -> None:
+def test_what_is_known_of_the_image_is_hidden_by_nothing() -> None:
+    def numbers(db: dict[str, Any], web: dict[str, Any] | None = None) -> dict[int, str]:
+        return {it.number: it.role for it in ports(db, web)}
+
+    everything = {4369: "peer", 5672: "client", 15672: "administration", 15692: "administration", 25672: "peer"}
     broker = {"image": "rabbitmq", "ports": [{"target": 15672, "protocol": "tcp"}]}
-    assert [it.number for it in ports(broker, {"depends_on": ["db"]})] == [5672, 15672]
-    assert [it.number for it in ports(broker)] == [15672]
-    assert [it.number for it in ports(broker, {"environment": {"X": "db:5673"}})] == [5673, 15672]
-    assert [it.number for it in ports({"image": "nginx", "expose": ["8080"]}, {"depends_on": ["db"]})] == [8080]
+    assert numbers(broker, {"depends_on": ["db"]}) == everything
+    assert numbers(broker) == everything
+    assert numbers(broker, {"environment": {"X": "db:5673"}}) == everything | {5673: ""}
+    health = {"image": "clickhouse/clickhouse-server", "healthcheck": {"test": "wget localhost:8123/ping"}}
+    assert numbers(health) == {8123: "client", 9000: "client", 9009: "peer"}
+    assert numbers({"image": "nginx", "expose": ["8080"]}, {"depends_on": ["db"]}) == {8080: ""}
+
+
+def test_an_app_that_moves_its_port_is_not_at_the_old_one() -> None:
+    assert [it.number for it in ports({"image": "redis", "command": "redis-server --port 6380"})] == [6380]
+    listeners = {"KAFKA_ADVERTISED_LISTENERS": "IN://db:29092,OUT://localhost:9092"}
+    assert [it.number for it in ports({"image": "bitnami/kafka", "environment": listeners})] == [9093, 29092]
+    assert [it.number for it in ports({"image": "redis", "command": "redis-server --port 6379"})] == [6379]
+
+
+def settled(db: dict[str, Any], web: dict[str, Any]) -> tuple[int, ...]:
+    whole = application({"db": db, "web": web})
+    apps = find_apps(whole)
+    mentions = find_mentions(whole, apps, {})
+    (edge,) = settle(find_edges(mentions), infer_ports(apps, mentions, {}, {}))
+    return edge.ports
+
+
+def test_an_edge_that_names_no_port_leads_to_the_clients_ports() -> None:
+    assert settled({"image": "rabbitmq"}, {"depends_on": ["db"]}) == (5672,)
+    assert settled({"image": "redis"}, {"depends_on": ["db"]}) == ()
+    assert settled({"image": "example/x", "expose": ["1", "2"]}, {"depends_on": ["db"]}) == ()
+    assert settled({"image": "rabbitmq"}, {"environment": {"X": "http://db:15672"}}) == (15672,)
+
+
+def test_an_edge_that_names_one_port_and_elsewhere_none() -> None:
+    both = {"X": "http://db:8123", "DB_HOST": "db"}
+    assert settled({"image": "clickhouse/clickhouse-server"}, {"environment": both}) == (8123, 9000)
+    assert settled({"image": "clickhouse/clickhouse-server"}, {"environment": {"X": "http://db:8123"}}) == (8123,)
+    assert settled({"image": "example/x"}, {"environment": both}) == (8123,)
 
 
 def test_udp_is_no_port() -> None:

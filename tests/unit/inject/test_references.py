@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.inject.references import exposed_ports, health_ports, in_command, in_environment, in_text, own_ports
+from sidecar.inject.references import (
+    exposed_ports,
+    health_ports,
+    in_command,
+    in_environment,
+    in_text,
+    own_ports,
+    ports_in_environment,
+)
 
 NAMES = {"db": "db", "api": "api", "es01": "elastic", "my-api": "my-api", "redis": "redis", "shop.test": "web"}
 
@@ -49,11 +57,23 @@ def test_what_only_looks_so(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["host = db", "host: db", "'host' => 'db'", "define('DB_HOST', 'db');", '"server": "db"', "ENDPOINT=db"]
+    "text", ["host = db", "host: db", "ENDPOINT=db", "set $backend db;", "<host>db</host>", "Host db"]
 )
 def test_a_bare_name_in_configuration(text: str) -> None:
     assert found(text, words=True) == [("db", None)]
     assert found(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'host' => 'db'", "define('DB_HOST', 'db');", '"server": "db"', "os.getenv('DB_HOST', 'db')", "hosts = ['db']",
+        "process.env.DB_HOST || 'db'", "Redis(host='db')",
+    ],
+)  # fmt: skip
+def test_a_quoted_name_in_any_text(text: str) -> None:
+    assert found(text, words=True) == [("db", None)]
+    assert found(text) == [("db", None)]
 
 
 @pytest.mark.parametrize("text", ["server_name db;", "db = 1", "user: db", "host: db.example.com", "localhost: 1"])
@@ -102,11 +122,117 @@ def test_variables(environment: dict[str, str], expected: set[tuple[str, str, in
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Server=db;Port=5432;Database=api", {("db", 5432)}),
+        ("Data Source=db,1433;Initial Catalog=api", {("db", 1433)}),
+        ("Server=tcp:db,1433;User Id=api", {("db", 1433)}),
+        ("host=db user=api port=5432 dbname=api", {("db", 5432)}),
+        ("api:secret@tcp(db)/x", {("db", None)}),
+        ("api:secret@tcp(db:3306)/x", {("db", 3306)}),
+        ("db,password=api,ssl=False", {("db", None)}),
+        ("db:6379,password=api", {("db", 6379)}),
+        ('{"host":"db","port":5432,"user":"api"}', {("db", 5432)}),
+        ("jdbc:sqlserver://db;databaseName=api", {("db", 1433)}),
+        ("jdbc:oracle:thin:@db:1521/api", {("db", 1521)}),
+        ("amqp://api:1234!@db//", {("db", 5672)}),
+        ("mongodb://db,redis:27018/api?replicaSet=r", {("db", 27017), ("redis", 27018)}),
+        ("db:9092,redis:9093", {("db", 9092), ("redis", 9093)}),
+        ("1@db:9093", {("db", 9093)}),
+        ("server.1=db:2888:3888;2181", {("db", 2888), ("db", 3888)}),
+        ("-Dspring.redis.host=redis -Ddb=api", {("redis", None)}),
+        ("http://$WHERE:${AT}/x", {("api", 81)}),
+        ("lb://MY-API", {("my-api", None)}),
+        ("jobmanager.rpc.address: db\nother: api", {("db", None)}),
+    ],
+)
+def test_connection_strings(value: str, expected: set[tuple[str, int | None]]) -> None:
+    environment = {"X": value, "WHERE": "api", "AT": "81"}
+    assert {(it.callee, it.port) for key, it in in_environment(environment, NAMES) if key == "X"} == expected
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ALLOWED_HOSTS": "api,db"}, {"NO_PROXY": "api"}, {"CORS_ORIGIN": "http://api:80"}, {"REDIRECT_URI": "http://api/x"},
+        {"X_IMAGE": "redis:6379"}, {"X": "registry.test/api:2024"}, {"X": "team/redis:6379"}, {"BASIC_AUTH": "api:1234"},
+        {"X": "s3://redis/x"}, {"CACHE_BACKEND": "redis"}, {"NODE_NAME": "db"}, {"DD_SERVICE": "api"}, {"X": "user=db"},
+        {"X": '{"allowedOrigins": ["http://api:80"], "redirectUris": ["http://api/x"]}'}, {"X": "host=other user=db"},
+        {"X": "amqp://redis:6379@elsewhere"}, {"X": "x  # db:5432"},
+        {"SERVER": "a=b"}, {"HOST": ""},
+    ],
+)  # fmt: skip
+def test_the_twins_of_variables(environment: dict[str, str]) -> None:
+    assert list(in_environment(environment, NAMES)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:\n  hosts:\n    - db\n    - api\n", {("db", None), ("api", None)}),
+        ("a:\n  allowed_hosts:\n    - db\n  hosts: []\n", set()),
+        ('"redirectUris": [\n  "http://api:80/*"\n],', set()),
+        ("- host: db\n  port: 5432\n- host: redis\n  port: 6380\n", {("db", 5432), ("redis", 6380)}),
+        ("db:\n  host: db\n  port: 5432\nredis:\n  host: redis\n", {("db", 5432), ("redis", None)}),
+        ("<host>db</host>\n<port>2181</port>", {("db", 2181)}),
+        ("[OUTPUT]\n  Host db\n  Port 9200", {("db", 9200)}),
+        ("upstream api { server db:81; }\nproxy_pass http://api;\nfastcgi_pass redis;", {("db", 81), ("redis", None)}),
+        ("server_name api;\nproxy_set_header Host api:81;\nreturn 301 http://api;", set()),
+        ('a: b  # db:5432\n/* db:5432\n db:5432 */\n<!-- db:5432 -->\n"""db:5432"""', set()),
+        ("http://db{1...3}:9000/data{1...2}", set()),
+        ("http://es{01..02}:9000", {("elastic", 9000)}),
+        ("location /api/* { db:81 }", {("db", 81)}),
+    ],
+)
+def test_configuration(text: str, expected: set[tuple[str, int | None]]) -> None:
+    assert {(it.callee, it.port) for it in in_text(text, NAMES, words=True, hidden={"api"})} == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("start --join=db,api", {("db", None), ("api", None)}),
+        ("mongos --configdb rs/db:27019,api:27019", {("db", 27019), ("api", 27019)}),
+        ("agent -retry-join db", {("db", None)}),
+        ("mysql -hdb", {("db", None)}),
+        ("./wait-for.sh db -- run", {("db", None)}),
+        ("until curl -s db/x; do sleep 1; done", {("db", None)}),
+        ("nc -z -w 3 db 5432", {("db", 5432)}),
+        ("bash -c '</dev/tcp/db/5432'", {("db", 5432)}),
+        ("run --peer /dns4/db/tcp/4001", {("db", 4001)}),
+        ("run $DB:5432", {("db", 5432)}),
+        ("mongosh --host db --eval \"rs.initiate({members: [{host: 'api:27017'}]})\"", {("db", None)}),
+        ("docker run redis:6379; nc db 5432", {("db", 5432)}),
+        ("# db:5432\nrun api:81", {("api", 81)}),
+        ("run --allowed-hosts=db", set()),
+    ],
+)
+def test_command_lines(command: str, expected: set[tuple[str, int | None]]) -> None:
+    assert {(it.callee, it.port) for it in in_command(command, NAMES, {"DB": "db"})} == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "ports"),
+    [
+        ({"PORT": "3000"}, (3000,)),
+        ({"ASPNETCORE_URLS": "http://+:8080"}, (8080,)),
+        ({"LISTEN": ":9000"}, (9000,)),
+        ({"ADVERTISED": "IN://me:29092,OUT://localhost:9092"}, (29092,)),
+        ({"DB_PORT": "5432", "URL": "http://db:80", "X": "http://me"}, ()),
+    ],
+)
+def test_what_variables_say_of_their_own_service(environment: dict[str, str], ports: tuple[int, ...]) -> None:
+    assert ports_in_environment(environment, {"me": "me"}) == ports
+
+
+@pytest.mark.parametrize(
     ("command", "ports"),
     [
         ("gunicorn -b 0.0.0.0:8000", (8000,)),
         ("uvicorn --port 8001", (8001,)),
         ("serve --bind=:9000", (9000,)),
+        ("postgres -p 5433", (5433,)),
+        ("mkdir -p 5433", ()),
         ("x --report 8000", ()),
         ("x", ()),
     ],

@@ -8,25 +8,51 @@ from sidecar.inject.wellknown import is_router, known, split
 
 
 @pytest.mark.parametrize(
-    ("image", "port", "store"),
+    ("image", "port", "is_web"),
     [
-        ("postgres", 5432, True),
-        ("registry.test:5000/bitnami/postgresql:16@sha256:00", 5432, True),
-        ("docker.elastic.co/elasticsearch/elasticsearch:8.1.0", 9200, True),
-        ("nginx:alpine", 80, False),
+        ("postgres", 5432, False),
+        ("registry.test:5000/bitnami/postgresql:16@sha256:00", 5432, False),
+        ("docker.elastic.co/elasticsearch/elasticsearch:8.1.0", 9200, False),
+        ("nginx:alpine", 80, True),
         ("php:8.3-fpm", 9000, False),
-        ("php:8-apache", 80, False),
+        ("php:8-apache", 80, True),
         ("wordpress:6-fpm", 9000, False),
-        ("wordpress", 80, False),
+        ("wordpress", 80, True),
+        ("edoburu/pgbouncer:1", 5432, False),
+        ("bitnami/pgbouncer", 6432, False),
+        ("jaegertracing/all-in-one:1", 4317, False),
     ],
 )
-def test_known(image: str, port: int, store: bool) -> None:
+def test_known(image: str, port: int, is_web: bool) -> None:
     found = known(image)
     assert found is not None
-    assert (found.ports[0], found.store) == (port, store)
+    assert (found.clients[0], found.is_web) == (port, is_web)
 
 
-@pytest.mark.parametrize("image", ["", "example/postgres-tools", "php:8-cli", "my-nginx-thing"])
+@pytest.mark.parametrize(
+    ("image", "clients", "peers", "administration"),
+    [
+        ("clickhouse/clickhouse-server:24", {8123, 9000}, {9009}, set()),
+        ("mailhog/mailhog", {1025}, set(), {8025}),
+        ("minio/minio", {9000}, set(), {9001}),
+        ("bitnami/kafka", {9092}, {9093}, set()),
+        ("elasticsearch:8.1", {9200}, {9300}, set()),
+        ("rabbitmq:3-management", {5672}, {4369, 25672}, {15672, 15692}),
+    ],
+)
+def test_what_each_port_is_for(image: str, clients: set[int], peers: set[int], administration: set[int]) -> None:
+    found = known(image)
+    assert found is not None
+    assert (set(found.clients), set(found.peers), set(found.administration)) == (clients, peers, administration)
+    assert {found.role(port) for port in clients} == {"client"}
+    assert {found.role(port) for port in peers} <= {"peer"}
+    assert {found.role(port) for port in administration} <= {"administration"}
+    assert found.role(1) == ""
+
+
+@pytest.mark.parametrize(
+    "image", ["", "example/all-in-one", "example/server", "example/postgres-tools", "php:8-cli", "my-nginx-thing"]
+)
 def test_not_known(image: str) -> None:
     assert known(image) is None
 

@@ -1,0 +1,84 @@
+"""Members of clusters: who they are, whether they are meshed or stay together, and who only looks like one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.inject.clusters import Cluster, cluster_references, find_clusters, told, with_clusters
+from sidecar.inject.edges import Text, find_mentions
+from sidecar.inject.visibility import find_apps
+from tests.inject.applications import application
+
+
+def clusters(services: dict[str, Any], texts: dict[str, str] | None = None, **networks: Any) -> tuple[Cluster, ...]:
+    whole = application(services, networks)
+    apps = find_apps(whole)
+    mounted = {name: (Text("f", text, "mounted"),) for name, text in (texts or {}).items()}
+    return find_clusters(whole, apps, find_mentions(whole, apps, mounted), mounted, {})
+
+
+def shown(found: tuple[Cluster, ...]) -> list[tuple[str, str, bool]]:
+    return [(it.name, " ".join(it.members), it.by_name) for it in found]
+
+
+def mongo(name: str) -> dict[str, Any]:
+    return {"image": "mongo", "command": ["mongod", "--replSet", name]}
+
+
+def test_members_say_the_same() -> None:
+    found = clusters(
+        {"a": mongo("r"), "b": mongo("r"), "c": mongo("s"), "d": mongo("s"), "app": {"image": "example/app"}}
+    )
+    assert shown(found) == [("MongoDB replica set", "a b", True), ("MongoDB replica set", "c d", True)]
+
+
+def test_the_twins_that_are_none() -> None:
+    assert clusters({"a": mongo("r"), "b": mongo("s")}) == ()
+    assert clusters({"a": mongo("r"), "b": {"image": "mongo"}}) == ()
+    assert clusters({"a": mongo("r"), "b": {**mongo("r"), "networks": {"other": None}}}, other={}) == ()
+    assert clusters({"a": {"image": "rabbitmq"}, "b": {"image": "rabbitmq"}}) == ()
+    client = {"image": "example/app", "environment": {"DATABASE": "gcomm://a,b"}}
+    assert clusters({"a": {"image": "redis"}, "b": client, "c": client}) == ()
+
+
+def test_members_that_only_others_name() -> None:
+    sentinel = {"image": "redis", "command": "redis-sentinel /etc/s.conf"}
+    services = {"main": {"image": "redis"}, "s1": sentinel, "s2": sentinel, "other": {"image": "redis"}}
+    config = dict.fromkeys(("s1", "s2"), "sentinel monitor m main 6379 2\nhost = main")
+    assert shown(clusters(services, config)) == [("set of Redis servers and Sentinels", "main s1 s2", False)]
+
+
+def test_members_by_name_call_each_other_at_the_ports_of_their_kind_and_at_their_own() -> None:
+    kafka = {
+        name: {
+            "image": "apache/kafka",
+            "environment": {"KAFKA_NODE_ID": str(number), "KAFKA_ADVERTISED_LISTENERS": f"IN://{name}:2909{number}"},
+        }
+        for number, name in enumerate(("k1", "k2"))
+    }
+    apps = find_apps(application(kafka))
+    found = clusters(kafka)
+    assert [(it.caller, it.callee, it.port) for it in with_clusters((), found, apps)] == [
+        ("k2", "k1", 29090),
+        ("k1", "k2", 29091),
+    ]
+    assert list(told(found)) == ["k1, k2 are a Kafka cluster: each may call the others"]
+    assert list(cluster_references(found)) == []
+
+
+def test_members_by_address_stay_on_their_network() -> None:
+    nodes = {
+        name: {"image": "elasticsearch:8.1", "environment": {"discovery.seed_hosts": other}}
+        for name, other in (("es1", "es2"), ("es2", "es1"))
+    }
+    found = clusters({**nodes, "kibana": {"image": "kibana"}})
+    (reference,) = cluster_references(found)
+    assert (reference.caller, reference.callee, reference.network) == ("es1", "es2", "default")
+    assert "a Elasticsearch" not in reference.reason
+    assert "Elasticsearch or OpenSearch cluster" in reference.reason
+    assert list(told(found)) == []
+    whole = application(nodes)
+    mentions = find_mentions(whole, find_apps(whole), {})
+    named = [(it.caller, it.callee, it.port) for it in with_clusters(mentions, found, find_apps(whole))]
+    assert sorted(named) == [("es1", "es2", 9300), ("es2", "es1", 9300)]
+    assert {it.port for it in with_clusters(mentions, (), find_apps(whole))} == {None}
