@@ -41,6 +41,10 @@ from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, rep
     metavar="DIR",
     help="The directory for keys and secrets; outside of the project.",
 )
+@click.option("--relayout", is_flag=True, help="Choose all networks and addresses anew. This is an outage.")
+@click.option(
+    "--all-names", is_flag=True, help="Give services that run already the names of new ones; their sidecars restart."
+)
 def inject(
     files: tuple[Path, ...],
     dry_run: bool,
@@ -52,6 +56,8 @@ def inject(
     only: str | None,
     subnets: str | None,
     state: Path | None,
+    relayout: bool,
+    all_names: bool,
 ) -> None:
     """Puts a sidecar beside every service of a Compose application.
 
@@ -64,7 +70,9 @@ def inject(
     if dry_run and check:
         raise UsageError("--dry-run and --check: give one of them")
     names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
-    request = InjectRequest(files, state, publish, names, observe, subnets, parse_ports(ports), activate)
+    request = InjectRequest(
+        files, state, publish, names, observe, subnets, parse_ports(ports), activate, relayout, all_names
+    )
     planned = plan(request, os.environ, datetime.now(UTC).date())
     if check:
         for change in planned.changes:

@@ -71,7 +71,7 @@ class Published:
 class ComposeService:
     """One service. ``links`` are pairs of service and alias; ``command`` includes the entrypoint; ``addresses`` is text that
     may hold static addresses of other services (``extra_hosts``, ``dns``). ``mounts`` are the host's paths, ``writable``
-    those that it may write to; ``arguments`` are those of its build."""
+    those that it may write to; ``arguments`` are those of its build; ``logging`` is Compose's own value."""
 
     name: str
     image: str
@@ -95,6 +95,7 @@ class ComposeService:
     profiles: tuple[str, ...]
     replicas: int
     addresses: tuple[str, ...]
+    logging: Mapping[str, Any]
 
     def own_names(self) -> frozenset[str]:
         """Every name that resolves to it, on any network."""
@@ -224,6 +225,7 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
         profiles=tuple(raw.get("profiles") or ()),
         replicas=int(replicas) if isinstance(replicas, int | str) and str(replicas).isdigit() else 1,
         addresses=(*_texts(raw.get("extra_hosts")), *_texts(raw.get("dns"))),
+        logging=MappingProxyType(_mapping_at(raw, "logging")),
     )
 
 

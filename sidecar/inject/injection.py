@@ -7,9 +7,9 @@ the state directory, the addresses in use, the date) is part of the input and of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, time
 from hashlib import sha256
 from ipaddress import IPv4Network
 from typing import Any
@@ -21,6 +21,7 @@ from sidecar.inject.clusters import cluster_references, find_clusters, told, wit
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
+from sidecar.inject.layout import layout_of
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
@@ -29,19 +30,24 @@ from sidecar.inject.placement import readers_of, refuse_readable_state, writers_
 from sidecar.inject.ports import Port, infer_ports, require_ports, settle
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
-from sidecar.inject.topology import CA, MESH, Topology, lay_out
+from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out
 from sidecar.inject.visibility import App, find_apps
 from sidecar.inject.wiring import wiring, wiring_path, wiring_text
+from sidecar.policy.decide import decide
 
 OVERRIDE = "compose.mesh.yaml"
 MESH_DIRECTORY = "mesh"
 MESH_FILE = f"{MESH_DIRECTORY}/mesh.yaml"
 
+ROOM_FOR_SIDECARS, ROOM_FOR_CONTAINERS = 120, 60
+"""What a network has room for at least, if ``--subnets`` is large enough: new services, and ``--scale``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """``config`` is Compose's own JSON, ``texts`` and ``dockerfiles`` are by service, ``real`` resolves symlinks, ``image``
-    is the fingerprint of the image's build context, ``places`` are where the ``x-mesh`` of each service is written."""
+    is the fingerprint of the image's build context, ``places`` are where the ``x-mesh`` of each service is written.
+    ``relayout`` chooses all networks anew, ``all_names`` gives every app the names of all that it can reach."""
 
     config: Any
     files: tuple[str, ...]
@@ -56,6 +62,8 @@ class Inputs:
     before: Record | None = None
     existing: Existing | None = None
     places: Mapping[str, Place] = field(default_factory=dict)
+    relayout: bool = False
+    all_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,10 @@ def inject(inputs: Inputs) -> Injection:
     edges = settle(find_edges(mentions), ports)
 
     # The networks and their addresses.
+    layout = inputs.before.layout if inputs.before is not None and not inputs.relayout else Layout()
     static = (*find_static_references(application, apps, texts), *cluster_references(clusters))
-    topology = lay_out(application, apps, excluded, static, ports)
+    is_foreseen = _foreseen(inputs, edges)
+    topology = lay_out(application, apps, excluded, static, ports, layout, is_foreseen)
     if not topology.slots:
         reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
@@ -114,13 +124,14 @@ def inject(inputs: Inputs) -> Injection:
     require_ports(inside, ports, answers)
     placement = place(
         application.name,
-        _prefixes(apps, topology),
+        _sizes(apps, topology),
         options.subnets,
         inputs.taken,
         inputs.before.block if inputs.before is not None else None,
         _declared(application),
+        layout.subnets,
     )
-    addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA])
+    addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA], layout.addresses)
 
     # The files.
     names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
@@ -138,19 +149,26 @@ def inject(inputs: Inputs) -> Injection:
     digest = sha256(written.text.encode()).hexdigest()
     untouched = inputs.existing is None or not inputs.existing.edited
     mesh_sha256 = digest if untouched else inputs.before.mesh_sha256 if inputs.before is not None else ""
-    record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed)
-    files = {
-        OVERRIDE: override_text(
-            application, apps, topology, placement, addresses, options,
-            f"{application.name}-sidecar:{inputs.image}", inputs.files, record_line(record),
-        ),
-        MESH_FILE: written.text,
-    }  # fmt: skip
+    laid_out = layout_of(topology, placement.subnets, addresses)
+    record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out)
+    wirings: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for app in topology.slots:
         data = wiring(app, topology, names, placement.subnets, addresses[app])
         if app in facts:
             data = with_facts(data, facts[app], names, written.mesh)
-        files[f"{MESH_DIRECTORY}/{wiring_path(app)}"] = wiring_text(data)
+        wirings[app] = wiring_text(data)
+        # A listener for a call that nobody foresees is no reason for a restart.
+        foreseen = [it for it in data["outbound"] if is_foreseen(app, *_target(it["to"], names))]
+        digests[app] = sha256(wiring_text({**data, "outbound": foreseen}).encode()).hexdigest()[:12]
+    files = {
+        OVERRIDE: override_text(
+            application, apps, topology, placement, addresses, digests, options,
+            f"{application.name}-sidecar:{inputs.image}", inputs.files, record_line(record),
+        ),
+        MESH_FILE: written.text,
+    }  # fmt: skip
+    files |= {f"{MESH_DIRECTORY}/{wiring_path(app)}": text for app, text in wirings.items()}
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
     found = warnings(edges, apps, topology, options, readers, writers)
@@ -165,12 +183,32 @@ def inject(inputs: Inputs) -> Injection:
         picture=picture(edges, topology, names),
         lost=lost_networks(application, topology),
         warnings=(
+            *_layout_notes(inputs, topology, ports, placement),
             *found,
             *told(clusters),
             *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
             *written.notes,
         ),
     )
+
+
+def _layout_notes(
+    inputs: Inputs, topology: Topology, ports: Mapping[str, tuple[Port, ...]], placement: Placement
+) -> Iterator[str]:
+    before = inputs.before.layout.subnets if inputs.before is not None else {}
+    moved = [name for name, subnet in before.items() if placement.subnets.get(name, subnet) != subnet]
+    if moved:
+        yield (
+            f"--relayout moves {len(moved)} network{'s' if moved[1:] else ''} ({', '.join(moved)}): this is an outage, "
+            "because everything must be stopped for it: `docker compose down`, then `docker compose up -d`"
+        )
+    unseen: dict[str, list[str]] = {}
+    for caller, callee in topology.hidden:
+        if ports[callee]:
+            unseen.setdefault(callee, []).append(caller)
+    if unseen:
+        listed = ", ".join(f"{callee} (to {', '.join(callers)})" for callee, callers in sorted(unseen.items()))
+        yield f"added later, and unknown to older services that are not foreseen to call it: {listed}: --all-names tells all"
 
 
 def _subnet_notes(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:
@@ -187,6 +225,32 @@ def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]
         name: (*texts.get(name, ()), *(Text(label, text, "mounted") for label, text in inline))
         for name, inline in application.config_texts.items()
     }
+
+
+def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, int | None], bool]:
+    """Whether a caller is foreseen to call a callee, at a port if one is given: by the application, or by a ``mesh.yaml``
+    that a person edited."""
+    called = {(edge.caller, edge.callee): edge.ports for edge in edges}
+    mesh = inputs.existing.mesh if inputs.existing is not None and inputs.existing.edited else None
+    now = datetime.combine(inputs.today, time(), UTC)
+
+    def is_foreseen(caller: str, callee: str, port: int | None) -> bool:
+        if inputs.all_names or inputs.options.observe:
+            return True
+        ports = called.get((caller, callee))
+        if ports is not None and (port is None or not ports or port in ports):
+            return True
+        if mesh is None or not {caller, callee} <= mesh.services.keys():
+            return False
+        names = [name for name, number in mesh.services[callee].ports.items() if port in (None, number)]
+        return any(decide(mesh, mesh.identity(caller), callee, name, now).allowed for name in names)
+
+    return is_foreseen
+
+
+def _target(to: str, names: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
+    callee, _, name = to.rpartition(":")
+    return callee, names[callee][name]
 
 
 def _is_meshed(edge: Edge, topology: Topology) -> bool:
@@ -206,14 +270,18 @@ def _refuse_unknown(
             raise UsageError(f"--port: {MESH_FILE} was edited, and declares the ports of '{name}': change them there")
 
 
-def _prefixes(apps: Mapping[str, App], topology: Topology) -> dict[str, int]:
-    found = {MESH: prefix_for(2 * (len(topology.slots) + 1), 1)}
+def _sizes(apps: Mapping[str, App], topology: Topology) -> dict[str, tuple[int, int]]:
+    """The prefix length of each network, with room for more services and containers, and the longest that will do."""
+    sidecars = len(topology.slots) + 1
+    found = {MESH: (prefix_for(max(ROOM_FOR_SIDECARS, 2 * sidecars), 1), prefix_for(sidecars, 1))}
     for name, slots in topology.slots.items():
-        containers = max(6, 2 * apps[name].owner.replicas)
-        found |= {slot.network: prefix_for(1, containers) for slot in slots}
+        replicas = apps[name].owner.replicas
+        size = prefix_for(1, max(ROOM_FOR_CONTAINERS, 2 * replicas)), prefix_for(1, replicas + 1)
+        found |= {slot.network: size for slot in slots}
     for plain in topology.plain:
-        containers = sum(2 * apps[name].owner.replicas for name in (plain.app, *plain.outsiders))
-        found[plain.network] = prefix_for(1, containers)
+        containers = sum(apps[name].owner.replicas for name in (plain.app, *plain.outsiders))
+        room = max(ROOM_FOR_CONTAINERS, 2 * containers)
+        found[plain.network] = (prefix_for(1, room), prefix_for(1, containers + 1))
     return found
 
 

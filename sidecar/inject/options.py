@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK
+from sidecar.inject.layout import layout_data, layout_of_override, parse_layout
 from sidecar.inject.subnets import DEFAULT_RANGE
+from sidecar.inject.topology import Layout
 
 Publish = Literal["keep", "loopback", "drop"]
 
@@ -45,6 +47,7 @@ class Record:
     block: IPv4Network
     mesh_sha256: str
     proposed: frozenset[str]
+    layout: Layout
 
 
 def record_line(record: Record) -> str:
@@ -61,6 +64,7 @@ def record_line(record: Record) -> str:
         "block": str(record.block),
         "mesh_sha256": record.mesh_sha256,
         "proposed": sorted(record.proposed),
+        "layout": layout_data(record.layout),
     }
     return f"{MARK}: {json.dumps(data)}".replace("$", "$$")
 
@@ -90,6 +94,7 @@ def read_record(override: str, filename: str) -> Record:
             IPv4Network(data["block"]),
             str(data["mesh_sha256"]),
             frozenset(map(str, data["proposed"])),
+            parse_layout(data["layout"]) if "layout" in data else layout_of_override(override),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         line = override.count("\n", 0, found.start()) + 1

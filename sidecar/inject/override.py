@@ -6,6 +6,7 @@ request, the ports that the host publishes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
@@ -21,6 +22,11 @@ from sidecar.inject.yamltext import Commented, Flow, Tagged, block
 CA_STATE = "/var/lib/mesh-ca"
 BASE_IMAGE = "python:3.13-slim"
 
+BOUNDED = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
+"""The log of a container whose app says nothing of its own. The driver is named: not every one knows these options."""
+
+_SECRET = re.compile(r"(?i)token|secret|passw|credential|key")
+
 _HEAD = """\
 # Written by `sidecar inject` for {files}: the same application, with mutual TLS between its services.
 # Do not edit it: run `sidecar inject` again. Which service may call which is in mesh/mesh.yaml, which is yours to edit.
@@ -33,13 +39,15 @@ def override_text(
     topology: Topology,
     placement: Placement,
     mesh_addresses: Mapping[str, IPv4Address],
+    digests: Mapping[str, str],
     options: Options,
     image: str,
     files: tuple[str, ...],
     record: str,
 ) -> str:
-    """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``record`` is the line for the next run."""
-    made = _Override(application, apps, topology, placement, mesh_addresses, options, image)
+    """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``digests`` are of their wiring;
+    ``record`` is the line for the next run."""
+    made = _Override(application, apps, topology, placement, mesh_addresses, digests, options, image)
     data = {"services": dict(made.services()), "networks": dict(made.networks())}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
 
@@ -52,12 +60,13 @@ class _Override:
         topology: Topology,
         placement: Placement,
         mesh_addresses: Mapping[str, IPv4Address],
+        digests: Mapping[str, str],
         options: Options,
         image: str,
     ) -> None:
         self.application, self.apps, self.topology = application, apps, topology
         self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
-        self.options, self.image = options, image
+        self.digests, self.options, self.image = digests, options, image
         self.owners = app_of(apps)
 
     # -- services ------------------------------------------------------------------------------------------------------
@@ -158,6 +167,9 @@ class _Override:
             **({"profiles": Flow(list(app.owner.profiles))} if app.owner.profiles else {}),
             "command": Flow(["sidecar", "run", file]),
             **self._hardened(),
+            "logging": Flow(logging_of(app)),
+            # Read at its start: Compose recreates the container when it changes.
+            "labels": Flow({"mesh.wiring": self.digests[app.name]}),
             # Not service_healthy: the sidecar itself waits for the CA, and only if it has no certificate.
             "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
@@ -187,6 +199,7 @@ class _Override:
                 ]  # the CA is on the mesh network only
             ),
             **self._hardened(),
+            "logging": Flow(BOUNDED),
             "healthcheck": Flow(
                 {"test": ["CMD", "python", "-c", probe], "interval": "3s", "timeout": "5s", "retries": 20}
             ),
@@ -236,3 +249,15 @@ class _Override:
         subnet = self.subnets[key]
         pool = {"subnet": str(subnet), **({"ip_range": str(dynamic_half(subnet))} if fixed else {})}
         return {**({"internal": True} if internal else {}), "ipam": Flow({"config": [pool]})}
+
+
+def logging_of(app: App) -> Mapping[str, Any]:
+    """Where a sidecar's log goes: to where its app's goes. Two are not followed, and get :data:`BOUNDED`: ``none``, which
+    would hide refusals, and options that hold a secret, which would be copied into a file that people commit."""
+    own = app.owner.logging
+    return BOUNDED if not own or own.get("driver") == "none" or hidden_options(app) else own
+
+
+def hidden_options(app: App) -> list[str]:
+    """The options of an app's logging that look like secrets."""
+    return [name for name in app.owner.logging.get("options") or {} if _SECRET.search(name)]

@@ -11,6 +11,7 @@ from sidecar.inject.application import Application
 from sidecar.inject.edges import Edge
 from sidecar.inject.exclusions import udp_beside
 from sidecar.inject.options import Options
+from sidecar.inject.override import hidden_options
 from sidecar.inject.topology import Topology
 from sidecar.inject.visibility import App
 
@@ -106,6 +107,10 @@ def warnings(
         owner = apps[name].owner
         if owner.replicas > 1:
             yield f"{name}: its {owner.replicas} replicas share one sidecar; traffic among them is plaintext"
+        for option in hidden_options(apps[name]):
+            yield (
+                f"{name}: logging.options.{option} is not copied to its sidecar: its log is kept here, 3 files of 10 MB"
+            )
         udp = udp_beside(apps[name])
         if udp:
             yield f"{name}: services of the mesh can no longer reach its UDP {_numbers(map(str, udp))}"

@@ -45,6 +45,8 @@ class InjectRequest:
     subnets: str | None = None
     ports: Mapping[str, tuple[int, ...]] | None = None
     activate: bool = False
+    relayout: bool = False
+    all_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
         before=before,
         existing=_existing(project, before),
         places=find_places((name, read_text(project / name) or "") for name in names) if has_facts(config) else {},
+        relayout=request.relayout,
+        all_names=request.all_names,
     )
     injection = inject(inputs)
     contents = {path: text.encode() for path, text in injection.files.items()}

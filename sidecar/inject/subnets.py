@@ -1,7 +1,7 @@
 """The addresses of the added networks: small subnets of one block per project, and fixed addresses in them. Pure.
 
 How this works. Docker's default pools end at about thirty networks, and its choices differ between machines. Here every
-choice follows from a hash of a name: unless hashes collide, a network stays in place when others are added or removed.
+choice follows from a hash of a name, and what an earlier run chose stays: to move a network is an outage.
 Containers get addresses from the upper half of a subnet (``ip_range``), so none gets a fixed address: those are all in the
 lower half.
 """
@@ -31,7 +31,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``block`` contains all ``subnets``, which are by network."""
+    """``subnets`` are by network. New ones are in ``block``; those of earlier runs may be in earlier blocks."""
 
     block: IPv4Network
     subnets: Mapping[str, IPv4Network]
@@ -59,28 +59,67 @@ def prefix_for(fixed: int, dynamic: int) -> int:
 
 def place(
     project: str,
-    prefixes: Mapping[str, int],
+    sizes: Mapping[str, tuple[int, int]],
     within: IPv4Network,
     taken: Iterable[Taken],
     before: IPv4Network | None,
     declared: Iterable[Taken],
+    kept: Mapping[str, IPv4Network],
 ) -> Placement:
-    """``prefixes`` are the networks and their prefix lengths. ``taken`` are networks of this machine: no new block overlaps
-    one, but the block ``before`` of an earlier run is kept, because its own networks are among them. ``declared`` are the
-    application's own: no block ever overlaps one. Raises :class:`UsageError`."""
-    needed = sum(1 << (32 - prefix) for prefix in prefixes.values())
-    size = max(1 << (32 - LARGEST_BLOCK), 1 << (2 * needed - 1).bit_length())
-    size = min(size, within.num_addresses)
-    if needed > size:
+    """``sizes`` are the networks and their prefix lengths: one with room for more, and the longest that will do. ``taken``
+    are networks of this machine: nothing new overlaps one, but ``before``, the block of an earlier run, stays in use,
+    because its own networks are among them. ``declared`` are the application's own: nothing ever overlaps one. ``kept`` are
+    subnets of an earlier run. They stay; if one cannot, it is a :class:`UsageError`, and so is a range that is too small."""
+    declared, taken = list(declared), list(taken)
+    stay = {name: subnet for name, subnet in kept.items() if name in sizes}
+    _refuse_moves(stay, sizes, within, declared)
+    new = {name: it for name, it in sizes.items() if name not in stay}
+    needed, prefixes = _chosen(new, within.num_addresses - sum(it.num_addresses for it in stay.values()), within)
+    others = [it.network for it in declared]
+    if before is not None and not (before.subnet_of(within) and not any(before.overlaps(it) for it in others)):
+        before = None
+    if before is not None:
+        # Without ``kept`` all of the block is free: the networks of this machine that are in it are those of the last run.
+        used = [*kept.values(), *(it.network for it in taken if kept)]
+        found = _fill(before, prefixes, used)
+        if found is not None:
+            return Placement(before, {name: stay.get(name) or found[name] for name in sizes})
+    size = min(max(1 << (32 - LARGEST_BLOCK), 1 << (2 * needed - 1).bit_length()), within.num_addresses)
+    busy = [*declared, *taken, *(Taken(subnet, f"network {name}") for name, subnet in kept.items())]
+    block = _block(project, within, 33 - size.bit_length(), busy)
+    found = _fill(block, prefixes, []) or {}
+    return Placement(block, {name: stay.get(name) or found[name] for name in sizes})
+
+
+def _refuse_moves(
+    stay: Mapping[str, IPv4Network], sizes: Mapping[str, tuple[int, int]], within: IPv4Network, declared: list[Taken]
+) -> None:
+    for name, subnet in stay.items():
+        other = next((it.what for it in declared if it.network.overlaps(subnet)), None)
+        if not subnet.subnet_of(within):
+            why = f"is not in {within}"
+        elif other is not None:
+            why = f"overlaps {other}"
+        elif subnet.prefixlen > sizes[name][1]:
+            why = f"has no room for what is on it: it needs a /{sizes[name][1]}"
+        else:
+            continue
         raise UsageError(
-            f"--subnets: {within} is too small: {needed} addresses are needed for {len(prefixes)} networks"
+            f"network {name}: {subnet} {why}. It stays where it is until you run `sidecar inject --relayout`, which chooses "
+            "all networks anew and is an outage: everything must be stopped for it"
         )
-    declared = list(declared)
-    fits = before is not None and before.subnet_of(within) and before.num_addresses >= size
-    if before is not None and fits and not any(before.overlaps(it.network) for it in declared):
-        return Placement(before, _fill(before, prefixes))
-    block = _block(project, within, 33 - size.bit_length(), [*declared, *taken])
-    return Placement(block, _fill(block, prefixes))
+
+
+def _chosen(sizes: Mapping[str, tuple[int, int]], free: int, within: IPv4Network) -> tuple[int, dict[str, int]]:
+    """The prefix lengths, with room for more if the range has it, and how many addresses they need."""
+    for which in (0, 1):
+        prefixes = {name: it[which] for name, it in sizes.items()}
+        needed = sum(1 << (32 - prefix) for prefix in prefixes.values())
+        if needed <= free:
+            return needed, prefixes
+    raise UsageError(
+        f"--subnets: {within} is too small: {needed} addresses are needed for {len(sizes)} networks, and {free} are free"
+    )
 
 
 def _block(project: str, within: IPv4Network, prefix: int, taken: list[Taken]) -> IPv4Network:
@@ -96,23 +135,25 @@ def _block(project: str, within: IPv4Network, prefix: int, taken: list[Taken]) -
     raise UsageError(f"--subnets: {within} overlaps networks that exist already: {listed}: give another range")
 
 
-def _fill(block: IPv4Network, prefixes: Mapping[str, int]) -> dict[str, IPv4Network]:
-    """Large subnets first; each at the position that its name's hash gives, or at the next free one."""
+def _fill(
+    block: IPv4Network, prefixes: Mapping[str, int], used: Iterable[IPv4Network]
+) -> dict[str, IPv4Network] | None:
+    """Large subnets first; each at the position that its name's hash gives, or at the next free one. None: no room."""
     found: dict[str, IPv4Network] = {}
-    used: set[int] = set()  # in units of the smallest subnet
-    unit = 1 << (32 - SMALLEST)
+    busy = [it for it in used if it.overlaps(block)]
     for name, prefix in sorted(prefixes.items(), key=lambda item: (item[1], item[0])):
-        size = 1 << (32 - prefix)
-        count, units = block.num_addresses // size, size // unit
-        start = _number(name) % count
-        index = next(
-            at
-            for step in range(count)
-            if not used.intersection(range((at := (start + step) % count) * units, (at + 1) * units))
-        )
-        used.update(range(index * units, (index + 1) * units))
-        found[name] = IPv4Network((int(block.network_address) + index * size, prefix))
-    return {name: found[name] for name in prefixes}
+        count = block.num_addresses >> (32 - prefix)
+        start = _number(name) % max(count, 1)
+        for step in range(count):
+            at = int(block.network_address) + (start + step) % count * (1 << (32 - prefix))
+            candidate = IPv4Network((at, prefix))
+            if not any(candidate.overlaps(it) for it in busy):
+                found[name] = candidate
+                busy.append(candidate)
+                break
+        else:
+            return None
+    return found
 
 
 def dynamic_half(subnet: IPv4Network) -> IPv4Network:
@@ -125,17 +166,21 @@ def first_fixed(subnet: IPv4Network) -> IPv4Address:
     return subnet.network_address + 2
 
 
-def fixed_addresses(subnet: IPv4Network, names: Iterable[str]) -> dict[str, IPv4Address]:
-    """An address in the lower half for each name, chosen by its hash: most addresses stay when a name is added."""
+def fixed_addresses(
+    subnet: IPv4Network, names: Iterable[str], kept: Mapping[str, IPv4Address]
+) -> dict[str, IPv4Address]:
+    """An address in the lower half for each name: the one that it has in ``kept``, or a free one chosen by its hash."""
+    lower = next(subnet.subnets(prefixlen_diff=1))
+    found = {name: kept[name] for name in sorted(names) if name in kept and kept[name] in lower}
     count = subnet.num_addresses // 2 - 2
-    found: dict[str, IPv4Address] = {}
-    used: set[int] = set()
-    for name in sorted(names):
+    used = set(found.values())
+    for name in sorted(set(names) - set(found)):
         start = _number(name) % count
-        index = next(at for step in range(count) if (at := (start + step) % count) not in used)
-        used.add(index)
-        found[name] = subnet.network_address + 2 + index
-    return found
+        found[name] = next(
+            at for step in range(count) if (at := subnet.network_address + 2 + (start + step) % count) not in used
+        )
+        used.add(found[name])
+    return dict(sorted(found.items()))
 
 
 def _number(text: str) -> int:

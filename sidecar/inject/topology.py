@@ -9,9 +9,11 @@ fixed address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from itertools import combinations, count
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import Application
@@ -29,6 +31,35 @@ CA = "mesh-ca"
 def sidecar_of(app: str) -> str:
     """The service that is an app's sidecar."""
     return f"{app}-mesh"
+
+
+ALONE = "no other app on it is in the mesh"
+
+
+def private_network(app: str, index: int) -> str:
+    return f"{app}-private" + (f"-{index + 1}" if index else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the last run put everything. ``subnets`` are by network; ``addresses``, on the mesh network, are those of the
+    sidecars by app, and of the CA. ``callees``: by app, the private network on which it finds each callee. ``names``: by
+    app, the callee that each name leads to; empty where that is not recorded. ``outside``: by app and original network, the
+    network on which it meets outsiders: that one itself, or one of its own."""
+
+    subnets: Mapping[str, IPv4Network] = field(default_factory=dict)
+    addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
+    callees: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    outside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def stays(self, app: str, network: str) -> bool:
+        return self.outside.get(app, {}).get(network) == network
+
+    def private_networks(self, app: str) -> list[str]:
+        """In their order; those that lead to nobody now too."""
+        pattern = re.compile(re.escape(private_network(app, 0)) + r"(-\d+)?")
+        return sorted(filter(pattern.fullmatch, self.subnets), key=lambda name: (len(name), name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +86,8 @@ class PlainNetwork:
 class Topology:
     """``slots`` are by app of the mesh. Each with its reason: ``stays`` are original networks that an app keeps,
     ``excluded`` are apps, ``plaintext`` are sorted pairs whose traffic stays plaintext. ``unclear`` are names of several
-    callees, by caller: the callee that the name leads to now, then all."""
+    callees, by caller: the callee that the name leads to now, then all. ``hidden`` are pairs of caller and callee: the
+    caller was there first, is not foreseen to call it, and so did not get its names."""
 
     slots: Mapping[str, tuple[Slot, ...]]
     stays: Mapping[tuple[str, str], str]
@@ -63,6 +95,7 @@ class Topology:
     excluded: Mapping[str, str]
     plaintext: Mapping[tuple[str, str], str]
     unclear: Mapping[tuple[str, str], tuple[str, ...]]
+    hidden: tuple[tuple[str, str], ...]
 
     def is_plaintext(self, one: str, other: str) -> bool:
         return (min(one, other), max(one, other)) in self.plaintext
@@ -74,12 +107,16 @@ def lay_out(
     excluded: Mapping[str, str],
     static: tuple[StaticReference, ...],
     ports: Mapping[str, tuple[Port, ...]],
+    layout: Layout,
+    is_foreseen: Callable[[str, str, int | None], bool],
 ) -> Topology:
-    """Raises :class:`UsageError` if an added service or network has a name that the application uses already."""
+    """What is in ``layout``, that of the last run, stays as it is. An app that was there gets the names of new callees only
+    if ``is_foreseen`` says of it and the callee that it calls it. Raises :class:`UsageError` if an added service or network
+    has a name that the application uses already."""
     excluded = dict(excluded)
     while True:
         meshed = [name for name in sorted(apps) if name not in excluded]
-        stays = _stays(application, apps, meshed, static)
+        stays = _stays(application, apps, meshed, static, layout)
         plaintext = _plaintext(apps, meshed, excluded, stays)
         alone = [name for name in meshed if not _in_mesh(apps, name, meshed, plaintext)]
         if not alone:
@@ -92,20 +129,30 @@ def lay_out(
         }
     slots: dict[str, tuple[Slot, ...]] = {}
     unclear: dict[tuple[str, str], tuple[str, ...]] = {}
+    hidden: list[tuple[str, str]] = []
     for name in meshed:
-        callees = _in_mesh(apps, name, meshed, plaintext)
+        near = _in_mesh(apps, name, meshed, plaintext)
+        kept = layout.callees.get(name, {})
+        callees = [it for it in near if name not in layout.addresses or it in kept or is_foreseen(name, it, None)]
         found = names_for(apps[name], apps, callees)
-        leads = leads_to(found)
-        slots[name] = tuple(_slots(name, callees, leads, ports))
-        unclear |= {(name, word): (leads[word], *them) for word, them in found.items() if len(set(them)) > 1}
-    plain = tuple(_plain_networks(apps, meshed, excluded, stays))
-    topology = Topology(slots, stays, plain, excluded, dict(sorted(plaintext.items())), unclear)
+        leads, withheld = _leads(found, layout, name, is_foreseen)
+        hidden += [(name, it) for it in near if it in withheld or it not in callees]
+        slots[name] = tuple(_slots(name, callees, leads, ports, layout))
+        unclear |= {
+            (name, word): (leads[word], *them) for word, them in found.items() if len({*them}) > 1 and word in leads
+        }
+    plain = tuple(_plain_networks(apps, meshed, excluded, stays, layout))
+    topology = Topology(slots, stays, plain, excluded, dict(sorted(plaintext.items())), unclear, tuple(hidden))
     _refuse_clashes(application, topology)
     return topology
 
 
 def _stays(
-    application: Application, apps: Mapping[str, App], meshed: list[str], static: tuple[StaticReference, ...]
+    application: Application,
+    apps: Mapping[str, App],
+    meshed: list[str],
+    static: tuple[StaticReference, ...],
+    layout: Layout,
 ) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for name in meshed:
@@ -117,9 +164,14 @@ def _stays(
                 found[name, key] = "it is external, and its other members are unknown"
             elif fixed:
                 found[name, key] = fixed[0].reason
-            elif others and not others & set(meshed):
-                found[name, key] = "no other app on it is in the mesh"
+            elif others and (not others & set(meshed) or _was_first(layout, name, key, others & set(meshed))):
+                found[name, key] = ALONE
     return found
+
+
+def _was_first(layout: Layout, name: str, network: str, others: set[str]) -> bool:
+    """Whether an app stays alone with outsiders on a network that others came to later: they get networks of their own."""
+    return layout.stays(name, network) and not any(layout.stays(other, network) for other in others)
 
 
 def _plaintext(
@@ -143,35 +195,55 @@ def _in_mesh(
     return tuple(it for it in meshed if it in near and (min(name, it), max(name, it)) not in plaintext)
 
 
+def _leads(
+    found: Mapping[str, list[str]], layout: Layout, caller: str, is_foreseen: Callable[[str, str, int | None], bool]
+) -> tuple[dict[str, str], set[str]]:
+    """The callee that each name leads to: where it led before, if it can. And the callees of whom names are withheld."""
+    kept, names = layout.callees.get(caller, {}), layout.names.get(caller, {})
+    older = {word: [it for it in them if it in kept] or them for word, them in found.items()}
+    leads = leads_to(older) | {word: names[word] for word, them in found.items() if names.get(word) in them}
+    withheld = {
+        word: callee
+        for word, callee in leads.items()
+        if callee in kept and word not in names and not is_foreseen(caller, callee, None)
+    }
+    return {word: callee for word, callee in leads.items() if word not in withheld}, set(withheld.values())
+
+
 def _slots(
-    name: str, callees: Iterable[str], leads: Mapping[str, str], ports: Mapping[str, tuple[Port, ...]]
+    name: str, callees: Iterable[str], leads: Mapping[str, str], ports: Mapping[str, tuple[Port, ...]], layout: Layout
 ) -> Iterable[Slot]:
-    """First fit: a callee goes to the first network on which its ports are free."""
-    together: list[list[str]] = [[]]
-    taken: list[set[int]] = [set()]
-    for callee in callees:
+    """A callee stays on its network; a new one goes to the first network on which its ports are free."""
+    kept = layout.callees.get(name, {})
+    together: dict[str, list[str]] = {it: [] for it in layout.private_networks(name) or [private_network(name, 0)]}
+    taken: dict[str, set[int]] = {network: set() for network in together}
+    for callee in sorted(callees, key=lambda it: (it not in kept, it)):
         numbers = {port.number for port in ports[callee]}
-        place = next((index for index, used in enumerate(taken) if not used & numbers), len(taken))
-        if place == len(taken):
-            together.append([])
-            taken.append(set())
-        together[place].append(callee)
-        taken[place] |= numbers
-    for index, group in enumerate(together):
-        network = f"{name}-private" + (f"-{index + 1}" if index else "")
-        yield Slot(network, tuple(group), {word: callee for word, callee in leads.items() if callee in group})
+        free = [network for network, used in taken.items() if not used & numbers]
+        more = next(it for it in (private_network(name, index) for index in count()) if it not in together)
+        place = kept[callee] if kept.get(callee) in free else next(iter(free), more)
+        together.setdefault(place, []).append(callee)
+        taken.setdefault(place, set()).update(numbers)
+    for network, group in together.items():
+        yield Slot(network, tuple(sorted(group)), {word: callee for word, callee in leads.items() if callee in group})
 
 
 def _plain_networks(
-    apps: Mapping[str, App], meshed: list[str], excluded: Mapping[str, str], stays: Mapping[tuple[str, str], str]
+    apps: Mapping[str, App],
+    meshed: list[str],
+    excluded: Mapping[str, str],
+    stays: Mapping[tuple[str, str], str],
+    layout: Layout,
 ) -> Iterable[PlainNetwork]:
     for name in meshed:
-        number = 0
+        kept = layout.outside.get(name, {})
+        fresh = (f"{name}-plain" + (f"-{number}" if number > 1 else "") for number in count(1))
+        unused = (network for network in fresh if network not in kept.values())
         for key in apps[name].owner.networks:
             outsiders = tuple(it for it in sorted(excluded) if it in apps and key in apps[it].owner.networks)
             if outsiders and (name, key) not in stays:
-                number += 1
-                yield PlainNetwork(f"{name}-plain" + (f"-{number}" if number > 1 else ""), name, outsiders, key)
+                network = kept[key] if kept.get(key, key) != key else next(unused)
+                yield PlainNetwork(network, name, outsiders, key)
 
 
 def _refuse_clashes(application: Application, topology: Topology) -> None:

@@ -12,7 +12,7 @@ from sidecar.inject.edges import Text, find_edges, find_mentions
 from sidecar.inject.injection import Inputs
 from sidecar.inject.options import Options
 from sidecar.inject.ports import infer_ports
-from sidecar.inject.topology import Topology, lay_out
+from sidecar.inject.topology import Layout, Topology, lay_out
 from sidecar.inject.visibility import App, find_apps
 
 TODAY = date(2026, 11, 24)
@@ -66,4 +66,4 @@ def topology(
     found = find_apps(whole)
     mentions = find_mentions(whole, found, {})
     assert find_edges(mentions) is not None
-    return lay_out(whole, found, excluded or {}, (), infer_ports(found, mentions, {}, {}))
+    return lay_out(whole, found, excluded or {}, (), infer_ports(found, mentions, {}, {}), Layout(), lambda *_: True)

@@ -95,6 +95,15 @@ def again(inputs: Inputs, first: Injection, mesh: str | None = None) -> Inputs:
     return replace(inputs, before=record, existing=existing, options=record.options)
 
 
+def stanzas(injection: Injection) -> dict[str, str]:
+    """The text of each service and network of the override, without comments."""
+    found: dict[str, str] = {}
+    text = re.sub(r"(?m)(^|(?<=[^\"] ))\s*# .*$", "", injection.files[OVERRIDE]) + "\n"
+    for block in re.split(r"(?m)^(?=\w)", text):
+        found |= {it.partition(":")[0].strip(' "'): it.strip() for it in re.split(r"(?m)^(?=  [\w\"])", block)[1:]}
+    return found
+
+
 def edge_texts(injection: Injection) -> list[str]:
     """``web -> api:8080``, a line a port."""
     found = []

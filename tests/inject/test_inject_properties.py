@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_FILE, Injection, Inputs, inject
 from sidecar.inject.topology import MESH
-from tests.inject import bed
+from tests.inject import applications, bed
 
 NAMES = ["a", "b", "c-1", "D", "no", "web", "web.x", "e_5"]
 NETWORKS = ["default", "one", "two", "outer", "fixed"]
@@ -59,7 +59,7 @@ def services(draw: st.DrawFn) -> dict[str, Any]:
                 service["environment"]["BY_ADDRESS"] = "10.66.0.11"
         service["scale"] = draw(st.integers(1, 9))
         if draw(st.integers(0, 9)) == 0:
-            service["volumes"] = ["/var/run/docker.sock:/var/run/docker.sock"]
+            service["volumes"] = [{"type": "bind", "source": "/var/run/docker.sock", "target": "/var/run/docker.sock"}]
             service["image"] = "traefik:v3"
         made[name] = service
     return {
@@ -105,6 +105,58 @@ def test_whatever_the_application(application: dict[str, Any]) -> None:
         assert bed.overlapping(injection) == []
         assert bed.values_in_comments(inputs, injection) == []
         assert inject(bed.again(inputs, injection)).files == injection.files
+
+
+def as_compose_tells(application: dict[str, Any]) -> Inputs:
+    """Without Compose, which takes its time."""
+    alone = {name: raw for name, raw in application["services"].items() if "network_mode" not in raw}
+    answers = {name: () for name, raw in alone.items() if not raw["expose"]}
+    found = applications.inputs(application["services"], application["networks"])
+    return replace(found, options=replace(found.options, ports=answers))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(services(), st.integers(2, 5), st.booleans(), st.data())
+def test_nothing_that_runs_moves_for_newcomers(
+    application: dict[str, Any], number: int, is_called: bool, data: st.DataObject
+) -> None:
+    """But for those who call one, share its network namespace, or reach a port that nobody knew of."""
+    old = list(application["services"])[:number]
+    new = [name for name in application["services"] if name not in old]
+    for raw in (application["services"][name] for name in new):
+        # These do move others, and it is said: an outsider, an external network, a call by a fixed address.
+        assume(raw["image"] != "traefik:v3")
+        raw.get("environment", {}).pop("BY_ADDRESS", None)
+        if "networks" in raw:
+            raw["networks"] = {key: it for key, it in raw["networks"].items() if key not in ("outer", "fixed")}
+            raw["networks"] = raw["networks"] or {"default": {"aliases": []}}
+    before = {**application, "services": {name: application["services"][name] for name in old}}
+    moved = {str(application["services"][name].get("network_mode", "")).removeprefix("service:") for name in new}
+    if new and is_called:
+        caller = data.draw(st.sampled_from(old))
+        application["services"][caller]["environment"] = {"NEW": f"http://{data.draw(st.sampled_from(new))}:80"}
+        moved.add(caller)
+    try:
+        first = inject(as_compose_tells(before))
+    except UsageError as error:
+        assert "no two services that a mesh could connect" in str(error)  # noqa: PT017  # as above
+        assume(False)
+        raise
+    inputs = as_compose_tells(application)
+    run = replace(bed.again(inputs, first), options=inputs.options)
+    after = inject(run)
+    was, now = bed.stanzas(first), bed.stanzas(after)
+    called = {edge.caller for edge in after.edges if edge.callee in new}
+    known_better = {name for name, ports in first.ports.items() if ports != after.ports[name]}
+    moved |= called | known_better
+    moved |= {name for name, slots in first.topology.slots.items() for it in slots if known_better & {*it.callees}}
+    for name in set(first.services) - moved:
+        assert (was[name], was[f"{name}-mesh"]) == (now[name], now[f"{name}-mesh"])
+    assert {name: was[name] for name in first.placement.subnets} == {
+        name: now[name] for name in first.placement.subnets
+    }
+    assert was["mesh-ca"] == now["mesh-ca"]
+    assert inject(bed.again(run, after)).files == after.files
 
 
 def edges_without_listener(inputs: Inputs, injection: Injection, after: Any, wiring: Any) -> list[str]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.options import Options, Record, parse_ports, read_record, record_line
+from sidecar.inject.topology import Layout
 
 OPTIONS = Options("/a $b", "1:2", "drop", ("x", "y"), True, IPv4Network("10.0.0.0/16"), {"db": (1, 2), "w": ()})
-RECORD = Record(OPTIONS, ("a.yaml",), IPv4Network("10.0.0.0/20"), "00", frozenset({"a->b"}))
+LAYOUT = Layout(
+    {"web-private": IPv4Network("10.0.0.0/25")},
+    {"web": IPv4Address("10.0.1.2")},
+    {"web": {"db": "web-private"}},
+    {"web": {"db": "db", "$x": ""}},
+    {"web": {"side": "side"}},
+)
+RECORD = Record(OPTIONS, ("a.yaml",), IPv4Network("10.0.0.0/20"), "00", frozenset({"a->b"}), LAYOUT)
 
 
 def test_back_as_it_was() -> None:
@@ -27,7 +35,16 @@ def test_a_file_of_somebody_else(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"drop"', '"all"'), ('"10.0.0.0/20"', "1.5"), ("{", "{,"), ('"only"', '"x"'), ("[1, 2]", "1")]
+    ("old", "new"),
+    [
+        ('"drop"', '"all"'),
+        ('"10.0.0.0/20"', "1.5"),
+        ("{", "{,"),
+        ('"only"', '"x"'),
+        ("[1, 2]", "1"),
+        ('"10.0.0.0/25"', "[]"),
+        ('"subnets": {', '"nets": {'),
+    ],
 )
 def test_a_record_that_was_tampered_with(old: str, new: str) -> None:
     with pytest.raises(UsageError, match=r"^f:2: x-sidecar-inject: cannot be read"):

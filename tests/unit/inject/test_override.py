@@ -128,3 +128,27 @@ def test_a_kept_network_is_kept_as_it_was() -> None:
         {"outer": {"external": True}},
     )
     assert found["services"]["web"]["networks"][1] == {"web-private": {"aliases": ["w"]}, "outer": attachment}
+
+
+BOUNDED = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"driver": "local", "options": {"max-size": "1m", "tag": "a$$b"}}, None),
+        ({"driver": "journald"}, None),
+        ({"options": {"max-size": "1m"}}, None),
+        (None, BOUNDED),
+        ({"driver": "none"}, BOUNDED),  # refusals would be seen nowhere
+        ({"driver": "splunk", "options": {"splunk-token": "hunter2", "splunk-url": "https://x"}}, BOUNDED),
+    ],
+)
+def test_a_sidecar_s_log_goes_where_its_app_s_goes_and_is_bounded(own: Any, expected: Any) -> None:
+    given = inject(inputs({"web": {"logging": own} if own else {}, "db": {"expose": ["1"]}}))
+    found = yaml.load(given.files[OVERRIDE], _Loader)["services"]  # noqa: S506  # a safe loader with two tags
+    assert found["web-mesh"]["logging"] == (expected or own)
+    assert found["db-mesh"]["logging"] == found["mesh-ca"]["logging"] == BOUNDED
+    assert "hunter2" not in "".join(given.files.values())
+    hidden = "web: logging.options.splunk-token is not copied to its sidecar: its log is kept here, 3 files of 10 MB"
+    assert (hidden in given.warnings) == (own is not None and own.get("driver") == "splunk")
