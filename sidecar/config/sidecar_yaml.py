@@ -179,6 +179,7 @@ _Seconds = Annotated[float, read_by(_seconds, PATTERN)]
 _Listen = Annotated[Address, read_by(_listen)]
 _Some = Annotated[tuple[_T, ...], AfterValidator(_not_empty), BeforeValidator(one_is_a_list)]
 _Destinations = _Some[Annotated[Address, read_by(parse_address)]]
+_Target = Annotated[Target, BeforeValidator(_to, json_schema_input_type=str)]
 _Networks = _Some[Annotated[Network, read_by(_network)]]
 # A port named by its number may be written as a number.
 _PortName = Annotated[
@@ -275,10 +276,13 @@ class Outbound(_Listener):
     ``allow_from``: the networks that may connect. It is empty only if ``listen`` is on loopback; then nothing is limited.
     """
 
-    target: Annotated[Target, BeforeValidator(_to, json_schema_input_type=str), Field(alias="to")]
+    target: Annotated[_Target, Field(alias="to")]
     """What is called: `service:port`, or a service's name if it has one port."""
     peers: _Destinations
     """Where the sidecars of that service listen: `host:port`. One, or a list: if one fails, the next is tried."""
+    ambiguous_with: Annotated[_Some[_Target], BeforeValidator(nothing_is_the_default)] = ()
+    """What else has this address, so that nobody can tell which of them a call means: every call is refused, and the refusal
+    names all. Written by `sidecar inject` for calls that nobody foresees."""
     allow_from: Annotated[_Networks, BeforeValidator(nothing_is_the_default)] = ()
     """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
     device: Annotated[str, AfterValidator(_device)] | None = None
@@ -287,6 +291,11 @@ class Outbound(_Listener):
     # Validated after `allow_from`, which its validator reads.
     listen: Annotated[Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)]
     """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
+
+    @property
+    def shown(self) -> str:
+        """All that a call may mean."""
+        return " or ".join(map(str, (self.target, *self.ambiguous_with)))
 
     @property
     def service(self) -> str:

@@ -59,8 +59,8 @@ def warnings(config: Config, now: datetime) -> list[str]:
     found, unruled = [], []
     for i, outbound in enumerate(config.outbound):
         decision = decide.decide(mesh, mesh.identity(service), outbound.service, outbound.port, now)
-        if decision.kind is decide.Kind.NO_RULE:
-            unruled.append((f"outbound[{i}]", str(outbound.target)))
+        if decision.kind is decide.Kind.NO_RULE or outbound.ambiguous_with:
+            unruled.append((f"outbound[{i}]", outbound.shown))
         elif not decision.allowed:
             found.append(f"{config.path}: outbound[{i}]: every connection will be refused: {decision.why}")
     if unruled:  # in one line: `sidecar inject` wires every neighbour, so that each refusal names the service

@@ -33,7 +33,7 @@ KEY = "x-mesh"
 OURS: Mapping[str, tuple[str, ...]] = {
     "": ("service", "mesh", "identity", "admin"),
     "inbound": ("port", "listen", "app"),
-    "outbound": ("to", "listen", "peers", "allow_from", "device"),
+    "outbound": ("to", "listen", "peers", "allow_from", "device", "ambiguous_with"),
 }
 """The keys of ``sidecar.yaml`` that ``inject`` writes: at the top, and in each entry of the two lists."""
 

@@ -64,10 +64,11 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         ],
         "outbound": [
             {
-                "to": str(one.target),
+                "to": one.shown,
                 "listen": str(one.listen),
                 "peers": [str(peer) for peer in one.peers],
-                "allowed": decide(mesh, mesh.identity(config.service), one.service, one.port, now).allowed,
+                "allowed": not one.ambiguous_with
+                and decide(mesh, mesh.identity(config.service), one.service, one.port, now).allowed,
                 "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
             }
             for one in config.outbound

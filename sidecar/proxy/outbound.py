@@ -70,6 +70,12 @@ async def serve(
     if route.allow_from and not any(client in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
         raise Refused(Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {client}")
+    if route.ambiguous_with:
+        raise Refused(
+            Reason.POLICY_DENIED,
+            f"cannot tell whether {route.shown} is meant: these share an address, since no such call was foreseen; allow "
+            "the one that is meant in mesh.yaml, and run `sidecar inject` again",
+        )
     decision = decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock())
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:

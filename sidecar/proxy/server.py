@@ -137,7 +137,7 @@ class Server:
             self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler, trial)
         for index, route in enumerate(routes):
             peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
-            handler, where, target = _outbound(node, route, peers), f"outbound[{index}]", str(route.target)
+            handler, where, target = _outbound(node, route, peers), f"outbound[{index}]", route.shown
             asked = partial(ask_callee, node, route, peers)
             self._add(where, route.listen, route.device, "outbound", route.port, target, handler, asked)
 

@@ -112,7 +112,7 @@ async def ask_callee(node: Node, route: Outbound, upstream: dial.Upstream) -> Re
     """The :data:`Trial` of an outbound listener: connects to the callee's app through its sidecar. Judged as a call is; a
     peer that may be an attacker raises the alarm."""
     snapshot = node.current
-    if not decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock()).allowed:
+    if route.ambiguous_with or not decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock()).allowed:
         return None
     record = ConnectionRecord("outbound", node.config.service, route.port, node.time(), upstream=str(route.target))
     try:

@@ -278,6 +278,7 @@ def outbound(
     tolerate_missing_close_notify: bool = False,
     idle_timeout: float | None = None,
     max_age: float = timedelta(days=1).total_seconds(),
+    ambiguous_with: Sequence[Target] = (),
 ) -> Outbound:
     """An outbound listener on a free address of loopback."""
     return Outbound(
@@ -286,6 +287,7 @@ def outbound(
         peers=peers,
         allow_from=tuple(allow_from),
         device=device,
+        ambiguous_with=tuple(ambiguous_with),
         require_alpn=require_alpn,
         tolerate_missing_close_notify=tolerate_missing_close_notify,
         idle_timeout=idle_timeout,

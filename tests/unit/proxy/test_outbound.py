@@ -13,13 +13,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
+from sidecar.policy.names import Target
 from sidecar.proxy import outbound as outbound_module
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import receive_verdict
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
 from tests.beds.certificates import Authority
 from tests.beds.impostor import Impostor
-from tests.beds.mesh import App, Foreigner, connect, mesh_bed, outbound
+from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed, outbound
 from tests.unit.proxy.test_inbound import generation_under, nobody
 
 
@@ -38,6 +39,23 @@ async def test_nobody_there_is_no_denial_and_no_alarm() -> None:
         assert (line["reason"], line["decision"], line["rule"]) == ("connect_failed", "allow", "web->api:http")
         assert (line["peer_address"], line["peer_id"], line["upstream"]) == (str(endpoint), None, "api:http")
         assert not web.log.alarms
+
+
+async def test_a_call_that_may_mean_several_is_refused_and_names_them() -> None:
+    """Also if the policy allows one of them: another one may be meant."""
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        api = await bed.sidecar("api", inbound=[inbound("http", app.address)])
+        route = outbound(
+            "api", "http", api.address("http"), ambiguous_with=[Target("db", "5432"), Target("api", "metrics")]
+        )
+        web = await bed.sidecar("web", outbound=[route])
+        await assert_refused(Address(*web.server.listeners[0].address))
+        line = await web.log.connection()
+        assert (line["reason"], line["decision"], line["rule"]) == ("policy_denied", "deny", None)
+        assert line["upstream"] == "api:http or db:5432 or api:metrics"
+        assert "cannot tell whether api:http or db:5432 or api:metrics is meant" in line["message"]
+        assert not app.connections
 
 
 async def test_a_name_without_an_address() -> None:
