@@ -65,7 +65,8 @@ class Score:
     outside: frozenset[Edge]
     wrong: frozenset[Edge]
     dead: frozenset[Edge]
-    """Those of ``missed`` at which the callee has not even a listener: a call is refused, and nothing is logged."""
+    """Those of ``missed`` at which the callee has not even a listener: a call is refused, and nothing is logged. None if
+    inject refused the application, which then runs as before."""
     untrue: tuple[str, ...]
     """Services of which it is said that no port is known, though their files or their image say it, or that they listen
     at none."""
@@ -107,7 +108,9 @@ def score(truth: Truth, outcome: Outcome) -> Score:
         missed=missed,
         outside=outside,
         wrong=frozenset(edge for edge in outcome.allowed if not truth.is_allowed(edge)),
-        dead=frozenset(edge for edge in missed if edge[2] not in outcome.listeners.get(edge[1], ())),
+        dead=frozenset(
+            edge for edge in missed if not outcome.failed and edge[2] not in outcome.listeners.get(edge[1], ())
+        ),
         untrue=tuple(name for name in unknown_ports(outcome.notes) if name in truth.workers or truth.ports.get(name)),
     )
 
@@ -183,6 +186,7 @@ def report(directory: Path) -> Iterator[str]:
         told = outcome.failed or (f"asked for {', '.join(outcome.asked)}" if outcome.asked else "")
         yield f"{application.name:20} {_figures([(truth, outcome, it)])}  {told}".rstrip()
         yield from (f"    missed  {text}{' (no listener)' * (edge in it.dead)}" for text, edge in _sorted(it.missed))
+        yield from (f"    outside {text}" for text, _ in _sorted(it.outside))
         yield from (f"    wrong   {text}" for text, _ in _sorted(it.wrong))
         yield from (f"    untrue  no port known: {name}" for name in it.untrue)
     yield f"{'in all':20} {_figures(outcomes)}"

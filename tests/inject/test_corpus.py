@@ -66,6 +66,12 @@ def test_score() -> None:
     )
 
 
+def test_nothing_is_dead_in_an_application_that_inject_refused() -> None:
+    refused = score(TRUTH, Outcome(failed="no two services"))
+    assert refused.missed == TRUTH.edges
+    assert refused.dead == frozenset()
+
+
 def test_a_possible_call_at_one_port_does_not_excuse_another() -> None:
     assert score(TRUTH, Outcome(allowed=frozenset({("api", "worker", 10)}))).wrong == {("api", "worker", 10)}
 
