@@ -16,7 +16,8 @@ behind a sidecar is reported with the reason, and a call that was not found in t
 
 Smaller modules serve these: ``facts`` (what the Compose file itself says for the mesh: ``x-mesh``), ``visibility`` (which
 names an app can reach), ``references`` (hosts and ports named in a text), ``keys`` (which keys name hosts), ``clusters``
-(services that call each other though no file says so), ``attribution`` (whose a source file is), ``wellknown`` (images and
+(services that call each other though no file says so), ``attribution`` (whose a source file is), ``listening`` (what a
+service tells of its own port), ``questions`` (what a person is asked, and what nobody can reach), ``wellknown`` (images and
 their ports), ``layout`` (where the last run put everything), ``options`` (the choices of a run, kept for the next),
 ``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on this machine), ``activation``
 (``COMPOSE_FILE``), ``yamltext``.

@@ -94,6 +94,7 @@ class ComposeService:
     labels: Mapping[str, str]
     profiles: tuple[str, ...]
     replicas: int
+    restart: str
     addresses: tuple[str, ...]
     logging: Mapping[str, Any]
 
@@ -224,6 +225,7 @@ def _service(name: str, raw: Mapping[str, Any]) -> ComposeService:
         labels=MappingProxyType({key: str(it) for key, it in _mapping_at(raw, "labels").items()}),
         profiles=tuple(raw.get("profiles") or ()),
         replicas=int(replicas) if isinstance(replicas, int | str) and str(replicas).isdigit() else 1,
+        restart=str(raw.get("restart") or ""),
         addresses=(*_texts(raw.get("extra_hosts")), *_texts(raw.get("dns"))),
         logging=MappingProxyType(_mapping_at(raw, "logging")),
     )

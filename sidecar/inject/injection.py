@@ -21,13 +21,18 @@ from sidecar.inject.clusters import cluster_references, find_clusters, told, wit
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
+<<<<<<< HEAD
 from sidecar.inject.layout import layout_of
+=======
+from sidecar.inject.listening import is_worker, listening_ports
+>>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
 from sidecar.inject.picture import lost_networks, picture, warnings
 from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
-from sidecar.inject.ports import Port, infer_ports, require_ports, settle
+from sidecar.inject.ports import Port, infer_ports, settle
+from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out
@@ -109,7 +114,13 @@ def inject(inputs: Inputs) -> Injection:
     said = {app: it.ports for app, it in facts.items() if it.ports is not None}
     given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
     answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
-    ports = infer_ports(apps, mentions, inputs.dockerfiles, answers)
+    workers = _workers(application, inputs.dockerfiles, texts)
+    listening = {
+        service.name: listening_ports(service, inputs.dockerfiles.get(service.name, ""), texts.get(service.name, ()))
+        for service in application.services.values()
+        if service.name not in workers
+    }
+    ports = infer_ports(apps, mentions, inputs.dockerfiles, answers, listening)
     edges = settle(find_edges(mentions), ports)
 
     # The networks and their addresses.
@@ -121,7 +132,7 @@ def inject(inputs: Inputs) -> Injection:
         reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
     inside = tuple(it for it in edges if _is_meshed(it, topology))
-    require_ports(inside, ports, answers)
+    require_ports(mentions, inside, ports, answers)
     placement = place(
         application.name,
         _sizes(apps, topology),
@@ -138,7 +149,7 @@ def inject(inputs: Inputs) -> Injection:
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
         names,
-        ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, given),
+        ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, given, listening),
         proposals(inside, names),
         observe=options.observe,
         today=inputs.today,
@@ -171,6 +182,10 @@ def inject(inputs: Inputs) -> Injection:
     files |= {f"{MESH_DIRECTORY}/{wiring_path(app)}": text for app, text in wirings.items()}
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
+    quiet = {
+        name for name in topology.slots if name in answers or workers.issuperset(it.name for it in apps[name].members)
+    }
+    silent = unreached(topology.slots, mentions, inside, ports, quiet, observe=options.observe)
     found = warnings(edges, apps, topology, options, readers, writers)
     return Injection(
         files=files,
@@ -183,7 +198,11 @@ def inject(inputs: Inputs) -> Injection:
         picture=picture(edges, topology, names),
         lost=lost_networks(application, topology),
         warnings=(
+<<<<<<< HEAD
             *_layout_notes(inputs, topology, ports, placement),
+=======
+            *silent,
+>>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
             *found,
             *told(clusters),
             *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
@@ -227,6 +246,7 @@ def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]
     }
 
 
+<<<<<<< HEAD
 def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, int | None], bool]:
     """Whether a caller is foreseen to call a callee, at a port if one is given: by the application, or by a ``mesh.yaml``
     that a person edited."""
@@ -251,6 +271,23 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
 def _target(to: str, names: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
     callee, _, name = to.rpartition(":")
     return callee, names[callee][name]
+=======
+def _workers(
+    application: Application, dockerfiles: Mapping[str, str], texts: Mapping[str, tuple[Text, ...]]
+) -> frozenset[str]:
+    """The services that are plainly workers or jobs."""
+    completing = {
+        name
+        for service in application.services.values()
+        for name, dependency in service.depends_on.items()
+        if dependency.condition == "service_completed_successfully"
+    }
+    return frozenset(
+        name
+        for name, service in application.services.items()
+        if is_worker(service, dockerfiles.get(name, ""), texts.get(name, ()), completes=name in completing)
+    )
+>>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
 
 
 def _is_meshed(edge: Edge, topology: Topology) -> bool:

@@ -44,7 +44,7 @@ _SKIPPED_DIRECTORIES = {
 }
 _SKIPPED_FILES = re.compile(
     r"(?i).*compose.*\.ya?ml|(?:.*\.)?dockerfile(?:\..*)?|.*\.(?:md|rst|lock|sum|svg|map|pem|key|crt|sql|csv|log|min\.js)|"
-    r"package-lock\.json|licen[cs]e.*|changelog.*|\..*"
+    r"package-lock\.json|licen[cs]e.*|changelog.*|readme.*|\..*"
 )
 
 

@@ -1,9 +1,9 @@
 """The ports at which each app is called. Pure.
 
 Declared ports come first. Without any, the first of these sources that gives a port: the mentions of callers, the app's own
-command, variables and health check, files, its Dockerfile, a table of well-known images. What callers mention, and what is
-known of the image, is added to each: a published page for people hides no port that services call. A port that is still
-unknown is asked for, all of them in one message: a wrong guess would look like a broken application.
+command, variables and health check, files, its Dockerfile, a table of well-known images, its program and source
+(``listening``). What callers mention, and what is known of the image, is added to each: a published page for people hides no
+port that services call. What to do about a port that is still unknown is in ``questions``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Edge, Mention
+from sidecar.inject.listening import labelled_ports
 from sidecar.inject.references import exposed_ports, health_ports, own_ports, ports_in_environment
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import Known, Role, known
@@ -32,12 +32,14 @@ def infer_ports(
     mentions: tuple[Mention, ...],
     dockerfiles: Mapping[str, str],
     given: Mapping[str, tuple[int, ...]],
+    listening: Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, tuple[Port, ...]]:
-    """The TCP ports of every app, each with its origin. ``given`` are the user's, and final."""
+    """The TCP ports of every app, each with its origin. ``given`` are the user's, and final. ``listening`` are
+    the ports of each service according to its program and its source, with their origin."""
     return {
         name: tuple(Port(number, "given") for number in given[name])
         if name in given
-        else _ports(app, [it for it in mentions if it.callee == name], dockerfiles)
+        else _ports(app, [it for it in mentions if it.callee == name], dockerfiles, listening or {})
         for name, app in apps.items()
     }
 
@@ -58,27 +60,13 @@ def settle(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]]) -> tu
     return tuple(found)
 
 
-def require_ports(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]], given: Mapping[str, object]) -> None:
-    """Raises :class:`UsageError` if an app is called and its port is unknown: one message with all options to give."""
-    unknown: dict[str, list[Edge]] = {}
-    for edge in edges:
-        if not ports[edge.callee] and edge.callee not in given:
-            unknown.setdefault(edge.callee, []).append(edge)
-    if unknown:
-        flags = " ".join(f"--port {name}=…" for name in unknown)
-        lines = [f"the ports of these services were not found: add {flags} (=none for a service that listens on none)"]
-        lines += [
-            f"{name}: called by {', '.join(f'{edge.caller} ({edge.where[0]})' for edge in found)}"
-            for name, found in unknown.items()
-        ]
-        raise UsageError("\n".join(lines))
-
-
-def _ports(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) -> tuple[Port, ...]:
+def _ports(
+    app: App, mentions: list[Mention], dockerfiles: Mapping[str, str], listening: Mapping[str, Mapping[int, str]]
+) -> tuple[Port, ...]:
     udp = {port for member in app.members for port in member.declared("udp")}
     udp -= {port for member in app.members for port in member.declared("tcp")}
     found: dict[int, str] = {}
-    for source in _sources(app, mentions, dockerfiles):
+    for source in _sources(app, mentions, dockerfiles, listening):
         found = dict(source)
         if found:
             break
@@ -111,9 +99,12 @@ def _its_own(app: App) -> dict[int, str]:
     return said | {port: "its command" for member in app.members for port in own_ports(member.command)}
 
 
-def _sources(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) -> Iterator[dict[int, str]]:
+def _sources(
+    app: App, mentions: list[Mention], dockerfiles: Mapping[str, str], listening: Mapping[str, Mapping[int, str]]
+) -> Iterator[dict[int, str]]:
     """The sources in order, each as ports with their origin."""
     yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
+    yield {port: origin for member in app.members for port, origin in labelled_ports(member).items()}
     yield _ports_mentioned(mentions, {"environment", "command", "cluster"})
     yield _its_own(app)
     own = dict.fromkeys(app.own_names(), app.name)
@@ -124,6 +115,7 @@ def _sources(app: App, mentions: list[Mention], dockerfiles: Mapping[str, str]) 
     }
     image = _known_image(app, dockerfiles)
     yield dict.fromkeys(image.clients, "what its image is known for") if image is not None else {}
+    yield {port: origin for member in app.members for port, origin in listening.get(member.name, {}).items()}
 
 
 def _ports_mentioned(mentions: list[Mention], kinds: set[str]) -> dict[int, str]:

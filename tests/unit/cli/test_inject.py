@@ -72,7 +72,7 @@ def test_a_dry_run_shows_all_and_changes_nothing(project: Path) -> None:
         (COMPOSE, ["--subnets", "10.0.0.0"], "--subnets: "),
         (COMPOSE, ["--subnets", "127.0.0.0/24", "--state", "."], "is not outside of the project"),
         (COMPOSE, ["--dry-run", "--check"], "give one of them"),
-        ("services: {a: {image: x, depends_on: [b]}, b: {image: y}}", [], "add --port b=…"),
+        ("services: {a: {image: x, environment: {B_HOST: b}}, b: {image: y}}", [], "add --port b=…"),
         ("services: {a: {image: x}, a-mesh: {image: y}}", [], "service 'a-mesh' exists already"),
         (
             "services: {a: {image: redis}, b: {image: y}}\nnetworks: {default: {ipam: {config: [{subnet: 10.9.0.0/16}]}}}",

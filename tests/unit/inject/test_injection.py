@@ -78,7 +78,7 @@ def test_answers_and_an_edited_file() -> None:
 
 
 def test_what_is_asked_for_and_answered() -> None:
-    services: dict[str, Any] = {"web": {"depends_on": ["x"]}, "x": {}}
+    services: dict[str, Any] = {"web": {"environment": {"X_HOST": "x"}}, "x": {}}
     with pytest.raises(UsageError, match="--port x=…"):
         inject(inputs(services))
     answered = inject(inputs(services, options=replace(OPTIONS, ports={"x": (7,)})))

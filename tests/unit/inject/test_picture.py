@@ -16,7 +16,7 @@ SERVICES: dict[str, Any] = {
     },
     "api": {"scale": 2, "expose": ["9/udp"], "external_links": ["x"]},
     "in": {"network_mode": "service:api"},
-    "quiet": {"volumes": [{"type": "bind", "source": "/var/run/docker.sock"}]},
+    "quiet": {"restart": "no", "volumes": [{"type": "bind", "source": "/var/run/docker.sock"}]},
     "router": {"network_mode": None, "networks": {"default": None}, "expose": ["53/udp"]},
 }
 
@@ -57,6 +57,7 @@ def test_what_holds_of_several_is_one_line() -> None:
             for name, number in (("a", 81), ("b", 82), ("c", 83))
         },
         "dns": {"expose": ["53/udp"]},
+        "d": {"expose": ["80"], "environment": {"A": "c:80"}},
     }
     injection = inject(inputs(services, {"outer": {"name": "outer", "external": True}, "own": {"name": "shop_own"}}))
     said = [line for line in injection.warnings if "is not in the mesh" not in line]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Text, find_edges, find_mentions
-from sidecar.inject.ports import Port, infer_ports, require_ports, settle
+from sidecar.inject.ports import Port, infer_ports, settle
 from sidecar.inject.visibility import find_apps
 from tests.inject.applications import application
 
@@ -108,21 +105,3 @@ def test_udp_is_no_port() -> None:
 def test_an_answer_is_final() -> None:
     assert ports(EVERYTHING, CALLER, given={"db": (7,)}) == (Port(7, "given"),)
     assert ports(EVERYTHING, given={"db": ()}) == ()
-
-
-def test_what_is_left_is_asked_for_in_one_message() -> None:
-    whole = application({"a": {}, "b": {}, "web": {"depends_on": ["a", "b"], "environment": {"HOST": "b"}}})
-    apps = find_apps(whole)
-    mentions = find_mentions(whole, apps, {})
-    edges, none = find_edges(mentions), infer_ports(apps, mentions, {}, {})
-    with pytest.raises(UsageError) as asked:
-        require_ports(edges, none, {})
-    assert str(asked.value).splitlines() == [
-        "the ports of these services were not found: add --port a=… --port b=… "
-        "(=none for a service that listens on none)",
-        "a: called by web (depends_on)",
-        "b: called by web (depends_on)",
-    ]
-    require_ports(edges, none, {"a": (), "b": ()})
-    with pytest.raises(UsageError, match="--port b=… "):
-        require_ports(edges, none, {"a": ()})
