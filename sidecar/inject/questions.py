@@ -15,6 +15,7 @@ from sidecar.inject.edges import Edge, Mention
 from sidecar.inject.ports import Port
 
 _SHOWN = 3
+_NONE = "or =none if it listens on none"
 
 
 def require_ports(
@@ -58,7 +59,7 @@ def unreached(
         near = [it for it in mentions if it.callee == name and it.caller in meshed]
         if not ports[name] and name not in quiet and near:
             callers = ", ".join(dict.fromkeys(it.caller for it in near))
-            yield f"{name}: no port known, nobody can reach it; --port {name}=…, or =none if it listens on none (named by {callers})"
+            yield f"{name}: no port known, nobody can reach it; --port {name}=…, {_NONE} (named by {callers})"
         elif not ports[name] and name not in quiet:
             unnamed.append(name)
         elif near and name not in called and ports[name] and not observe and edges:
@@ -66,7 +67,7 @@ def unreached(
             yield f"{name}: named in {where}, but no file says who calls it, so nobody may: --observe shows who does"
     if unnamed:
         them = "them" if unnamed[1:] else "it"
-        yield f"{', '.join(unnamed)}: no port known, nobody can reach {them}; --port {unnamed[0]}=…, or =none if it listens on none"
+        yield f"{', '.join(unnamed)}: no port known, nobody can reach {them}; --port {unnamed[0]}=…, {_NONE}"
 
 
 def _where(name: str, mentions: tuple[Mention, ...], edges: tuple[Edge, ...]) -> str:
