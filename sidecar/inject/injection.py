@@ -21,11 +21,8 @@ from sidecar.inject.clusters import cluster_references, find_clusters, told, wit
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
-<<<<<<< HEAD
 from sidecar.inject.layout import layout_of
-=======
 from sidecar.inject.listening import is_worker, listening_ports
->>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
@@ -198,11 +195,8 @@ def inject(inputs: Inputs) -> Injection:
         picture=picture(edges, topology, names),
         lost=lost_networks(application, topology),
         warnings=(
-<<<<<<< HEAD
-            *_layout_notes(inputs, topology, ports, placement),
-=======
             *silent,
->>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
+            *_layout_notes(inputs, topology, ports, placement),
             *found,
             *told(clusters),
             *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
@@ -246,7 +240,6 @@ def _with_configs(application: Application, texts: Mapping[str, tuple[Text, ...]
     }
 
 
-<<<<<<< HEAD
 def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, int | None], bool]:
     """Whether a caller is foreseen to call a callee, at a port if one is given: by the application, or by a ``mesh.yaml``
     that a person edited."""
@@ -271,7 +264,8 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
 def _target(to: str, names: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
     callee, _, name = to.rpartition(":")
     return callee, names[callee][name]
-=======
+
+
 def _workers(
     application: Application, dockerfiles: Mapping[str, str], texts: Mapping[str, tuple[Text, ...]]
 ) -> frozenset[str]:
@@ -287,7 +281,6 @@ def _workers(
         for name, service in application.services.items()
         if is_worker(service, dockerfiles.get(name, ""), texts.get(name, ()), completes=name in completing)
     )
->>>>>>> e02ed6a (What inject asks: a port only where a call needs it; workers and jobs are recognised; what nobody can reach is said)
 
 
 def _is_meshed(edge: Edge, topology: Topology) -> bool:
