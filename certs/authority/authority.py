@@ -282,12 +282,12 @@ def keep_bundle(directory: Path, document: bytes) -> None:
         files.write(directory, [NewFile(BUNDLE_DOCUMENT, document, PUBLIC)], force=True)
 
 
-def soon_over(authority: Authority, now: datetime) -> str | None:
-    """A warning if the issuing CA ends within :data:`RENEWAL_WARNING`; else None."""
+def soon_over(authority: Authority, now: datetime, renew: str = "certs renew-issuing") -> str | None:
+    """A warning if the issuing CA ends within :data:`RENEWAL_WARNING`; else None. ``renew``: the command to run."""
     end = authority.issuer.certificate.not_valid_after_utc
     if end - now > RENEWAL_WARNING:
         return None
-    return f"the issuing CA is valid only until {end:%FT%TZ}; with the root's key, run: certs renew-issuing"
+    return f"the issuing CA is valid only until {end:%FT%TZ}; with the root's key, run: {renew}"
 
 
 def issue(

@@ -12,6 +12,7 @@ from certs.authority import authority, files
 from certs.cli.options import DIRECTORY, now, open_store, store_option, where
 from certs.protocol.enrolment import EnrolmentCredential, Kind
 from certs.protocol.enrolment import make as make_credential
+from certs.protocol.mesh_state import SECRET as SECRET_NAME
 from certs.registrar import registrar, revocations
 from certs.store.store import Store, Transaction
 from sidecar.host.atomic import SECRET, NewFile
@@ -55,7 +56,7 @@ def enrolment(
     if out_dir is not None:
         if end or out is not None or len(words) < 2:
             raise UsageError("usage: certs enrolment DIRECTORY SERVICE… --out-dir DIR")
-        wanted = [(service, out_dir / service / "secret") for service in words[1:]]
+        wanted = [(service, out_dir / service / SECRET_NAME) for service in words[1:]]
         _make("secret", Path(words[0]), wanted, force, store_url)
         click.echo(f"enrolment secrets in {out_dir}: anyone who has one can be that service", err=True)
         return
@@ -128,6 +129,18 @@ def _make_one(credential: EnrolmentCredential, identity: SpiffeId, out: Path | N
     except BaseException:
         out.unlink(missing_ok=True)
         raise
+
+
+def replace_secret(credential: EnrolmentCredential, identity: SpiffeId, out: Path, store: Store) -> None:
+    """Writes a new secret in the place of the old one. Every other secret of the identity ends."""
+    with files.locked(out.parent, exclusive=True):
+        files.write(out.parent, [NewFile(out.name, f"{credential}\n".encode(), SECRET)], force=True)
+
+    def replace(transaction: Transaction) -> None:
+        _end_secrets(transaction, identity)
+        registrar.add_credential(transaction, credential, identity)
+
+    store.write(replace)
 
 
 def _store(credential: EnrolmentCredential, identity: SpiffeId, store: Store) -> None:

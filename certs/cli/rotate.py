@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import click
 import trio
 
-from certs.authority import authority
+from certs.authority import authority, files
+from certs.authority.authority import Authority
+from certs.authority.pemfiles import pem
+from certs.cli.access import replace_secret
 from certs.cli.options import (
     DIRECTORY,
     directory,
@@ -21,10 +25,16 @@ from certs.cli.options import (
     root_key_option,
     store_option,
 )
-from certs.registrar import rotation
+from certs.protocol.enrolment import make as make_credential
+from certs.protocol.mesh_state import SECRET, MeshState
+from certs.protocol.x509_profile import Issuer
+from certs.registrar import registrar, rotation
 from certs.registrar.rotation import Rotation, Rotator
-from certs.store.store import StoreUnavailableError
+from certs.store.store import Store, StoreUnavailableError
 from sidecar.documents.printable import printable
+from sidecar.host.atomic import PUBLIC, NewFile
+from sidecar.identity.keys import certificate_digest
+from sidecar.identity.reasons import UsageError
 
 LOOK_SECONDS = 0.5
 REPORT_SECONDS = 10.0
@@ -35,6 +45,13 @@ REPORT_SECONDS = 10.0
 @root_key_option
 @click.option("--root-key-out", type=DIRECTORY, metavar="DIR", help="Where the new root.key goes. [default: DIRECTORY]")
 @encrypt_option
+@click.option(
+    "--state",
+    type=DIRECTORY,
+    metavar="STATE",
+    help="The state of `sidecar inject`, in place of DIRECTORY and the keys' places. STATE/trust and the secrets in "
+    "STATE/enrolment are renewed too, and the old secrets end.",
+)
 @click.option(
     "--max-age",
     default="24h",
@@ -51,6 +68,7 @@ def rotate_root(
     root_key: Path | None,
     root_key_out: Path | None,
     encrypt: bool,
+    state: Path | None,
     max_age: timedelta,
     force: bool,
     store_url: str | None,
@@ -60,23 +78,51 @@ def rotate_root(
     Each stage waits for every sidecar, and lists those it waits for. It may be interrupted at any time; run it again to
     resume. certs serve must be running meanwhile: sidecars get the new root from it.
     """
+    kept = None if state is None else MeshState(state)
+    if kept is not None:
+        if given or root_key or root_key_out:
+            raise UsageError(
+                "--state: has a place for the CA and its keys; give neither DIRECTORY nor --root-key(-out)"
+            )
+        if old_secrets := [path.name for path in kept.enrolment.glob("*") if path.is_file()]:
+            raise UsageError(f"{kept.enrolment / old_secrets[0]}: is of an earlier version; run `sidecar inject` first")
+        given, root_key, root_key_out = kept.ca, kept.root / authority.ROOT_KEY, kept.root
     where = directory(given)
     loaded = authority.load(where, now())
-    old = rotation.root_in_force(where, root_key, passphrase(root_key or where / authority.ROOT_KEY))
+    old = rotation.root_in_force(where, root_key, passphrase(root_key or where / authority.ROOT_KEY), root_key_out)
     secret = new_passphrase() if encrypt else None
     with open_store(where, store_url) as store:
-        rotator = Rotator(where, store, old, loaded.trust_domain)
+        rotator = Rotator(where, store, old, loaded.trust_domain, root_key_out)
         found = rotation.current(store)
         if found is None and rotator.clean_up():
             click.echo("the last rotation is complete; its leftover files were removed")
             return
         trio.run(_rotate, rotator, found, max_age, force)
-        rotator.finish(root_key_out or where, secret)
+        rotator.finish(root_key_out or where, secret, partial(_renew_state, kept, loaded, store))
     click.echo(
         f"done: {where / authority.ROOT} is the new root, and every sidecar refuses the old one.\n"
-        "Sidecars that pin root.pem or root_sha256 in their files need no change while they keep their state_dir; give new "
-        "ones the new root."
+        + (
+            "Sidecars that pin root.pem or root_sha256 in their files need no change while they keep their state_dir; give "
+            "new ones the new root."
+            if kept is None
+            else f"{kept.trust / authority.ROOT} and the secrets in {kept.enrolment} are new: nothing is left to be done."
+        )
     )
+
+
+def _renew_state(kept: MeshState | None, loaded: Authority, store: Store, new: Issuer) -> None:
+    """Gives the sidecars of ``sidecar inject`` the new root to pin, and new secrets that are for it. A service without a
+    good secret, as after `certs revoke`, gets none."""
+    if kept is None:
+        return
+    root = NewFile(authority.ROOT, pem(new.certificate), PUBLIC)
+    with files.locked(kept.trust, exclusive=True):
+        files.write(kept.trust, [root], force=True)
+    digest = certificate_digest(new.certificate)
+    for service in sorted(path.parent.name for path in kept.enrolment.glob(f"*/{SECRET}")):
+        identity = authority.identity_of(loaded, service)
+        if store.read(partial(registrar.holds_secret, identity=identity)):
+            replace_secret(make_credential("secret", digest), identity, kept.secret(service), store)
 
 
 async def _rotate(rotator: Rotator, found: Rotation | None, max_age: timedelta, force: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import trio
 from certs.cli.options import DIRECTORY, directory, duration, store_option
 from certs.cli.options import store_url as url_of
 from certs.protocol.x509_profile import ProfileError, check_ttl
+from certs.registrar.commands import Commands
 from certs.service import serve as serving
 from sidecar.documents.address import parse_address
 from sidecar.host.clock import utc_now
@@ -52,7 +54,9 @@ def serve(
         raise UsageError(f"--ttl: {error}") from error
     except ValueError as error:
         raise UsageError(f"--listen: {error}") from error
-    settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl)
+    # Set by `sidecar inject` in the container, where commands for people cannot be run.
+    commands = Commands(os.environ.get("MESH_STATE") or None)
+    settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl, commands=commands)
     keep_memory_private()
     raise_descriptor_limit()
     settle_memory()

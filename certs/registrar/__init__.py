@@ -1,5 +1,5 @@
 """The CA's decisions, as functions of a store transaction.
 
 ``registrar`` (issuing certificates), ``revocations`` (what is revoked), ``bundles`` (which roots are trusted), ``followers``
-(which sidecars poll, and what each has), ``rotation`` (replacing the root).
+(which sidecars poll, and what each has), ``rotation`` (replacing the root), ``commands`` (what refusals tell people to run).
 """

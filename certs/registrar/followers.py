@@ -5,6 +5,7 @@ Functions of a connection or a transaction (:mod:`certs.store.store`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -46,6 +47,19 @@ def save(transaction: Transaction, follower: Follower) -> None:
         kept = newest.limit(MOST_FOLLOWERS).subquery()
         gone = followers.delete().where(own & followers.c.instance.not_in(sa.select(kept.c.instance)))
         transaction.connection.execute(gone)
+
+
+def forget(transaction: Transaction, follower: Follower) -> None:
+    """Forgets one sidecar: a rotation waits for it no longer."""
+    transaction.connection.execute(followers.delete().where(followers.c.instance == follower.instance))
+
+
+def forget_all_but(transaction: Transaction, identities: Collection[str]) -> None:
+    """Forgets the sidecars of services that are in the mesh no longer: they get no certificate, so a rotation would wait for
+    them until theirs end."""
+    known = set(transaction.connection.execute(sa.select(followers.c.identity).distinct()).scalars())
+    for gone in known.difference(identities):
+        transaction.connection.execute(followers.delete().where(followers.c.identity == gone))
 
 
 def all_followers(connection: sa.Connection, now: datetime) -> list[Follower]:

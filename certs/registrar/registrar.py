@@ -29,6 +29,7 @@ from certs.protocol import enrolment, x509_profile
 from certs.protocol.csr import check_csr, key_hash, proof_of_possession, read_csr
 from certs.protocol.denial import Denial, Denied
 from certs.protocol.enrolment import EnrolmentCredential
+from certs.registrar.commands import ANYWHERE, Commands
 from certs.store.store import (
     Transaction,
     enrolment_credentials,
@@ -52,7 +53,7 @@ class IssuingPolicy:
 
     ``services``: those of ``mesh.yaml``; only these get a certificate. ``window``: how long an expired certificate still
     counts for re-enrolment. ``distrusted``: digests of issuer keys that are no longer trusted. ``admit``: whether the rate
-    limit allows one more certificate for an identity; called last.
+    limit allows one more certificate for an identity; called last. ``commands``: what a refusal tells people to do.
     """
 
     authority: Authority
@@ -61,6 +62,7 @@ class IssuingPolicy:
     window: timedelta = timedelta(hours=24)
     distrusted: frozenset[bytes] = frozenset()
     admit: Callable[[str], bool] = lambda _identity: True
+    commands: Commands = ANYWHERE
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a service in ``mesh.yaml``. Raises :class:`Denied`."""
@@ -93,6 +95,13 @@ def add_credential(transaction: Transaction, credential: EnrolmentCredential, id
     transaction.record(f"{credential.kind}_made", str(identity))
 
 
+def holds_secret(connection: sa.Connection, identity: SpiffeId) -> bool:
+    """Whether an identity has an enrolment secret that is good."""
+    table = enrolment_credentials
+    good = (table.c.identity == str(identity)) & (table.c.kind == "secret") & table.c.ended_at.is_(None)
+    return connection.execute(sa.select(table.c.hash).where(good).limit(1)).first() is not None
+
+
 def end_credentials(transaction: Transaction, identity: SpiffeId, kind: str | None = None) -> int:
     """Ends an identity's secrets and tokens, or those of one kind; returns how many were not ended before."""
     table = enrolment_credentials
@@ -113,19 +122,18 @@ def enrol(
     request, key = read_csr(csr)
     check_csr(request, identity)
     row = _find_credential(transaction, credential, identity)
+    again = policy.commands.token(service) if row.kind == "token" else policy.commands.enrolment(service)
     if row.ended_at is not None:
-        raise Denied(Denial.PASS_EXPIRED, f"this {row.kind} was revoked; ask for a new one: certs {_command(row.kind)}")
+        raise Denied(Denial.PASS_EXPIRED, f"this {row.kind} was revoked; for a new one: {again}")
     if row.kind == "token":
         if row.used_by not in (None, key_hash(key)):
             raise Denied(
                 Denial.PASS_USED,
                 "this token was used already. If that was not you, it was stolen: "
-                f"certs revoke {service}; for a new one: certs token {service}",
+                f"{policy.commands.revoke(service)}; for a new one: {again}",
             )
         if row.used_by is None and transaction.now >= row.expires_at:
-            raise Denied(
-                Denial.PASS_EXPIRED, f"this token was good for 5 minutes; for a new one: certs token {service}"
-            )
+            raise Denied(Denial.PASS_EXPIRED, f"this token was good for 5 minutes; for a new one: {again}")
         transaction.connection.execute(
             enrolment_credentials.update().where(enrolment_credentials.c.hash == row.hash).values(used_by=key_hash(key))
         )
@@ -141,7 +149,7 @@ def renew(transaction: Transaction, policy: IssuingPolicy, path: Sequence[bytes]
     check_csr(request, identity)
     if _to_datetime(transaction.now) > svid.not_after:  # valid in the handshake, but the connection may be old
         raise Denied(Denial.EXPIRED, f"the certificate of this connection ended at {svid.not_after:%FT%TZ}")
-    _refuse_revoked(transaction, path[0])
+    _refuse_revoked(transaction, policy, path[0])
     if _find_issued(transaction, path[0]) is None and any(_key_digest(der) in policy.distrusted for der in path[1:]):
         raise Denied(Denial.REVOKED, "this certificate's issuer is distrusted, and this CA did not issue it")
     return _certify(transaction, policy, identity, key, "renewal")
@@ -170,13 +178,13 @@ def reenrol(
         raise Denied(Denial.NOT_ENTITLED, "the request is not signed with the key of the certificate in it") from error
     identity = policy.renewed(svid.id)
     check_csr(request, identity)
-    _refuse_revoked(transaction, certificate)
+    _refuse_revoked(transaction, policy, certificate)
     end = svid.not_after + policy.window
     if _to_datetime(transaction.now) > end:
         raise Denied(
             Denial.EXPIRED,
             f"the certificate ended at {svid.not_after:%FT%TZ}, and could be renewed until {end:%FT%TZ} (reenrol_window); "
-            f"enrol anew: certs token {svid.id.service}",
+            f"enrol anew: {policy.commands.token(str(svid.id.service))}",
         )
     return _certify(transaction, policy, identity, key, "re-enrolment")
 
@@ -216,6 +224,19 @@ def revoked_until(connection: sa.Connection, identity: SpiffeId) -> datetime | N
         sa.select(revoked_identities.c.before).where(revoked_identities.c.identity == str(identity))
     ).scalar_one_or_none()
     return None if before is None else _to_datetime(before)
+
+
+def is_revoked(connection: sa.Connection, certificate: bytes) -> bool:
+    """Whether a certificate (DER) was revoked, itself or with all of its identity until then."""
+    svid = parse_svid(certificate)
+    before = revoked_until(connection, svid.id)
+    by_serial = connection.execute(
+        sa.select(revoked_serials.c.serial).where(
+            (revoked_serials.c.issuer == b64encode(svid.issuer).decode())
+            & (revoked_serials.c.serial == f"{svid.serial:x}")
+        )
+    ).one_or_none()
+    return by_serial is not None or (before is not None and svid.not_before < before)
 
 
 def prune(transaction: Transaction, keep: timedelta = timedelta(days=30)) -> None:
@@ -275,19 +296,13 @@ def _find_issued(transaction: Transaction, certificate: bytes) -> sa.Row[tuple[o
     ).one_or_none()
 
 
-def _refuse_revoked(transaction: Transaction, certificate: bytes) -> None:
-    svid = parse_svid(certificate)
-    before = revoked_until(transaction.connection, svid.id)
-    by_serial = transaction.connection.execute(
-        sa.select(revoked_serials.c.serial).where(
-            (revoked_serials.c.issuer == b64encode(svid.issuer).decode())
-            & (revoked_serials.c.serial == f"{svid.serial:x}")
-        )
-    ).one_or_none()
-    if by_serial is not None or (before is not None and svid.not_before < before):
+def _refuse_revoked(transaction: Transaction, policy: IssuingPolicy, certificate: bytes) -> None:
+    if is_revoked(transaction.connection, certificate):
+        identity = parse_svid(certificate).id
         raise Denied(
             Denial.REVOKED,
-            f"this certificate of {svid.id} was revoked; if its service may come back: certs enrolment {svid.id.service}",
+            f"this certificate of {identity} was revoked; if its service may come back: "
+            f"{policy.commands.enrolment(str(identity.service))}",
         )
 
 
@@ -297,7 +312,3 @@ def _key_digest(certificate: bytes) -> bytes:
 
 def _to_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _command(kind: str) -> str:
-    return "token" if kind == "token" else "enrolment"

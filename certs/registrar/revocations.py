@@ -15,7 +15,7 @@ from cryptography import x509
 from certs.protocol import x509_profile
 from certs.protocol.documents import RevocationList, next_version
 from certs.registrar.registrar import end_credentials
-from certs.store.store import Transaction, issued, meta, revoked_identities, revoked_serials
+from certs.store.store import Transaction, followers, issued, meta, revoked_identities, revoked_serials
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
 
@@ -39,6 +39,8 @@ def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
     else:
         transaction.connection.execute(revoked_identities.update().where(where).values(before=before))
     ended = end_credentials(transaction, identity)
+    # A rotation does not wait for them. One that comes back is recorded when it polls.
+    transaction.connection.execute(followers.delete().where(followers.c.identity == str(identity)))
     _raise_version(transaction)
     transaction.record("revoked", str(identity), before=before, passes_ended=ended)
     return ended

@@ -5,7 +5,7 @@ How this works. A rotation goes through five stages:
 ============ ====================================================================== ==================================
 stage        what it does                                                           what it waits for
 ============ ====================================================================== ==================================
-prepare      makes a new root, issuing CA and delegate in ``DIRECTORY/next``        nothing
+prepare      makes a new root, issuing CA and delegate in ``next/``                 nothing
 distribute   publishes a bundle of both roots; the old root is active               all have it: all trust the new root
 activate     the CA issues under the new root; publishes a bundle in which it is    all have a certificate under it
              active
@@ -15,7 +15,7 @@ retire       publishes a bundle of the new root alone                           
 ============ ====================================================================== ==================================
 
 *All* means: the sidecars whose certificate has not expired, even if they have not polled lately, and the unexpired
-certificates that were issued by hand.
+certificates that were issued by hand; neither what was revoked, nor sidecars of services that are in the mesh no longer.
 
 Invariants:
 
@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import authority, files
 from certs.authority.authority import ROOT, ROOT_KEY
@@ -45,7 +46,7 @@ from certs.authority.pemfiles import delegate_pem, key_pem, pem
 from certs.protocol import documents
 from certs.protocol.documents import Bundle, next_version
 from certs.protocol.x509_profile import Issuer
-from certs.registrar import bundles, followers
+from certs.registrar import bundles, followers, registrar
 from certs.store.store import Store, Transaction, issued
 from sidecar.host.atomic import PUBLIC, SECRET, NewFile
 from sidecar.identity.keys import certificate_digest
@@ -91,18 +92,19 @@ def current(store: Store) -> Rotation | None:
     return Rotation(**json.loads(state)) if state else None
 
 
-def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | None) -> Issuer:
+def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | None, keys: Path | None = None) -> Issuer:
     """The root and its key, as :func:`certs.authority.authority.load_root` reads them.
 
     A run that was killed near its end may have installed the new root already, while ``key_file`` still names the old root's
-    key. The new root's key is then taken from ``next/``.
+    key. The new root's key is then taken from ``next/`` (``keys``: see :class:`Rotator`).
     """
     try:
         return authority.load_root(directory, key_file, passphrase)
     except UsageError:
-        if not (directory / NEXT / ROOT_KEY).exists():
+        prepared = (keys or directory) / NEXT
+        if not (prepared / ROOT_KEY).exists():
             raise
-        new = authority.load_root(directory / NEXT, None, None)
+        new = authority.load_root(prepared, None, None)
         if files.read(directory / ROOT) != pem(new.certificate):
             raise
         return new
@@ -110,11 +112,12 @@ def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | No
 
 class Rotator:
     """The rotation of one directory. ``old``: the root to replace, with its key; the new root itself, if an interrupted run
-    has installed that already."""
+    has installed that already. ``keys``: where the new root's key will be, and ``next/`` with it until then, if not in the
+    directory, which the machine that serves the CA may have."""
 
-    def __init__(self, directory: Path, store: Store, old: Issuer, trust_domain: str) -> None:
+    def __init__(self, directory: Path, store: Store, old: Issuer, trust_domain: str, keys: Path | None = None) -> None:
         self._directory = directory
-        self._next = directory / NEXT
+        self._next = (keys or directory) / NEXT
         self._store = store
         self._old = old
         self._trust_domain = trust_domain
@@ -179,9 +182,12 @@ class Rotator:
 
         return self._store.write(record)
 
-    def finish(self, key_out: Path, passphrase: bytes | None) -> None:
+    def finish(
+        self, key_out: Path, passphrase: bytes | None, renew: Callable[[Issuer], None] = lambda _new: None
+    ) -> None:
         """Removes the old root from the directory and writes the new root's key to ``key_out``. An old key in that place is
-        moved to ``retired/``, for the operator to destroy."""
+        moved to ``retired/``, for the operator to destroy. ``renew``: replaces what else names the old root; it may be
+        repeated."""
         new = self.new_root()
         files.make_directory(key_out)
         with files.locked(key_out, exclusive=True):
@@ -196,6 +202,7 @@ class Rotator:
         document = self._store.read(bundles.newest_bundle)
         if document is not None:
             authority.keep_bundle(self._directory, document.encode())
+        renew(new)
         self._store.write(_end)
         self._remove_next()
 
@@ -206,7 +213,7 @@ class Rotator:
         ):
             self._remove_next()
             return True
-        return _remove(self._directory / DONE)
+        return _remove(self._next.with_name(DONE))
 
     # -- what is waited for --------------------------------------------------------------------------------------------
 
@@ -216,6 +223,11 @@ class Rotator:
 
     def new_root(self) -> Issuer:
         """The new root, with its key. Raises :class:`UsageError`."""
+        if not self._next.is_dir():
+            raise UsageError(
+                f"{self._next} is missing, with the new root of the rotation that is in progress: give the options that it "
+                "was started with (--root-key-out, --state)"
+            )
         return authority.load_root(self._next, None, None)
 
     def is_prepared(self) -> bool:
@@ -236,9 +248,10 @@ class Rotator:
 
     def _remove_next(self) -> None:
         """Renames before it removes, so that a half-removed directory is not taken for a half-made one."""
-        _remove(self._directory / DONE)
-        self._next.rename(self._directory / DONE)
-        _remove(self._directory / DONE)
+        done = self._next.with_name(DONE)
+        _remove(done)
+        self._next.rename(done)
+        _remove(done)
 
     def _bundle(self, now: datetime, roots: tuple[x509.Certificate, ...], active: x509.Certificate) -> Bundle:
         """A bundle for :meth:`_publish`, which sets its version."""
@@ -285,7 +298,10 @@ def _laggards(connection: sa.Connection, rotation: Rotation, now: datetime) -> I
         & (issued.c.not_after >= int(now.timestamp()))
         & (issued.c.issued_at <= rotation.since)
     )
-    for row in connection.execute(by_hand.order_by(issued.c.identity)):
+    for row in connection.execute(by_hand.order_by(issued.c.identity)).all():
+        leaf = x509.load_pem_x509_certificates(row.certificate.encode())[0]
+        if registrar.is_revoked(connection, leaf.public_bytes(Encoding.DER)):
+            continue
         until = datetime.fromtimestamp(row.not_after, UTC)
         yield Laggard(row.identity, f"serial {row.serial}, issued by hand: issue it again", until)
 

@@ -327,7 +327,16 @@ class CaApi:
         now = trio.current_time()
         if before is not None and _same(before, found) and now - at < SEEN_SECONDS:
             return
-        await self.writer.write(lambda transaction: followers.save(transaction, found))
+        leaf, known = path[0], svid.id.service in self.source.in_force.policy.services
+
+        def note(transaction: Transaction) -> None:
+            """Whoever is removed or revoked gets no certificate of a new root, and no rotation waits for it."""
+            if known and not registrar.is_revoked(transaction.connection, leaf):
+                followers.save(transaction, found)
+            else:
+                followers.forget(transaction, found)
+
+        await self.writer.write(note)
         self._seen[found.instance] = (found, now)
         if len(self._seen) > MOST_SEEN:
             lately = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}

@@ -36,7 +36,8 @@ from certs.authority import authority
 from certs.authority.authority import Authority
 from certs.protocol import wire
 from certs.protocol.documents import Bundle, RevocationList, UntrustedError, sign_revocations
-from certs.registrar import bundles, registrar, revocations
+from certs.registrar import bundles, followers, registrar, revocations
+from certs.registrar.commands import ANYWHERE, Commands
 from certs.registrar.registrar import IssuingPolicy
 from certs.service.api import CaApi, RateLimits, Snapshot, etag
 from certs.service.listener import CaListener
@@ -71,7 +72,8 @@ _KEPT = "the previous state stays in force"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of ``certs serve``. ``ttl``: the lifetime of the certificates that it issues."""
+    """The options of ``certs serve``. ``ttl``: the lifetime of the certificates that it issues. ``commands``: what its
+    messages tell people to do."""
 
     directory: Path
     mesh: Path
@@ -79,6 +81,7 @@ class Settings:
     store_url: str
     ttl: timedelta
     limits: RateLimits = field(default_factory=RateLimits)
+    commands: Commands = ANYWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class CaServer:
             mesh = self._load_mesh()
             self._seed(own)
             self._state = self._build(own, mesh, self.store.read(self._read_store))
+            self.store.write(partial(followers.forget_all_but, identities=self._identities()))
             self.sockets = sockets.listen_all("--listen", settings.listen.host, settings.listen.port)
             self.connections = CaListener(
                 self.sockets, self.api, lambda: self._state.context, self.gate, log, clock, self._faults.report
@@ -213,7 +217,7 @@ class CaServer:
         if own.delegate is None:
             raise UsageError(
                 f"{self.settings.directory / authority.DELEGATE} is missing: this CA was made by an older version; "
-                f"with the root's key, run: certs renew-issuing {self.settings.directory}"
+                f"with the root's key, run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
             )
         bundle = self._read_bundle(stored.bundle, own)
         signed = sign_revocations(stored.revoked, own.delegate)
@@ -224,6 +228,7 @@ class CaServer:
             mesh.reenrol_window,
             bundle.distrusted,
             self.api.admit,
+            self.settings.commands,
         )
         revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
         return Snapshot(policy, bundle, signed, etag(signed), revoked)
@@ -271,12 +276,20 @@ class CaServer:
         begin, end = self._state.own.not_valid_before_utc, self._state.own.not_valid_after_utc
         if not begin <= now <= begin + (end - begin) / 2:
             self._swap(await self._files.attempt("own certificate", lambda _: self._renewed(), self._state, _KEPT))
-        self._faults.report("issuing", authority.soon_over(self._state.authority, now))
+        renew = self.settings.commands.renew_issuing(str(self.settings.directory))
+        self._faults.report("issuing", authority.soon_over(self._state.authority, now, renew))
 
     async def _take_files(self) -> None:
         attempt = self._files.attempt
         self._swap(await attempt("directory", lambda _: self._with_directory(), self._state, _KEPT, reads_disk=True))
+        before = self._state.mesh
         self._swap(await attempt("mesh", self._with_mesh, self._state, _KEPT))
+        if self._state.mesh is not before:
+            with contextlib.suppress(StoreUnavailableError):  # then a rotation waits until their certificates end
+                await self.api.write(partial(followers.forget_all_but, identities=self._identities()))
+
+    def _identities(self) -> set[str]:
+        return {str(self._state.mesh.identity(service)) for service in self._state.mesh.services}
 
     async def _take_store(self, stored: _StoreContents) -> None:
         """Takes the bundle and the revocations. If the bundle is refused, the revocations are still taken."""

@@ -198,6 +198,8 @@ class _Override:
                     f"0.0.0.0:{CA_PORT}",
                 ]  # the CA is on the mesh network only
             ),
+            # For the commands in its messages, which are run on the host.
+            "environment": Flow({"MESH_STATE": self._state}),
             **self._hardened(),
             "logging": Flow(BOUNDED),
             "healthcheck": Flow(

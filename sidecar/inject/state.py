@@ -12,11 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from certs.protocol.mesh_state import SECRET, MeshState
 from sidecar.host.private import Alone, exposure
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.wiring import SECRET
 
-CA, ROOT, TRUST, ENROLMENT, SIDECARS = "ca", "root", "trust", "enrolment", "sidecars"
 DOMAIN = "trust-domain"
 _MOVING = ".moving-"
 
@@ -47,29 +46,28 @@ def run_certs(arguments: Sequence[str]) -> None:
 def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs) -> list[str]:
     """Makes what is missing; returns a line for each thing made. Raises :class:`UsageError` if others can read the
     directory, if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet."""
-    said = []
+    said, kept = [], MeshState(state)
     try:
-        _make(state)
-        for name in (TRUST, ENROLMENT, SIDECARS):
-            _make(state / name)
+        for directory in (state, kept.trust, kept.enrolment, kept.sidecars):
+            _make(directory)
         _same_domain(state / DOMAIN, trust_domain)
-        if not (state / CA / "issuing.key").exists():
+        if not (kept.ca / "issuing.key").exists():
             # Its container gets the directory; the root's key is not needed there, and so it is not there.
-            certs(["init", str(state / CA), "--trust-domain", trust_domain, "--root-key-out", str(state / ROOT)])
-            said.append(f"made a CA for {trust_domain} in {state / CA}, and its root's key in {state / ROOT}")
-        if not (state / TRUST / "root.pem").exists():
-            shutil.copyfile(state / CA / "root.pem", state / TRUST / "root.pem")
+            certs(["init", str(kept.ca), "--trust-domain", trust_domain, "--root-key-out", str(kept.root)])
+            said.append(f"made a CA for {trust_domain} in {kept.ca}, and its root's key in {kept.root}")
+        if not (kept.trust / "root.pem").exists():
+            shutil.copyfile(kept.ca / "root.pem", kept.trust / "root.pem")
         wanted = list(services)
         for service in wanted:
-            _make(state / SIDECARS / service)
-        if moved := _move_secrets(state / ENROLMENT):
+            _make(kept.sidecars / service)
+        if moved := _move_secrets(kept.enrolment):
             said.append(
                 f"moved the enrolment secrets of {', '.join(moved)} into directories of their own, so that a new secret "
                 "reaches a running sidecar: one that is restarted now does not find its secret, before the next `up`"
             )
-        missing = [service for service in wanted if not (state / ENROLMENT / service / SECRET).exists()]
+        missing = [service for service in wanted if not kept.secret(service).exists()]
         if missing:
-            certs(["enrolment", str(state / CA), *missing, "--out-dir", str(state / ENROLMENT)])
+            certs(["enrolment", str(kept.ca), *missing, "--out-dir", str(kept.enrolment)])
             said.append(f"made the enrolment secret{'s' if missing[1:] else ''} of {', '.join(missing)}")
     except OSError as error:
         raise UsageError(f"--state: {error.filename or state}: {error.strerror}") from error

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from certs.protocol.mesh_state import SECRET
 from sidecar.inject.subnets import first_fixed
 from sidecar.inject.topology import CA, Topology
 from sidecar.inject.yamltext import Flow, block
 
 CA_PORT = 8443
 CONFIG = "/etc/mesh"
-SECRET = "secret"  # noqa: S105  # the name of its file
 TRUST = "/etc/mesh-trust"
 STATE = "/var/lib/sidecar"
 ENROLMENT = "/etc/mesh-enrolment"

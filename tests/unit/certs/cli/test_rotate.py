@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from certs.authority import authority
 from certs.cli import rotate as command
+from certs.cli.access import replace_secret
 from certs.cli.commands import main
 from certs.cli.options import now
-from certs.protocol import documents
+from certs.protocol import documents, enrolment
+from certs.protocol.mesh_state import MeshState
 from certs.registrar import bundles, followers
 from certs.registrar.followers import Follower
 from certs.registrar.rotation import Rotator
-from certs.store.store import Store, file_url, opened
+from certs.store.store import Store, enrolment_credentials, file_url, opened
 from sidecar.identity.keys import certificate_digest
+from sidecar.inject.state import ensure_state
 from tests.beds.certificates import DAY
 from tests.beds.clock import Clock
 from tests.beds.store import API, DOMAIN
@@ -149,3 +154,77 @@ def test_mistakes_change_nothing(words: list[str], told: str) -> None:
     assert told in result.stderr
     assert (root(), newest()) == (old, before)
     assert not Path("ca/next").exists()
+
+
+# -- the state of `sidecar inject` -------------------------------------------------------------------------------------
+
+
+def secrets_of(state: MeshState) -> dict[str, str]:
+    return {path.parent.name: path.read_text() for path in state.enrolment.glob("*/secret")}
+
+
+def good_secrets(state: MeshState) -> set[str]:
+    """The services whose file has a secret with which they can enrol."""
+    with opened(file_url(state.ca / "store.db"), clock=Clock().seconds) as store:
+        credentials = sa.select(enrolment_credentials).where(enrolment_credentials.c.ended_at.is_(None))
+        good = {row.hash for row in store.read(lambda connection: connection.execute(credentials).all())}
+    return {name for name, text in secrets_of(state).items() if enrolment.stored(enrolment.parse(text.strip())) in good}
+
+
+def test_the_state_of_inject_is_renewed_as_a_whole() -> None:
+    """The root that new sidecars pin, and the secrets, which are for one root; no key is ever in the CA's container."""
+    state = MeshState(Path("state"))
+    ensure_state(state.path, DOMAIN, ["web", "db", "bad"])
+    run("revoke", str(state.ca), "bad")
+    before, pinned = secrets_of(state), (state.trust / "root.pem").read_bytes()
+    done = run("rotate-root", "--state", str(state.path), "--max-age", "1s")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "nothing is left to be done" in done.stdout
+    assert (state.trust / "root.pem").read_bytes() == (state.ca / "root.pem").read_bytes() != pinned
+    assert authority.load_root(state.ca, state.root / "root.key", None)
+    assert not list(state.ca.rglob("root.key"))
+    after = secrets_of(state)
+    assert {name for name in after if after[name] != before[name]} == {"web", "db"}
+    assert good_secrets(state) == {"web", "db"}, "who was revoked does not come back by this"
+    new = certificate_digest(authority.load_root(state.ca, state.root / "root.key", None).certificate)
+    assert {enrolment.parse(after[name].strip()).root for name in ("web", "db")} == {new}
+    with opened(file_url(state.ca / "store.db"), clock=Clock().seconds) as store:
+        count = sa.select(sa.func.count()).where(enrolment_credentials.c.ended_at.is_(None))
+        assert store.read(lambda connection: connection.execute(count).scalar_one()) == 2, "old secrets ended"
+
+
+@pytest.mark.parametrize("interrupted", ["before the secrets", "among them"])
+def test_one_that_was_interrupted_at_the_end_renews_the_rest(interrupted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = MeshState(Path("state"))
+    ensure_state(state.path, DOMAIN, ["web", "db"])
+    pinned, real = (state.trust / "root.pem").read_bytes(), replace_secret
+
+    def stop(*arguments: Any) -> None:
+        if interrupted == "among them" and arguments[1].service == "db":
+            real(*arguments)
+            return
+        raise KeyboardInterrupt
+
+    words = ("rotate-root", "--state", "state", "--max-age", "1s")
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "replace_secret", stop)
+        CliRunner().invoke(main, words, prog_name="certs")
+    done = run(*words)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert (state.trust / "root.pem").read_bytes() != pinned
+    assert good_secrets(state) == {"web", "db"}
+    assert not list(Path("state").rglob("next*"))
+
+
+@pytest.mark.parametrize("words", [("ca",), ("--root-key", "x"), ("--root-key-out", "x")])
+def test_a_state_has_its_own_places(words: tuple[str, ...]) -> None:
+    ensure_state(Path("state"), DOMAIN, ["web"])
+    done = run("rotate-root", *words, "--state", "state")
+    assert (done.exit_code, "has a place for the CA and its keys" in done.stderr) == (2, True)
+
+
+def test_a_state_of_an_earlier_version_is_for_inject_first() -> None:
+    ensure_state(Path("state"), DOMAIN, ["web"])
+    Path("state/enrolment/old").write_text("")
+    done = run("rotate-root", "--state", "state")
+    assert (done.exit_code, "run `sidecar inject` first" in done.stderr) == (2, True)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import certs
 from certs.cli.commands import main
+from certs.registrar.commands import ANYWHERE, Commands
 from certs.service import serve as serving
 from certs.service.serve import Settings
 from certs.store.store import file_url
@@ -58,6 +59,15 @@ def test_what_is_served_when_nothing_else_is_said(served: list[Settings]) -> Non
             Path("ca"), Path("mesh.yaml"), Address("0.0.0.0", 8443), file_url(Path("ca/store.db")), timedelta(hours=1)
         )
     ]
+
+
+def test_in_a_container_of_inject_its_messages_name_places_on_the_host(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for state in ("/s", ""):
+        monkeypatch.setenv("MESH_STATE", state)
+        assert run("serve", "--mesh", "mesh.yaml").exit_code == 0
+    assert [one.commands for one in served] == [Commands("/s"), ANYWHERE]
 
 
 def test_what_is_said_is_served(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,24 @@ def all_of(ca: MiniCa) -> list[Follower]:
     return ca.store.read(lambda connection: followers.all_followers(connection, ca.clock.now))
 
 
+def test_of_services_that_are_gone_none_is_left_and_of_the_others_all(ca: MiniCa) -> None:
+    for number, identity in enumerate((API, API, WEB)):
+        note(ca, follower(f"{number:032}", identity))
+    ca.store.write(lambda transaction: followers.forget_all_but(transaction, {str(API)}))
+    assert [one.identity for one in all_of(ca)] == [str(API), str(API)]
+    ca.store.write(lambda transaction: followers.forget(transaction, follower(f"{0:032}")))
+    assert [one.instance for one in all_of(ca)] == [f"{1:032}"]
+
+
+def test_nobody_waits_for_who_was_revoked_until_it_comes_back(ca: MiniCa) -> None:
+    note(ca, follower("a" * 32))
+    note(ca, follower("b" * 32, WEB))
+    ca.revoke()
+    assert [one.identity for one in all_of(ca)] == [str(WEB)]
+    note(ca, follower("a" * 32))
+    assert len(all_of(ca)) == 2
+
+
 def test_who_says_to_be_ever_more_replicas_is_not_believed_without_end(
     ca: MiniCa, monkeypatch: pytest.MonkeyPatch
 ) -> None:

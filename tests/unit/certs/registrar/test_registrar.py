@@ -20,6 +20,7 @@ from certs.protocol import enrolment
 from certs.protocol.csr import key_hash, proof_of_possession
 from certs.protocol.denial import Denial, Denied
 from certs.registrar import followers, registrar, revocations
+from certs.registrar.commands import Commands
 from certs.registrar.followers import Follower
 from certs.store.store import enrolment_credentials, issued, revoked_serials
 from certs.store.store import followers as followers_table
@@ -530,8 +531,25 @@ def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_no
 
 
 @pytest.mark.parametrize(("kind", "command"), [("token", "token"), ("secret", "enrolment")])
-def test_which_command_makes_a_new_one(kind: str, command: str) -> None:
-    assert registrar._command(kind) == command
+def test_which_command_makes_a_new_one(ca: MiniCa, kind: enrolment.Kind, command: str) -> None:
+    shown = ca.make_credential(kind)
+    ca.revoke()
+    with pytest.raises(Denied, match=f"this {kind} was revoked; for a new one: certs {command} api$"):
+        ca.enrol(shown, csr())
+    with pytest.raises(Denied, match=f"this {kind} was revoked; for a new one: certs enrolment /s/ca api --out-dir "):
+        ca.enrol(shown, csr(), terms=ca.but(commands=Commands("/s")))
+
+
+def test_only_a_good_secret_is_one_that_is_held(ca: MiniCa) -> None:
+    def held() -> list[bool]:
+        return ca.store.read(lambda connection: [registrar.holds_secret(connection, who) for who in (API, WEB)])
+
+    ca.make_credential("token")
+    assert held() == [False, False]
+    ca.make_credential("secret")
+    assert held() == [True, False]
+    ca.revoke()
+    assert held() == [False, False]
 
 
 def test_an_identity_is_known_by_its_certificate_or_its_credential(ca: MiniCa) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from certs.cli.commands import main
 from certs.cli.options import now
 from certs.protocol import documents
 from certs.protocol.documents import Bundle
-from certs.registrar import bundles, followers, registrar, rotation
+from certs.registrar import bundles, followers, registrar, revocations, rotation
 from certs.registrar.followers import Follower
 from certs.registrar.rotation import Laggard, Rotation, Rotator
 from certs.store import store
@@ -290,6 +291,34 @@ def test_certificates_that_were_issued_by_hand_are_waited_for(stage: Stage) -> N
     (told,) = late(stage, found)
     assert told.startswith(f"spiffe://shop.internal/api (serial {made.chain[0].serial_number:x}, issued by hand")
     assert late(stage, found, NOW + HOUR + timedelta(seconds=1)) == []
+
+
+def test_nor_is_one_waited_for_that_was_revoked(stage: Stage) -> None:
+    loaded = authority.load(stage.directory, NOW)
+    for name in ("api", "web"):
+        made = authority.issue(loaded, name, NOW)
+        stage.store.write(partial(registrar.remember, chain=made.chain, how="command"))
+    found = stage.distributed()
+    assert len(late(stage, found)) == 2
+    stage.store.write(lambda transaction: revocations.revoke_identity(transaction, API))
+    (told,) = late(stage, found)
+    assert told.startswith("spiffe://shop.internal/web")
+
+
+def test_the_new_root_s_key_is_never_in_the_directory_if_its_place_is_elsewhere(stage: Stage, tmp_path: Path) -> None:
+    """The directory may be in the container of the CA, which needs no root's key."""
+    stage.rotator = Rotator(stage.directory, stage.store, stage.rotator._old, DOMAIN, tmp_path / "vault")
+    stage.rotator.settle(stage.activated())
+    assert sorted(path.name for path in tmp_path.rglob("next/root.key")) == ["root.key"]
+    assert not (stage.directory / "next").exists()
+    forgotten = Rotator(stage.directory, stage.store, stage.rotator._old, DOMAIN)
+    with pytest.raises(UsageError, match=r"next is missing, .* give the options that it was started with"):
+        forgotten.retire(NOW)
+    found = stage.rotator.retire(NOW)
+    stage.rotator.finish(tmp_path / "vault", None)
+    assert not list(tmp_path.rglob("next*"))
+    assert authority.load_root(stage.directory, tmp_path / "vault" / "root.key", None)
+    assert [digest.hex() for digest in roots_of(stage.directory)] == [found.new]
 
 
 def test_one_issued_by_hand_after_the_stage_began_is_of_the_new_order(stage: Stage) -> None:

@@ -34,7 +34,7 @@ from certs.protocol.documents import (
 )
 from certs.protocol.enrolment import EnrolmentCredential
 from certs.protocol.wire import NONCE_SECONDS
-from certs.registrar import bundles, followers, registrar
+from certs.registrar import bundles, followers, registrar, revocations
 from certs.registrar.followers import Follower
 from certs.service import api
 from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi, RateLimits, Snapshot, etag
@@ -707,6 +707,24 @@ async def test_who_does_not_say_what_it_has_is_answered_and_not_noted(
     async with office(tmp_path) as ca:
         assert (await ca.poll(ca.sidecar(instance=instance), bundle)).status == 200
         assert ca.followers() == []
+
+
+@pytest.mark.parametrize("gone", ["revoked", "removed"])
+async def test_who_gets_no_certificate_any_more_is_answered_and_not_noted(gone: str, tmp_path: Path) -> None:
+    """A rotation of the root would wait for it."""
+    async with office(tmp_path) as ca:
+        api, web = ca.sidecar("api"), ca.sidecar("web", instance="b" * 32)
+        for sidecar in (api, web):
+            await ca.poll(sidecar, "1")
+        assert len(ca.followers()) == 2
+        if gone == "revoked":
+            ca.store.write(lambda transaction: revocations.revoke_identity(transaction, API))
+        else:
+            left = replace(ca.in_force.policy, services=frozenset({"web"}))
+            ca.in_force = replace(ca.in_force, policy=left)
+        for sidecar in (api, web):
+            assert (await ca.poll(sidecar, "2")).status == 200
+        assert [(one.identity, one.bundle) for one in ca.followers()] == [("spiffe://shop.internal/web", 2)]
 
 
 async def test_no_news_is_noted_now_and_then_and_news_at_once(

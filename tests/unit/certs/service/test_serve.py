@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from certs.authority import authority
 from certs.protocol.client import CaDeniedError, CaError
 from certs.protocol.documents import Bundle, read_bundle, sign_bundle
-from certs.registrar import bundles, revocations
+from certs.registrar import bundles, followers, revocations
 from certs.service import serve
 from certs.service.listener import DRAIN_SECONDS
 from certs.store.store import issued
@@ -34,7 +34,7 @@ from sidecar.observe.logs import Log
 from sidecar.transport import sockets
 from tests.beds.ca import identity_of, serving
 from tests.beds.ca_files import API, DOMAIN, WEB, CaFiles
-from tests.beds.certificates import csr
+from tests.beds.certificates import HOUR, csr
 from tests.beds.clock import NOW, Clock
 from tests.beds.mesh import PATIENCE, LogSink
 
@@ -341,6 +341,29 @@ async def test_a_new_service_can_enrol_and_a_removed_one_cannot(
         assert await ca.enrolled("db", db)
         with pytest.raises(CaDeniedError, match="no service 'api'"):
             await ca.enrolled("api", api)
+
+
+async def test_sidecars_of_a_service_that_was_removed_are_forgotten_now_and_at_the_next_start(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    """A rotation of the root would wait for them."""
+
+    def poll(service: SpiffeId) -> None:
+        one = followers.Follower(str(service)[-1] * 32, str(service), 1, "0" * 64, site.clock() + HOUR, site.clock())
+        site.elsewhere(lambda transaction: followers.save(transaction, one))
+
+    def known() -> list[str]:
+        return [one.identity for one in site.ask(lambda connection: followers.all_followers(connection, site.clock()))]
+
+    async with serving(site, mock_clock) as ca:
+        for service in (API, WEB):
+            poll(service)
+        site.mesh.write_text("trust_domain: shop.internal\nservices: {api: {ports: 80}}\n")
+        await ca.look()
+        assert known() == [str(API)]
+    poll(WEB)
+    site.start_once()
+    assert known() == [str(API)]
 
 
 @pytest.mark.parametrize("broken", ["services: [", MESH.replace("shop", "shoq"), ""])
