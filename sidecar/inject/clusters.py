@@ -19,30 +19,35 @@ from sidecar.inject.edges import Mention, StaticReference, Text
 from sidecar.inject.references import in_text
 from sidecar.inject.visibility import App
 
+_NONE = r"(?!)"
+
 
 class _Kind(NamedTuple):
     """``marker`` is found in what a member's own files say; its group, if it has one, tells two clusters apart. ``image`` is
-    found in the images of members that only others name. ``ports`` are those of members that go by name."""
+    found in the images of members that only others name. ``ports`` are those of peers. Members that tell addresses go
+    ``by_name`` too if each says ``named``. ``clients`` are told the members' addresses, and so belong to them."""
 
     name: str
     marker: re.Pattern[str]
     image: re.Pattern[str]
     ports: tuple[int, ...] = ()
     by_name: bool = True
+    named: re.Pattern[str] = re.compile(_NONE)
+    clients: bool = False
 
 
-def _kind(name: str, marker: str, image: str, *ports: int, by_name: bool = True) -> _Kind:
-    return _Kind(name, re.compile(marker), re.compile(image), ports, by_name)
+def _kind(
+    name: str, marker: str, image: str, *ports: int, by_name: bool = True, named: str = _NONE, clients: bool = False
+) -> _Kind:
+    return _Kind(name, re.compile(marker), re.compile(image), ports, by_name, re.compile(named), clients)
 
-
-_NONE = r"(?!)"
 
 _KINDS = (
     _kind("MongoDB sharded cluster", r"--(?:configdb|shardsvr|configsvr)\b", "mongo", 27017, 27018, 27019),
     _kind("MongoDB replica set", r"(?:--replSet[= ]|replSetName: *|REPLICA_?SET_NAME=)[\"']?([\w.-]+)", "mongo", 27017),
     _kind("Kafka cluster", r"KAFKA_(?:CFG_)?(?:BROKER_ID|NODE_ID|CONTROLLER_QUORUM_VOTERS|PROCESS_ROLES)=", _NONE),
     _kind("Redpanda cluster", r"--advertise-rpc-addr", "redpanda", 33145),
-    _kind("RabbitMQ cluster", r"join_cluster|RABBITMQ_(?:ERLANG_COOKIE|CLUSTER)|cluster_formation", "rabbitmq", 4369, 25672),
+    _kind("RabbitMQ cluster", r"join_cluster|RABBITMQ_CLUSTER|cluster_formation|CLUSTER_WITH=", "rabbitmq", 4369, 25672),
     _kind("MinIO cluster", r"\bserver\s[^\n]*https?://", "minio", 9000),
     _kind("etcd cluster", r"initial-cluster[= ]|ETCD_INITIAL_CLUSTER=", "etcd", 2379, 2380),
     _kind("ZooKeeper ensemble", r"\b(?:ZOO|ZOOKEEPER)_SERVERS=", "zookeeper", 2888, 3888),
@@ -55,32 +60,38 @@ _KINDS = (
         r"discovery[._]seed_hosts|initial_(?:master|cluster_manager)_nodes|discovery\.zen\.ping\.unicast",
         "elasticsearch|opensearch", 9300, by_name=False,
     ),
-    _kind("Redis Cluster", r"cluster-enabled[= ]+yes|REDIS_CLUSTER_(?:CREATOR|REPLICAS)", "redis|valkey", by_name=False),
+    _kind("Redis Cluster", r"cluster-enabled[= ]+yes|REDIS_CLUSTER_(?:CREATOR|REPLICAS)|redis-cli[^\n]*--cluster",
+          "redis|valkey", 6379, by_name=False, named=r"cluster-announce-hostname", clients=True),
     _kind("set of Redis servers and Sentinels", r"sentinel monitor|redis-sentinel|--sentinel\b|REDIS_SENTINEL_QUORUM",
-          "redis|valkey", by_name=False),
+          "redis|valkey", 6379, 26379, by_name=False, named=r"resolve-hostnames yes|announce-ip|ANNOUNCE_IP", clients=True),
     _kind("Cassandra ring", r"\b\w*(?:CASSANDRA|SCYLLA)_SEEDS=|--seeds[= ]", "cassandra|scylla", by_name=False),
     _kind("Consul or Nomad cluster", r"-(?:retry-)?join\b|retry_join|start_join|-bootstrap-expect|\bagent\b[^\n]*-server",
           "consul|nomad", by_name=False),
     _kind("Galera cluster", r"gcomm://|wsrep_|GALERA_|CLUSTER_JOIN=", "mariadb|mysql|percona|galera", by_name=False),
-    _kind("CockroachDB cluster", r"--join[= ]", "cockroach", by_name=False),
+    _kind("CockroachDB cluster", r"--join[= ]", "cockroach", 26257, by_name=False,
+          named=r"--advertise-(?:addr|host)|^hostname"),
     _kind("Flink cluster", r"jobmanager\.rpc\.address|JOB_MANAGER_RPC_ADDRESS", "flink", by_name=False),
     _kind("Spark cluster", r"spark://|\bSPARK_MODE=", "spark", by_name=False),
     _kind("Hadoop cluster", r"CORE_CONF_fs_defaultFS|fs\.default(?:FS|\.name)", "hadoop|namenode|datanode", by_name=False),
     _kind("Temporal cluster", r"TEMPORAL_BROADCAST_ADDRESS=|(?:^|\n)SERVICES=(?:frontend|history|matching|worker)",
           "temporalio", by_name=False),
-    _kind("Selenium Grid", r"\b(?:SE_EVENT_BUS_HOST|HUB_HOST)=", "selenium", by_name=False),
+    _kind("Selenium Grid", r"\b(?:SE_EVENT_BUS_HOST|HUB_HOST)=", "selenium", 4442, 4443, 5555,
+          by_name=False, named=r"SE_NODE_HOST="),
     _kind("Druid cluster", r"\bdruid_zk", "druid", by_name=False),
     _kind("Trino or Presto cluster", r"discovery\.uri", "trino|presto", by_name=False),
     _kind("Dask or Ray cluster", r"\bdask[- ](?:scheduler|worker)\b|\bray start\b", _NONE, by_name=False),
     _kind("set of services that find each other through a registry",
           r"(?i)eureka[\w.]*(?:url|zone|server|uri)|spring[_.]cloud[_.](?:consul|nacos|zookeeper)|nacos[\w.]*addr",
-          r"eureka|nacos", by_name=False),
+          r"eureka|nacos", by_name=False, named=r"(?i)instance[._]hostname|^hostname"),
 )  # fmt: skip
+
+_NO_PORT = {None, 80, 443}
+"""``http://minio1`` is what a member is told, and it adds its own port."""
 
 _NEEDS_IMAGE = {
     "RabbitMQ cluster", "MinIO cluster", "NATS cluster", "Vault cluster", "Cassandra ring", "Consul or Nomad cluster",
     "Galera cluster", "CockroachDB cluster", "ClickHouse cluster", "ZooKeeper ensemble", "Trino or Presto cluster",
-    "MongoDB sharded cluster", "MongoDB replica set", "etcd cluster", "Hadoop cluster",
+    "MongoDB sharded cluster", "MongoDB replica set", "etcd cluster", "Hadoop cluster", "Redis Cluster",
 }  # fmt: skip
 """Clients of these may say the same as members."""
 
@@ -111,6 +122,7 @@ def find_clusters(
     An app belongs to the first that it fits."""
     said = {name: _said(app, texts) for name, app in apps.items()}
     images = {name: " ".join(bases.get(it.name, it.image) for it in app.members).lower() for name, app in apps.items()}
+    calls = [it for it in mentions if it.kind not in {"depends_on", "links", "shared"}]
     found: list[Cluster] = []
     taken: set[str] = set()
     for kind in _KINDS:
@@ -120,16 +132,15 @@ def find_clusters(
             if match is not None and (kind.name not in _NEEDS_IMAGE or kind.image.search(images[name])):
                 together.setdefault(match[1] if kind.marker.groups else "", set()).add(name)
         for members in together.values():
-            named = {
-                it.callee
-                for it in mentions
-                if it.caller in members and it.kind not in {"depends_on", "links", "shared"}
-            }
+            named = {it.callee for it in calls if it.caller in members}
             members |= {name for name in named - taken if kind.image.search(images[name])}
+            by_name = kind.by_name or all(kind.named.search(said[name]) for name in members)
+            if kind.clients and not by_name:
+                members |= {it.caller for it in calls if it.callee in members} - taken
             for network in sorted(application.networks, key=lambda key: -len(_on(key, members, apps))):
                 on = _on(network, members, apps)
                 if len(on) > 1:
-                    found.append(Cluster(kind.name, on, network, kind.by_name, kind.ports))
+                    found.append(Cluster(kind.name, on, network, by_name, kind.ports))
                     taken |= {*on}
                     break
     return tuple(found)
@@ -144,7 +155,7 @@ def with_clusters(
     for cluster in clusters:
         for callee in cluster.members:
             ports = dict.fromkeys([*cluster.ports, *_given(apps[callee])])
-            bare = [it for it in found if it.callee == callee and it.caller in cluster.members and it.port is None]
+            bare = [it for it in found if it.callee == callee and it.caller in cluster.members and it.port in _NO_PORT]
             for mention in bare if ports else ():
                 del found[mention]
                 found |= dict.fromkeys(replace(mention, port=port) for port in ports)
@@ -188,7 +199,8 @@ def _on(network: str, members: set[str], apps: Mapping[str, App]) -> tuple[str, 
 
 def _said(app: App, texts: Mapping[str, tuple[Text, ...]]) -> str:
     """What a member's own files say: its variables, its command, and what it mounts."""
-    parts = [f"{key}={value}" for member in app.members for key, value in member.environment.items()]
+    parts = [f"hostname {app.owner.name}"] if app.owner.host_names else []
+    parts += [f"{key}={value}" for member in app.members for key, value in member.environment.items()]
     parts += [member.command for member in app.members]
     parts += [it.text for member in app.members for it in texts.get(member.name, ()) if it.kind == "mounted"]
     return "\n".join(parts)

@@ -10,13 +10,14 @@ Evidence is quoted by its place, never by its text: a variable's value may be a 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sidecar.inject.application import Application, ComposeService
-from sidecar.inject.references import in_command, in_environment, in_text
+from sidecar.inject.references import in_command, in_environment, in_text, variables_of
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
+from sidecar.inject.wellknown import known
 
 Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared", "cluster"]
 
@@ -73,36 +74,52 @@ class Edge:
 
 
 def find_mentions(
-    application: Application, apps: Mapping[str, App], texts: Mapping[str, tuple[Text, ...]]
+    application: Application,
+    apps: Mapping[str, App],
+    texts: Mapping[str, tuple[Text, ...]],
+    dockerfiles: Mapping[str, str],
 ) -> tuple[Mention, ...]:
     """Every mention of an app by another app that shares a network with it."""
     owners = app_of(apps)
+    stores = {name for name, it in application.services.items() if (image := known(it.image)) and image.is_store}
+    used = {pair for name, it in application.services.items() if name not in stores for pair in it.environment.items()}
     found: dict[Mention, None] = {}
     for app in apps.values():
         near = neighbours(app, apps)
         names = leads_to(names_for(app, apps, near))
         for service in app.members:
             prefix = "" if service.name == app.name else f"{service.name}: "
-            for callee, port, kind, where in _references_of(service, names, owners, texts.get(service.name, ())):
+            built = variables_of(dockerfiles.get(service.name, ""))
+            others = used if service.name in stores else frozenset()
+            found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, others)
+            for callee, port, kind, where in found_here:
                 if callee != app.name and callee in near:
                     found[Mention(app.name, callee, port, kind, prefix + where)] = None
     return tuple(found)
 
 
 def _references_of(
-    service: ComposeService, names: Mapping[str, str], owners: Mapping[str, str], texts: tuple[Text, ...]
+    service: ComposeService,
+    names: Mapping[str, str],
+    owners: Mapping[str, str],
+    texts: tuple[Text, ...],
+    built: Mapping[str, str],
+    others: Collection[tuple[str, str]],
 ) -> Iterator[tuple[str, int | None, Kind, str]]:
+    """``built`` are the variables of its Dockerfile. ``others`` are variables of other services: a database that is given
+    the same file of variables does not use them."""
     linked = {name for name, _ in service.links}
     for name in linked:
         yield owners[name], None, "links", "links"
     for name, dependency in service.depends_on.items():
         if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
             yield owners[name], None, "depends_on", "depends_on"
-    variables = service.environment
+    variables = {**built, **service.arguments, **service.environment}
+    places = dict.fromkeys(built, "Dockerfile") | dict.fromkeys(service.arguments, "build argument")
+    places |= dict.fromkeys(service.environment, "environment")
     for key, reference in in_environment(variables, names):
-        yield reference.callee, reference.port, "environment", f"environment {key}"
-    for key, reference in in_environment(service.arguments, names):
-        yield reference.callee, reference.port, "environment", f"build argument {key}"
+        if (key, variables[key]) not in others:
+            yield reference.callee, reference.port, "environment", f"{places[key]} {key}"
     for reference in in_command(service.command, names, variables):
         yield reference.callee, reference.port, "command", "command"
     for reference in in_command(service.healthcheck, names, variables):

@@ -25,9 +25,10 @@ def exclude(
     for name in sorted(only - services):
         raise UsageError(f"--only: there is no service {shown(name)}{did_you_mean(name, services)}")
     found = {}
+    callers = {mention.caller for mention in mentions}
     for name, app in apps.items():
         calls = {mention.port for mention in mentions if mention.callee == name}
-        reason = _reason(app, calls, images)
+        reason = _reason(app, calls, images, only_calls=name in callers and not calls)
         if reason is None and only and not only & {member.name for member in app.members}:
             reason = "is left out by --only"
         if reason is not None:
@@ -35,7 +36,8 @@ def exclude(
     return found
 
 
-def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) -> str | None:
+def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str], *, only_calls: bool) -> str | None:
+    """``only_calls``: it calls others, and nobody calls it: what it serves over UDP is for the world outside."""
     mode = app.owner.network_mode or ""
     if mode == "host":
         return "uses the host's network, where no sidecar can be put between it and others"
@@ -48,7 +50,7 @@ def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str]) ->
             return "finds its backends by asking Docker, and calls them by their addresses"
     tcp = {port for member in app.members for port in member.declared("tcp")}
     udp = {port for member in app.members for port in member.declared("udp")} - tcp
-    if udp and not tcp and not set(calls) - udp - {None}:
+    if udp and not tcp and not only_calls and not set(calls) - udp - {None}:
         return "serves UDP only, which mutual TLS does not carry"
     if udp & set(calls):
         return f"is called at UDP port {min(port for port in calls if port in udp)}, which mutual TLS does not carry"

@@ -97,7 +97,7 @@ def inject(inputs: Inputs) -> Injection:
 
     # Which app calls which, at which ports.
     texts = _with_configs(application, inputs.texts)
-    mentions = find_mentions(application, apps, texts)
+    mentions = find_mentions(application, apps, texts, inputs.dockerfiles)
     bases = {service: exposed_ports(text)[1] for service, text in inputs.dockerfiles.items()}
     clusters = find_clusters(application, apps, mentions, texts, bases)
     mentions = with_clusters(mentions, clusters, apps)

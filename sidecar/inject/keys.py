@@ -49,7 +49,7 @@ _NO_CALL = _set(
     """
     allow allows allowed allowlist whitelist whitelisted trust trusted origin origins cors csrf csp referer
     referers referrer redirect redirects callback callbacks logout audience audiences aud san sans cn cert certs
-    certificate certificates subject advertised advertise virtual letsencrypt noproxy canonical deny denied
+    certificate certificates subject advertised advertise virtual letsencrypt noproxy nonproxy canonical deny denied
     denylist blacklist blocklist blocked ban banned exclude excluded ignore ignored bypass cookie
     """
 )
@@ -87,8 +87,8 @@ def is_host(key: str) -> bool:
 def is_no_call(key: str) -> bool:
     """Whether hosts under this key are not called."""
     found = words(key)
-    without = any(one in {"no", "non"} and other == "proxy" for one, other in pairwise(found))
-    return without or not _NO_CALL.isdisjoint(found)
+    joined = {one + other for one, other in pairwise(found)}
+    return not _NO_CALL.isdisjoint({*found, *joined})
 
 
 @lru_cache(maxsize=4096)
@@ -151,6 +151,8 @@ def _stem(found: tuple[str, ...]) -> tuple[str, ...]:
     at = _host_at(found)
     if at is None:
         return found
+    if not at:  # all of it says "host", as in TARGET_HOST and its TARGET_PORT
+        at = max((index for index in range(len(found)) if _says_host(found, index)), default=0)
     fused = re.sub(r"(?:host(?:name)?s?|servers?|addr(?:ess)?(?:es)?|ur[li]s?|endpoints?|brokers?)$", "", found[at])
     return (*found[:at], *([fused] if fused and fused != found[at] else []))
 

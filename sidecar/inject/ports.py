@@ -35,11 +35,11 @@ def infer_ports(
     listening: Mapping[str, Mapping[int, str]] | None = None,
 ) -> dict[str, tuple[Port, ...]]:
     """The TCP ports of every app, each with its origin. ``given`` are the user's, and final. ``listening`` are
-    the ports of each service according to its program and its source, with their origin."""
+    the ports of each service according to its program and its source, with their origin; workers and jobs are not in it."""
     return {
         name: tuple(Port(number, "given") for number in given[name])
         if name in given
-        else _ports(app, [it for it in mentions if it.callee == name], dockerfiles, listening or {})
+        else _ports(app, [it for it in mentions if it.callee == name], dockerfiles, listening)
         for name, app in apps.items()
     }
 
@@ -61,12 +61,19 @@ def settle(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]]) -> tu
 
 
 def _ports(
-    app: App, mentions: list[Mention], dockerfiles: Mapping[str, str], listening: Mapping[str, Mapping[int, str]]
+    app: App,
+    mentions: list[Mention],
+    dockerfiles: Mapping[str, str],
+    listening: Mapping[str, Mapping[int, str]] | None,
 ) -> tuple[Port, ...]:
     udp = {port for member in app.members for port in member.declared("udp")}
     udp -= {port for member in app.members for port in member.declared("tcp")}
     found: dict[int, str] = {}
-    for source in _sources(app, mentions, dockerfiles, listening):
+    image = _known_image(app, dockerfiles)
+    is_job = listening is not None and listening.keys().isdisjoint(member.name for member in app.members)
+    if is_job and image is not None and not image.is_store:
+        image = None  # it runs another command of that image, and does not serve
+    for source in _sources(app, mentions, dockerfiles, listening or {}, image):
         found = dict(source)
         if found:
             break
@@ -74,7 +81,6 @@ def _ports(
     for mention in firm:
         if mention.port is not None:
             found.setdefault(mention.port, f"{mention.where} of {mention.caller}")
-    image = _known_image(app, dockerfiles)
     if image is not None and not image.is_web:
         found |= {port: origin for port, origin in _its_own(app).items() if port not in found}
         for port in (*_clients(app, image), *image.peers, *image.administration):
@@ -100,7 +106,11 @@ def _its_own(app: App) -> dict[int, str]:
 
 
 def _sources(
-    app: App, mentions: list[Mention], dockerfiles: Mapping[str, str], listening: Mapping[str, Mapping[int, str]]
+    app: App,
+    mentions: list[Mention],
+    dockerfiles: Mapping[str, str],
+    listening: Mapping[str, Mapping[int, str]],
+    image: Known | None,
 ) -> Iterator[dict[int, str]]:
     """The sources in order, each as ports with their origin."""
     yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
@@ -113,7 +123,6 @@ def _sources(
     yield {
         port: "its Dockerfile" for member in app.members for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
     }
-    image = _known_image(app, dockerfiles)
     yield dict.fromkeys(image.clients, "what its image is known for") if image is not None else {}
     yield {port: origin for member in app.members for port, origin in listening.get(member.name, {}).items()}
 

@@ -42,7 +42,7 @@ _NAME_SLASH_PORT = re.compile(rf"/(?:dev|dns[46]?/{_N})/tcp/(?:({_N})/)?(\d{{2,5
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/\"'?#<>\\`;]+)")
 _NOT_HOSTS = frozenset({"s3", "s3a", "s3n", "gs", "file", "docker", "oci", "unix", "classpath", "redis+unix"})
 _CALLED_BY = re.compile(
-    rf"\b(?:tcp|udp|address)\(({_N})\)|\b\w+_pass\s+({_N})\s*;|^({_N}),\s*(?:password|ssl|user|abortConnect|"
+    rf"\b(?:tcp|udp|address)\(({_N})\)|\brabbit@({_N})|\b\w+_pass\s+({_N})\s*;|^({_N}),\s*(?:password|ssl|user|abortConnect|"
     r"defaultDatabase|connectTimeout|allowAdmin|syncTimeout)="
 )
 _KEY = re.compile(
@@ -72,7 +72,7 @@ _USER = re.compile(r"://[^\s/\"'<>]*@")
 _REPLICA_SET = re.compile(r"(--configdb[= ]|--host[= ]|addShard\(\s*[\"'])[\w-]+/")
 _MEMBERS = re.compile(r"\brs\.(?:initiate|add|reconfig)\((?:[^()]|\([^()]*\))*\)")
 _BRACES = re.compile(r"([^\s\"'={},]*)\{(\d+)\.{2,3}(\d+)\}([^\s\"',]*)")
-_VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?[-=?][^}]*|:[^}]*)?\}|(\w+))")
+_VARIABLE = re.compile(r"\$(?:\{(?:env:|ENV:)?(\w+)(?::?[-=?][^}]*|:[^}]*)?\}|(\w+))")
 _DOCKER = re.compile(r"\bdocker\s+(?:image\s+)?(?:run|pull|push|tag|build|save|load)\b[^;&|\n]*")
 _OWN = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]|\$\{?HOSTNAME\}?)[: ](\d{2,5})(?!\d)")
 _OWN_URL = re.compile(r"(https?)://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?![\w:.-])")
@@ -132,14 +132,13 @@ def _in_line(
         scheme = match[1].lower()
         if scheme in _NOT_HOSTS or is_no_call(key_at(match.start())):
             continue
+        port = next((SCHEMES[part] for part in scheme.split("+") if part in SCHEMES), None)
         for host in match[2].split(","):
             name = host.rpartition("@")[2].rstrip("].)}")
             if name not in hidden:
-                yield from _reference(
-                    names, name.lower() if scheme == "lb" else name, SCHEMES.get(scheme.partition("+")[0]), here
-                )
+                yield from _reference(names, name.lower() if scheme == "lb" else name, port, here)
     for match in _CALLED_BY.finditer(line):
-        name = match[1] or match[2] or match[3]
+        name = match[match.lastindex or 0]
         if name not in hidden and not is_no_call(key_at(match.start())):
             yield from _reference(names, name, None, here)
     for match in _NAME_SLASH_PORT.finditer(line):
@@ -348,8 +347,7 @@ def exposed_ports(dockerfile: str) -> tuple[tuple[int, ...], str]:
             ports = list(inherited)
             stage = plain[2].lower() if len(plain) > 2 and plain[1].upper() == "AS" else ""
         elif keyword in {"ARG", "ENV"}:
-            pairs = [f"{words[1]}={words[2]}"] if len(words) == 3 and "=" not in words[1] else words[1:]
-            variables |= {k: v.strip("\"'") for k, eq, v in (pair.partition("=") for pair in pairs) if eq}
+            variables |= _assigned(words[1:])
         elif keyword == "EXPOSE":
             for word in words[1:]:
                 number, _, protocol = _expanded(word, variables).partition("/")
@@ -358,9 +356,25 @@ def exposed_ports(dockerfile: str) -> tuple[tuple[int, ...], str]:
     return tuple(port for port in dict.fromkeys(ports) if 0 < port < 65536), base
 
 
+def variables_of(dockerfile: str) -> dict[str, str]:
+    """What a Dockerfile sets for the service, and for its build if nothing else does: ``ENV`` and ``ARG``."""
+    found: dict[str, str] = {}
+    for line in re.sub(r"\\\s*\n", " ", dockerfile).splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0].upper() in {"ENV", "ARG"}:
+            found |= _assigned(words[1:])
+    return found
+
+
+def _assigned(words: list[str]) -> dict[str, str]:
+    """``ENV a=b c=d``, and ``ENV a b``."""
+    pairs = [f"{words[0]}={words[1]}"] if len(words) == 2 and "=" not in words[0] else words
+    return {key: value.strip("\"'") for key, equals, value in (pair.partition("=") for pair in pairs) if equals}
+
+
 def _expanded(word: str, variables: Mapping[str, str]) -> str:
     return re.sub(
-        r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))",
+        r"\$(?:\{(?:env:|ENV:)?(\w+)(?::?-([^}]*))?\}|(\w+))",
         lambda match: variables.get(match[1] or match[3], match[2] or ""),
         word,
     )

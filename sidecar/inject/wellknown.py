@@ -16,12 +16,14 @@ Role = Literal["client", "peer", "administration", ""]
 
 
 class Known(NamedTuple):
-    """``is_web``: a general server, which listens where its own configuration says, and on these ports if nothing does."""
+    """``is_web``: a general server, which listens where its own configuration says, and on these ports if nothing does.
+    ``is_store``: it answers, and calls only others of its kind."""
 
     clients: tuple[int, ...]
     peers: tuple[int, ...] = ()
     administration: tuple[int, ...] = ()
     is_web: bool = False
+    is_store: bool = False
 
     def role(self, port: int) -> Role:
         return (
@@ -32,7 +34,7 @@ class Known(NamedTuple):
         )  # fmt: skip
 
 
-_IMAGES = """
+_STORES = """
 postgres postgresql postgis pgvector timescaledb timescaledb-ha pgvecto-rs vectorchord supabase/postgres spilo alloydbomni
     edoburu/pgbouncer = 5432
 pgbouncer pgcat = 6432
@@ -77,7 +79,10 @@ openldap lldap = 389 636
 bitnami/openldap = 1389 1636
 lldap/lldap = 3890 | | 17170
 rabbitmq = 5672 | 4369 25672 | 15672 15692
+minio = 9000 | | 9001
 nats nats-streaming = 4222 | 6222 | 8222
+"""
+_SERVERS = """
 kafka cp-kafka cp-server = 9092 | 9093
 redpanda = 9092 8081 8082 | 33145 | 9644
 zookeeper cp-zookeeper = 2181 | 2888 3888
@@ -95,7 +100,6 @@ ksqldb-server cp-ksqldb-server = 8088
 kafka-ui akhq kafbat-ui redpandadata/console = 8080
 kafdrop = 9000
 cp-enterprise-control-center = 9021
-minio = 9000 | | 9001
 azurite = 10000 10001 10002
 localstack = 4566
 dynamodb-local = 8000
@@ -106,7 +110,7 @@ mailhog mailpit = 1025 | | 8025
 maildev mailcatcher = 1025 | | 1080
 greenmail greenmail/standalone = 3025 3143
 smtp4dev = 25 | | 80
-exim4 postfix namshi/smtp = 25
+exim4 postfix smtp = 25
 docker-mailserver = 25 143 465 587 993
 consul = 8500 | 8300 8301 8302
 nomad = 4646 | 4647 4648
@@ -148,6 +152,7 @@ fluent-bit = 24224 | | 2020
 logstash = 5044 | | 9600
 kibana opensearch-dashboards = 5601
 graylog = 9000 12201
+graylog-datanode = 9200 8999 | 9300
 datalust/seq = 80 5341
 node-exporter node_exporter = 9100
 cadvisor = 8080
@@ -228,17 +233,17 @@ tomcat = 8080
 _FPM = 9000
 
 
-def _table(text: str, *, is_web: bool = False) -> dict[str, Known]:
+def _table(text: str, *, is_web: bool = False, is_store: bool = False) -> dict[str, Known]:
     """A line an image: ``names = clients | peers | administration``."""
     found: dict[str, Known] = {}
     for line in text.replace("\n    ", " ").strip().splitlines():
         names, _, ports = line.partition(" = ")
         clients, peers, administration = (tuple(map(int, part.split())) for part in f"{ports}||".split("|")[:3])
-        found |= dict.fromkeys(names.split(), Known(clients, peers, administration, is_web))
+        found |= dict.fromkeys(names.split(), Known(clients, peers, administration, is_web, is_store))
     return found
 
 
-_KNOWN = _table(_IMAGES) | _table(_WEB, is_web=True)
+_KNOWN = _table(_STORES, is_store=True) | _table(_SERVERS) | _table(_WEB, is_web=True)
 
 SCHEMES = {
     "http": 80, "https": 443, "ws": 80, "wss": 443, "postgres": 5432, "postgresql": 5432, "pgsql": 5432, "mysql": 3306,

@@ -64,6 +64,6 @@ def topology(
 ) -> Topology:
     whole = application(services, networks)
     found = find_apps(whole)
-    mentions = find_mentions(whole, found, {})
+    mentions = find_mentions(whole, found, {}, {})
     assert find_edges(mentions) is not None
     return lay_out(whole, found, excluded or {}, (), infer_ports(found, mentions, {}, {}), Layout(), lambda *_: True)

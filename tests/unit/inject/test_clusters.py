@@ -14,7 +14,7 @@ def clusters(services: dict[str, Any], texts: dict[str, str] | None = None, **ne
     whole = application(services, networks)
     apps = find_apps(whole)
     mounted = {name: (Text("f", text, "mounted"),) for name, text in (texts or {}).items()}
-    return find_clusters(whole, apps, find_mentions(whole, apps, mounted), mounted, {})
+    return find_clusters(whole, apps, find_mentions(whole, apps, mounted, {}), mounted, {})
 
 
 def shown(found: tuple[Cluster, ...]) -> list[tuple[str, str, bool]]:
@@ -48,6 +48,35 @@ def test_members_that_only_others_name() -> None:
     assert shown(clusters(services, config)) == [("set of Redis servers and Sentinels", "main s1 s2", False)]
 
 
+def test_members_that_others_name_by_a_node() -> None:
+    joins = {"image": "rabbitmq", "environment": {"RABBITMQ_CLUSTER_NODE_NAME": "rabbit@main"}}
+    cookie = {"image": "rabbitmq", "environment": {"RABBITMQ_ERLANG_COOKIE": "x"}}
+    services = {"main": cookie, "a": joins, "b": joins, "other": cookie}
+    assert shown(clusters(services)) == [("RabbitMQ cluster", "a b main", True)]
+
+
+def test_members_that_say_their_own_name_are_meshed() -> None:
+    roach = {"image": "cockroachdb/cockroach", "command": "start --join=a,b"}
+    assert shown(clusters({"a": roach, "b": roach})) == [("CockroachDB cluster", "a b", False)]
+    services = {name: {**roach, "hostname": name} for name in "ab"}
+    assert shown(clusters(services)) == [("CockroachDB cluster", "a b", True)]
+
+
+def test_clients_that_are_told_addresses_belong_to_it() -> None:
+    node = {"image": "redis", "command": "redis-server --cluster-enabled yes"}
+    services = {"a": node, "b": node, "app": {"environment": {"REDIS_HOST": "a"}}, "other": {"depends_on": ["a"]}}
+    assert shown(clusters(services)) == [("Redis Cluster", "a app b", False)]
+
+
+def test_a_url_without_a_port_is_at_the_ports_of_the_kind() -> None:
+    minio = {"image": "minio/minio", "command": "server http://m{1...2}/data"}
+    whole = application({"m1": minio, "m2": minio})
+    apps = find_apps(whole)
+    mentions = find_mentions(whole, apps, {}, {})
+    found = with_clusters(mentions, find_clusters(whole, apps, mentions, {}, {}), apps)
+    assert {(it.caller, it.callee, it.port) for it in found} == {("m1", "m2", 9000), ("m2", "m1", 9000)}
+
+
 def test_members_by_name_call_each_other_at_the_ports_of_their_kind_and_at_their_own() -> None:
     kafka = {
         name: {
@@ -78,7 +107,7 @@ def test_members_by_address_stay_on_their_network() -> None:
     assert "Elasticsearch or OpenSearch cluster" in reference.reason
     assert list(told(found)) == []
     whole = application(nodes)
-    mentions = find_mentions(whole, find_apps(whole), {})
+    mentions = find_mentions(whole, find_apps(whole), {}, {})
     named = [(it.caller, it.callee, it.port) for it in with_clusters(mentions, found, find_apps(whole))]
     assert sorted(named) == [("es1", "es2", 9300), ("es2", "es1", 9300)]
     assert {it.port for it in with_clusters(mentions, (), find_apps(whole))} == {None}

@@ -14,7 +14,7 @@ SERVICES: dict[str, Any] = {"db": {}, "api": {"hostname": "back"}}
 def edges(web: dict[str, Any], text: Text | None = None) -> list[tuple[str, str, tuple[int, ...], tuple[str, ...]]]:
     whole = application({"web": web, **SERVICES})
     texts = {"web": (text,)} if text else {}
-    found = find_edges(find_mentions(whole, find_apps(whole), texts))
+    found = find_edges(find_mentions(whole, find_apps(whole), texts, {}))
     return [(it.caller, it.callee, it.ports, it.where) for it in found]
 
 
@@ -37,6 +37,43 @@ def test_the_twins_that_say_nothing() -> None:
     assert edges({}, Text("x.py", "db:5432", "shared")) == []
 
 
+def test_what_its_dockerfile_and_its_build_say() -> None:
+    whole = application({"web": {"build": {"args": {"API_URL": "http://api:82"}}}, **SERVICES})
+    dockerfiles = {"web": "FROM nginx\nENV DB_HOST=db \\\n DB_PORT=81\nARG API_URL=http://api:83"}
+    found = find_edges(find_mentions(whole, find_apps(whole), {}, dockerfiles))
+    assert [(it.callee, it.ports, it.where) for it in found] == [
+        ("api", (82,), ("build argument API_URL",)),
+        ("db", (81,), ("Dockerfile DB_HOST",)),
+    ]
+
+
+def test_a_database_does_not_use_the_variables_of_others() -> None:
+    shared = {"API_URL": "http://api:81"}
+    whole = application({"cache": {"image": "redis", "environment": shared}, "web": {"environment": shared}, "api": {}})
+    found = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
+    assert [(it.caller, it.callee) for it in found] == [("web", "api")]
+    whole = application({"cache": {"image": "redis", "environment": shared}, "web": {}, "api": {}})
+    found = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
+    assert [(it.caller, it.callee) for it in found] == [("cache", "api")]
+
+
+def test_a_name_that_the_configuration_gives_to_something_of_its_own() -> None:
+    conf = "upstream api {\n  server api:82;\n}\nproxy_pass http://api;"
+    assert edges({}, Text("x.conf", conf, "mounted")) == [("web", "api", (82,), ("x.conf:2",))]
+    assert edges({}, Text("x.conf", "proxy_pass http://api;", "mounted")) == [("web", "api", (80,), ("x.conf:1",))]
+
+
+def test_configuration_in_its_source() -> None:
+    assert edges({}, Text("application.yml", "host: db", "build")) == [("web", "db", (), ("application.yml:1",))]
+    assert edges({}, Text("x.py", "host: db", "build")) == []
+
+
+def test_variables_in_its_files() -> None:
+    web = {"environment": {"WHERE": "api", "AT": "82"}}
+    text = Text("x.conf", "proxy_pass http://${WHERE}:${env:AT};", "mounted")
+    assert edges(web, text) == [("web", "api", (82,), ("x.conf:1",))]
+
+
 def test_all_of_one_callee_is_one_edge() -> None:
     found = edges({"depends_on": ["db"], "environment": {"A": "db:1000", "B": "db:999", "C": "db:1000"}})
     assert found == [("web", "db", (999, 1000), ("depends_on", "environment A", "environment B", "environment C"))]
@@ -44,7 +81,7 @@ def test_all_of_one_callee_is_one_edge() -> None:
 
 def test_a_member_of_a_shared_namespace_calls_as_its_owner() -> None:
     whole = application({"vpn": {}, "in": {"network_mode": "service:vpn", "environment": {"X": "db:5432"}}, **SERVICES})
-    (edge,) = find_edges(find_mentions(whole, find_apps(whole), {}))
+    (edge,) = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
     assert (edge.caller, edge.callee, edge.where) == ("vpn", "db", ("in: environment X",))
 
 

@@ -18,7 +18,7 @@ SOCKET = {"type": "bind", "source": "/var/run/docker.sock"}
 def excluded(services: dict[str, Any], *only: str, **images: str) -> dict[str, str]:
     whole = application(services)
     found = find_apps(whole)
-    return exclude(found, find_mentions(whole, found, {}), frozenset(only), images)
+    return exclude(found, find_mentions(whole, found, {}, {}), frozenset(only), images)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,13 @@ def test_called_at_a_udp_port() -> None:
     services["x"] = {"expose": ["8125/udp", "8126/tcp"]}
     assert udp_beside(apps(services)["x"]) == (8125,)
     assert udp_beside(apps(services)["web"]) == ()
+
+
+def test_what_it_serves_over_udp_is_for_the_world_outside() -> None:
+    services: dict[str, Any] = {"x": {"expose": ["8125/udp"], "environment": {"DB_HOST": "db"}}, "db": {}}
+    assert excluded(services) == {}
+    services["db"] = {"environment": {"X_HOST": "x"}}
+    assert "UDP only" in excluded(services)["x"]
 
 
 def test_only() -> None:

@@ -43,14 +43,15 @@ def test_the_twin_no_host(key: str) -> None:
     "key",
     [
         "ALLOWED_HOSTS", "CORS_ORIGIN", "NO_PROXY", "no_proxy", "nonProxyHosts", "OAUTH_REDIRECT_URI", "GOOGLE_CALLBACK_URL",
-        "redirectUris", "webOrigins", "TRUSTED_PROXIES", "VIRTUAL_HOST", "CSRF_TRUSTED_ORIGINS", "TLS_SAN",
+        "redirectUris", "webOrigins", "TRUSTED_PROXIES", "VIRTUAL_HOST", "CSRF_TRUSTED_ORIGINS", "TLS_SAN", "CallBackUrl",
+        "IP_WHITE_LIST",
     ],
 )  # fmt: skip
 def test_no_call(key: str) -> None:
     assert is_no_call(key)
 
 
-@pytest.mark.parametrize("key", ["HTTP_PROXY", "API_URL", "PROXY_HOST", "NO_REPLY_HOST", "SHALLOW_HOST"])
+@pytest.mark.parametrize("key", ["HTTP_PROXY", "API_URL", "PROXY_HOST", "NO_REPLY_HOST", "SHALLOW_HOST", "CALL_HOST"])
 def test_the_twin_a_call(key: str) -> None:
     assert not is_no_call(key)
 
@@ -74,6 +75,7 @@ def test_plain() -> None:
         ("MYSQL_SERVER", {"MYSQL_SERVER_PORT": "1"}, [1]),
         ("MINIO_HOST", {"MINIO_API_PORT": "1", "MINIO_CONSOLE_PORT": "2"}, [1, 2]),
         ("HOST", {"PORT": "1"}, [1]),
+        ("TARGET_HOST", {"TARGET_PORT": "1", "PORT": "2"}, [1]),
     ],
 )
 def test_the_port_beside(key: str, others: dict[str, str], ports: list[int]) -> None:

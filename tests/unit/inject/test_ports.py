@@ -19,7 +19,7 @@ def ports(
 ) -> tuple[Port, ...]:
     whole = application({"db": db, "web": web or {}})
     apps = find_apps(whole)
-    mentions = find_mentions(whole, apps, {"web": (text,)} if text else {})
+    mentions = find_mentions(whole, apps, {"web": (text,)} if text else {}, {})
     return infer_ports(apps, mentions, {"db": dockerfile} if dockerfile else {}, given or {})["db"]
 
 
@@ -79,7 +79,7 @@ def test_an_app_that_moves_its_port_is_not_at_the_old_one() -> None:
 def settled(db: dict[str, Any], web: dict[str, Any]) -> tuple[int, ...]:
     whole = application({"db": db, "web": web})
     apps = find_apps(whole)
-    mentions = find_mentions(whole, apps, {})
+    mentions = find_mentions(whole, apps, {}, {})
     (edge,) = settle(find_edges(mentions), infer_ports(apps, mentions, {}, {}))
     return edge.ports
 
@@ -105,3 +105,15 @@ def test_udp_is_no_port() -> None:
 def test_an_answer_is_final() -> None:
     assert ports(EVERYTHING, CALLER, given={"db": (7,)}) == (Port(7, "given"),)
     assert ports(EVERYTHING, given={"db": ()}) == ()
+
+
+def test_a_job_does_not_serve_at_the_ports_of_its_image() -> None:
+    whole = application({"job": {"image": "oryd/hydra"}, "db": {"image": "postgres"}})
+    apps = find_apps(whole)
+    as_jobs, as_servers = infer_ports(apps, (), {}, {}, {}), infer_ports(apps, (), {}, {}, {"job": {}, "db": {}})
+    assert [[it.number for it in found[name]] for found in (as_jobs, as_servers) for name in ("job", "db")] == [
+        [],
+        [5432],
+        [4444, 4445],
+        [5432],
+    ]

@@ -141,6 +141,8 @@ def test_variables(environment: dict[str, str], expected: set[tuple[str, str, in
         ("1@db:9093", {("db", 9093)}),
         ("server.1=db:2888:3888;2181", {("db", 2888), ("db", 3888)}),
         ("-Dspring.redis.host=redis -Ddb=api", {("redis", None)}),
+        ("db+postgresql://api:x@db/api", {("db", 5432)}),
+        ("rabbit@db", {("db", None)}),
         ("http://$WHERE:${AT}/x", {("api", 81)}),
         ("lb://MY-API", {("my-api", None)}),
         ("jobmanager.rpc.address: db\nother: api", {("db", None)}),
