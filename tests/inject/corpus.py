@@ -65,8 +65,8 @@ class Score:
     outside: frozenset[Edge]
     wrong: frozenset[Edge]
     dead: frozenset[Edge]
-    """Those of ``missed`` at which the callee has not even a listener: a call is refused, and nothing is logged. None if
-    inject refused the application, which then runs as before."""
+    """Those of ``missed`` at which the callee has not even a listener: a call is refused, and nothing is logged. Not
+    if inject says that nobody can reach it, nor if it refused the application, which then runs as before."""
     untrue: tuple[str, ...]
     """Services of which it is said that no port is known, though their files or their image say it, or that they listen
     at none."""
@@ -103,15 +103,18 @@ def score(truth: Truth, outcome: Outcome) -> Score:
     outside = frozenset(edge for edge in truth.edges if edge[:2] in outcome.outside)
     inside = truth.edges - outside
     missed = inside - outcome.allowed
+    unreachable = unknown_ports(outcome.notes)
     return Score(
         found=inside & outcome.allowed,
         missed=missed,
         outside=outside,
         wrong=frozenset(edge for edge in outcome.allowed if not truth.is_allowed(edge)),
         dead=frozenset(
-            edge for edge in missed if not outcome.failed and edge[2] not in outcome.listeners.get(edge[1], ())
+            (caller, callee, port)
+            for caller, callee, port in missed
+            if not (outcome.failed or callee in unreachable or port in outcome.listeners.get(callee, ()))
         ),
-        untrue=tuple(name for name in unknown_ports(outcome.notes) if name in truth.workers or truth.ports.get(name)),
+        untrue=tuple(name for name in unreachable if name in truth.workers or truth.ports.get(name)),
     )
 
 
