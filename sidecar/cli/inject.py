@@ -11,6 +11,7 @@ import click
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.options import Publish, parse_ports
 from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, report
+from sidecar.inject.upgrade import upgrade
 
 
 @click.command()
@@ -45,6 +46,9 @@ from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, rep
 @click.option(
     "--all-names", is_flag=True, help="Give services that run already the names of new ones; their sidecars restart."
 )
+@click.option(
+    "--upgrade", "upgrades", is_flag=True, help="Give the CA and each sidecar this version's image, one after another."
+)
 def inject(
     files: tuple[Path, ...],
     dry_run: bool,
@@ -58,6 +62,7 @@ def inject(
     state: Path | None,
     relayout: bool,
     all_names: bool,
+    upgrades: bool,
 ) -> None:
     """Puts a sidecar beside every service of a Compose application.
 
@@ -73,7 +78,13 @@ def inject(
     request = InjectRequest(
         files, state, publish, names, observe, subnets, parse_ports(ports), activate, relayout, all_names
     )
-    planned = plan(request, os.environ, datetime.now(UTC).date())
+    today = datetime.now(UTC).date()
+    if upgrades:
+        if dry_run or check:
+            raise UsageError("--upgrade: changes containers that run, so not with --dry-run or --check")
+        upgrade(request, os.environ, today, click.echo)
+        return
+    planned = plan(request, os.environ, today)
     if check:
         for change in planned.changes:
             click.echo(f"stale: {change.path}")

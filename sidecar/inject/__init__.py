@@ -11,14 +11,14 @@ reads top to bottom::
 (``mesh.yaml``), ``wiring`` (each ``sidecar.yaml``), ``picture`` (the report).
 
 Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
-and secrets, ``project`` compares and writes; ``steps`` calls them in order. Fails closed: a service that cannot be put
-behind a sidecar is reported with the reason, and a call that was not found in the application is denied.
+and secrets, ``project`` compares and writes; ``steps`` calls them in order, and ``upgrade`` renews what runs. Fails closed:
+a service that cannot be put behind a sidecar is reported with the reason, and a call that was not found is denied.
 
 Smaller modules serve these: ``facts`` (what the Compose file itself says for the mesh: ``x-mesh``), ``visibility`` (which
 names an app can reach), ``references`` (hosts and ports named in a text), ``keys`` (which keys name hosts), ``clusters``
 (services that call each other though no file says so), ``attribution`` (whose a source file is), ``listening`` (what a
 service tells of its own port), ``questions`` (what a person is asked, and what nobody can reach), ``wellknown`` (images and
-their ports), ``layout`` (where the last run put everything), ``options`` (the choices of a run, kept for the next),
-``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on this machine), ``activation``
-(``COMPOSE_FILE``), ``yamltext``.
+their ports), ``layout`` (where the last run put everything), ``kept`` (sidecars of another version), ``options`` (the
+choices of a run, kept for the next), ``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on
+this machine), ``activation`` (``COMPOSE_FILE``), ``yamltext``.
 """

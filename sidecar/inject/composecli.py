@@ -26,6 +26,7 @@ MINIMUM = (2, 24, 4)
 """The first version whose ``!override`` and ``!reset`` work on networks."""
 
 _SECONDS = 120
+_LONG = 1800  # an image is built, or a container is waited for
 _SHOWN = 3
 _LINE = re.compile(r'(?:time="[^"]*" level=(?P<level>\w+) msg="(?P<text>.*)"|WARN\[\d+\]\s+(?P<plain>.*))$')
 _UNSET = re.compile(r'[Tt]he "(\w+)" variable is not set')
@@ -50,6 +51,15 @@ class Compose:
                 if KEY in service:
                     data["services"][name][KEY] = service[KEY]
         return data, messages
+
+    def run(self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str) -> str:
+        """Runs Compose on the application, all its profiles included. Raises :class:`UsageError` with what it reports."""
+        names = [part for file in files for part in ("-f", str(file))]
+        done = _run([*self.command, *names, "--profile", "*", *arguments], environ, _LONG)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()][-5:] or ["no output"]
+            raise UsageError("\n".join(f"docker compose {' '.join(arguments)}: {line.strip()}" for line in lines))
+        return done.stdout
 
     def _json(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
         done = self._run(files, environ, "--format", "json")
@@ -139,10 +149,12 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[list[str]]:
             yield [program, *further]
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: Sequence[str], environ: Mapping[str, str], seconds: int = _SECONDS
+) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603  # the user's own Compose, with arguments of ours
-            command, env=dict(environ), capture_output=True, text=True, timeout=_SECONDS, check=False, errors="replace"
+            command, env=dict(environ), capture_output=True, text=True, timeout=seconds, check=False, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{command[0]}: cannot be run: {error}") from error

@@ -21,7 +21,8 @@ from sidecar.inject.clusters import cluster_references, find_clusters, told, wit
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
 from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
-from sidecar.inject.layout import layout_of
+from sidecar.inject.kept import Earlier, is_stale, keep
+from sidecar.inject.layout import layout_of, parse_override
 from sidecar.inject.listening import is_worker, listening_ports
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
@@ -32,9 +33,9 @@ from sidecar.inject.ports import Port, infer_ports, settle
 from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
-from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out
+from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
 from sidecar.inject.visibility import App, find_apps
-from sidecar.inject.wiring import wiring, wiring_path, wiring_text
+from sidecar.inject.wiring import needs_of, wiring, wiring_path, wiring_text
 from sidecar.policy.decide import decide
 
 OVERRIDE = "compose.mesh.yaml"
@@ -49,7 +50,8 @@ ROOM_FOR_SIDECARS, ROOM_FOR_CONTAINERS = 120, 60
 class Inputs:
     """``config`` is Compose's own JSON, ``texts`` and ``dockerfiles`` are by service, ``real`` resolves symlinks, ``image``
     is the fingerprint of the image's build context, ``places`` are where the ``x-mesh`` of each service is written.
-    ``relayout`` chooses all networks anew, ``all_names`` gives every app the names of all that it can reach."""
+    ``relayout`` chooses all networks anew, ``all_names`` gives every app the names of all that it can reach.
+    ``earlier`` are the files of the last run; of its sidecars, those in ``upgrade`` get this version's image."""
 
     config: Any
     files: tuple[str, ...]
@@ -66,11 +68,14 @@ class Inputs:
     places: Mapping[str, Place] = field(default_factory=dict)
     relayout: bool = False
     all_names: bool = False
+    earlier: Earlier | None = None
+    upgrade: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """``files`` are texts by path in the project. Each of ``services`` needs an enrolment secret. ``lost`` are the names of
+    """``files`` are texts by path in the project. Each of ``services`` needs an enrolment secret. ``kept`` are
+    the services of the mesh that stay as another version of this program wrote them. ``lost`` are the names of
     the networks that services are no longer on."""
 
     files: Mapping[str, str]
@@ -81,6 +86,7 @@ class Injection:
     topology: Topology
     placement: Placement
     picture: str
+    kept: tuple[str, ...]
     lost: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -160,22 +166,23 @@ def inject(inputs: Inputs) -> Injection:
     laid_out = layout_of(topology, placement.subnets, addresses)
     record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out)
     wirings: dict[str, str] = {}
-    digests: dict[str, str] = {}
+    needs: dict[str, str] = {}
     for app in topology.slots:
         data = wiring(app, topology, names, placement.subnets, addresses[app])
         if app in facts:
             data = with_facts(data, facts[app], names, written.mesh)
         wirings[app] = wiring_text(data)
-        # A listener for a call that nobody foresees is no reason for a restart.
-        foreseen = [it for it in data["outbound"] if is_foreseen(app, *_target(it["to"], names))]
-        digests[app] = sha256(wiring_text({**data, "outbound": foreseen}).encode()).hexdigest()[:12]
-    files = {
-        OVERRIDE: override_text(
-            application, apps, topology, placement, addresses, digests, options,
-            f"{application.name}-sidecar:{inputs.image}", inputs.files, record_line(record),
-        ),
-        MESH_FILE: written.text,
-    }  # fmt: skip
+        needs[app] = needs_of(data, facts[app].sidecar if app in facts else {}, is_foreseen)
+    image = f"{application.name}-sidecar:{inputs.image}"
+    override = override_text(
+        application, apps, topology, placement, addresses, needs, options, image, inputs.files, record_line(record)
+    )
+    kept: tuple[str, ...] = ()
+    if inputs.earlier is not None and is_stale(inputs.earlier.override, image):
+        met = {name: needs_of(parse_override(text), {}, is_foreseen) for name, text in inputs.earlier.wirings.items()}
+        override, kept = keep(override, inputs.earlier, met, inputs.upgrade, options.state)
+        wirings |= {app: inputs.earlier.wirings[sidecar_of(app)] for app in topology.slots if sidecar_of(app) in kept}
+    files = {OVERRIDE: override, MESH_FILE: written.text}
     files |= {f"{MESH_DIRECTORY}/{wiring_path(app)}": text for app, text in wirings.items()}
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
@@ -193,9 +200,11 @@ def inject(inputs: Inputs) -> Injection:
         topology=topology,
         placement=placement,
         picture=picture(edges, topology, names),
+        kept=kept,
         lost=lost_networks(application, topology),
         warnings=(
             *silent,
+            *_kept_notes(kept),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
             *told(clusters),
@@ -203,6 +212,12 @@ def inject(inputs: Inputs) -> Injection:
             *written.notes,
         ),
     )
+
+
+def _kept_notes(kept: tuple[str, ...]) -> Iterator[str]:
+    if kept:
+        shown = f"{kept[0]} keeps its image" if not kept[1:] else f"{kept[0]} and {len(kept) - 1} more keep their image"
+        yield f"{shown} of another version of sidecar, and need not restart: `sidecar inject --upgrade` renews one by one"
 
 
 def _layout_notes(
@@ -259,11 +274,6 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
         return any(decide(mesh, mesh.identity(caller), callee, name, now).allowed for name in names)
 
     return is_foreseen
-
-
-def _target(to: str, names: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
-    callee, _, name = to.rpartition(":")
-    return callee, names[callee][name]
 
 
 def _workers(

@@ -20,7 +20,12 @@ from sidecar.inject.wiring import CA_PORT, CONFIG, ENROLMENT, STATE, TRUST, wiri
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block
 
 CA_STATE = "/var/lib/mesh-ca"
+IMAGES = "mesh/image"
+"""Each image's build context is below, in the directory of its tag."""
 BASE_IMAGE = "python:3.13-slim"
+
+NEEDS = "mesh.wiring"
+"""The label with a digest of what the application needs of a sidecar's wiring."""
 
 BOUNDED = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
 """The log of a container whose app says nothing of its own. The driver is named: not every one knows these options."""
@@ -39,15 +44,15 @@ def override_text(
     topology: Topology,
     placement: Placement,
     mesh_addresses: Mapping[str, IPv4Address],
-    digests: Mapping[str, str],
+    needs: Mapping[str, str],
     options: Options,
     image: str,
     files: tuple[str, ...],
     record: str,
 ) -> str:
-    """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``digests`` are of their wiring;
+    """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``needs`` are digests of their wiring;
     ``record`` is the line for the next run."""
-    made = _Override(application, apps, topology, placement, mesh_addresses, digests, options, image)
+    made = _Override(application, apps, topology, placement, mesh_addresses, needs, options, image)
     data = {"services": dict(made.services()), "networks": dict(made.networks())}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
 
@@ -60,13 +65,13 @@ class _Override:
         topology: Topology,
         placement: Placement,
         mesh_addresses: Mapping[str, IPv4Address],
-        digests: Mapping[str, str],
+        needs: Mapping[str, str],
         options: Options,
         image: str,
     ) -> None:
         self.application, self.apps, self.topology = application, apps, topology
         self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
-        self.digests, self.options, self.image = digests, options, image
+        self.needs, self.options, self.image = needs, options, image
         self.owners = app_of(apps)
 
     # -- services ------------------------------------------------------------------------------------------------------
@@ -169,7 +174,7 @@ class _Override:
             **self._hardened(),
             "logging": Flow(logging_of(app)),
             # Read at its start: Compose recreates the container when it changes.
-            "labels": Flow({"mesh.wiring": self.digests[app.name]}),
+            "labels": Flow({NEEDS: self.needs[app.name]}),
             # Not service_healthy: the sidecar itself waits for the CA, and only if it has no certificate.
             "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
@@ -186,7 +191,10 @@ class _Override:
         probe = f"import socket; socket.create_connection(('127.0.0.1', {CA_PORT}), 2).close()"
         return {
             "image": self.image,
-            "build": {"context": "./mesh/image", "args": {"BASE": f"${{MESH_BASE:-{BASE_IMAGE}}}"}},
+            "build": {
+                "context": f"./{IMAGES}/{self.image.rpartition(':')[2]}",
+                "args": {"BASE": f"${{MESH_BASE:-{BASE_IMAGE}}}"},
+            },
             "command": Flow(
                 [
                     "certs",

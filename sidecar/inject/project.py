@@ -17,7 +17,8 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_DIRECTORY
 
 MAX_BYTES = 32 << 20
-_OURS = ("sidecars/*.yaml", "image/*.whl")
+_OURS = ("sidecars/*.yaml", *(f"image/{name}" for name in ("*.whl", "Dockerfile", "constraints.txt")))
+_OURS += tuple(pattern.replace("image/", "image/*/") for pattern in _OURS[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,10 @@ def write(project: Path, changes: Iterable[Change]) -> None:
         write_files(fresh)
         for change in changes:
             if change.after is None:
-                (project / change.path).unlink(missing_ok=True)
+                path = project / change.path
+                path.unlink(missing_ok=True)
+                if path.parent.parent.name == "image" and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
     except OSError as error:
         raise UsageError(f"{error.filename or project}: cannot be written: {error.strerror}") from error
 

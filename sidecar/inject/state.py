@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from certs.protocol.mesh_state import SECRET, MeshState
@@ -43,9 +43,12 @@ def run_certs(arguments: Sequence[str]) -> None:
         raise UsageError("\n".join(f"certs {arguments[0]}: {line}" for line in messages or ["ended without a message"]))
 
 
-def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs) -> list[str]:
+def ensure_state(
+    state: Path, trust_domain: str, services: Iterable[str], certs: Certs = run_certs, older: Collection[str] = ()
+) -> list[str]:
     """Makes what is missing; returns a line for each thing made. Raises :class:`UsageError` if others can read the
-    directory, if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet."""
+    directory, if it belongs to another mesh, or if ``certs`` fails; the project's files are not changed yet. The secrets of
+    ``older`` services stay where they are: their sidecars are of an earlier version."""
     said, kept = [], MeshState(state)
     try:
         for directory in (state, kept.trust, kept.enrolment, kept.sidecars):
@@ -60,12 +63,13 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
         wanted = list(services)
         for service in wanted:
             _make(kept.sidecars / service)
-        if moved := _move_secrets(kept.enrolment):
+        if moved := _move_secrets(kept.enrolment, older):
             said.append(
                 f"moved the enrolment secrets of {', '.join(moved)} into directories of their own, so that a new secret "
                 "reaches a running sidecar: one that is restarted now does not find its secret, before the next `up`"
             )
-        missing = [service for service in wanted if not kept.secret(service).exists()]
+        there = {service for service in older if (kept.enrolment / service).exists()}
+        missing = [service for service in wanted if service not in there and not kept.secret(service).exists()]
         if missing:
             certs(["enrolment", str(kept.ca), *missing, "--out-dir", str(kept.enrolment)])
             said.append(f"made the enrolment secret{'s' if missing[1:] else ''} of {', '.join(missing)}")
@@ -74,11 +78,11 @@ def ensure_state(state: Path, trust_domain: str, services: Iterable[str], certs:
     return said
 
 
-def _move_secrets(directory: Path) -> list[str]:
+def _move_secrets(directory: Path, older: Collection[str]) -> list[str]:
     """Gives each secret a directory; returns whose. An earlier version kept the secret of ``web`` in the file ``web``. A run
     that was killed here is continued by the next."""
     moved = []
-    for file in sorted(path for path in directory.iterdir() if path.is_file()):
+    for file in sorted(path for path in directory.iterdir() if path.is_file() and path.name not in older):
         service = file.name.removeprefix(_MOVING)
         aside = file.rename(directory / f"{_MOVING}{service}")
         _make(directory / service)

@@ -6,6 +6,7 @@ Nothing is changed until everything is computed. Keys are made before the files 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -21,13 +22,17 @@ from sidecar.inject.composecli import find_compose, in_short, summed_up
 from sidecar.inject.facts import declares_ports, find_places, has_facts
 from sidecar.inject.image import fingerprint, image_files
 from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
+from sidecar.inject.kept import Earlier
 from sidecar.inject.meshtext import Existing
 from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, Publish, Record, read_record
+from sidecar.inject.override import IMAGES
 from sidecar.inject.project import Change, diff, find_changes, read_text
 from sidecar.inject.routes import taken_networks
 from sidecar.inject.state import Certs, default_state, ensure_state, run_certs
 from sidecar.inject.subnets import parse_range
+from sidecar.inject.topology import sidecar_of
+from sidecar.inject.wiring import wiring_path
 from sidecar.policy.mesh import parse_mesh
 
 DEFAULT_NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
@@ -51,15 +56,20 @@ class InjectRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that the run would do."""
+    """Everything that the run would do. ``image`` is the build context of this version's image, by file name."""
 
     project: Path
     names: tuple[str, ...]
-    options: Options
+    inputs: Inputs
+    image: Mapping[str, bytes]
     injection: Injection
     changes: tuple[Change, ...]
     is_active: bool
     notes: tuple[str, ...]
+
+    @property
+    def options(self) -> Options:
+        return self.inputs.options
 
 
 def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Plan:
@@ -91,13 +101,11 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
         places=find_places((name, read_text(project / name) or "") for name in names) if has_facts(config) else {},
         relayout=request.relayout,
         all_names=request.all_names,
+        earlier=_earlier(project),
     )
     injection = inject(inputs)
-    contents = {path: text.encode() for path, text in injection.files.items()}
-    contents |= {f"{MESH_DIRECTORY}/image/{name}": content for name, content in image.items()}
     env = read_text(project / ".env")
-    if request.activate:
-        contents[".env"] = activated(env, names, OVERRIDE).encode()
+    activation = {".env": activated(env, names, OVERRIDE).encode()} if request.activate else {}
     notes = list(summed_up(compose_warnings))
     if read.unread:
         notes.append(f"{in_short(read.unread)}: cannot be read, so calls that are configured there may be missing")
@@ -107,18 +115,29 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     return Plan(
         project,
         names,
-        options,
+        inputs,
+        image,
         injection,
-        tuple(find_changes(project, contents)),
+        tuple(find_changes(project, _contents(project, injection, image, inputs.image) | activation)),
         request.activate or is_active(env, OVERRIDE),
         tuple(notes),
     )
 
 
+def renewed(plan: Plan, service: str) -> Plan:
+    """The plan, with this version's image for one more sidecar, or for the CA."""
+    inputs = replace(plan.inputs, upgrade=plan.inputs.upgrade | {service})
+    injection = inject(inputs)
+    contents = _contents(plan.project, injection, plan.image, inputs.image)
+    return replace(plan, inputs=inputs, injection=injection, changes=tuple(find_changes(plan.project, contents)))
+
+
 def carry_out(plan: Plan, certs: Certs = run_certs) -> list[str]:
     """Makes keys and secrets, then writes the project's files. Returns a line for each thing made."""
     injection = plan.injection
-    made = ensure_state(Path(plan.options.state), injection.trust_domain, injection.services, certs)
+    kept = [app for app in injection.services if sidecar_of(app) in injection.kept]
+    state = Path(plan.options.state)
+    made = ensure_state(state, injection.trust_domain, injection.services, certs, kept)
     files_of.write(plan.project, plan.changes)
     return made
 
@@ -179,6 +198,35 @@ def _left_out(files: tuple[Path, ...]) -> list[str]:
 def _record(project: Path) -> Record | None:
     text = read_text(project / OVERRIDE)
     return None if text is None else read_record(text, OVERRIDE)
+
+
+def _earlier(project: Path) -> Earlier | None:
+    """None also where the build context of the mesh's image is gone: then the image cannot be made again."""
+    override = read_text(project / OVERRIDE)
+    if override is None or not all((project / it / "Dockerfile").is_file() for it in _contexts(override)):
+        return None
+    texts = {
+        sidecar_of(path.stem): read_text(path)
+        for path in (project / MESH_DIRECTORY / wiring_path("x")).parent.glob("*.yaml")
+    }
+    return Earlier(override, {name: text for name, text in texts.items() if text is not None})
+
+
+def _contexts(override: str) -> list[str]:
+    """The directories that images are built from."""
+    return re.findall(rf'^ +context: "?\./({IMAGES}[\w/]*)"?$', override, re.MULTILINE)
+
+
+def _contents(project: Path, injection: Injection, image: Mapping[str, bytes], tag: str) -> dict[str, bytes]:
+    """Every file of the project that is ours: this version's image if it is used, and other versions' that are."""
+    contents = {path: text.encode() for path, text in injection.files.items()}
+    for context in _contexts(injection.files[OVERRIDE]):
+        if context == f"{IMAGES}/{tag}":
+            contents |= {f"{context}/{name}": content for name, content in image.items()}
+        else:
+            there = {path: files_of.read(path) for path in (project / context).iterdir() if path.is_file()}
+            contents |= {f"{context}/{path.name}": content for path, content in there.items() if content is not None}
+    return contents
 
 
 def _existing(project: Path, before: Record | None) -> Existing | None:

@@ -7,7 +7,9 @@ connections from that network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -66,6 +68,19 @@ def wiring(
         "timeouts": {"wait": WAIT},
         "log_format": "json",
     }
+
+
+def needs_of(data: Mapping[str, Any], settings: Mapping[str, Any], is_foreseen: Callable[[str, str, int], bool]) -> str:
+    """A digest of what makes a restart necessary: the listeners, and the settings that are written in the Compose file. A
+    listener for a call that nobody foresees can wait for the next start."""
+    inbound = [[it["port"], it["listen"]] for it in data["inbound"]]
+    outbound = [
+        [it["to"], it["listen"]]
+        for it in data["outbound"]
+        if is_foreseen(data["service"], it["to"].rpartition(":")[0], int(it["listen"].rpartition(":")[2]))
+    ]
+    text = json.dumps([sorted(inbound), sorted(outbound), dict(settings)], sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:12]
 
 
 def wiring_text(data: Mapping[str, Any]) -> str:

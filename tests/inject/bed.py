@@ -24,6 +24,7 @@ from sidecar.config.wiring import load_config
 from sidecar.inject.application import read_application
 from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_FILE, OVERRIDE, Injection, Inputs, inject
+from sidecar.inject.kept import Earlier
 from sidecar.inject.meshtext import Existing
 from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, read_record
@@ -92,7 +93,9 @@ def again(inputs: Inputs, first: Injection, mesh: str | None = None) -> Inputs:
     text = first.files[MESH_FILE] if mesh is None else mesh
     edited = sha256(text.encode()).hexdigest() != record.mesh_sha256
     existing = Existing(text, parse_mesh(text, MESH_FILE), edited, record.proposed)
-    return replace(inputs, before=record, existing=existing, options=record.options)
+    wirings = {sidecar_of(name): first.files[f"mesh/sidecars/{name}.yaml"] for name in first.services}
+    earlier = Earlier(first.files[OVERRIDE], wirings)
+    return replace(inputs, before=record, existing=existing, options=record.options, earlier=earlier)
 
 
 def stanzas(injection: Injection) -> dict[str, str]:

@@ -128,3 +128,13 @@ def test_the_twin_a_file_that_can_have_none_is_read_once(programs: Path, tmp_pat
     file.write_text("services: {}")
     data, _ = Compose((str(programs / "c"),), (9, 9, 9)).config([file], {})
     assert "x-mesh" not in data["services"]["db"]
+
+
+def test_running_it_on_an_application(programs: Path) -> None:
+    program(programs, "docker", 'test "$2" = version && echo 2.30.1 || echo "$@"')
+    files = [programs / "a.yaml", programs / "b.yaml"]
+    made = find(programs).run(files, {}, "up", "x")
+    assert made == f"compose -f {files[0]} -f {files[1]} --profile * up x\n"
+    program(programs, "docker", 'test "$2" = version && echo 2.30.1 || { echo " no engine" >&2; exit 1; }')
+    with pytest.raises(UsageError, match=r"^docker compose up x: no engine$"):
+        find(programs).run(files, {}, "up", "x")

@@ -106,3 +106,17 @@ def test_the_default_is_by_project_and_place() -> None:
         str(default_state(environ, "shop", Path("/x"), "0123456789")) == "/home/me/.local/state/sidecar/shop-01234567"
     )
     assert str(default_state({"XDG_STATE_HOME": "/s"}, "a", Path("/x"), "01234567")) == "/s/sidecar/a-01234567"
+
+
+def test_the_secret_of_a_sidecar_of_an_earlier_version_stays_where_it_mounts_it(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    ensure_state(state, "shop.internal", ["web", "db"])
+    for service in ("web", "db"):
+        secret = (state / "enrolment" / service / "secret").rename(state / "enrolment" / "aside")
+        secret.with_name(service).rmdir()
+        secret.rename(secret.with_name(service))
+    (said,) = ensure_state(state, "shop.internal", ["web", "db"], nothing, ["db"])
+    assert said.startswith("moved the enrolment secrets of web into")
+    assert (state / "enrolment" / "db").is_file()
+    ensure_state(state, "shop.internal", ["web", "db"], nothing)
+    assert (state / "enrolment" / "db" / "secret").is_file()
