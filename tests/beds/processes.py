@@ -56,6 +56,7 @@ class Running:
         self.process = process
         self.lines: list[str] = []
         self.errors = ""
+        self._said: list[dict[str, Any]] = []
         self._news = trio.lowlevel.ParkingLot()
         self._streams_open = 2
 
@@ -64,7 +65,8 @@ class Running:
     @property
     def said(self) -> list[dict[str, Any]]:
         """Its JSON lines."""
-        return [json.loads(line) for line in self.lines]
+        self._said += [json.loads(line) for line in self.lines[len(self._said) :]]  # each is parsed once
+        return self._said
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """Its lines of one event that have these fields."""
