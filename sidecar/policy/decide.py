@@ -10,6 +10,7 @@ the callee's sidecar after it has verified the caller's certificate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -125,6 +126,28 @@ def _decision(
     if rule is None or kind is Kind.RAN_OUT:
         return Decision(kind, caller, target, because, dry_run=dry_run)
     return Decision(kind, caller, target, because, rule.name, rule.line, dry_run)
+
+
+def remedy(mesh: Mesh, source: SpiffeId, decision: Decision) -> str:
+    """What would allow a denied call, as the end of the sentence that refuses it; empty if no single step would."""
+    if decision.kind is Kind.DENIED:
+        return "; deny beats allow, so only without that rule can another one allow it"
+    rule = rule_for(mesh, source, str(decision.target))
+    if rule is None or decision.kind not in (Kind.NO_RULE, Kind.RAN_OUT):
+        return ""
+    return f"; to allow it, add to `policy:` in {mesh.filename}: {rule}"
+
+
+def rule_for(mesh: Mesh, source: SpiffeId, target: str) -> str | None:
+    """A rule, in one line, that allows this call where nothing denies it; None if no rule can name the caller."""
+    named = name_in_rule(mesh, source)
+    return None if named is None else f'- {{from: [{named}], to: ["{target}"]}}'
+
+
+def name_in_rule(mesh: Mesh, source: SpiffeId) -> str | None:
+    """A caller as ``from`` names it, quoted; None if it is not of this mesh, or must be declared in ``services`` first."""
+    undeclared = source.service is not None and source.service not in mesh.services
+    return None if source.trust_domain != mesh.trust_domain or undeclared else json.dumps(source.service or str(source))
 
 
 def caller_name(mesh: Mesh, source: SpiffeId) -> str:

@@ -5,13 +5,12 @@ Nothing is decided here: every result comes from :func:`sidecar.policy.decide.de
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.decide import Decision, decide
+from sidecar.policy.decide import Decision, decide, name_in_rule
 from sidecar.policy.mesh import Mesh, PolicyTest
 from sidecar.policy.names import Target
 
@@ -130,9 +129,5 @@ def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decisio
 
 def _rule_text(mesh: Mesh, source: SpiffeId, target: Target) -> str | None:
     """The rule to add to ``policy:`` for this call; None if no rule can name the caller."""
-    if source.trust_domain != mesh.trust_domain:
-        return None
-    if source.service is not None and source.service not in mesh.services:
-        return None  # it must be declared under `services` first
-    caller = json.dumps(source.service or str(source))
-    return f'  - from: [{caller}]\n    to: ["{target}"]\n'
+    caller = name_in_rule(mesh, source)
+    return None if caller is None else f'  - from: [{caller}]\n    to: ["{target}"]\n'

@@ -7,7 +7,7 @@ import socket
 from sidecar.config.sidecar_yaml import Inbound
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
-from sidecar.policy.decide import decide
+from sidecar.policy.decide import decide, remedy
 from sidecar.proxy import carry
 from sidecar.proxy.carry import Ends
 from sidecar.proxy.live import Admission, Live
@@ -51,7 +51,8 @@ async def serve(
             decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
             record.rule, record.dry_run = decision.rule, decision.dry_run
             if not decision.allowed:
-                raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {decision.why}")
+                why = decision.why + remedy(node.current.mesh, caller, decision)
+                raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {why}")
             if (changed := node.current.check_trust(live.admission)) is not None:
                 raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
             if node.draining and node.config.has_replicas:

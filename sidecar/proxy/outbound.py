@@ -19,7 +19,7 @@ from sidecar.config.sidecar_yaml import Outbound
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord
-from sidecar.policy.decide import decide
+from sidecar.policy.decide import decide, remedy, rule_for
 from sidecar.proxy import carry
 from sidecar.proxy.carry import Ends
 from sidecar.proxy.live import Admission, Live
@@ -79,7 +79,7 @@ async def serve(
     decision = decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock())
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
-        raise Refused(Reason.POLICY_DENIED, decision.predicate)
+        raise Refused(Reason.POLICY_DENIED, decision.predicate + remedy(snapshot.mesh, snapshot.id, decision))
     record.decision = "allow"
 
     await loops.before_dialling(sock)
@@ -220,4 +220,8 @@ def _located(
         )
     else:
         detail = f"{refusal.detail} (at {endpoint})"
+        if refusal.peer_reason == Reason.POLICY_DENIED:  # we are allowed by ours, or it would not have been asked
+            mesh, us = node.current.mesh, node.current.id
+            detail += f"; its mesh file is not like ours, in which rule '{record.rule}' allows it. It needs: "
+            detail += str(rule_for(mesh, us, str(record.upstream)))
     return Refused(refusal.reason, detail, peer_reason=refusal.peer_reason)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from sidecar.identity.spiffe import parse_spiffe_id
-from sidecar.policy.decide import Decision, Kind, caller_name, callers, decide, warnings
+from sidecar.policy.decide import Decision, Kind, caller_name, callers, decide, name_in_rule, remedy, warnings
 from sidecar.policy.mesh import Mesh, parse_mesh
 from sidecar.policy.names import Target
 
@@ -107,6 +107,50 @@ def test_empty_policy_denies() -> None:
     assert decision == Decision(Kind.NO_RULE, "web", Target("api", "http"), "no rule allows it")
     assert decision.why == "web may not call api:http: no rule allows it"
     assert decision.predicate == "may not call api:http: no rule allows it"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("web", "api:http"), ("web", "db:5432"), ("a.b", "api:metrics"), ("jobs/nightly", "api:http")],
+)
+@pytest.mark.parametrize("rules", [(), ("{from: web, to: '*', until: 2026-05-01}",)], ids=["no rule", "ran out"])
+def test_a_refusal_ends_with_the_rule_that_allows_the_call(source: str, target: str, rules: tuple[str, ...]) -> None:
+    before, caller = mesh(*rules), f"shop.internal/{source}"
+    denied = asked(before, caller, target)
+    end = remedy(before, parse_spiffe_id(f"spiffe://{caller}"), denied)
+    told, _, rule = end.partition(" in mesh.yaml: - ")
+    assert (denied.allowed, told) == (False, "; to allow it, add to `policy:`")
+    assert asked(mesh(*rules, rule), caller, target).allowed
+
+
+@pytest.mark.parametrize(
+    ("caller", "target"),
+    [("shop.internal/web", "api:nope"), ("shop.internal/web", "wbe:http"), ("other.internal/web", "api:http"),
+     ("shop.internal/nobody", "api:http")],
+)  # fmt: skip
+def test_where_no_rule_alone_would_none_is_told(caller: str, target: str) -> None:
+    denied = asked(mesh(), caller, target)
+    assert (denied.allowed, remedy(mesh(), parse_spiffe_id(f"spiffe://{caller}"), denied)) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("caller", "named"),
+    [
+        ("shop.internal/a.b", '"a.b"'),
+        ("shop.internal/jobs/nightly", '"spiffe://shop.internal/jobs/nightly"'),
+        ("shop.internal/nobody", None),
+        ("other.internal/web", None),
+        ("other.internal/jobs/nightly", None),
+    ],
+)
+def test_how_a_rule_names_a_caller(caller: str, named: str | None) -> None:
+    assert name_in_rule(mesh(), parse_spiffe_id(f"spiffe://{caller}")) == named
+
+
+def test_nor_where_a_rule_denies() -> None:
+    shut = mesh("{from: web, to: db, action: deny}")
+    end = remedy(shut, parse_spiffe_id("spiffe://shop.internal/web"), asked(shut, "shop.internal/web", "db:5432"))
+    assert end == "; deny beats allow, so only without that rule can another one allow it"
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
+from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy import inbound as inbound_module
 from sidecar.proxy import peer as peer_module
 from sidecar.proxy.node import Node, Snapshot
@@ -21,7 +22,7 @@ from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context, KeyPair
 from tests.attacks.stage import assert_refused
 from tests.beds.certificates import Authority
-from tests.beds.mesh import App, Foreigner, connect, echo, inbound, mesh_bed, outbound
+from tests.beds.mesh import MESH, App, Foreigner, connect, echo, inbound, mesh_bed, outbound
 
 
 def nobody() -> Address:
@@ -233,3 +234,21 @@ async def test_while_it_drains_callers_are_sent_to_a_replica_if_there_is_one(*, 
         assert all(
             "is stopping: spiffe://shop.internal/web is to call another one" in one["message"] for one in refused
         )
+
+
+async def test_a_denied_call_ends_with_the_rule_that_would_allow_it_at_both_ends() -> None:
+    """Also where the two have other policies: it is the callee's that lacks it."""
+    rule = '- {from: ["reporting"], to: ["api:http"]}'
+    end = f"no rule allows it; to allow it, add to `policy:` in mesh.yaml: {rule}"
+    async with mesh_bed() as bed:
+        api = await bed.sidecar("api", inbound=[inbound("http", nobody())])
+        reporting = await bed.sidecar("reporting", outbound=[outbound("api", "http", api.address("http"))])
+        await assert_refused(reporting.address("api:http", "outbound"))
+        assert (await reporting.log.connection())["message"].endswith(end)
+        allowing = parse_mesh(MESH.replace("policy:", f"policy:\n  {rule}"), "mesh.yaml")
+        reporting.node.current = replace(reporting.node.current, mesh=allowing)
+        await assert_refused(reporting.address("api:http", "outbound"))
+        assert (await api.log.connection())["message"].endswith(end)
+        refused = await reporting.log.connection(2)
+        assert (refused["reason"], refused["peer_reason"]) == ("peer_refused", "policy_denied")
+        assert refused["message"].endswith(f"in which rule 'reporting->api:http' allows it. It needs: {rule}")
