@@ -7,6 +7,7 @@ the same bytes. Dependencies are fetched when the image is built, in the version
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from base64 import urlsafe_b64encode
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from sidecar import __version__
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.override import BASE_IMAGE
+from sidecar.inject.override import BASE_IMAGE, health_check
 
 DISTRIBUTION = "mtls-sidecar"
 """The name on the package index, in pyproject.toml too. The import names are the packages'."""
@@ -42,8 +43,8 @@ ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
 USER 65534:65534
 WORKDIR /etc/mesh
 STOPSIGNAL SIGTERM
-# At most three seconds until `healthy` is seen. --start-interval would be faster, but engines before 25 refuse it.
-HEALTHCHECK --interval=3s --timeout=5s --start-period=60s --retries=3 CMD ["sidecar", "health"]
+# Each second until it is well, then seldom. (--start-interval would say so, but engines before 25 refuse it.)
+HEALTHCHECK --interval=1s --timeout=60s --start-period=60s --retries=3 CMD {json.dumps(health_check("sidecar health"))}
 CMD ["sidecar", "run"]
 """
 

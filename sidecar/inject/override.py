@@ -32,6 +32,9 @@ BOUNDED = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"
 
 _SECRET = re.compile(r"(?i)token|secret|passw|credential|key")
 
+WELL = "/dev/shm/well"  # noqa: S108  # in the container: a tmpfs that each start makes anew, also where / is read-only
+CHECK_SECONDS = 30
+
 _HEAD = """\
 # Written by `sidecar inject` for {files}: the same application, with mutual TLS between its services.
 # Do not edit it: run `sidecar inject` again. Which service may call which is in mesh/mesh.yaml, which is yours to edit.
@@ -188,7 +191,7 @@ class _Override:
         }
 
     def _ca(self) -> dict[str, Any]:
-        probe = f"import socket; socket.create_connection(('127.0.0.1', {CA_PORT}), 2).close()"
+        probe = f"python -c \"import socket; socket.create_connection(('127.0.0.1', {CA_PORT}), 2).close()\""
         return {
             "image": self.image,
             "build": {
@@ -211,7 +214,7 @@ class _Override:
             **self._hardened(),
             "logging": Flow(BOUNDED),
             "healthcheck": Flow(
-                {"test": ["CMD", "python", "-c", probe], "interval": "3s", "timeout": "5s", "retries": 20}
+                {"test": ["CMD", *health_check(probe)], "interval": "1s", "timeout": "60s", "retries": 60}
             ),
             "networks": {MESH: Flow({"ipv4_address": str(self.mesh_addresses[CA])})},
             "volumes": [
@@ -271,3 +274,12 @@ def logging_of(app: App) -> Mapping[str, Any]:
 def hidden_options(app: App) -> list[str]:
     """The options of an app's logging that look like secrets."""
     return [name for name in app.owner.logging.get("options") or {} if _SECRET.search(name)]
+
+
+def health_check(probe: str) -> list[str]:
+    """The command of a health check: ``probe`` at once until it succeeds for the first time, and from then on after a pause.
+    A check is a process in the container, beside every service for as long as it lives: at each three seconds they took most
+    of what the mesh costs at rest."""
+    wait = f"if [ -e {WELL} ]; then sleep {CHECK_SECONDS - 1}; fi"
+    check = f"if {probe}; then touch {WELL} 2>/dev/null || :; else rm -f {WELL}; exit 1; fi"
+    return ["sh", "-c", f"{wait}; {check}"]

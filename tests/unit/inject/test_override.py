@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 
 from sidecar.inject.injection import OVERRIDE, inject
 from sidecar.inject.options import Options
+from sidecar.inject.override import WELL, health_check
 from tests.inject.applications import OPTIONS, inputs
 
 
@@ -152,3 +156,33 @@ def test_a_sidecar_s_log_goes_where_its_app_s_goes_and_is_bounded(own: Any, expe
     assert "hunter2" not in "".join(given.files.values())
     hidden = "web: logging.options.splunk-token is not copied to its sidecar: its log is kept here, 3 files of 10 MB"
     assert (hidden in given.warnings) == (own is not None and own.get("driver") == "splunk")
+
+
+def test_health_is_asked_at_once_until_it_is_there_and_seldom_from_then_on(tmp_path: Path) -> None:
+    """By a real shell; ``sleep`` and the probe only say that they were called."""
+    told = tmp_path / "told"
+    for name, code in (("sleep", 0), ("probe", 1)):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{told}\n[ {code} = 0 ] || [ -e {tmp_path}/up ]\n')
+        (tmp_path / name).chmod(0o755)
+
+    def check() -> tuple[int, list[str]]:
+        told.write_text("")
+        command = [part.replace(WELL, str(tmp_path / "well")) for part in health_check("probe a 'b c'")]
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(command, env={"PATH": path}, check=False)
+        return done.returncode, told.read_text().splitlines()
+
+    assert check() == (1, ["probe a b c"])
+    assert check() == (1, ["probe a b c"])
+    (tmp_path / "up").touch()
+    assert check() == (0, ["probe a b c"])
+    assert check() == (0, ["sleep 29", "probe a b c"])
+    (tmp_path / "up").unlink()
+    assert check() == (1, ["sleep 29", "probe a b c"])
+    assert check() == (1, ["probe a b c"])
+
+
+def test_a_place_that_cannot_be_written_to_costs_only_more_checks(tmp_path: Path) -> None:
+    command = [part.replace(WELL, str(tmp_path / "none" / "well")) for part in health_check("true")]
+    assert subprocess.run(command, capture_output=True, check=False).stderr == b""
+    assert subprocess.run(command, check=False).returncode == 0
