@@ -64,8 +64,8 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One private network of an app, on which each port leads to one callee. ``names`` maps the sidecar's names there to the
-    callee that each stands for."""
+    """One private network of an app, on which each port leads to one callee, or to several that the app is not foreseen to
+    call. ``names`` maps the sidecar's names there to the callee that each stands for."""
 
     network: str
     callees: tuple[str, ...]
@@ -137,7 +137,7 @@ def lay_out(
         found = names_for(apps[name], apps, callees)
         leads, withheld = _leads(found, layout, name, is_foreseen)
         hidden += [(name, it) for it in near if it in withheld or it not in callees]
-        slots[name] = tuple(_slots(name, callees, leads, ports, layout))
+        slots[name] = tuple(_slots(name, callees, leads, ports, layout, is_foreseen))
         unclear |= {
             (name, word): (leads[word], *them) for word, them in found.items() if len({*them}) > 1 and word in leads
         }
@@ -211,19 +211,29 @@ def _leads(
 
 
 def _slots(
-    name: str, callees: Iterable[str], leads: Mapping[str, str], ports: Mapping[str, tuple[Port, ...]], layout: Layout
+    name: str,
+    callees: Iterable[str],
+    leads: Mapping[str, str],
+    ports: Mapping[str, tuple[Port, ...]],
+    layout: Layout,
+    is_foreseen: Callable[[str, str, int | None], bool],
 ) -> Iterable[Slot]:
-    """A callee stays on its network; a new one goes to the first network on which its ports are free."""
+    """A callee stays on its network; a new one goes to the first network with room for its ports. A port that it is foreseen
+    to be called at is its own there. Several callees may share one at which none of them is: calls to it are refused."""
     kept = layout.callees.get(name, {})
     together: dict[str, list[str]] = {it: [] for it in layout.private_networks(name) or [private_network(name, 0)]}
-    taken: dict[str, set[int]] = {network: set() for network in together}
-    for callee in sorted(callees, key=lambda it: (it not in kept, it)):
+    own: dict[str, set[int]] = {network: set() for network in together}
+    shared: dict[str, set[int]] = {network: set() for network in together}
+    for callee in sorted(callees, key=lambda it: (it not in kept, not is_foreseen(name, it, None), it)):
         numbers = {port.number for port in ports[callee]}
-        free = [network for network, used in taken.items() if not used & numbers]
+        called = {number for number in numbers if is_foreseen(name, callee, number)}
+        fit = [network for network in together if not own[network] & numbers and not shared[network] & called]
+        free = [network for network in fit if not shared[network] & numbers]
         more = next(it for it in (private_network(name, index) for index in count()) if it not in together)
-        place = kept[callee] if kept.get(callee) in free else next(iter(free), more)
+        place = kept[callee] if kept.get(callee) in fit else next(iter([*free, *fit]), more)
         together.setdefault(place, []).append(callee)
-        taken.setdefault(place, set()).update(numbers)
+        own.setdefault(place, set()).update(called)
+        shared.setdefault(place, set()).update(numbers - called)
     for network, group in together.items():
         yield Slot(network, tuple(sorted(group)), {word: callee for word, callee in leads.items() if callee in group})
 

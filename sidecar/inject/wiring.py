@@ -42,18 +42,22 @@ def wiring(
     inbound = [
         {"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"} for name, number in ports[app].items()
     ]
-    outbound = [
-        {
-            "to": f"{callee}:{name}",
-            "listen": f"{first_fixed(subnets[slot.network])}:{number}",
-            "allow_from": [str(subnets[slot.network])],
-            "device": "auto",
-            "peers": [f"{callee}.mesh:{number}"],
-        }
-        for slot in topology.slots[app]
-        for callee in slot.callees
-        for name, number in ports[callee].items()
-    ]
+    outbound: list[dict[str, Any]] = []
+    for slot in topology.slots[app]:
+        found: dict[int, dict[str, Any]] = {}
+        for callee in slot.callees:
+            for name, number in ports[callee].items():
+                if number in found:
+                    found[number].setdefault("ambiguous_with", []).append(f"{callee}:{name}")
+                    continue
+                found[number] = {
+                    "to": f"{callee}:{name}",
+                    "listen": f"{first_fixed(subnets[slot.network])}:{number}",
+                    "allow_from": [str(subnets[slot.network])],
+                    "device": "auto",
+                    "peers": [f"{callee}.mesh:{number}"],
+                }
+        outbound += found.values()
     return {
         "service": app,
         "mesh": "../mesh.yaml",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -60,10 +60,13 @@ def inputs(
 
 
 def topology(
-    services: Mapping[str, Any], networks: Mapping[str, Any] | None = None, excluded: Mapping[str, str] | None = None
+    services: Mapping[str, Any],
+    networks: Mapping[str, Any] | None = None,
+    excluded: Mapping[str, str] | None = None,
+    is_foreseen: Callable[[str, str, int | None], bool] = lambda *_: True,
 ) -> Topology:
     whole = application(services, networks)
     found = find_apps(whole)
     mentions = find_mentions(whole, found, {}, {})
     assert find_edges(mentions) is not None
-    return lay_out(whole, found, excluded or {}, (), infer_ports(found, mentions, {}, {}), Layout(), lambda *_: True)
+    return lay_out(whole, found, excluded or {}, (), infer_ports(found, mentions, {}, {}), Layout(), is_foreseen)

@@ -179,8 +179,10 @@ def edges_without_listener(
     inputs: Inputs, injection: Injection, after: Mapping[str, Any], wiring: Mapping[str, Config]
 ) -> list[str]:
     """Pairs that shared a network and are not left in plaintext, of which one cannot call a port of the other through its
-    sidecar: the name leads to an address, and there the port leads to that service and no other, and to its sidecar."""
+    sidecar: the name leads to an address, and there the port leads to that service and no other, and to its sidecar. Where
+    nothing says that it does call it, the port may be a refusal that names it."""
     broken = []
+    called = {(edge.caller, edge.callee, port) for edge in injection.edges for port in edge.ports or [None]}
     apps = find_apps(read_application(inputs.config, "compose.yaml"))
     for caller in injection.services:
         for callee in neighbours(apps[caller], apps):
@@ -193,8 +195,15 @@ def edges_without_listener(
                     for outbound in wiring[caller].outbound
                     if (outbound.listen.host, outbound.listen.port) == (place, port.number)
                 ]
-                if [it.service for it in found] != [callee] or not _arrives(
-                    found[0].peers[0].host, callee, after, wiring
+                foreseen = {(caller, callee, port.number), (caller, callee, None)} & called
+                if not foreseen and len(found) == 1 and found[0].ambiguous_with:
+                    if callee not in found[0].shown.replace(":", " ").split():
+                        broken.append(f"{caller} -> {callee}:{port.number} is refused without its name")
+                    continue
+                if (
+                    [it.service for it in found] != [callee]
+                    or found[0].ambiguous_with
+                    or not _arrives(found[0].peers[0].host, callee, after, wiring)
                 ):
                     broken.append(f"{caller} -> {callee}:{port.number}")
     return broken

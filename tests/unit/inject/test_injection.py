@@ -7,9 +7,10 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
+import yaml
 
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.injection import MESH_FILE, OVERRIDE, inject
+from sidecar.inject.injection import MESH_FILE, OVERRIDE, Injection, inject
 from sidecar.inject.subnets import Taken
 from sidecar.policy.mesh import parse_mesh
 from tests.inject.applications import OPTIONS, config, inputs
@@ -111,3 +112,30 @@ def test_a_subnet_that_somebody_lets_in_is_told() -> None:
     assert said in inject(inputs({"web": web, "db": db}, lan)).warnings
     db["environment"] = {}
     assert said not in inject(inputs({"web": web, "db": db}, lan)).warnings
+
+
+ALIKE: dict[str, Any] = {
+    "web": {"expose": ["80"], "depends_on": ["a"]},
+    **{name: {"expose": ["8080"]} for name in ("a", "b", "c")},
+}
+
+
+def outbound(injection: Injection, app: str) -> list[tuple[str, list[str]]]:
+    data = yaml.safe_load(injection.files[f"mesh/sidecars/{app}.yaml"])
+    return sorted((entry["to"], entry.get("ambiguous_with", [])) for entry in data["outbound"])
+
+
+def test_neighbours_that_nobody_is_foreseen_to_call_are_refused_at_one_address() -> None:
+    first = inject(inputs(ALIKE))
+    assert outbound(first, "web") == [("a:8080", []), ("b:8080", ["c:8080"])]
+    assert outbound(first, "a") == [("b:8080", ["c:8080"]), ("web:80", [])]
+    assert inject(again(inputs(ALIKE), first)).files == first.files
+
+
+def test_the_twin_one_that_a_person_allows_gets_an_address_of_its_own() -> None:
+    first = inject(inputs(ALIKE))
+    text = first.files[MESH_FILE] + "  - {from: web, to: c}\n"
+    after = inject(again(inputs(ALIKE), first, text))
+    assert outbound(after, "web") == [("a:8080", []), ("b:8080", []), ("c:8080", [])]
+    everything = inject(inputs(ALIKE, options=replace(OPTIONS, observe=True)))
+    assert all(not more for app in ALIKE for _, more in outbound(everything, app))

@@ -30,6 +30,26 @@ def test_one_network_for_callees_on_different_ports_and_one_more_for_each_clash(
     ]
 
 
+def test_neighbours_that_nobody_is_foreseen_to_call_share_a_network() -> None:
+    services = {
+        "web": {},
+        **{name: {"expose": ["8080"]} for name in ("a", "b", "c", "d", "e")},
+        "f": {"expose": ["9090"]},
+    }
+    called = {("web", "b", None), ("web", "b", 8080)}
+    found = topology(services, is_foreseen=lambda *call: call in called)
+    assert callees(found, "web") == [("web-private", ("b", "f")), ("web-private-2", ("a", "c", "d", "e"))]
+    assert callees(found, "f") == [("f-private", ("a", "b", "c", "d", "e", "web"))]
+    assert callees(found, "a") == [("a-private", ("b", "c", "d", "e", "f", "web"))]
+
+
+def test_the_twin_a_port_at_which_one_of_them_is_called_is_its_own() -> None:
+    services = {"web": {}, "mq": {"expose": ["5672", "15672"]}, "ui": {"expose": ["15672"]}, "x": {"expose": ["5672"]}}
+    called = {("web", "mq", None), ("web", "mq", 5672)}
+    found = topology(services, is_foreseen=lambda *call: call in called)
+    assert callees(found, "web") == [("web-private", ("mq", "ui")), ("web-private-2", ("x",))]
+
+
 def test_who_shares_no_network_is_not_carried() -> None:
     networks: dict[str, Any] = {"one": {}, "two": {}}
     found = topology(
