@@ -130,9 +130,9 @@ def _read(said: Any, place: Place, *, top: bool) -> _Shape:
 
 
 def _unescaped(value: Any) -> Any:
-    """Compose writes each ``$`` as ``$$``; this is undone."""
+    """Compose writes each ``$`` as ``$$``; this is undone. Every key becomes text: ``{8080: …}`` names a port."""
     if isinstance(value, dict):
-        return {key: _unescaped(it) for key, it in value.items()}
+        return {str(key): _unescaped(it) for key, it in value.items()}
     if isinstance(value, list):
         return [_unescaped(it) for it in value]
     return value.replace("$$", "$") if isinstance(value, str) else value
@@ -213,13 +213,13 @@ def with_facts(
             continue
         names = [_names(entry, str(wiring["service"]), side, ports) for entry in wiring[side]]
         data[side] = [
-            {**entry, **{key: it for name, keys in given.items() if str(name) in known for key, it in keys.items()}}
+            {**entry, **{key: it for name, keys in given.items() if name in known for key, it in keys.items()}}
             for entry, known in zip(wiring[side], names, strict=True)
         ]
         all_names = {"*"}.union(*names)
         for name in given:
-            if str(name) not in all_names:
-                problems.add((side, name), f"there is no such port here{did_you_mean(str(name), all_names)}")
+            if name not in all_names:
+                problems.add((side, name), f"there is no such port here{did_you_mean(name, all_names)}")
     parse_shape(data, problems, mesh)
     return data
 

@@ -182,13 +182,13 @@ def test_a_mistake_is_told_where_it_is_written(said: str, line: str) -> None:
         ("{sidecar: {identity: {}}}", "compose.yaml:5: sidecar.identity: is what `sidecar inject` writes"),
         (
             "{sidecar: {inbound: {1: {listen: x}}}}",
-            "compose.yaml:5: sidecar.inbound[1].listen: is what `sidecar inject`",
+            "compose.yaml:5: sidecar.inbound.1.listen: is what `sidecar inject`",
         ),
         ("{sidecar: {inbound: [1]}}", "compose.yaml:5: inbound: must be a mapping from the names of its entries"),
         ("{sidecar: {inbound: {1: 2}}}", "compose.yaml:5: inbound: must be a mapping from the names of its entries"),
         (
             "{sidecar: {inbound: {6380: {max_age: 1h}}}}",
-            "compose.yaml:5: inbound[6380]: there is no such port here",
+            "compose.yaml:5: inbound.6380: there is no such port here",
         ),
         ("{sidecar: {outbound: {wbe: {max_age: 1h}}}}", "compose.yaml:5: outbound.wbe: there is no such port here"),
     ],
