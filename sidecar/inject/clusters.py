@@ -70,6 +70,7 @@ _KINDS = (
     _kind("Galera cluster", r"gcomm://|wsrep_|GALERA_|CLUSTER_JOIN=", "mariadb|mysql|percona|galera", by_name=False),
     _kind("CockroachDB cluster", r"--join[= ]", "cockroach", 26257, by_name=False,
           named=r"--advertise-(?:addr|host)|^hostname"),
+    _kind("memberlist ring", r"\bjoin_members\b|--?cluster\.peer\b|-memberlist\.join\b", _NONE, by_name=False),
     _kind("Flink cluster", r"jobmanager\.rpc\.address|JOB_MANAGER_RPC_ADDRESS", "flink", by_name=False),
     _kind("Spark cluster", r"spark://|\bSPARK_MODE=", "spark", by_name=False),
     _kind("Hadoop cluster", r"CORE_CONF_fs_defaultFS|fs\.default(?:FS|\.name)", "hadoop|namenode|datanode", by_name=False),
@@ -198,9 +199,9 @@ def _on(network: str, members: set[str], apps: Mapping[str, App]) -> tuple[str, 
 
 
 def _said(app: App, texts: Mapping[str, tuple[Text, ...]]) -> str:
-    """What a member's own files say: its variables, its command, and what it mounts."""
+    """What a member's own files say: its variables, its command, and its configuration."""
     parts = [f"hostname {app.owner.name}"] if app.owner.host_names else []
     parts += [f"{key}={value}" for member in app.members for key, value in member.environment.items()]
     parts += [member.command for member in app.members]
-    parts += [it.text for member in app.members for it in texts.get(member.name, ()) if it.kind == "mounted"]
+    parts += [it.text for member in app.members for it in texts.get(member.name, ()) if it.is_configuration]
     return "\n".join(parts)

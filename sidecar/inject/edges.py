@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidecar.inject.application import Application, ComposeService
+from sidecar.inject.keys import is_certain_host
 from sidecar.inject.references import in_command, in_environment, in_text, variables_of
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
 from sidecar.inject.wellknown import known
@@ -22,6 +23,9 @@ from sidecar.inject.wellknown import known
 Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared", "cluster"]
 
 _CONFIGURATION = re.compile(r"(?i).*\.(?:ya?ml|json|toml|ini|conf|cfg|cnf|properties|env|xml|template)")
+_PROGRAM = re.compile(
+    r"(?i).*\.(?:pyi?|[cm]?[jt]sx?|vue|svelte|go|rs|java|kt|scala|cs|php|rb|exs?|cc?|cpp|h|hpp|swift|html?)"
+)
 _UPSTREAM = re.compile(r"^\s*upstream\s+([\w.-]+)\s*\{", re.MULTILINE)
 
 
@@ -32,6 +36,13 @@ class Text:
     label: str
     text: str
     kind: Literal["mounted", "build", "shared"]
+
+    @property
+    def is_configuration(self) -> bool:
+        """Whether a bare name may be a host there: in what is mounted and is no program, and in a source's settings."""
+        if self.kind == "mounted":
+            return _PROGRAM.fullmatch(self.label) is None
+        return self.kind == "build" and _CONFIGURATION.fullmatch(self.label) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,8 @@ def _references_of(
     places = dict.fromkeys(built, "Dockerfile") | dict.fromkeys(service.arguments, "build argument")
     places |= dict.fromkeys(service.environment, "environment")
     for key, reference in in_environment(variables, names):
-        if (key, variables[key]) not in others:
+        is_selector = places[key] == "build argument" and reference.port is None and not is_certain_host(key)
+        if (key, variables[key]) not in others and not is_selector:
             yield reference.callee, reference.port, "environment", f"{places[key]} {key}"
     for reference in in_command(service.command, names, variables):
         yield reference.callee, reference.port, "command", "command"
@@ -126,8 +138,9 @@ def _references_of(
         yield reference.callee, reference.port, "healthcheck", "healthcheck"
     hidden = frozenset(name for text in texts if text.kind != "shared" for name in _UPSTREAM.findall(text.text))
     for text in texts:
-        words = text.kind == "mounted" or _CONFIGURATION.fullmatch(text.label) is not None
-        for reference in in_text(text.text, names, words=words, variables=variables, hidden=hidden):
+        words, certain = text.is_configuration, text.kind != "mounted" or not text.is_configuration
+        found = in_text(text.text, names, words=words, certain=certain, variables=variables, hidden=hidden)
+        for reference in found:
             yield reference.callee, reference.port, text.kind, f"{text.label}:{reference.line}"
 
 

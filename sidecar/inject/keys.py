@@ -20,9 +20,9 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_CERTAIN = re.compile(r".*host(?:name)?s?|.*servers?|.*addr(?:ess)?(?:es)?|.*ur[li]s?|.*endpoints?|.*brokers?|dsn")
 _HOST = re.compile(
-    r".*host(?:name)?s?|.*server|.*servers|.*addr(?:ess)?(?:es)?|.*ur[li]s?|.*endpoints?|.*brokers?|nodes?|peers?|seeds?|"
-    r"upstreams?|backends?|targets?|remotes?|dsn|bootstrap|join|members|instances|quorum|voters|ensemble|contactpoints?|"
+    rf"{_CERTAIN.pattern}|nodes?|peers?|seeds?|upstreams?|backends?|targets?|remotes?|bootstrap|join|members|instances|quorum|voters|ensemble|contactpoints?|"
     r"masters?|replicas?|primary|leader|slaves?|gateways?|proxy|proxies|collector|destination|fqdn|ip|datasource|wait"
 )
 _NOT_LAST = _set(
@@ -36,6 +36,9 @@ _NOT_LAST = _set(
     """
 )
 """A key that ends so is no host, whatever else it says: ``REDIS_HOST_PASSWORD``, ``NODE_NAME``."""
+
+_KINDS_OF_TARGET = _set("build cargo deploy docker make stage test")
+"""``BUILD_TARGET=web`` names a stage."""
 
 _KINDS_OF_BACKEND = _set(
     """
@@ -84,6 +87,13 @@ def is_host(key: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def is_certain_host(key: str) -> bool:
+    """Whether it is one in a program too, where ``target: "web"`` is none."""
+    found, at = words(key), _host_at(words(key))
+    return at is not None and any(_CERTAIN.fullmatch(word) for word in found[at:])
+
+
+@lru_cache(maxsize=4096)
 def is_no_call(key: str) -> bool:
     """Whether hosts under this key are not called."""
     found = words(key)
@@ -108,9 +118,9 @@ def ports_beside(key: str, others: Mapping[str, str], *, near: bool = False) -> 
         of_port, its_number = _without_number(words(other))
         if not of_port or not value.isdigit() or its_number not in {"", number}:
             continue
-        if len(of_port) > 1 and of_port[-1] in {"value", "number"}:
-            of_port = of_port[:-1]
-        if not of_port[-1].endswith("port") or not _OUTSIDE.isdisjoint(of_port) or is_no_call(other):
+        if len(of_port) > 1 and (of_port[-1] in {"value", "number"} or of_port[-2] == "port"):
+            of_port = of_port[:-1]  # PORT_GRPC
+        if not of_port[-1].endswith("port") or not _OUTSIDE.isdisjoint(words(other)) or is_no_call(other):
             continue
         start = (*of_port[:-1], *filter(None, [of_port[-1].removesuffix("port")]))
         closest = max((it for it in stems if start[: len(it)] == it), key=len, default=None)
@@ -137,6 +147,10 @@ def _says_host(found: tuple[str, ...], index: int) -> bool:
         return bool(before) and before[-1] in {"connection", "connect", "conn", "data"}
     if word in {"service", "services"}:
         return bool(before) and before[0] not in {"dd", "otel", "ecs"}
+    if word in {"target", "targets"} and before and before[-1] in _KINDS_OF_TARGET:
+        return False
+    if word in {"mysql", "postgres"}:
+        return before[-1:] == ("db",) and found[index + 1 :] == ()  # REDMINE_DB_MYSQL
     if word in {"backend", "backends"}:
         return not before or before[-1] not in _KINDS_OF_BACKEND
     if word in {"connection", "connect"}:

@@ -12,10 +12,10 @@ written out. Then only the lines are read that hold a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from sidecar.inject.keys import is_host, is_no_call, is_plain, ports_beside
+from sidecar.inject.keys import is_certain_host, is_host, is_no_call, is_plain, ports_beside
 from sidecar.inject.wellknown import HEALTH_PROGRAMS, SCHEMES
 
 LOWEST_PORT = 21
@@ -42,15 +42,19 @@ _NAME_SLASH_PORT = re.compile(rf"/(?:dev|dns[46]?/{_N})/tcp/(?:({_N})/)?(\d{{2,5
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s/\"'?#<>\\`;]+)")
 _NOT_HOSTS = frozenset({"s3", "s3a", "s3n", "gs", "file", "docker", "oci", "unix", "classpath", "redis+unix"})
 _CALLED_BY = re.compile(
-    rf"\b(?:tcp|udp|address)\(({_N})\)|\brabbit@({_N})|\b\w+_pass\s+({_N})\s*;|^({_N}),\s*(?:password|ssl|user|abortConnect|"
-    r"defaultDatabase|connectTimeout|allowAdmin|syncTimeout)="
+    rf"@\(({_N})\)|\b(?:tcp|udp|address)\(({_N})\)|\brabbit@({_N})|\b\w+_pass\s+({_N})\s*;|"
+    rf"\breverse_proxy\s+(?:/\S*\s+)?({_N})\s*(?:\{{|$)|"
+    rf"\b(?:connect|mysqli|MongoClient|addServer|Redis|StrictRedis)\(\s*[\"']({_N})[\"'](?!\s*,\s*[\"']?\d)|"
+    rf"^({_N}),\s*(?:password|ssl|user|abortConnect|defaultDatabase|connectTimeout|allowAdmin|syncTimeout)="
 )
+_NAME_COMMA_PORT = re.compile(rf"[\"']({_N})[\"']\s*,\s*[\"']?(\d{{2,5}})(?![\w.])")
 _KEY = re.compile(
     r"(?i)(Data Source|Network Address|[A-Za-z_$][\w.$-]*)[\"'\])}]*\s*"
     r"(?:=>|:=|\|\||\?\?|(?<=[\"'\])}]):|:(?!//|\d)|=|>|(?<=[\"'])\s*,)\s*"
 )
 _VALUE = re.compile(r"\(*(?:\"([^\"\n]*)\"|'([^'\n]*)'|\[([^\]\n]*)\]|([\w.:@,/\\-]+))")
-_DIRECTIVE = re.compile(rf"^\s*(?:set\s+\$|-\s+)?(\w+)\s+({_N})\s*;?\s*$")
+_DSN_END = re.compile(r"(?<!,)(?:;|\s\w+=|[\"'])")
+_DIRECTIVE = re.compile(rf"^\s*(?:set\s+\$|-\s+)?(\w+)\s+({_N})(?:\s+\w+=\S+|\s+backup|\s+check)*\s*;?\s*$")
 _ITEM = re.compile(rf"^\s*(?:-\s*)?[\"']?({_N})[\"']?\s*,?\s*[\])]?$")
 _PARENT = re.compile(r"[:=]\s*[\[{(|>]?[+-]?\s*$")
 _OPTION = re.compile(rf"(?:^|\s)(-[hH]|--?[\w.-]{{3,}})(?:[= ]\s*|(?<=-h))[\"']?({_N}(?:,{_N})*)(?![\w:.-])")
@@ -88,6 +92,7 @@ def in_text(
     names: Mapping[str, str],
     *,
     words: bool = False,
+    certain: bool = False,
     key: str = "",
     variables: Mapping[str, str] | None = None,
     hidden: Collection[str] = (),
@@ -95,8 +100,9 @@ def in_text(
     """``name:port`` and URLs, anywhere, and a bare name in quotes as the value of a host-like key; with ``words``, for
     configuration, also one without quotes.
 
-    ``names`` maps each name that the service can call to the callee. ``key`` is the one that the whole text stands under,
-    ``variables`` are those of the service. ``hidden`` are names that this configuration gives to something of its own."""
+    ``names`` maps each name that the service can call to the callee. ``certain``: the text is a program's, where fewer keys
+    say "host". ``key`` is the one that the whole text stands under, ``variables`` are those of the service. ``hidden`` are
+    names that this configuration gives to something of its own."""
     text = _plain(text, variables or {})
     present = [name for name in names if name in text] if not _has_discovery(text) else list(names)
     if not present:
@@ -109,11 +115,17 @@ def in_text(
         if _IMAGE_LINE.match(line) or _COMMENT_LINE.match(line):
             continue
         lines[number] = _NOT_A_CALL.sub("", line)
-        yield from _in_line(lines, number, near, words, key, hidden)
+        yield from _in_line(lines, number, near, words, is_certain_host if certain else is_host, key, hidden)
 
 
 def _in_line(
-    lines: list[str], number: int, names: Mapping[str, str], words: bool, outer: str, hidden: Collection[str]
+    lines: list[str],
+    number: int,
+    names: Mapping[str, str],
+    words: bool,
+    says_host: Callable[[str], bool],
+    outer: str,
+    hidden: Collection[str],
 ) -> Iterator[Reference]:
     line, here = lines[number], number + 1
     keys = [(match.end(), match[1]) for match in _KEY.finditer(line)]
@@ -123,7 +135,7 @@ def _in_line(
         inside = [key for end, key in keys if end <= place]
         return inside[-1] if inside else _parent(lines, number) or outer
 
-    for pattern in (_NAME_PORT, _NAME_MORE_PORTS):
+    for pattern in (_NAME_PORT, _NAME_MORE_PORTS, _NAME_COMMA_PORT):
         for match in pattern.finditer(line):
             key = key_at(match.start(1))
             if not is_no_call(key) and not is_plain(key):
@@ -145,17 +157,22 @@ def _in_line(
         name = match[1] or match[0].split("/")[2]
         yield from _reference(names, name, int(match[2]), here)
     for end, key in keys:
-        if is_host(key) and not is_no_call(key):
+        if says_host(key) and not is_no_call(key):
             found = _VALUE.match(line, end)
-            if found is not None and (words or found[4] is None):
+            if found is not None and (words or found[4] is None or _is_dsn(line, end, found.end())):
                 yield from _hosts(_items(found), names, here, _ports_near(lines, number, key))
     for pattern in (_DIRECTIVE, _ITEM) if words else ():
         bare = pattern.match(line)
         if bare is not None:
             key = bare[1] if pattern is _DIRECTIVE else _parent(lines, number)
-            if is_host(key) and not is_no_call(key):
+            if says_host(key) and not is_no_call(key):
                 ports = _ports_near(lines, number, key) if pattern is _DIRECTIVE else ()
                 yield from _hosts([bare[bare.lastindex or 1]], names, here, ports)
+
+
+def _is_dsn(line: str, start: int, end: int) -> bool:
+    """Whether a value without quotes is one of a connection string: ``mysql:host=db;dbname=x``."""
+    return line[start - 1] == "=" and _DSN_END.match(line, end) is not None
 
 
 def in_command(text: str, names: Mapping[str, str], variables: Mapping[str, str] | None = None) -> Iterator[Reference]:

@@ -77,6 +77,19 @@ def test_a_url_without_a_port_is_at_the_ports_of_the_kind() -> None:
     assert {(it.caller, it.callee, it.port) for it in found} == {("m1", "m2", 9000), ("m2", "m1", 9000)}
 
 
+def test_what_the_settings_of_a_source_say() -> None:
+    whole = application({"a": {}, "b": {}, "c": {}})
+    eureka = "eureka:\n  client:\n    service-url:\n      defaultZone: http://c:8761/eureka"
+    texts = {
+        "a": (Text("src/application.yml", "eureka.client.serviceUrl.defaultZone: http://c", "build"),),
+        "b": (Text("src/application.yml", "eureka.client.serviceUrl.defaultZone: http://c", "build"),),
+        "c": (Text("notes.py", eureka, "build"),),
+    }
+    apps = find_apps(whole)
+    found = find_clusters(whole, apps, find_mentions(whole, apps, texts, {}), texts, {"c": "eureka"})
+    assert shown(found) == [("set of services that find each other through a registry", "a b c", False)]
+
+
 def test_members_by_name_call_each_other_at_the_ports_of_their_kind_and_at_their_own() -> None:
     kafka = {
         name: {

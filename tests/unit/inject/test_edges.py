@@ -68,6 +68,16 @@ def test_configuration_in_its_source() -> None:
     assert edges({}, Text("x.py", "host: db", "build")) == []
 
 
+def test_programs_are_no_configuration_wherever_they_are() -> None:
+    assert edges({}, Text("x.py", "host = db", "mounted")) == []
+    assert edges({}, Text("x.js", "target: 'db'", "mounted")) == []
+    assert edges({}, Text("x.js", "host: 'db'", "mounted")) == [("web", "db", (), ("x.js:1",))]
+    assert edges({}, Text("x.sh", "HOST=db", "mounted")) == [("web", "db", (), ("x.sh:1",))]
+    assert edges({"build": {"args": {"TARGET": "db", "API_HOST": "api"}}}) == [
+        ("web", "api", (), ("build argument API_HOST",))
+    ]
+
+
 def test_variables_in_its_files() -> None:
     web = {"environment": {"WHERE": "api", "AT": "82"}}
     text = Text("x.conf", "proxy_pass http://${WHERE}:${env:AT};", "mounted")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.inject.keys import is_host, is_no_call, is_plain, ports_beside, words
+from sidecar.inject.keys import is_certain_host, is_host, is_no_call, is_plain, ports_beside, words
 
 
 def test_words() -> None:
@@ -21,6 +21,7 @@ def test_words() -> None:
         "MYSQL_SERVER", "REDIS_ADDR", "API_URL", "apiBaseUrl", "KAFKA_BROKERS", "ES_NODES", "AUTH_SERVICE", "Data Source",
         "ConnectionStrings__Redis", "API_BACKEND", "SQL_DSN", "bootstrap.servers", "DB_HOST_READ", "--db-host",
         "MY_INSTANCES",
+        "TARGET", "REDMINE_DB_MYSQL",
     ],
 )  # fmt: skip
 def test_a_host(key: str) -> None:
@@ -32,7 +33,7 @@ def test_a_host(key: str) -> None:
     [
         "", "1", "DB_NAME", "POSTGRES_USER", "REDIS_HOST_PASSWORD", "NODE_NAME", "SERVER_NAME", "NODE_ENV", "HOSTILE",
         "SERVICE", "DD_SERVICE", "OTEL_SERVICE_NAME", "CACHE_BACKEND", "DB_CONNECTION", "MESSAGE_STRING", "DB_HOST_PORT",
-        "source", "data",
+        "source", "data", "BUILD_TARGET", "DB_MYSQL_X", "MYSQL",
     ],
 )  # fmt: skip
 def test_the_twin_no_host(key: str) -> None:
@@ -56,6 +57,13 @@ def test_the_twin_a_call(key: str) -> None:
     assert not is_no_call(key)
 
 
+def test_in_a_program() -> None:
+    assert is_certain_host("host")
+    assert is_certain_host("REDIS_URL")
+    assert not is_certain_host("target")
+    assert not is_certain_host("REDIS_HOST_PASSWORD")
+
+
 def test_plain() -> None:
     assert is_plain("SANDBOX_IMAGE")
     assert is_plain("BASIC_AUTH")
@@ -75,6 +83,7 @@ def test_plain() -> None:
         ("MYSQL_SERVER", {"MYSQL_SERVER_PORT": "1"}, [1]),
         ("MINIO_HOST", {"MINIO_API_PORT": "1", "MINIO_CONSOLE_PORT": "2"}, [1, 2]),
         ("HOST", {"PORT": "1"}, [1]),
+        ("MQ_HOSTNAME", {"MQ_PORT": "1", "MQ_PORT_MANAGEMENT": "2", "MQ_PORT_EXTERNAL": "3"}, [1, 2]),
         ("TARGET_HOST", {"TARGET_PORT": "1", "PORT": "2"}, [1]),
     ],
 )

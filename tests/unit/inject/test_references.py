@@ -68,12 +68,23 @@ def test_a_bare_name_in_configuration(text: str) -> None:
     "text",
     [
         "'host' => 'db'", "define('DB_HOST', 'db');", '"server": "db"', "os.getenv('DB_HOST', 'db')", "hosts = ['db']",
-        "process.env.DB_HOST || 'db'", "Redis(host='db')",
+        "process.env.DB_HOST || 'db'", "Redis(host='db')", "new PDO('mysql:host=db;dbname=api')", "new mysqli('db', 'api')",
+        "pg_connect('host=db user=api')", "sock.connect('db')",
     ],
 )  # fmt: skip
 def test_a_quoted_name_in_any_text(text: str) -> None:
     assert found(text, words=True) == [("db", None)]
     assert found(text) == [("db", None)]
+
+
+@pytest.mark.parametrize("text", ["addServer('db', 11211)", "connect(('db', 11211))", "new Redis('db', '11211')"])
+def test_a_quoted_name_and_a_port(text: str) -> None:
+    assert found(text) == [("db", 11211)]
+
+
+@pytest.mark.parametrize("text", ["target: 'db'", "connect(db)", "f(host=db, x=1)", "['db', 'x']", "('db', 1)"])
+def test_the_twin_what_a_program_says_of_itself(text: str) -> None:
+    assert [(it.callee, it.port) for it in in_text(text, NAMES, certain=True)] == []
 
 
 @pytest.mark.parametrize("text", ["server_name db;", "db = 1", "user: db", "host: db.example.com", "localhost: 1"])
@@ -143,6 +154,7 @@ def test_variables(environment: dict[str, str], expected: set[tuple[str, str, in
         ("-Dspring.redis.host=redis -Ddb=api", {("redis", None)}),
         ("db+postgresql://api:x@db/api", {("db", 5432)}),
         ("rabbit@db", {("db", None)}),
+        ("exporter:x@(db)/", {("db", None)}),
         ("http://$WHERE:${AT}/x", {("api", 81)}),
         ("lb://MY-API", {("my-api", None)}),
         ("jobmanager.rpc.address: db\nother: api", {("db", None)}),
@@ -184,6 +196,8 @@ def test_the_twins_of_variables(environment: dict[str, str]) -> None:
         ("http://db{1...3}:9000/data{1...2}", set()),
         ("http://es{01..02}:9000", {("elastic", 9000)}),
         ("location /api/* { db:81 }", {("db", 81)}),
+        ("reverse_proxy db\nreverse_proxy /x/* redis {", {("db", None), ("redis", None)}),
+        ("server db max_fails=3 backup;", {("db", None)}),
     ],
 )
 def test_configuration(text: str, expected: set[tuple[str, int | None]]) -> None:
