@@ -7,7 +7,7 @@ the state directory, the addresses in use, the date) is part of the input and of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from hashlib import sha256
@@ -117,7 +117,8 @@ def inject(inputs: Inputs) -> Injection:
     said = {app: it.ports for app, it in facts.items() if it.ports is not None}
     given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
     answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
-    workers = _workers(application, inputs.dockerfiles, texts)
+    named = {apps[it.callee].owner.name for it in mentions}
+    workers = _workers(application, inputs.dockerfiles, texts, named)
     listening = {
         service.name: listening_ports(service, inputs.dockerfiles.get(service.name, ""), texts.get(service.name, ()))
         for service in application.services.values()
@@ -277,9 +278,12 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
 
 
 def _workers(
-    application: Application, dockerfiles: Mapping[str, str], texts: Mapping[str, tuple[Text, ...]]
+    application: Application,
+    dockerfiles: Mapping[str, str],
+    texts: Mapping[str, tuple[Text, ...]],
+    named: Collection[str],
 ) -> frozenset[str]:
-    """The services that are plainly workers or jobs."""
+    """The services that are plainly workers or jobs. Others name those that are ``named``."""
     completing = {
         name
         for service in application.services.values()
@@ -289,7 +293,13 @@ def _workers(
     return frozenset(
         name
         for name, service in application.services.items()
-        if is_worker(service, dockerfiles.get(name, ""), texts.get(name, ()), completes=name in completing)
+        if is_worker(
+            service,
+            dockerfiles.get(name, ""),
+            texts.get(name, ()),
+            completes=name in completing,
+            named=name in named,
+        )
     )
 
 

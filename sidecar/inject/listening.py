@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from sidecar.inject.application import ComposeService
 from sidecar.inject.edges import Text
 from sidecar.inject.references import own_ports
-from sidecar.inject.wellknown import split
+from sidecar.inject.wellknown import known, split
 
 _PROXY_LABEL = re.compile(r"traefik\.(?:port|[\w.-]*\.loadbalancer\.server\.port|[\w.-]+\.port)")
 
@@ -60,19 +60,21 @@ _WORKER_NAME = re.compile(
     r"(?i)(?:^|[-_./])(?:worker|job|cron|crontab|migrat(?:e|ion|or)|init|initializer|seed|seeder|setup|beat|scheduler|consumer|"
     r"backup|celery|sidekiq|task|runner|cli|bootstrap|loader|importer|watchtower|autoheal|certbot|test|tester|e2e|cypress|"
     r"playwright|bot|crawler|scraper|etl|sync|cleanup|cleaner|permission|perm|chown|downloader|trainer|horizon|async|background|"
-    r"daemon|notifier|createbucket|create|provision|provisioner|installer|builder|build|wait|waiter|helper|shell|tool|toolbox|"
+    r"daemon|notifier|createbucket|create|provision|provisioner|installer|builder|build|wait|waiter|relayer|helper|shell|tool|toolbox|"
     r"composer|npm|artisan|mc|ofelia|ddns|tunnel|ngrok|cloudflared|autossh|simulator|generator|loadgen|loadgenerator|producer|"
     r"publisher|subscriber|dispatcher|processor|poller|watcher|reaper|archiver|indexer|ingest|ingestor|ingester|ingestion|mailer|"
-    r"sender|renew|renewer|dump|dumper|restore|batch|promtail|filebeat|fluentbit|telegraf|pipeline)s?\d*(?=$|[-_./:])"
+    r"sender|renew|renewer|dump|dumper|restore|batch|promtail|filebeat|fluentbit|telegraf|pipeline|configurator|companion|"
+    r"executor|dispatch)s?\d*(?=$|[-_./:])"
 )
+_WORKER_NAME_UNLESS_NAMED = re.compile(r"(?i)(?:^|[-_./])(?:client|agent|listener|collector)s?\d*(?=$|[-_./:])")
 _WORKER_COMMAND = re.compile(
     r"(?i)\bcelery\b|\bsidekiq\b|\brqworker\b|\brq\s+worker|\bqueue:(?:work|listen)|\bschedule:(?:run|work)|\bhorizon\b|"
     r"\b(?:migrat\w*|dramatiq|huey\w*|arq|supercronic|crond?|pytest|pg_dump\w*|mysqldump|alembic|flyway|liquibase|"
-    r"createsuperuser|rclone|restic|certbot|good_job|delayed_job|resque|solid_queue)\b|\bdb:\w+|\bprisma\s+(?:migrate|db)|"
+    r"createsuperuser|rclone|restic|certbot|good_job|delayed_job|resque|solid_queue|spark-submit)\b|\bflink\s+run|\bdb:\w+|\bprisma\s+(?:migrate|db)|"
     r"\bmc\s+(?:alias|mb|config|policy|anonymous|cp|mirror)|\bsleep\s+(?:infinity|\d)|\btail\s+-[fF]|"
     r"\b(?:npm|yarn|pnpm)\s+(?:ci|install|(?:run\s+)?(?:build|watch|test|lint)\w*)|--create\b.*--topic|--topic\b.*--create|"
-    r"(?:^|[\s/._:-])(?:workers?|consumer|cron|seed\w*|bot|scheduler|jobs?|crawler|scraper|init|create[-_]\w+)(?:$|[\s/._:-])|"
-    r"^\s*(?:exit|echo|chown|chmod|mkdir|curl|wget|psql|mongosh?|mysql|cp|true|touch)\b"
+    r"(?:^|[\s/._:]|\w-)(?:workers?|consumer|cron|seed\w*|bot|scheduler|jobs?|crawler|scraper|init|create[-_]\w+)(?:$|[\s/._:-])|"
+    r"^\s*(?:agent|exit|echo|chown|chmod|mkdir|curl|wget|psql|mongosh?|mysql|cp|true|touch)\b"
 )
 _LAST_COMMAND = re.compile(r"(?s).*(?:&&|;|\n)\s*(?=[^\s;&\"')}])(?!(?:fi|done|esac)\b)")
 _TOOLS = {
@@ -106,18 +108,30 @@ def listening_ports(service: ComposeService, dockerfile: str, texts: tuple[Text,
     return {}
 
 
-def is_worker(service: ComposeService, dockerfile: str, texts: tuple[Text, ...], *, completes: bool) -> bool:
-    """Whether a service without any known port is plainly a worker or a job. ``completes``: others wait for its end."""
+def is_worker(
+    service: ComposeService, dockerfile: str, texts: tuple[Text, ...], *, completes: bool = False, named: bool = True
+) -> bool:
+    """Whether a service without any known port is plainly a worker or a job. ``completes``: others wait for its end.
+    ``named``: others name it; a service that nobody names, and whose own command starts no server, is called by nobody."""
     command = _started(service, dockerfile, texts)
+    if known(service.image) is not None and not (completes or _is_work(command)):
+        return False  # the server of that image
     if completes or service.restart == "no" or split(service.image)[0] in _TOOLS:
         return True
     if _starts_server(command):
         return False
     names = (service.name, split(service.image)[0], service.container_name or "")
-    if any(_WORKER_NAME.search(name) for name in names) or _WORKER_COMMAND.search(_LAST_COMMAND.sub("", command)):
+    if not named and service.command and not own_ports(command):
+        return True
+    patterns = [_WORKER_NAME] if named else [_WORKER_NAME, _WORKER_NAME_UNLESS_NAMED]
+    if any(pattern.search(name) for pattern in patterns for name in names) or _is_work(command):
         return True
     source = [text.text for text in texts if text.kind == "build"]
     return bool(source) and bool(dockerfile) and not any(_SERVES.search(text) for text in source)
+
+
+def _is_work(command: str) -> bool:
+    return _WORKER_COMMAND.search(_LAST_COMMAND.sub("", command)) is not None
 
 
 def _starts_server(command: str) -> bool:

@@ -86,7 +86,8 @@ _SERVERS = """
 kafka cp-kafka cp-server = 9092 | 9093
 redpanda = 9092 8081 8082 | 33145 | 9644
 zookeeper cp-zookeeper = 2181 | 2888 3888
-pulsar = 6650 8080
+pulsar pulsar-all = 6650 8080
+clamav = 3310
 activemq activemq-classic activemq-artemis = 61616 5672 | | 8161
 mosquitto eclipse-mosquitto = 1883
 emqx = 1883 8083 | 4370 | 18083
@@ -266,8 +267,10 @@ _ROUTERS = re.compile(r"traefik|nginx-proxy|docker-gen|caddy-docker-proxy|docker
 def known(image: str) -> Known | None:
     """The ports of an image by its name, such as ``registry:5000/bitnami/postgresql:16@sha256:…``."""
     name, tag = split(image)
+    if "php" in name and "fpm" in tag:
+        return Known((_FPM,))
     if name == "php":
-        return Known((_FPM,)) if "fpm" in tag else Known((80,), is_web=True) if "apache" in tag else None
+        return Known((80,), is_web=True) if "apache" in tag else None
     path = image.partition("@")[0].lower().removesuffix(f":{tag}")
     found = _KNOWN.get("/".join(path.split("/")[-2:])) or _KNOWN.get(name)
     return Known((_FPM,)) if found is not None and found.is_web and "fpm" in tag else found

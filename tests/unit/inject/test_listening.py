@@ -92,7 +92,7 @@ def test_by_a_label_for_a_proxy() -> None:
     ],
 )  # fmt: skip
 def test_a_worker_or_job_by_what_it_says(name: str, raw: dict[str, Any], dockerfile: str) -> None:
-    assert is_worker(service(raw, name), dockerfile, (), completes=False)
+    assert is_worker(service(raw, name), dockerfile, ())
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,34 @@ def test_a_worker_or_job_by_what_it_says(name: str, raw: dict[str, Any], dockerf
         ("api", {}), ("web", {"image": "acme/shop"}), ("workspace", {}), ("jobs-api", {"command": "gunicorn jobs.wsgi"}),
         ("backend", {"command": "sh -c 'alembic upgrade head && python main.py'"}), ("botanic", {}), ("latest", {}),
         ("api", {"command": "sh -c 'mkdir -p /x && ./server'"}), ("api", {"restart": "on-failure"}),
+        ("store", {"command": "--init-connect=x"}),
         ("migrate", {"command": "flask run"}),
     ],
 )  # fmt: skip
 def test_the_twins_that_may_well_listen(name: str, raw: dict[str, Any]) -> None:
-    assert not is_worker(service(raw, name), "", (), completes=False)
+    assert not is_worker(service(raw, name), "", ())
+
+
+@pytest.mark.parametrize("name", ["client", "metrics-agent", "listener"])
+def test_a_name_that_says_so_only_where_nobody_names_it(name: str) -> None:
+    assert is_worker(service({}, name), "", (), named=False)
+    assert not is_worker(service({}, name), "", ())
+
+
+def test_a_command_of_its_own_that_starts_no_server_and_that_nobody_calls() -> None:
+    loop = service({"command": "python -m shop.loop"})
+    assert is_worker(loop, "", (), named=False)
+    assert not is_worker(loop, "", ())
+    assert not is_worker(service({"command": "./run --port 99"}), "", (), named=False)
+    assert not is_worker(service({}), "", (), named=False)
+
+
+@pytest.mark.parametrize("raw", [{"image": "nginx"}, {"image": "postgres", "restart": "no"}])
+def test_the_server_of_a_known_image_whatever_its_name(raw: dict[str, Any]) -> None:
+    assert not is_worker(service(raw, "test-job"), "", ())
+    assert not is_worker(service({**raw, "command": "--config.file=/x"}, "test-job"), "", (), named=False)
+    assert is_worker(service({**raw, "command": "migrate"}, "test-job"), "", ())
+    assert is_worker(service(raw, "test-job"), "", (), completes=True)
 
 
 def test_others_wait_for_its_end() -> None:
@@ -115,5 +138,5 @@ def test_others_wait_for_its_end() -> None:
 @pytest.mark.parametrize(("text", "worker"), [("while True: poll()", True), ("app = FastAPI()", False)])
 def test_its_whole_source_opens_no_listener(text: str, *, worker: bool) -> None:
     thing = service({})
-    assert is_worker(thing, "FROM python\nCMD python main.py", source(text), completes=False) is worker
-    assert not is_worker(thing, "", source(text), completes=False)
+    assert is_worker(thing, "FROM python\nCMD python main.py", source(text)) is worker
+    assert not is_worker(thing, "", source(text))
