@@ -6,6 +6,7 @@ process.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,27 @@ def ensure_state(
     except OSError as error:
         raise UsageError(f"--state: {error.filename or state}: {error.strerror}") from error
     return said
+
+
+def leftovers(state: Path, project: str, services: Collection[str]) -> list[str]:
+    """A line for each service that had a sidecar and is not among ``services``: the commands that remove what it left."""
+    kept, found = MeshState(state), []
+    try:
+        gone = {path.name for parent in (kept.enrolment, kept.sidecars) for path in parent.iterdir()}
+    except OSError:
+        return []  # not made yet, or another user's, to whom it is told
+    for name in sorted(gone - set(services)):
+        if name.startswith(_MOVING):
+            continue
+        there = [path for path in (kept.enrolment / name, kept.sidecars / name) if path.exists()]
+        commands = (
+            "docker compose up -d --remove-orphans",
+            f"docker network rm $(docker network ls -q --filter name=^{project}_{name}-)",
+            shlex.join(["certs", "revoke", str(kept.ca), name]),
+            shlex.join(["rm", "-r", *map(str, there)]),
+        )
+        found.append(f"{name} is gone, and has left containers, networks and keys: `{' && '.join(commands)}`")
+    return found
 
 
 def _move_secrets(directory: Path, older: Collection[str]) -> list[str]:

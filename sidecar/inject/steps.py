@@ -29,7 +29,7 @@ from sidecar.inject.options import Options, Publish, Record, read_record
 from sidecar.inject.override import IMAGES
 from sidecar.inject.project import Change, diff, find_changes, read_text
 from sidecar.inject.routes import taken_networks
-from sidecar.inject.state import Certs, default_state, ensure_state, run_certs
+from sidecar.inject.state import Certs, default_state, ensure_state, leftovers, run_certs
 from sidecar.inject.subnets import parse_range
 from sidecar.inject.topology import sidecar_of
 from sidecar.inject.wiring import wiring_path
@@ -109,6 +109,7 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     notes = list(summed_up(compose_warnings))
     if read.unread:
         notes.append(f"{in_short(read.unread)}: cannot be read, so calls that are configured there may be missing")
+    notes += leftovers(Path(options.state), application.name, application.services)
     notes += _left_out(files)
     if environ.get("COMPOSE_FILE") and OVERRIDE not in environ["COMPOSE_FILE"]:
         notes.append(f"COMPOSE_FILE is set in this environment, and {OVERRIDE} is not in it")

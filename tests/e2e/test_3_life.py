@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.ask import protected
-from tests.e2e.engine import Application, docker, until
-from tests.e2e.figures import APPS, FIGURES
+from tests.e2e.engine import Application, EngineError, docker, until
+from tests.e2e.figures import APPS, FIGURES, MESH
 
 SEED = int(os.environ.get("SEED", "20261124"))
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -45,6 +45,73 @@ def test_up_again_changes_nothing_and_after_a_change_what_changed(mesh: Applicat
     back(mesh, "up")
 
 
+_LOAD = """
+import http.client, json, signal, sys, time
+end, told, told_to_stop = time.time() + float(sys.argv[1]), {"asked": 0, "answered": 0, "refused": 0}, []
+signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(1))
+while time.time() < end and not told_to_stop:
+    told["asked"] += 1
+    try:
+        connection = http.client.HTTPConnection("localhost", 8000, timeout=8)
+        connection.request("GET", "/teapot")
+        told["answered" if connection.getresponse().status == 200 else "refused"] += 1
+        connection.close()
+    except OSError:
+        told["refused"] += 1
+    time.sleep(0.02)
+print(json.dumps(told))
+"""
+"""A customer who never asks twice for the same."""
+
+_STOP = """
+import os, signal, pathlib
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        if b"sys.argv[1]" in path.read_bytes() and int(path.parent.name) != os.getpid():
+            os.kill(int(path.parent.name), signal.SIGTERM)
+    except OSError:
+        pass
+"""
+
+JOB = """
+  stocktaking:
+    build: *shop
+    command: [python3, -c, "import urllib.request as u; print(u.urlopen('http://api:8000/', timeout=9).status)"]
+    environment: {API_URL: "http://api:8000"}
+    depends_on: [api]
+volumes:
+"""
+
+
+def test_a_new_job_under_load_costs_nobody_a_request(mesh: Application) -> None:
+    """Nothing else is recreated either: networks, addresses and names of what runs stay."""
+    before = {name: mesh.container(name) for name in (*APPS, *MESH)}
+    command = ["docker", "exec", before["web"], "python3", "-c", _LOAD, "600"]
+    file = mesh.directory / "compose.yaml"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+        try:
+            as_it_was = file.read_text()
+            file.write_text(as_it_was.replace("\nvolumes:\n", JOB))
+            mesh.inject()
+            mesh.compose("up", "--detach")
+            # It has no password: api's own refusal is what it should see, and not the mesh's.
+            until("the job is through", lambda: "HTTP Error 401" in mesh.compose("logs", "stocktaking"))
+            # As before the mesh: a job is run by hand, and a job ends with its own code.
+            with pytest.raises(EngineError, match="HTTP Error 401"):
+                mesh.compose("run", "--rm", "--no-TTY", "stocktaking")
+            file.write_text(as_it_was)
+            assert "stocktaking is gone, and has left" in mesh.inject()
+            mesh.compose("up", "--detach", "--remove-orphans")
+        finally:
+            mesh.python("web", _STOP)
+            told = json.loads(load.communicate(timeout=30)[0])
+    assert {name: mesh.container(name) for name in before} == before
+    assert told["asked"] == told["answered"] > 20
+    FIGURES["a job is added and taken away under load"] = (
+        f"0 of {told['asked']} requests were lost, and nothing else was recreated"
+    )
+
+
 def test_three_of_api_and_back(mesh: Application) -> None:
     mesh.up("--scale", "api=3", "--no-recreate")
     assert len(mesh.containers("api")) == 3
@@ -69,23 +136,6 @@ def test_a_stopped_ca_stops_nothing(mesh: Application) -> None:
     finally:
         mesh.compose("start", "mesh-ca")
 
-
-_LOAD = """
-import http.client, json, sys, time
-end, told = time.time() + float(sys.argv[1]), {"asked": 0, "answered": 0, "refused": 0}
-while time.time() < end:
-    told["asked"] += 1
-    try:
-        connection = http.client.HTTPConnection("localhost", 8000, timeout=8)
-        connection.request("GET", "/teapot")
-        told["answered" if connection.getresponse().status == 200 else "refused"] += 1
-        connection.close()
-    except OSError:
-        told["refused"] += 1
-    time.sleep(0.02)
-print(json.dumps(told))
-"""
-"""A customer who never asks twice for the same."""
 
 _HOLD = """
 import signal, socket, sys, time
@@ -216,17 +266,6 @@ def test_killing_one_at_random_loses_only_what_ran_through_it(mesh: Application)
         f"of {len(found)} connection ids {len(lost)} were lost, each through what was killed; {len(lived)} lived through "
         "one or more kills of something else"
     )
-
-
-_STOP = """
-import os, signal, pathlib
-for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    try:
-        if b"sys.argv[1]" in path.read_bytes() and int(path.parent.name) != os.getpid():
-            os.kill(int(path.parent.name), signal.SIGTERM)
-    except OSError:
-        pass
-"""
 
 
 def quiet(seconds: float) -> None:

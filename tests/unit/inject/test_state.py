@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.state import default_state, ensure_state, run_certs
+from sidecar.inject.state import default_state, ensure_state, leftovers, run_certs
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -120,3 +121,20 @@ def test_the_secret_of_a_sidecar_of_an_earlier_version_stays_where_it_mounts_it(
     assert (state / "enrolment" / "db").is_file()
     ensure_state(state, "shop.internal", ["web", "db"], nothing)
     assert (state / "enrolment" / "db" / "secret").is_file()
+
+
+def test_what_a_service_that_is_gone_has_left(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert leftovers(state, "shop", ["web"]) == []
+    ensure_state(state, "shop.internal", ["web", "db"])
+    assert leftovers(state, "shop", {"web": 1, "db": 2, "new": 3}) == []
+    (said,) = leftovers(state, "shop", ["web"])
+    assert said.startswith(
+        "db is gone, and has left containers, networks and keys: `docker compose up -d --remove-orphans && "
+    )
+    assert "--filter name=^shop_db-)" in said
+    assert said.endswith(f"certs revoke {state}/ca db && rm -r {state}/enrolment/db {state}/sidecars/db`")
+    shutil.rmtree(state / "enrolment" / "db")
+    assert f"rm -r {state}/sidecars/db`" in leftovers(state, "shop", ["web"])[0]
+    shutil.rmtree(state / "sidecars" / "db")
+    assert leftovers(state, "shop", ["web"]) == []
