@@ -23,13 +23,27 @@ _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.command()
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def status(file: Path | None, as_json: bool) -> None:
+@click.option(
+    "--all", "everything", is_flag=True, help="Of every sidecar of this directory's Compose project, and its CA."
+)
+def status(file: Path | None, as_json: bool, everything: bool) -> None:
     """Show the state of the running sidecar of FILE.
 
     Its identity and the end of its certificate, its allowed callers, its connections, and recent refusals and why. The state
     is read from the `admin:` address of FILE; without FILE from $SIDECAR_ADMIN_LISTEN, which containers of our image have,
     or else from the address in ./sidecar.yaml. Exit code: 1 if nothing answers there, 2 if the file is wrong.
+
+    With --all, in the directory where `sidecar inject` was run: of all sidecars and the CA, by `docker compose exec`. Exit
+    code: 1 if one is not well.
     """
+    if everything:
+        if file is not None:
+            raise UsageError("--all: is of the project in this directory; give no FILE")
+        from sidecar.inject import overview  # the rest of this command runs in containers, and starts without it
+
+        found = overview.collect(Path().absolute(), os.environ)
+        click.echo(json.dumps(found, indent=2) if as_json else overview.as_text(printable_values(found)))
+        raise SystemExit(0 if overview.is_well(found) else 1)
     listen = _listen(file)
     try:
         code, body = probe.ask(listen, "/status")

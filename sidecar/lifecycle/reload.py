@@ -61,7 +61,7 @@ def snapshot(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations =
 
 class Reloader:
     """Applies changes of one sidecar's files and of what its CA issues. ``environ``: the environment that its configuration
-    was read with."""
+    was read with. ``refused``: what is refused now of the files, and why, by source."""
 
     def __init__(
         self,
@@ -79,9 +79,8 @@ class Reloader:
         if isinstance(config.identity, FileIdentity):
             files = config.identity
             sources["credentials"] = [files.certificate, files.key, files.bundle]
-        self._faults = ReportOnce[str](
-            lambda _, message: self._warn("reload_refused", message), self._log_mended, quiet=QUIET_SECONDS
-        )
+        self.refused: dict[str, str] = {}
+        self._faults = ReportOnce[str](self._refuse, self._log_mended, quiet=QUIET_SECONDS)
         self._wiring = ReportOnce[str](self._warn, exact=True, quiet=QUIET_SECONDS)
         self._expiry = ReportOnce[str](self._warn)
         self._files = Follower(sources, self._take, self._faults, self._log_bug)
@@ -221,7 +220,12 @@ class Reloader:
                 "mount its directory instead",
             )
 
+    def _refuse(self, topic: str, message: str) -> None:
+        self.refused[topic] = message
+        self._warn("reload_refused", message)
+
     def _log_mended(self, topic: str) -> None:
+        self.refused.pop(topic, None)
         if topic == DESCRIPTORS:
             message = "file descriptors are free again; files are read"
             self.node.log.info("reloaded", service=self.node.config.service, message=message)

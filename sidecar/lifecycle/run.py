@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
@@ -24,7 +25,7 @@ from sidecar.host.process import (
     raise_descriptor_limit,
     shortage,
 )
-from sidecar.identity.judge import Revocations
+from sidecar.identity.judge import Revocations, revoked
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.status import CurrentState, describe
@@ -166,6 +167,9 @@ def _status(
     unwell = server.faults
     if now > svid.not_after:
         unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
+    own = tuple(certificate.public_bytes(Encoding.DER) for certificate in reloader.loaded.keys.chain)
+    if revoked(svid, own, reloader.revocations) is not None:
+        unwell.append("its certificate was revoked, so every peer refuses it, and the CA renews it no longer")
     if fresh_until is not None and now > fresh_until:
         unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it accepts no new connection")
     live = [
@@ -187,6 +191,7 @@ def _status(
         strangers=len(strangers),
         max_strangers=strangers.limit,
         log_lost=node.log.lost,
+        reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
     )
     return describe(now, state, node.metrics)

@@ -37,6 +37,7 @@ class CurrentState:
     max_strangers: int
     log_lost: int
     waiting: Sequence[str] = ()
+    reload_refused: Sequence[str] = ()
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "unwell": list(state.unwell),
         "draining": state.draining,
         "waiting": list(state.waiting),
+        "policy": mesh.version,
+        "reload_refused": list(state.reload_refused),
         "trust": dict(state.trust),
         "inbound": [
             {
@@ -94,6 +97,9 @@ def as_text(status: Mapping[str, Any]) -> str:
     lines += [f"  waiting: {sentence}" for sentence in status.get("waiting", ())]  # an older sidecar does not tell
     if status["draining"]:
         lines.append("  draining: it ends as soon as no request is in flight")
+    lines += [f"  REFUSED at the last reload: {sentence}" for sentence in status.get("reload_refused", ())]
+    if version := status.get("policy"):
+        lines.append(f"  policy version {version}")
     if status["trust"]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in status["trust"].items()))
     lines += _section(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import chain, product
 from pathlib import Path
 from types import MappingProxyType
@@ -155,6 +156,8 @@ class Mesh(MeshShape):
     services: SkipValidation[Mapping[str, Service]]
     rules: SkipValidation[tuple[Rule, ...]]
     tests: SkipValidation[tuple[PolicyTest, ...]]
+    version: str = ""
+    """A digest of what the file says, comments and layout aside: sidecars with the same have the same policy in force."""
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""
@@ -195,7 +198,8 @@ def parse_mesh(text: str, filename: str) -> Mesh:
         "rules": tuple(_rule(keys, every, names, lines(("policy", i))) for i, keys in enumerate(file.rules)),
         "tests": tuple(_test(keys, names, lines(("tests", i))) for i, keys in enumerate(file.tests)),
     }
-    return Mesh(**values(file) | resolved, filename=filename)
+    version = sha256(repr(document.data).encode()).hexdigest()[:12]
+    return Mesh(**values(file) | resolved, filename=filename, version=version)
 
 
 class _Every(NamedTuple):

@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from sidecar.config.wiring import load_config
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit
+from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle import run as run_module
 from sidecar.lifecycle.run import machinery, prepare, run
@@ -77,6 +78,17 @@ async def test_a_listener_that_nothing_reaches_makes_it_unwell(tmp_path: Path) -
         server.listeners[1].fault = fault
         status = run_module._status(config, server, reloader, None, trio.Event())
         assert (status["healthy"], status["unwell"]) == (not unwell, unwell)
+    server.close()
+
+
+async def test_a_revoked_certificate_makes_it_unwell(tmp_path: Path) -> None:
+    config = wiring(tmp_path)
+    server, reloader = prepare(config, {}, Log(LogSink(), "json"))
+    own = reloader.loaded.svid
+    for before, healthy in ((own.not_before, True), (own.not_before + timedelta(seconds=1), False)):
+        reloader.revocations = Revocations({own.id: before})
+        status = run_module._status(config, server, reloader, None, trio.Event())
+        assert (status["healthy"], any("was revoked" in one for one in status["unwell"])) == (healthy, not healthy)
     server.close()
 
 

@@ -195,10 +195,12 @@ async def test_a_file_that_stays_half_written_is_refused_and_its_rest_is_taken(
     await followed.looks()
     assert followed.events == ["reload_refused"]
     assert len(followed.node.current.mesh.rules) == 3
+    assert list(followed.reloader.refused) == ["mesh"]
     in_place(followed.mesh, FORBIDDEN)
     await followed.looks()
     assert followed.events == ["reload_refused", "reloaded"]
     assert len(followed.node.current.mesh.rules) == 2
+    assert followed.reloader.refused == {}
 
 
 @pytest.mark.parametrize("names", [("certificate.pem", "key.pem"), ("key.pem", "certificate.pem")])

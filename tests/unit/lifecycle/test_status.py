@@ -106,12 +106,16 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
         record.refuse(Refused(reason, f"met something {reason}"))
         metrics.add(record, at)
     waiting = ["s.yaml: outbound[0].listen: closed"]
-    said = describe(NOW, state(unwell=("its certificate ended",), draining=True, waiting=waiting), metrics)
+    refused = ["mesh.yaml:3: no"]
+    wrong = state(unwell=("its certificate ended",), draining=True, waiting=waiting, reload_refused=refused)
+    said = describe(NOW, wrong, metrics)
     assert (said["healthy"], said["draining"], said["waiting"]) == (False, True, waiting)
     assert [one["reason"] for one in said["refused_lately"]] == ["revoked", "expired"]
     text = as_text(said)
     assert "NOT WELL: its certificate ended" in text.splitlines()[1]
     assert "draining" in text
+    assert "  REFUSED at the last reload: mesh.yaml:3: no" in text.splitlines()
+    assert f"  policy version {MESH.version}" in text.splitlines()
     assert "  waiting: s.yaml: outbound[0].listen: closed" in text.splitlines()
     assert text.index("met something revoked") < text.index("met something expired")
 

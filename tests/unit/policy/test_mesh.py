@@ -260,3 +260,11 @@ def test_samples_of_a_pattern(pattern: str, longest: int, samples: set[str]) -> 
     assert {"/".join(path) for path in found} == samples
     assert len(found) == len(samples)
     assert all(one.matches(path) for path in found)
+
+
+def test_the_version_is_of_what_the_file_says() -> None:
+    text = "trust_domain: shop.internal\nservices: {web: {}, db: {ports: 1}}\npolicy: [{from: web, to: db}]\n"
+    one = parse_mesh(text, "mesh.yaml").version
+    assert len(one) == 12
+    assert parse_mesh(f"# about it\n{text.replace('policy:', 'policy:  ')}", "other.yaml").version == one
+    assert parse_mesh(text.replace("to: db", "to: 'db:1'"), "mesh.yaml").version != one

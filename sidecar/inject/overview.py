@@ -1,0 +1,107 @@
+"""``sidecar status --all``: the state of every sidecar of a project, and of its CA. I/O: asks in the containers, by Compose.
+
+:func:`collect` makes the document that ``--json`` prints; :func:`as_text` formats it for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject.composecli import Compose, find_compose
+from sidecar.inject.injection import MESH_DIRECTORY, OVERRIDE
+from sidecar.inject.options import read_record
+from sidecar.inject.override import CA_STATE
+from sidecar.inject.project import read_text
+from sidecar.inject.topology import CA, sidecar_of
+
+_AT_ONCE = 8
+
+
+def collect(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> dict[str, Any]:
+    """What each sidecar's ``status --json`` and the CA's ``certs list --json`` print, by service. One that does not answer
+    has ``error`` instead. Raises :class:`UsageError` if this is no project of ``sidecar inject``."""
+    text = read_text(project / OVERRIDE)
+    if text is None:
+        raise UsageError(f"{project / OVERRIDE}: is not there; run this where `sidecar inject` was run")
+    files = [*(project / name for name in read_record(text, OVERRIDE).files), project / OVERRIDE]
+    compose = compose or find_compose(environ)
+    services = sorted(path.stem for path in (project / MESH_DIRECTORY / "sidecars").glob("*.yaml"))
+
+    def ask(container: str, *command: str) -> Any:
+        try:
+            return json.loads(compose.run(files, environ, "exec", "-T", container, *command))
+        except (UsageError, ValueError) as error:
+            return {"error": str(error).splitlines()[-1]}
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        told = [threads.submit(ask, sidecar_of(name), "sidecar", "status", "--json") for name in services]
+        ca = threads.submit(ask, CA, "certs", "list", CA_STATE, "--json")
+        return {"sidecars": {name: one.result() for name, one in zip(services, told, strict=True)}, "ca": ca.result()}
+
+
+def is_well(found: Mapping[str, Any]) -> bool:
+    """Whether everything answers, and every sidecar is healthy and has taken its files."""
+    return "error" not in found["ca"] and all(
+        one.get("healthy") and not one.get("reload_refused") for one in found["sidecars"].values()
+    )
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """The document of :func:`collect`, its text escaped already, as lines for people."""
+    lines = [line for name, one in found["sidecars"].items() for line in _sidecar(name, one)]
+    lines += _differences(found["sidecars"])
+    return "\n".join([*lines, *_ca(found["ca"])])
+
+
+def _sidecar(name: str, one: Mapping[str, Any]) -> Iterator[str]:
+    if "error" in one:
+        yield f"{name}  DOES NOT ANSWER: {one['error']}"
+        return
+    state = "draining" if one["draining"] else "well" if one["healthy"] else "NOT WELL"
+    bundle = one["trust"].get("trust_bundle", "none")
+    versions = f"policy {one.get('policy', 'unknown')}, trust bundle {bundle}"
+    yield f"{name}  {state}  {one['identity']} until {one['certificate_until']}, {versions}"
+    yield from (f"  NOT WELL: {sentence}" for sentence in one["unwell"])
+    yield from (f"  REFUSED at the last reload: {sentence}" for sentence in one.get("reload_refused", ()))
+    for port in one["inbound"]:
+        yield f"  {port['port']} may be called by: {', '.join(port['may_call']) or 'nobody'}"
+    yield from _refused(one["refused_lately"])
+
+
+def _refused(lately: list[Mapping[str, Any]]) -> Iterator[str]:
+    """The last refusals, newest first, those that are alike in one line with their number."""
+    numbers = Counter(map(_alike, lately))
+    for one in lately:
+        if number := numbers.pop(_alike(one), 0):
+            times = f"{number} times, last at" if number > 1 else "at"
+            yield f"  refused {times} {one['at']}: {one['reason']}: {one['message'] or one.get('peer_address', '')}"
+
+
+def _alike(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(one.get(key) for key in ("direction", "port", "upstream", "peer_id", "reason", "rule"))
+
+
+def _differences(sidecars: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Sidecars whose policy or trust bundle is not the others'."""
+    answers = {name: one for name, one in sidecars.items() if "error" not in one}
+    policies = {name: one.get("policy") for name, one in answers.items()}
+    bundles = {name: one["trust"].get("trust_bundle") for name, one in answers.items()}
+    for what, has in (("policy", policies), ("trust bundle", bundles)):
+        common = Counter(has.values()).most_common(1)[0][0] if has else None
+        if others := [f"{name} ({mine})" for name, mine in has.items() if mine != common]:
+            yield f"another {what} than the others' {common}: {', '.join(others)}"
+
+
+def _ca(ca: Mapping[str, Any]) -> Iterator[str]:
+    if "error" in ca:
+        yield f"CA  DOES NOT ANSWER: {ca['error']}"
+        return
+    asking = len(ca["sidecars that ask"])
+    yield f"CA  answers: {len(ca['certificates'])} certificates that are good, {asking} sidecars that ask"
+    yield from (f"  revoked: {one['identity']}, all issued before {one['issued before']}" for one in ca["revoked"])

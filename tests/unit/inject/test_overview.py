@@ -1,0 +1,113 @@
+"""The whole of a mesh at a glance: who is well, who has another policy, who refused what, and what the CA knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject import overview
+from sidecar.inject.composecli import Compose
+from sidecar.inject.injection import OVERRIDE, inject
+from tests.inject.applications import inputs
+
+WEB: dict[str, Any] = {
+    "identity": "spiffe://shop.internal/web", "certificate_until": "2026-12-01T12:00:00Z", "healthy": True, "unwell": [],
+    "draining": False, "policy": "aaaa", "reload_refused": [], "trust": {"trust_bundle": "3"},
+    "inbound": [{"port": "http", "may_call": []}], "refused_lately": [],
+}  # fmt: skip
+CA: dict[str, Any] = {"certificates": [{}, {}], "revoked": [], "sidecars that ask": [{}]}
+
+
+def refusal(at: str, message: str, **more: Any) -> dict[str, Any]:
+    return {"at": at, "direction": "outbound", "port": "5432", "reason": "policy_denied", "message": message} | more
+
+
+def shown(ca: Mapping[str, Any] = CA, **sidecars: Mapping[str, Any]) -> list[str]:
+    return overview.as_text({"sidecars": sidecars, "ca": ca}).splitlines()
+
+
+def test_what_is_well_takes_two_lines() -> None:
+    assert shown(web=WEB) == [
+        "web  well  spiffe://shop.internal/web until 2026-12-01T12:00:00Z, policy aaaa, trust bundle 3",
+        "  http may be called by: nobody",
+        "CA  answers: 2 certificates that are good, 1 sidecars that ask",
+    ]
+    assert overview.is_well({"sidecars": {"web": WEB}, "ca": CA})
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"healthy": False, "unwell": ["its certificate was revoked"]}, "  NOT WELL: its certificate was revoked"),
+        ({"reload_refused": ["mesh.yaml:3: no"]}, "  REFUSED at the last reload: mesh.yaml:3: no"),
+    ],
+)
+def test_what_is_not_well_is_told(change: dict[str, Any], line: str) -> None:
+    assert line in shown(web=WEB | change)
+    assert not overview.is_well({"sidecars": {"web": WEB | change}, "ca": CA})
+
+
+def test_who_does_not_answer_is_told() -> None:
+    silent = {"error": 'service "api-mesh" is not running'}
+    assert shown(api=silent)[0] == 'api  DOES NOT ANSWER: service "api-mesh" is not running'
+    assert shown(silent, web=WEB)[-1].startswith("CA  DOES NOT ANSWER: ")
+    assert not overview.is_well({"sidecars": {"api": silent}, "ca": CA})
+    assert not overview.is_well({"sidecars": {"web": WEB}, "ca": silent})
+
+
+def test_whoever_has_another_policy_or_bundle_is_named() -> None:
+    other = WEB | {"policy": "bbbb", "trust": {"trust_bundle": "4"}}
+    lines = shown(a=WEB, b=WEB, c=other, d={"error": "gone"})
+    assert "another policy than the others' aaaa: c (bbbb)" in lines
+    assert "another trust bundle than the others' 3: c (4)" in lines
+    assert not any("another" in line for line in shown(a=WEB, b=WEB))
+
+
+def test_refusals_that_are_alike_are_one_line_with_the_newest() -> None:
+    lately = [refusal("12:02", "new"), refusal("12:01", "other", port="6379"), refusal("12:00", "old")]
+    assert [line for line in shown(web=WEB | {"refused_lately": lately}) if "refused" in line] == [
+        "  refused 2 times, last at 12:02: policy_denied: new",
+        "  refused at 12:01: policy_denied: other",
+    ]
+
+
+def test_what_the_ca_has_revoked() -> None:
+    revoked = [{"identity": "spiffe://shop.internal/web", "issued before": "12:00"}]
+    assert shown(CA | {"revoked": revoked}, web=WEB)[-1] == (
+        "  revoked: spiffe://shop.internal/web, all issued before 12:00"
+    )
+
+
+def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    injection = inject(inputs({"web": {}, "db": {"expose": ["1"]}}))
+    for name, text in injection.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    asked = []
+
+    def run(_self: Compose, files: Sequence[Path], _environ: Mapping[str, str], *arguments: str) -> str:
+        assert [path.name for path in files] == ["compose.yaml", OVERRIDE]
+        asked.append(arguments)
+        if "db-mesh" in arguments:
+            raise UsageError("docker compose exec: first\ndocker compose exec: it is not running")
+        return json.dumps(CA if "certs" in arguments else WEB)
+
+    monkeypatch.setattr(Compose, "run", run)
+    found = overview.collect(tmp_path, {}, Compose(("compose",), (9, 9, 9)))
+    assert found["sidecars"] == {"db": {"error": "docker compose exec: it is not running"}, "web": WEB}
+    assert found["ca"] == CA
+    assert sorted(asked) == [
+        ("exec", "-T", "db-mesh", "sidecar", "status", "--json"),
+        ("exec", "-T", "mesh-ca", "certs", "list", "/var/lib/mesh-ca", "--json"),
+        ("exec", "-T", "web-mesh", "sidecar", "status", "--json"),
+    ]
+
+
+def test_elsewhere_there_is_nothing_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
+        overview.collect(tmp_path, {})
