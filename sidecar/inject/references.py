@@ -76,6 +76,7 @@ _USER = re.compile(r"://[^\s/\"'<>]*@")
 _REPLICA_SET = re.compile(r"(--configdb[= ]|--host[= ]|addShard\(\s*[\"'])[\w-]+/")
 _MEMBERS = re.compile(r"\brs\.(?:initiate|add|reconfig)\((?:[^()]|\([^()]*\))*\)")
 _BRACES = re.compile(r"([^\s\"'={},]*)\{(\d+)\.{2,3}(\d+)\}([^\s\"',]*)")
+_RANGE = re.compile(r"\{\d+\.{2,3}\d+\}")
 _VARIABLE = re.compile(r"\$(?:\{(?:env:|ENV:)?(\w+)(?::?[-=?][^}]*|:[^}]*)?\}|(\w+))")
 _DOCKER = re.compile(r"\bdocker\s+(?:image\s+)?(?:run|pull|push|tag|build|save|load)\b[^;&|\n]*")
 _OWN = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]|\$\{?HOSTNAME\}?)[: ](\d{2,5})(?!\d)")
@@ -104,18 +105,25 @@ def in_text(
     say "host". ``key`` is the one that the whole text stands under, ``variables`` are those of the service. ``hidden`` are
     names that this configuration gives to something of its own."""
     text = _plain(text, variables or {})
-    present = [name for name in names if name in text] if not _has_discovery(text) else list(names)
+    present = {name: callee for name, callee in names.items() if name in text or _has_discovery(text)}
     if not present:
         return
-    lines = text.splitlines()
-    near = {name: names[name] for name in present}
-    for number, line in enumerate(lines):
-        if not any(name in line for name in present) and not _has_discovery(line):
-            continue
-        if _IMAGE_LINE.match(line) or _COMMENT_LINE.match(line):
-            continue
-        lines[number] = _NOT_A_CALL.sub("", line)
-        yield from _in_line(lines, number, near, words, is_certain_host if certain else is_host, key, hidden)
+    whole_words = "|".join(re.escape(name) for name in present)
+    pattern = re.compile(
+        rf"(?:(?<=:-)|(?<=-h)|(?<![\w-]))(?:{whole_words})(?![\w-])", re.IGNORECASE if _has_discovery(text) else 0
+    )
+    lines = text.split("\n")
+    says_host = is_certain_host if certain else is_host
+    number = end = 0
+    for found in pattern.finditer(text):
+        if found.start() < end:
+            continue  # on the line that was read last
+        number += text.count("\n", end, found.start())
+        line = lines[number]
+        end = text.rfind("\n", 0, found.start()) + 1 + len(line)
+        if not _IMAGE_LINE.match(line) and not _COMMENT_LINE.match(line):
+            lines[number] = _NOT_A_CALL.sub("", line)
+            yield from _in_line(lines, number, present, words, says_host, key, hidden)
 
 
 def _in_line(
@@ -220,7 +228,7 @@ def _plain(text: str, variables: Mapping[str, str]) -> str:
         text = _MEMBERS.sub(lambda match: "\n" * match[0].count("\n"), text)
     if "/" in text:
         text = _REPLICA_SET.sub(r"\1", text)
-    return _BRACES.sub(_written_out, text) if ".." in text else text
+    return _BRACES.sub(_written_out, text) if _RANGE.search(text) else text
 
 
 def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
@@ -231,7 +239,7 @@ def _value(match: re.Match[str], variables: Mapping[str, str]) -> str:
 def _written_out(match: re.Match[str]) -> str:
     first, last = int(match[2]), int(match[3])
     width = len(match[2]) if match[2].startswith("0") else 0
-    rest = re.sub(r"\{\d+\.{2,3}\d+\}", "", match[4])
+    rest = _RANGE.sub("", match[4])
     return " ".join(f"{match[1]}{number:0{width}}{rest}" for number in range(first, min(last, first + 63) + 1))
 
 

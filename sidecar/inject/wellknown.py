@@ -1,9 +1,9 @@
 """Tables of well-known images, URL schemes and health-check programs, and their ports. Pure.
 
-Each image has ports for *clients*, for *peers* of one cluster, and for *administration*. A call that names no port is one of
-a client, so it is allowed to the client ports alone. The others are known too: a call there is refused by name and logged.
-The tables hold only what is certain: a wrong guess would be a listener at the wrong port, which looks like a broken
-application.
+Each image has ports for *clients*, for *peers* of one cluster, and for *administration* and what else a call always names.
+A call that names no port is one of a client, so it is allowed to the client ports alone. The others are known too: a call
+there is refused by name and logged. The tables hold only what is certain: a wrong guess would be a listener at the wrong
+port, which looks like a broken application.
 """
 
 from __future__ import annotations
@@ -75,22 +75,22 @@ chroma chromadb = 8000
 meilisearch = 7700
 typesense = 8108 | 8107
 solr = 8983
-openldap lldap = 389 636
-bitnami/openldap = 1389 1636
-lldap/lldap = 3890 | | 17170
+openldap = 389 | | 636
+bitnami/openldap = 1389 | | 1636
+lldap = 3890 | | 17170
 rabbitmq = 5672 | 4369 25672 | 15672 15692
 minio = 9000 | | 9001
 nats nats-streaming = 4222 | 6222 | 8222
 """
 _SERVERS = """
 kafka cp-kafka cp-server = 9092 | 9093
-redpanda = 9092 8081 8082 | 33145 | 9644
+redpanda = 9092 | 33145 | 9644 8081 8082
 zookeeper cp-zookeeper = 2181 | 2888 3888
 pulsar pulsar-all = 6650 8080
 clamav = 3310
 activemq activemq-classic activemq-artemis = 61616 5672 | | 8161
 mosquitto eclipse-mosquitto = 1883
-emqx = 1883 8083 | 4370 | 18083
+emqx = 1883 | 4370 | 8083 18083
 nsqd = 4150 4151
 nsqlookupd = 4160 4161
 beanstalkd = 11300
@@ -121,7 +121,7 @@ unleash-server = 4242
 flagd = 8013 | | 8014
 temporalio/auto-setup temporalio/server = 7233 | 6933 6934 6935 6939
 temporalio/ui = 8080
-keycloak = 8080 8443 | 7800 | 9000
+keycloak = 8080 | 7800 | 9000 8443
 oauth2-proxy = 4180
 dex = 5556 | | 5557 5558
 hydra = 4444 | | 4445
@@ -131,9 +131,9 @@ openfga = 8080 8081 | | 3000
 opa = 8181
 spicedb = 50051
 authelia = 9091
-goauthentik/server = 9000 9443 | | 9300
-kong = 8000 8443 | | 8001 8444 8002
-apisix = 9080 9443 | | 9180
+goauthentik/server = 9000 | | 9300 9443
+kong = 8000 | | 8001 8002 8443 8444
+apisix = 9080 | | 9180 9443
 squid = 3128
 jaegertracing/all-in-one jaeger = 4317 4318 14268 14250 | | 16686 14269
 zipkin zipkin-slim = 9411
@@ -168,10 +168,10 @@ kafka-exporter = 9308
 statsd-exporter = 9125 | | 9102
 uptime-kuma = 3001
 netdata = 19999
-portainer portainer-ce = 9000 9443
+portainer portainer-ce = 9000 | | 9443
 docker-socket-proxy = 2375
-gitea forgejo = 3000 22
-gitlab-ce gitlab-ee = 80 443 22
+gitea forgejo = 3000 | | 22
+gitlab-ce gitlab-ee = 80 | | 22 443
 registry = 5000 | | 5001
 nexus3 = 8081
 jenkins = 8080 | 50000
