@@ -1,6 +1,7 @@
 """The CA's listener: accepting, the TLS handshake, then one request after the other. Fails closed.
 
-How this works. Each accepted connection is one task, :meth:`_Connection.serve`: handshake, requests, close.
+How this works. An accepted socket waits in a :class:`~sidecar.transport.lobby.Lobby` until its caller has spoken. Then it is
+a connection, one task, :meth:`_Connection.serve`: handshake, requests, close.
 
 * A caller without a certificate is accepted too, because it may enrol. The handlers of :mod:`certs.service.api` check what
   it may request. A certificate that is presented must verify, or the handshake fails.
@@ -18,6 +19,7 @@ How this works. Each accepted connection is one task, :meth:`_Connection.serve`:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import socket
@@ -41,6 +43,7 @@ from sidecar.transport.accepting import Room, accept_all
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Closing, Handler, Peer, Request, Response, Routes, converse
+from sidecar.transport.lobby import Left, Lobby
 from sidecar.transport.strangers import Stranger, address_key
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import Context, TlsChannel
@@ -87,6 +90,7 @@ class CaListener:
         self.report = report
         self.closing = Closing()
         self.room = Room(_strangers_limit())
+        self.lobby = Lobby(HANDSHAKE_SECONDS)
         self.members: Counter[SpiffeId] = Counter()  # connections with a certificate, by identity
         self._summaries = Summaries(wire.CA_SERVICE, log, clock)
         self._denials = Summaries(wire.CA_SERVICE, log, clock, "requests")
@@ -107,6 +111,7 @@ class CaListener:
     async def _serve(self, stop: trio.Event) -> None:
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
+                accepting.start_soon(self.lobby.run)
                 for listener in self._listeners:
                     accepting.start_soon(self._accept, listener, connections)
                 await stop.wait()
@@ -130,17 +135,18 @@ class CaListener:
             sockets.hard_close(sock)
             self.api.metrics.refused("overloaded")
         else:
-            connections.start_soon(_Connection(self, sock).serve)
+            _Connection(self, sock, connections)
 
-    def log_refusal(self, refusal: Refused, channel: TlsChannel, address: str) -> None:
-        """Writes the line of a refused handshake, unless it was a probe, or a summary counts it."""
-        unverified = channel.presented
+    def log_refusal(self, refusal: Refused, channel: TlsChannel | None, address: str) -> None:
+        """Writes the line of a refused handshake, unless it was a probe, or a summary counts it. ``channel``: None if the
+        caller has not spoken."""
+        unverified, connection_id = ({}, None) if channel is None else (channel.presented, channel.connection_id)
         reason = str(refusal.reason)
         if refusal.reason is Reason.PROBE:
             return  # may come every few seconds
-        if not is_about_certificate(
-            unverified, refusal.peer_reason, channel.connection_id
-        ) and self._summaries.fold_refusal(_HERE, reason, address):
+        if not is_about_certificate(unverified, refusal.peer_reason, connection_id) and self._summaries.fold_refusal(
+            _HERE, reason, address
+        ):
             return
         self.log.warning(
             "refused",
@@ -152,20 +158,44 @@ class CaListener:
 
 
 class _Connection:
-    """One accepted connection, until it is closed. ``peer``: who it is. ``_stranger``: its part of the budget while it is
-    anonymous, which it is from its start; else None, and it counts in ``members``."""
+    """One accepted socket, until it is closed. It waits in the lobby first, then it has a task in ``connections``. ``peer``:
+    who it is. ``_stranger``: its part of the budget while it is anonymous, which it is from its start; else None, and it
+    counts in ``members``."""
 
-    def __init__(self, listener: CaListener, sock: socket.socket) -> None:
+    def __init__(self, listener: CaListener, sock: socket.socket, connections: trio.Nursery) -> None:
         self._listener = listener
         self._sock = sock
-        self._scope = trio.CancelScope(deadline=trio.current_time() + ANONYMOUS_SECONDS)
-        self._stranger: Stranger | None = listener.room.enter(sock, self._make_room)
+        self._connections = connections
+        self._began = trio.current_time()
+        self._scope = trio.CancelScope(deadline=self._began + ANONYMOUS_SECONDS)
         self._address = ""
         self.peer = Peer("", None, ())
+        with contextlib.suppress(OSError):  # reset already
+            self._address = sockets.text(sock.getpeername())
+        self._stranger: Stranger | None = listener.room.enter(sock, self._make_room)
+        self._guest = listener.lobby.enter(sock, self._leave_lobby)
 
     def _make_room(self) -> None:
         self._listener.api.metrics.refused("overloaded")
         self._scope.cancel()
+        if self._listener.lobby.expel(self._guest):
+            self._leave()
+            sockets.hard_close(self._sock)
+
+    def _leave_lobby(self, left: Left) -> None:
+        here = self._listener
+        if left is Left.SPOKE:
+            self._connections.start_soon(self.serve)
+            return
+        self._leave()
+        sockets.hard_close(self._sock)
+        if left is Left.LATE:
+            here.api.metrics.refused("handshake_timeout")
+        elif left is not Left.CANCELLED:
+            reason = Reason.PROBE if left is Left.UNUSED else Reason.HANDSHAKE_FAILED
+            refusal = Refused(reason, "saw the peer close the connection before the handshake was done")
+            here.api.metrics.refused(str(reason))
+            here.log_refusal(refusal, None, self._address)
 
     async def serve(self) -> None:
         """Serves the connection. No exception escapes."""
@@ -179,9 +209,8 @@ class _Connection:
         here, sock = self._listener, self._sock
         channel = here.context().server(wire.ALPN, here.clock)
         try:
-            self._address = sockets.text(sock.getpeername())
             sockets.prepare(sock)
-            with trio.fail_after(HANDSHAKE_SECONDS):
+            with trio.fail_at(self._began + HANDSHAKE_SECONDS):
                 await shake_hands(sock, channel, here.gate, self._key, self._greeted)
             stream = SecureStream(sock, channel)
             try:

@@ -55,7 +55,7 @@ async def establish(
     """
     seconds = node.config.timeouts.handshake
     try:
-        await _shake_hands(node, sock, channel, seconds, stranger)
+        await _shake_hands(node, sock, channel, began, seconds, stranger)
     except Refused as refusal:
         if channel.established and record.direction == "inbound":
             await send_verdict(sock, channel, refusal.reason, seconds)
@@ -72,9 +72,9 @@ async def establish(
 
 
 async def _shake_hands(
-    node: Node, sock: socket.socket, channel: TlsChannel, seconds: float, stranger: Stranger | None
+    node: Node, sock: socket.socket, channel: TlsChannel, began: float, seconds: float, stranger: Stranger | None
 ) -> None:
-    """The handshake within its deadline. Raises :class:`Refused`."""
+    """The handshake within its deadline, which counts from ``began``. Raises :class:`Refused`."""
     address = None if stranger is None else stranger.address
     longest = seconds if stranger is None else seconds * (1 + SPREAD * random.random())  # noqa: S311 (no secret)
 
@@ -83,7 +83,7 @@ async def _shake_hands(
             node.room.known(stranger)
 
     try:
-        with trio.fail_after(longest):
+        with trio.fail_at(began + longest):
             await shake_hands(sock, channel, node.gate, address, greeted)
     except (Refused, trio.TooSlowError) as error:
         if address is not None:

@@ -1,8 +1,9 @@
 """The listeners of one sidecar: accept, guard each connection, log it exactly once, drain.
 
-How it works. Each listener is a task that accepts; each accepted socket is a task of its own, in one nursery for all. Such a
+How it works. Each listener is a task that accepts; each connection is a task of its own, in one nursery for all. Such a
 task opens a :class:`~sidecar.observe.record.ConnectionRecord`, enters the registry (before anything is judged, so that a
-reload finds it), calls the direction's handler, and closes both sockets.
+reload finds it), calls the direction's handler, and closes both sockets. A socket that a stranger has opened waits in the
+:class:`~sidecar.transport.lobby.Lobby` until the stranger has spoken; only then is it a connection with a task.
 
 Invariants. Every accepted socket gives exactly one line for the access log (which ``access_log`` may leave out), or counts
 once in a summary of strangers (:mod:`sidecar.observe.folding`), and counts once in the metrics: also if it is refused, cut
@@ -25,6 +26,7 @@ Until then they accept: to our own app, and to callers of a service without repl
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterable
 from functools import partial
@@ -48,11 +50,14 @@ from sidecar.proxy.waiting import Trial, Waiting, ask_app, ask_callee
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.dial import SocketAddress
+from sidecar.transport.lobby import Left, Lobby
 
 LOOK_SECONDS = 1.0
 """How often listeners on a network interface are examined."""
 
 DRAIN_LOOK_SECONDS = 0.05
+
+_DRAINED = "cut at the end of the drain"
 
 
 class Server:
@@ -70,6 +75,7 @@ class Server:
         self.listening: list[SocketAddress] = []
         self.waiting = Waiting(node)
         self._trials: dict[Listener, Trial] = {}
+        self._lobby = Lobby(node.config.timeouts.handshake)
         self._summaries = Summaries(node.config.service, node.log, node.clock)
         self._open_connections: dict[Live, Look] = {}
         try:
@@ -96,6 +102,7 @@ class Server:
             async with trio.open_nursery() as reporting:
                 reporting.start_soon(self._summaries.run)
                 async with trio.open_nursery() as connections:
+                    connections.start_soon(self._lobby.run)
                     async with trio.open_nursery() as accepting:
                         for listener in self.listeners:
                             accepting.start_soon(self._accept, listener, connections)
@@ -173,24 +180,59 @@ class Server:
         await listener.accept(
             lambda open_socket: accept_all(
                 open_socket,
-                lambda sock: connections.start_soon(self._connection, listener, sock, self._enter(listener, sock)),
+                lambda sock: self._enter(listener, sock, connections),
                 lambda fault: faults.report("accept_paused", fault),
                 room.cut_one,
                 room if listener.direction == "inbound" else None,
             )
         )
 
-    def _enter(self, listener: Listener, sock: socket.socket) -> Live:
-        """Counts an accepted socket."""
+    def _enter(self, listener: Listener, sock: socket.socket, connections: trio.Nursery) -> None:
+        """Takes an accepted socket: a stranger's waits for its first message."""
         live = Live()
+        record = ConnectionRecord(
+            listener.direction,
+            self.node.config.service,
+            listener.port,
+            started=self.node.time(),
+            upstream=listener.upstream,
+        )
+        if listener.direction == "outbound":
+            connections.start_soon(self._connection, listener, sock, live, record)
+            return
+        with contextlib.suppress(OSError):  # reset already
+            record.peer_address = sockets.text(sock.getpeername())
+
+        def leave(left: Left) -> None:
+            if left is Left.SPOKE:
+                connections.start_soon(self._connection, listener, sock, live, record)
+            else:
+                self._part(sock, live, record, left)
 
         def displace() -> None:
             live.cut(Reason.OVERLOADED)  # first, so that no task waits for a socket that is closed
-            sockets.hard_close(sock)
+            if self._lobby.expel(guest):
+                self._part(sock, live, record, None)
+            else:
+                sockets.hard_close(sock)
 
-        if listener.direction == "inbound":
-            live.stranger = self.node.room.enter(sock, displace)
-        return live
+        live.stranger = self.node.room.enter(sock, displace)
+        guest = self._lobby.enter(sock, leave)
+
+    def _part(self, sock: socket.socket, live: Live, record: ConnectionRecord, left: Left | None) -> None:
+        """Closes and reports a socket that never became a connection. ``left``: None if it was displaced."""
+        record.handshake_ms = (self.node.time() - record.started) * 1000
+        if left is None:
+            _record_cut(live, record)
+            sockets.hard_close(sock)
+        elif left is Left.CANCELLED:
+            record.end(Reason.DRAINED, _DRAINED)
+        else:
+            record.refuse(_never_spoke(left, self.node.config.timeouts.handshake))
+        sock.close()
+        if live.stranger is not None:
+            self.node.room.leave(live.stranger)
+        self._report(record)
 
     async def _look_after_devices(self) -> None:
         """Has listeners follow the network interface that they are bound to."""
@@ -211,11 +253,11 @@ class Server:
                 if not faults.report(listener, listener.fault) and anew:
                     heard_again(listener)
 
-    async def _connection(self, listener: Listener, sock: socket.socket, live: Live) -> None:
-        """One accepted socket, until it is closed. Raises nothing but cancellation."""
+    async def _connection(self, listener: Listener, sock: socket.socket, live: Live, record: ConnectionRecord) -> None:
+        """One connection, until it is closed. Raises nothing but cancellation."""
         self._open_connections[live] = Look(callee_is_app=listener.direction == "inbound")
         try:
-            refused = await self._serve_and_record(listener, sock, live)
+            refused = await self._serve_and_record(listener, sock, live, record)
             if refused and listener.direction == "inbound":
                 live.scope = trio.CancelScope()
                 with live.scope:
@@ -228,12 +270,11 @@ class Server:
             if live.stranger is not None:
                 self.node.room.leave(live.stranger)
 
-    async def _serve_and_record(self, listener: Listener, sock: socket.socket, live: Live) -> bool:
+    async def _serve_and_record(
+        self, listener: Listener, sock: socket.socket, live: Live, record: ConnectionRecord
+    ) -> bool:
         """Serves the connection and reports it once, however it ends. Returns whether it was refused."""
         node = self.node
-        record = ConnectionRecord(
-            listener.direction, node.config.service, listener.port, started=node.time(), upstream=listener.upstream
-        )
         try:
             with node.registry.enter(live):
                 _record_caller(sock, record)
@@ -249,7 +290,7 @@ class Server:
                 record.refuse(refusal)
                 return True
         except trio.Cancelled:
-            record.end(Reason.DRAINED, "cut at the end of the drain")
+            record.end(Reason.DRAINED, _DRAINED)
             raise
         except Exception as error:  # a bug in one connection must not end the others
             record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
@@ -275,6 +316,14 @@ def _record_cut(live: Live, record: ConnectionRecord) -> None:
         record.end(live.reason, "idle, and this sidecar is stopping")
     elif live.reason is not None:
         record.end(live.reason, f"cut: {live.admission} is no longer allowed or trusted" if live.admission else None)
+
+
+def _never_spoke(left: Left, seconds: float) -> Refused:
+    """Why a stranger is refused that did not send its first message within ``seconds``."""
+    if left is Left.LATE:
+        return Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s")
+    reason = Reason.PROBE if left is Left.UNUSED else Reason.HANDSHAKE_FAILED
+    return Refused(reason, "saw the peer close the connection before the handshake was done")
 
 
 def _record_caller(sock: socket.socket, record: ConnectionRecord) -> None:

@@ -5,8 +5,24 @@ from __future__ import annotations
 import struct
 
 _HANDSHAKE, _CLIENT_HELLO, _ALPN = 22, 1, 16
+_HEADER = 5
+_MAX_RECORD = 1 << 14
+FIRST_BYTES = _HEADER + _MAX_RECORD
+"""The longest first record of a connection, header included (RFC 8446 5.1)."""
+
 _SESSION_ID_AT = 43
 """After the headers of record (5 bytes) and message (4), the version (2) and the random (32)."""
+
+
+def missing_bytes(data: bytes) -> int:
+    """How many bytes are missing, at least, in the TLS record with which ``data`` begins. 0 if it is whole, or if it is no
+    record in which a ClientHello can be: then there is nothing to wait for."""
+    if data[:1] not in (b"", bytes((_HANDSHAKE,))):
+        return 0
+    if len(data) < _HEADER:
+        return _HEADER - len(data)
+    size = struct.unpack_from(">H", data, 3)[0]
+    return 0 if size > _MAX_RECORD else max(_HEADER + size - len(data), 0)
 
 
 def offered_protocols(data: bytes) -> list[bytes]:

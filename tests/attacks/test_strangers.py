@@ -190,7 +190,7 @@ async def test_silence_in_the_place_of_a_service(stage: str, mock_clock: MockClo
 
 async def until_accepted(sidecar: RunningSidecar) -> None:
     """Until the sidecar waits for the stranger's first byte."""
-    while not len(sidecar.node.registry):
+    while not len(sidecar.node.room.strangers):
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked(0.01)
 

@@ -124,7 +124,7 @@ async def test_at_a_port_when_the_time_is_over(greets: bool, mock_clock: MockClo
         with await connect(port.address) as sock:
             if greets:
                 await hello(sock)
-            while not len(port.sidecar.node.registry):
+            while not len(port.sidecar.node.room.strangers):
                 await trio.lowlevel.checkpoint()
             await wait_all_tasks_blocked(0.01)
             mock_clock.jump(SHORT.handshake * (1 + SPREAD))
