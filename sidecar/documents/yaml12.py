@@ -2,15 +2,17 @@
 
 Pure, except for :func:`load_text`. Fails closed: text that is not understood is a :class:`UsageError`, never a guess.
 
-How this works. PyYAML's composer reads the text, and the *core schema* of YAML 1.2 (section 10.3.2) resolves the scalars.
-YAML 1.1 would read a service named ``no`` as false, ``5432:80`` as a number to base 60, ``010`` as eight, and a date as an
-object. Also refused: duplicate keys (the last would silently win), tags, several documents, and text that costs more time or
-memory than its size suggests (aliases that multiply, deep nesting).
+How this works. PyYAML parses the text into events, :class:`_Composer` makes nodes of them, and the *core schema* of YAML 1.2
+(section 10.3.2) resolves the scalars. YAML 1.1 would read a service named ``no`` as false, ``5432:80`` as a number to base
+60, ``010`` as eight, and a date as an object. Also refused: duplicate keys (the last would silently win), tags, several
+documents, and text that costs more time or memory than its size suggests (aliases that multiply, deep nesting).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 MAX_DEPTH = 32
 
+_FAST: Any = getattr(getattr(yaml, "cyaml", None), "CParser", None)
+"""None where PyYAML was built without libyaml."""
+
+_NOT_PLAIN = re.compile("[!%?\t\x85\u2028\u2029\ufeff]|[|>][-+0-9]*#")
+"""Tags, directives, complex keys, tabs, line breaks that only some readers know, and block scalars that begin with a #."""
+
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"(true|True|TRUE)|(?:false|False|FALSE)")
@@ -33,6 +41,8 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+_NO_TEXT_BEGINS = frozenset(("", *"nNtTfF~-+.0123456789"))
+"""What every scalar begins with that one of these patterns matches."""
 
 
 def load_text(path: Path, read: Read = read_regular) -> str:
@@ -61,7 +71,7 @@ def parse_yaml(text: str, filename: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"{filename}: is larger than {MAX_BYTES} bytes")
     try:
-        root = _Composer(text).get_single_node()
+        root = _root(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UsageError(f"{filename}:{line}: not YAML: a character that may not be in a file") from error
@@ -75,6 +85,16 @@ def parse_yaml(text: str, filename: str) -> Document:
     data = builder.build(root, (), root.start_mark.line + 1)
     builder.problems.raise_any()
     return Document(filename, data, builder.lines)
+
+
+def _root(text: str) -> yaml.Node | None:
+    """The root node. PyYAML has two parsers. The one in C is twenty times faster, which counts for a policy of thousands of
+    rules. It reads plain text only: of other characters the two understand a few differently. What it refuses is read again
+    by the one in Python, whose errors say more."""
+    if _FAST is not None and _NOT_PLAIN.search(text) is None:
+        with contextlib.suppress(yaml.YAMLError):
+            return _Composer(iter(_FAST(text).get_event, None)).document()
+    return _Composer(yaml.parse(text, Loader=yaml.SafeLoader)).document()
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
@@ -97,35 +117,79 @@ def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
     return f"{filename}:{line}: {what}"
 
 
-class _Composer(
-    yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver
-):
-    """PyYAML's composer, text → nodes, with the core schema as the resolver and a bound on nesting."""
+class _Composer:
+    """Events → nodes, with the core schema as the resolver and a bound on nesting. ``events``: of one stream."""
 
-    def __init__(self, text: str) -> None:
-        yaml.reader.Reader.__init__(self, text)
-        yaml.scanner.Scanner.__init__(self)
-        yaml.parser.Parser.__init__(self)
-        yaml.composer.Composer.__init__(self)
-        yaml.resolver.BaseResolver.__init__(self)
+    def __init__(self, events: Iterable[yaml.Event]) -> None:
+        self._next = iter(events).__next__
+        self._anchors: dict[str, yaml.Node] = {}
         self._depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(problem="nested too deeply", problem_mark=self.get_mark())
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._depth -= 1
+    def document(self) -> yaml.Node | None:
+        """The root of the only document; None if there is none. Raises :class:`yaml.MarkedYAMLError`."""
+        self._next()  # the stream begins
+        if isinstance(self._next(), yaml.StreamEndEvent):
+            return None
+        begin = self._next()
+        root = self._node(begin)
+        self._next()  # the document ends
+        if not isinstance(after := self._next(), yaml.StreamEndEvent):
+            raise yaml.composer.ComposerError(
+                "expected a single document in the stream", begin.start_mark, "but found another", after.start_mark
+            )
+        return root
+
+    def _node(self, event: Any) -> yaml.Node:
+        if isinstance(event, yaml.AliasEvent):
+            if (known := self._anchors.get(event.anchor)) is None:
+                raise yaml.composer.ComposerError(
+                    None, None, f"found undefined alias {event.anchor!r}", event.start_mark
+                )
+            return known
+        if event.anchor in self._anchors:
+            raise yaml.composer.ComposerError(
+                f"found duplicate anchor {event.anchor!r}; first occurrence",
+                self._anchors[event.anchor].start_mark,
+                "second occurrence",
+                event.start_mark,
+            )
+        node = self._begun(event)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        if node.value is None:
+            self._depth += 1
+            if self._depth > MAX_DEPTH:
+                raise yaml.composer.ComposerError(problem="nested too deeply", problem_mark=event.start_mark)
+            node.value = list(self._pairs() if isinstance(node, yaml.MappingNode) else self._items())
+            self._depth -= 1
         return node
 
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        if kind is not yaml.ScalarNode:
-            return _TAG + ("seq" if kind is yaml.SequenceNode else "map")
-        if implicit[0]:
-            for name, pattern in (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT)):
-                if pattern.fullmatch(value):
-                    return _TAG + name
-        return _TAG + "str"
+    def _items(self) -> Iterator[yaml.Node]:
+        while not isinstance(event := self._next(), yaml.CollectionEndEvent):
+            yield self._node(event)
+
+    def _pairs(self) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+        for key in self._items():
+            yield key, self._node(self._next())
+
+    @staticmethod
+    def _begun(event: Any) -> Any:
+        """A scalar, or a collection without its values yet (an alias in it may stand for it)."""
+        given = None if event.tag == "!" else event.tag
+        if isinstance(event, yaml.ScalarEvent):
+            tag = given or _TAG + (_plain(event.value) if event.implicit[0] else "str")
+            return yaml.ScalarNode(tag, event.value, event.start_mark)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return yaml.SequenceNode(given or _TAG + "seq", None, event.start_mark)
+        return yaml.MappingNode(given or _TAG + "map", None, event.start_mark)
+
+
+def _plain(text: str) -> str:
+    """The kind of a scalar without quotes and tag."""
+    if text[:1] not in _NO_TEXT_BEGINS:
+        return "str"
+    kinds = (("null", _NULL), ("bool", _BOOL), ("int", _INT), ("float", _FLOAT))
+    return next((kind for kind, pattern in kinds if pattern.fullmatch(text)), "str")
 
 
 class _Builder:

@@ -4,6 +4,10 @@ How this works. Those who wait stand in three lines: what we do on our own accou
 from which a peer has proved an identity lately; and all other addresses. The lines take turns. In each of the last two the
 addresses take turns, and at one address it is first come, first served. So no flood of strangers holds up our own handshakes
 or those of peers that come again, and no address holds up another.
+
+Steps differ: one that verifies a long chain takes a hundred times as long as another. So the CPU time of the last line is
+counted, too. In the long run it gets :data:`STRANGERS_SHARE` of all time, however much it asks for: the rest is for those
+who are connected.
 """
 
 from __future__ import annotations
@@ -14,6 +18,10 @@ import trio
 
 STEPS_A_TICK = 2
 """A step of a handshake takes about 300 µs of CPU time: this bounds how long a flood of handshakes delays the relay."""
+
+STRANGERS_SHARE = 0.25
+STRANGERS_AHEAD = 0.25
+"""Seconds of CPU time that strangers may use at once, if they used none for a while."""
 
 MAX_PROVED = 1024
 """So many addresses from which peers have proved an identity are remembered: the latest."""
@@ -28,6 +36,7 @@ class Gate:
         self._own, self._peers, self._strangers = _Line(), _Line(), _Line()
         self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
         self._proved: dict[str, None] = {}  # in the order in which they proved an identity
+        self._paid_until = 0.0  # by then the strangers' share covers what they have used
 
     def prove(self, address: str) -> None:
         """A peer at this address has proved its identity: who comes from there next is no stranger."""
@@ -40,12 +49,16 @@ class Gate:
         """Returns when the caller may take its step. ``address``: of an inbound connection, see
         :func:`~sidecar.transport.strangers.address_key`; None for what we do on our own account."""
         self._used.set()
-        if self._left and not any(self._lines):
+        line = self._line(address)
+        if self._left and not any(self._lines) and self._may_pass(line):
             self._left -= 1
-        elif address is None:
-            await self._own.wait("")
         else:
-            await (self._peers if address in self._proved else self._strangers).wait(address)
+            await line.wait(address or "")
+
+    def count(self, address: str | None, seconds: float) -> None:
+        """Counts the CPU time that a step has taken."""
+        if self._line(address) is self._strangers:
+            self._paid_until = max(self._paid_until, trio.current_time()) + seconds / STRANGERS_SHARE
 
     async def run(self) -> None:
         """Lets the next steps through at each tick while any wait. Runs until cancelled."""
@@ -56,6 +69,23 @@ class Gate:
             while self._let_through():
                 await trio.lowlevel.checkpoint()
             self._left = self._steps
+            if self._strangers:  # they have used up their share; whoever else comes wakes us
+                with trio.move_on_at(self._strangers_at):
+                    await self._used.wait()
+                self._used.set()
+
+    def _line(self, address: str | None) -> _Line:
+        if address is None:
+            return self._own
+        return self._peers if address in self._proved else self._strangers
+
+    @property
+    def _strangers_at(self) -> float:
+        """When strangers may take a step again."""
+        return self._paid_until - STRANGERS_AHEAD / STRANGERS_SHARE
+
+    def _may_pass(self, line: _Line) -> bool:
+        return line is not self._strangers or self._strangers_at <= trio.current_time()
 
     def _let_through(self) -> int:
         """Lets one tick's steps through; returns how many."""
@@ -63,7 +93,7 @@ class Gate:
 
     def _let_one_through(self) -> bool:
         for line in tuple(self._lines):
-            if line.let_one_through():
+            if self._may_pass(line) and line.let_one_through():
                 self._lines.remove(line)
                 self._lines.append(line)  # now the last in turn
                 return True

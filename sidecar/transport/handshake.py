@@ -7,6 +7,7 @@ The relay takes over afterwards. The caller sets the deadline. Everything that a
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 
 import trio
@@ -40,7 +41,13 @@ async def shake_hands(
         while True:
             if gate is not None:
                 await gate.turn(address)
-            if channel.step(received):
+            began = time.thread_time()
+            try:
+                done = channel.step(received)
+            finally:
+                if gate is not None:
+                    gate.count(address, time.thread_time() - began)
+            if done:
                 break
             if answer := channel.take_all():
                 greeted()

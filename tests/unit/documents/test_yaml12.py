@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sidecar.documents import yaml12
 from sidecar.documents.yaml12 import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 
@@ -223,3 +227,43 @@ class TestLoadText:
         (tmp_path / "f").write_bytes(b"a: 1\nb: \xff\n")
         with pytest.raises(UsageError, match="f:2: is not UTF-8 text"):
             load_text(tmp_path / "f")
+
+
+# -- two parsers, one reading --------------------------------------------------------------------------------------------
+
+PIECES = [
+    *" \n:-?,[]{}#&*!|>'\"%@ab01.~\\<é", "\t", "\r\n", "\x85", "\ufeff", "- ", ": ", "\n  ", "\n- ", "...", "---", "''",
+    "!!str ", "a: b\n", "[1, {x: y}]", "&x k", "*x", "|\n  text\n", ">-\n  fold\n", "# a -> b\n", "http://x:1/y",
+]  # fmt: skip
+
+
+def read(text: str) -> Any:
+    """What is read, with all lines; or what is said instead."""
+    try:
+        document = parse_yaml(text, "f.yaml")
+    except UsageError as error:
+        return str(error)
+    return document.data, dict(document.lines)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join))
+def test_the_fast_parser_reads_what_the_other_reads(text: str) -> None:
+    read_fast = read(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml12, "_FAST", None)
+        assert read(text) == read_fast
+
+
+@pytest.mark.parametrize("text", ["a:\tb\n", "a: !x\n", "a: [b?, c]\n", "a: |#\n", "a: &b\n  - *c\n"])
+def test_what_only_the_fast_parser_would_read_or_say_is_left_to_the_other(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = read(text)
+    monkeypatch.setattr(yaml12, "_FAST", None)
+    assert read(text) == said
+
+
+def test_a_policy_is_read_by_the_fast_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml, "parse", lambda *_arguments, **_named: pytest.fail("the slow one"))
+    text = "# web -> api\npolicy:\n  - {name: web->api, from: web, to: 'api:http'}\n"
+    assert read(text)[0] == {"policy": [{"name": "web->api", "from": "web", "to": "api:http"}]}

@@ -10,7 +10,7 @@ from OpenSSL import SSL
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.transport.client_hello import offered_protocols
+from sidecar.transport.client_hello import FIRST_BYTES, missing_bytes, offered_protocols
 from sidecar.transport.tls import Context
 from tests.beds.certificates import Authority, key_pair
 
@@ -75,3 +75,32 @@ def test_nothing_makes_it_fail(noise: bytes, at: int) -> None:
 
 
 _HELLO = hello(b"mesh/1/http", server_name=b"api.example")
+
+
+# -- how much is missing -------------------------------------------------------------------------------------------------
+
+
+def test_a_hello_is_missing_bytes_until_it_is_whole() -> None:
+    whole = hello(b"mesh/1/http")
+    assert [missing_bytes(whole[:at]) for at in range(5)] == [5, 4, 3, 2, 1]
+    assert [missing_bytes(whole[:at]) for at in range(5, len(whole))] == [
+        len(whole) - at for at in range(5, len(whole))
+    ]
+    assert missing_bytes(whole) == missing_bytes(whole + b"more") == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"G", b"GET /", b"\x15\x03", b"\x80\x2e\x01", bytes((22, 3, 1, 64, 1)), bytes((22, 3, 1, 0, 0))]
+)
+def test_for_what_begins_no_hello_nothing_is_waited_for(data: bytes) -> None:
+    assert missing_bytes(data) == 0
+
+
+def test_the_longest_record_is_waited_for() -> None:
+    longest = bytes((22, 3, 1, 64, 0))
+    assert missing_bytes(longest) == FIRST_BYTES - 5
+
+
+@given(st.binary(max_size=40))
+def test_whatever_arrives(data: bytes) -> None:
+    assert 0 <= missing_bytes(data) <= FIRST_BYTES

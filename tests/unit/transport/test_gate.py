@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.transport.gate import MAX_PROVED, STEPS_A_TICK, Gate
+from sidecar.transport.gate import MAX_PROVED, STEPS_A_TICK, STRANGERS_AHEAD, STRANGERS_SHARE, Gate
 from tests.beds.mesh import PATIENCE
 
 
@@ -251,3 +251,55 @@ async def test_only_the_latest_addresses_of_peers_are_remembered(gate: Gate) -> 
     assert "10.0.0.1" in gate._proved
     assert "10.0.0.2" not in gate._proved
     assert len(gate._proved) == MAX_PROVED
+
+
+# -- the share of those whom nobody knows ------------------------------------------------------------------------------
+
+
+STEP = 1 / 16
+"""Seconds: of which sums are exact."""
+
+
+async def flood(gate: Gate, address: str, seconds: float, passed: list[float]) -> None:
+    """Takes one step after the other, each of so many seconds of CPU time."""
+    while True:
+        await gate.turn(address)
+        gate.count(address, seconds)
+        passed.append(trio.current_time())
+
+
+async def test_strangers_get_their_share_of_time_and_others_are_not_counted(
+    mock_clock: trio.testing.MockClock, gate: Gate, nursery: trio.Nursery
+) -> None:
+    passed: list[float] = []
+    nursery.start_soon(flood, gate, "stranger", STEP, passed)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(passed) == STRANGERS_AHEAD / STEP + 1, "what they have saved up, and the step that uses it up"
+    gate.prove("peer")
+    for address in (None, "peer"):  # the twins: others pass meanwhile, as often as they like
+        with trio.fail_after(PATIENCE):
+            for _ in range(50):
+                await gate.turn(address)
+                gate.count(address, 1.0)
+    for second in range(1, 21):
+        mock_clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+        used = len(passed) * STEP
+        assert used <= STRANGERS_AHEAD + second * STRANGERS_SHARE + STEP
+    assert used >= 20 * STRANGERS_SHARE
+
+
+async def test_one_stranger_uses_up_the_time_of_another(mock_clock: trio.testing.MockClock, gate: Gate) -> None:
+    gate.count("stranger", 10.0)
+    waits = trio.CancelScope()
+    with waits:
+        async with trio.open_nursery() as nursery:
+
+            async def stranger() -> None:
+                await gate.turn("another")
+                pytest.fail("passed")
+
+            nursery.start_soon(stranger)
+            await trio.testing.wait_all_tasks_blocked()
+            waits.cancel()
+    assert waits.cancelled_caught

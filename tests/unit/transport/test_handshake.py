@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -267,3 +268,26 @@ async def test_as_many_silent_bytes_before_the_verdict_as_are_allowed(
         else:
             with pytest.raises(Refused, match="no verdict"):
                 await handshake.receive_verdict(right, there)
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["that ends well", "that is refused"])
+async def test_the_time_of_each_step_is_counted(monkeypatch: pytest.MonkeyPatch, foreign: bool) -> None:
+    counted: list[str | None] = []
+    monkeypatch.setattr(
+        Gate, "count", lambda _gate, address, seconds: counted.append(address if seconds > 0 else "free")
+    )
+    there = context(Authority().leaf("web")).client("mesh/1/http", API, utc_now) if foreign else caller()
+    with wire() as (left, right):
+        async with gate() as at, trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                with contextlib.suppress(Refused):
+                    await handshake.shake_hands(right, there)
+
+            nursery.start_soon(call)
+            try:
+                await handshake.shake_hands(left, callee(), at, "192.0.2.1")
+            except Refused:
+                assert foreign
+            nursery.cancel_scope.cancel()
+    assert counted == ["192.0.2.1"] * 2

@@ -45,9 +45,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture(params=["the system's poller", "any system's"])
-async def lobby(
-    request: pytest.FixtureRequest, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
-) -> Lobby:
+async def lobby(request: pytest.FixtureRequest, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Lobby:
     if request.param == "any system's":
         monkeypatch.setattr(lobby_module, "make_poller", poller.LevelPoller)
     lobby = Lobby(SECONDS)

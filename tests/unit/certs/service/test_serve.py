@@ -626,7 +626,8 @@ async def test_a_second_signal_does_not_wait(site: CaFiles) -> None:
             nursery.start_soon(serve.serve, site.settings(), Log(log, "json"), site.clock)
             await log.until(lambda: bool(log.events("started")))
             host, _, port = log.events("started")[0]["listen"].rpartition(":")
-            async with await trio.open_tcp_stream(host, int(port)):  # it says nothing, so its handshake is under way
+            async with await trio.open_tcp_stream(host, int(port)) as stream:
+                await stream.send_all(bytes((22, 3, 1, 0, 6, 1, 0, 3, 232, 3, 3)))  # its handshake is under way
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 os.kill(os.getpid(), signal.SIGTERM)
                 await trio.testing.wait_all_tasks_blocked(0.01)
