@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def parse_yaml(text: str, filename: str) -> Document:
     return Document(filename, data, builder.lines)
 
 
-def _root(text: str) -> yaml.Node | None:
+def _root(text: str) -> Any:
     """The root node. PyYAML has two parsers. The one in C is twenty times faster, which counts for a policy of thousands of
     rules. It reads plain text only: of other characters the two understand a few differently. What it refuses is read again
     by the one in Python, whose errors say more."""
@@ -120,13 +120,13 @@ def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
 class _Composer:
     """Events → nodes, with the core schema as the resolver and a bound on nesting. ``events``: of one stream."""
 
-    def __init__(self, events: Iterable[yaml.Event]) -> None:
-        self._next = iter(events).__next__
-        self._anchors: dict[str, yaml.Node] = {}
+    def __init__(self, events: Iterable[Any]) -> None:
+        self._next: Callable[[], Any] = iter(events).__next__
+        self._anchors: dict[str, Any] = {}
         self._depth = 0
 
-    def document(self) -> yaml.Node | None:
-        """The root of the only document; None if there is none. Raises :class:`yaml.MarkedYAMLError`."""
+    def document(self) -> Any:
+        """The root node of the only document; None if there is none. Raises :class:`yaml.MarkedYAMLError`."""
         self._next()  # the stream begins
         if isinstance(self._next(), yaml.StreamEndEvent):
             return None
@@ -134,54 +134,52 @@ class _Composer:
         root = self._node(begin)
         self._next()  # the document ends
         if not isinstance(after := self._next(), yaml.StreamEndEvent):
-            raise yaml.composer.ComposerError(
-                "expected a single document in the stream", begin.start_mark, "but found another", after.start_mark
-            )
+            raise _error(begin, "expected a single document in the stream", after, "but found another")
         return root
 
-    def _node(self, event: Any) -> yaml.Node:
+    def _node(self, event: Any) -> Any:
+        anchor: Any = event.anchor
         if isinstance(event, yaml.AliasEvent):
-            if (known := self._anchors.get(event.anchor)) is None:
-                raise yaml.composer.ComposerError(
-                    None, None, f"found undefined alias {event.anchor!r}", event.start_mark
-                )
-            return known
-        if event.anchor in self._anchors:
-            raise yaml.composer.ComposerError(
-                f"found duplicate anchor {event.anchor!r}; first occurrence",
-                self._anchors[event.anchor].start_mark,
-                "second occurrence",
-                event.start_mark,
-            )
-        node = self._begun(event)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = node
+            if anchor not in self._anchors:
+                raise _error(None, None, event, f"found undefined alias {anchor!r}")
+            return self._anchors[anchor]
+        if anchor in self._anchors:
+            first = f"found duplicate anchor {anchor!r}; first occurrence"
+            raise _error(self._anchors[anchor], first, event, "second occurrence")
+        node: Any = _begun(event, event.start_mark)
+        if anchor is not None:
+            self._anchors[anchor] = node
         if node.value is None:
             self._depth += 1
             if self._depth > MAX_DEPTH:
-                raise yaml.composer.ComposerError(problem="nested too deeply", problem_mark=event.start_mark)
+                raise _error(None, None, event, "nested too deeply")
             node.value = list(self._pairs() if isinstance(node, yaml.MappingNode) else self._items())
             self._depth -= 1
         return node
 
-    def _items(self) -> Iterator[yaml.Node]:
+    def _items(self) -> Iterator[Any]:
         while not isinstance(event := self._next(), yaml.CollectionEndEvent):
             yield self._node(event)
 
-    def _pairs(self) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
         for key in self._items():
             yield key, self._node(self._next())
 
-    @staticmethod
-    def _begun(event: Any) -> Any:
-        """A scalar, or a collection without its values yet (an alias in it may stand for it)."""
-        given = None if event.tag == "!" else event.tag
-        if isinstance(event, yaml.ScalarEvent):
-            tag = given or _TAG + (_plain(event.value) if event.implicit[0] else "str")
-            return yaml.ScalarNode(tag, event.value, event.start_mark)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return yaml.SequenceNode(given or _TAG + "seq", None, event.start_mark)
-        return yaml.MappingNode(given or _TAG + "map", None, event.start_mark)
+
+def _begun(event: Any, mark: Any) -> Any:
+    """A scalar, or a collection without its values yet (an alias in it may stand for it)."""
+    given = None if event.tag == "!" else event.tag
+    if isinstance(event, yaml.ScalarEvent):
+        tag = given or _TAG + (_plain(event.value) if event.implicit[0] else "str")
+        return yaml.ScalarNode(tag, event.value, mark)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return yaml.SequenceNode(given or _TAG + "seq", None, mark)
+    return yaml.MappingNode(given or _TAG + "map", None, mark)
+
+
+def _error(before: Any, context: str | None, here: Any, problem: str) -> yaml.MarkedYAMLError:
+    """``before``, ``here``: events or nodes."""
+    return yaml.composer.ComposerError(context, before and before.start_mark, problem, here.start_mark)
 
 
 def _plain(text: str) -> str:

@@ -13,6 +13,7 @@ caller waits.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Callable
 from typing import NoReturn
@@ -102,7 +103,8 @@ async def accept_all(
     accepted = 0
     while True:
         if room is not None and room.strangers.full:
-            await trio.lowlevel.wait_readable(listener)
+            if not _has_caller(listener):
+                await trio.lowlevel.wait_readable(listener)
             await room.make()
         try:
             sock, _ = listener.accept()
@@ -120,3 +122,10 @@ async def accept_all(
             accepted += 1
             if accepted % ACCEPTS_A_TICK == 0:
                 await trio.lowlevel.checkpoint()
+
+
+def _has_caller(listener: socket.socket) -> bool:
+    """Whether a caller waits in the backlog."""
+    poller = select.poll()
+    poller.register(listener, select.POLLIN)
+    return bool(poller.poll(0))

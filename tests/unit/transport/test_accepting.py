@@ -196,6 +196,35 @@ async def test_newcomers_wait_until_somebody_may_be_cut(
     assert (len(guarded.inside), guarded.cut) == (3, [0])
 
 
+async def test_a_crowd_before_a_full_room_comes_in_in_portions_not_one_by_one(
+    loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """At one a tick, a flood of newcomers is faster than that, and fills the backlog: who is honest waits in it, too."""
+    size = 2 * ACCEPTS_A_TICK
+    guarded = Guarded(loop.listener, size)
+
+    def serve_and_leave(sock: socket.socket) -> None:
+        sock.close()
+        stranger = guarded.room.enter(sock, lambda: guarded.room.leave(stranger))
+        guarded.inside.append(stranger)
+
+    guarded.serve = serve_and_leave  # type: ignore[method-assign]
+    nursery.start_soon(guarded.run)
+    for _ in range(size):
+        loop.call().close()
+    await wait_all_tasks_blocked(0.01)
+    assert len(guarded.inside) == size
+    mock_clock.jump(SAFE_SECONDS)
+    for _ in range(size):
+        loop.call().close()
+    ticks = 0
+    with trio.fail_after(PATIENCE):
+        while len(guarded.inside) < 2 * size:
+            await trio.lowlevel.checkpoint()
+            ticks += 1
+    assert ticks <= size / ACCEPTS_A_TICK + 2
+
+
 async def test_nobody_is_cut_before_a_caller_waits(
     guarded: Guarded, loop: Loop, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
