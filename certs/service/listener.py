@@ -137,7 +137,7 @@ class CaListener:
         else:
             _Connection(self, sock, connections)
 
-    def log_refusal(self, refusal: Refused, channel: TlsChannel | None, address: str) -> None:
+    def log_refusal(self, refusal: Refused, channel: TlsChannel | None, address: str | None) -> None:
         """Writes the line of a refused handshake, unless it was a probe, or a summary counts it. ``channel``: None if the
         caller has not spoken."""
         unverified, connection_id = ({}, None) if channel is None else (channel.presented, channel.connection_id)
@@ -195,7 +195,7 @@ class _Connection:
             reason = Reason.PROBE if left is Left.UNUSED else Reason.HANDSHAKE_FAILED
             refusal = Refused(reason, "saw the peer close the connection before the handshake was done")
             here.api.metrics.refused(str(reason))
-            here.log_refusal(refusal, None, self._address)
+            here.log_refusal(refusal, None, self._address or None)
 
     async def serve(self) -> None:
         """Serves the connection. No exception escapes."""
@@ -225,7 +225,7 @@ class _Connection:
                     await stream.close()
         except Refused as refusal:
             here.api.metrics.refused(str(refusal.reason))
-            here.log_refusal(refusal, channel, self._address)
+            here.log_refusal(refusal, channel, self._address or None)
             await sockets.linger(sock)
         except trio.TooSlowError:
             here.api.metrics.refused("handshake_timeout")

@@ -17,9 +17,9 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 OTHER_DESCRIPTORS = 24
 """For everything but connections: listeners, the admin port, log, files, epoll, look-ups, the connection to the CA."""
 
-MAX_STRANGERS = 512
-"""More strangers than that are not needed, since a processor core does about 1,000 handshakes a second; further callers wait
-in the backlog. A half-open handshake holds about 80 KB, and all strangers may end at the same moment."""
+MAX_STRANGERS = 1024
+"""Each is safe for a second, so this is how many a second can come before callers wait in the backlog. A processor core does
+about as many handshakes. One that was answered and does not go on holds about 80 KB."""
 
 _MIN_STRANGERS = 64
 
