@@ -202,6 +202,8 @@ class _Connection:
         with self._scope:
             try:
                 await self._serve()
+            except Exception as error:  # one connection's bug must not end the others
+                self._listener.log.bug("internal_error", error, peer_address=self._address)
             finally:
                 self._leave()
 
@@ -231,8 +233,6 @@ class _Connection:
             here.api.metrics.refused("handshake_timeout")
         except (BrokenStreamError, OSError):
             pass  # the caller disconnected; it retries
-        except Exception as error:  # one connection's bug must not end the others
-            here.log.bug("internal_error", error, peer_address=self._address)
         finally:
             sockets.hard_close(sock)
             channel.free()

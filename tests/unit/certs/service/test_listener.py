@@ -24,6 +24,7 @@ from certs.service import listener
 from certs.service.listener import ANONYMOUS_SECONDS, DRAIN_SECONDS, HANDSHAKE_SECONDS
 from sidecar.documents.address import Address
 from sidecar.observe.folding import LINES
+from sidecar.transport import sockets
 from sidecar.transport.http1 import Request, Response
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import KeyPair
@@ -464,3 +465,17 @@ async def test_a_request_that_does_not_end_is_cut(site: CaFiles, mock_clock: tri
             assert await stream.receive_some() == b"", "no answer"
             await stream.close()
             await ca.stopped.wait()
+
+
+async def test_a_caller_that_is_gone_before_it_is_accepted_harms_nobody(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    """Nobody knows its address any more; what it sent is there, so its refusal is told."""
+    async with serving(site, mock_clock) as ca:
+        for first in (b"GET / HTTP/1.1", bytes((22, 3, 1, 0, 6, 1, 0))):
+            caller = socket.create_connection((ca.address.host, ca.address.port))
+            caller.send(first)
+            sockets.hard_close(caller)  # before the loop runs
+        await ca.time.settles()
+        await ca.look()
+        await ca.look()  # the twin: it still serves
