@@ -52,6 +52,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "peer": ATTACKS_ON_PEERS,
     "strangers": ("attacks/test_strangers.py",),
     "accepting": ("attacks/test_strangers.py",),
+    "lobby": ("attacks/test_strangers.py",),
     "loops": ("unit/proxy/test_outbound.py",),
     "folding": ("unit/observe/test_summaries.py", "unit/proxy/test_server.py"),
     "tls_data": ("unit/transport/test_tls.py", "unit/relay/test_relay.py", *ATTACKS_ON_PEERS),

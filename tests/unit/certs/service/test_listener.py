@@ -171,9 +171,13 @@ async def test_strangers_are_folded_and_who_presents_a_certificate_is_not(
     assert line["count"] == 3
 
 
-async def test_silence_is_not_waited_for(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize(
+    "first", [b"", bytes((22, 3, 1, 0, 6, 1, 0, 3, 232, 3, 3))], ids=["from the start", "after a first record"]
+)
+async def test_silence_is_not_waited_for(site: CaFiles, mock_clock: trio.testing.MockClock, first: bytes) -> None:
     async with serving(site, mock_clock) as ca:
         stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+        await stream.send_all(first)
         await ca.look()
         await ca.time.passes(HANDSHAKE_SECONDS)
         with pytest.raises(trio.BrokenResourceError):  # a reset
