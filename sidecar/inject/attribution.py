@@ -16,9 +16,13 @@ from pathlib import PurePath
 
 _NOT_IN_IMAGE = {
     "test", "tests", "__tests__", "spec", "e2e", "doc", "docs", "example", "examples", "fixtures", "k8s", "kubernetes",
-    "helm", "charts", "terraform", "ansible", "benchmark", "benchmarks",
+    "helm", "charts", "terraform", "ansible", "benchmark", "benchmarks", "deploy", "deployment", "deployments", "infra",
+    "infrastructure", "ops", "docker", "monitoring",
 }  # fmt: skip
 """Directories whose files name services that the program in the image does not call."""
+
+_FOR_TOOLS = re.compile(r"(?i)(?!package\.json$).*\.(?:ya?ml|json|toml|conf|cfg|sh|txt|http|tf|hcl)")
+"""Files at the top of a project that are as likely about the whole of it as part of the program."""
 
 _ARTEFACTS = {"target", "dist", "build", "out", "bin", "publish"}
 
@@ -63,14 +67,14 @@ def claims(
     return found
 
 
-def owners(file: PurePath, found: Mapping[PurePath, set[str]]) -> set[str]:
-    """The services that claim the innermost place around a file."""
-    return next((found[place] for place in (file, *file.parents) if place in found), set())
-
-
-def is_in_image(file: PurePath, context: PurePath) -> bool:
-    """Whether a file of a context is a part of the program, and not its tests, documents or deployment."""
-    return not {part.lower() for part in file.relative_to(context).parts[:-1]} & _NOT_IN_IMAGE
+def owners(file: PurePath, found: Mapping[PurePath, set[str]], project: PurePath) -> set[str]:
+    """The services that claim the innermost place around a file, if the file is a part of their program: not their tests and
+    deployment, nor what lies at the top of the whole project."""
+    place = next((it for it in (file, *file.parents) if it in found), None)
+    if place is None or {part.lower() for part in file.relative_to(place).parts[:-1]} & _NOT_IN_IMAGE:
+        return set()
+    is_whole = place == project or place in project.parents
+    return set() if is_whole and file.parent == place and _FOR_TOOLS.fullmatch(file.name) else found[place]
 
 
 def _copied(built: Built) -> Iterator[PurePath]:

@@ -188,9 +188,13 @@ def inject(inputs: Inputs) -> Injection:
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
     quiet = {
-        name for name in topology.slots if name in answers or workers.issuperset(it.name for it in apps[name].members)
+        name
+        for name in topology.slots
+        if name in answers
+        or workers.issuperset(it.name for it in apps[name].members)
+        or any(it.declared("udp") for it in apps[name].members)
     }
-    silent = unreached(topology.slots, mentions, inside, ports, quiet, observe=options.observe)
+    silent = unreached(topology.slots, mentions, edges, ports, quiet, observe=options.observe)
     found = warnings(edges, apps, topology, options, readers, writers)
     return Injection(
         files=files,

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
-from sidecar.inject.attribution import Built, claims, is_in_image, owners
+from sidecar.inject.attribution import Built, claims, owners
 from sidecar.inject.edges import Text
 from sidecar.inject.injection import MESH_DIRECTORY
 
@@ -83,7 +83,7 @@ def read_texts(config: Any, project: Path) -> Read:
             found.setdefault(path, Text(reader.label(path), text, "mounted"))
         context = contexts.get(name)
         for path, text in reader.read([context] if context is not None else [], budget):
-            own = name in owners(path, claimed) and is_in_image(path, PurePath(context or "/"))
+            own = name in owners(path, claimed, reader.project)
             found.setdefault(path, Text(reader.label(path), text, "build" if own else "shared"))
         for path, text in reader.read([path for path in mounts[name] if path not in narrow[name]], budget):
             found.setdefault(path, Text(reader.label(path), text, "shared"))

@@ -46,8 +46,8 @@ def unreached(
     *,
     observe: bool,
 ) -> Iterator[str]:
-    """What nobody can reach, the most serious first; ``edges`` are those of the mesh. ``quiet`` are apps whose ports were
-    answered for, and workers."""
+    """What nobody can reach, the most serious first. ``quiet`` are apps whose ports were answered for, workers, and those
+    that serve UDP."""
     if not edges and not observe:
         yield (
             "no call between these services was found in the files, so every call will be refused: run `sidecar inject "

@@ -58,6 +58,24 @@ def test_programs_of_one_repository_have_their_own(tmp_path: Path, one: dict[str
     }
 
 
+def test_what_lies_at_the_top_of_the_whole_project_is_nobodys(tmp_path: Path) -> None:
+    for name in (
+        "values.yaml",
+        "main.py",
+        "package.json",
+        "deploy/x.py",
+        "src/config.yaml",
+        "api/config.yaml",
+        "api/docs/x.py",
+    ):
+        write(tmp_path / name)
+    write(tmp_path / "Dockerfile", "COPY . .")
+    assert built(tmp_path, web={}, api={"at": "api"}) == {
+        "web": {"main.py", "package.json", "src/config.yaml"},
+        "api": {"api/config.yaml"},
+    }
+
+
 def test_the_twin_that_names_its_program_alone_keeps_the_other_from_nothing(tmp_path: Path) -> None:
     write(tmp_path / "config/settings.py")
     write(tmp_path / "manage.py")
@@ -68,16 +86,16 @@ def test_the_twin_that_names_its_program_alone_keeps_the_other_from_nothing(tmp_
 @pytest.mark.parametrize(
     ("dockerfile", "own"),
     [
-        ("FROM a", {"api/a.go", "web/b.go", "go.cfg"}),
+        ("FROM a", {"api/a.go", "web/b.go", "go.go"}),
         ("COPY api/ /app/\nCOPY --from=x web /web", {"api/a.go"}),
-        ('ADD ["api", "go.*", "/app"]', {"api/a.go", "web/b.go", "go.cfg"}),
+        ('ADD ["api", "go*.go", "/app"]', {"api/a.go", "web/b.go", "go.go"}),
         ("COPY api/target/*.jar \\\n app.jar", {"api/a.go"}),
-        ("COPY $WHICH /app", {"api/a.go", "web/b.go", "go.cfg"}),
-        ("COPY https://example.test/x <<EOF /app", {"api/a.go", "web/b.go", "go.cfg"}),
+        ("COPY $WHICH /app", {"api/a.go", "web/b.go", "go.go"}),
+        ("COPY https://example.test/x <<EOF /app", {"api/a.go", "web/b.go", "go.go"}),
     ],
 )  # fmt: skip
 def test_what_a_dockerfile_copies(tmp_path: Path, dockerfile: str, own: set[str]) -> None:
-    for name in ("api/a.go", "web/b.go", "go.cfg"):
+    for name in ("api/a.go", "web/b.go", "go.go"):
         write(tmp_path / name)
     write(tmp_path / "Dockerfile", dockerfile)
     assert built(tmp_path, api={}) == {"api": own}

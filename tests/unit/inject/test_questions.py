@@ -94,6 +94,18 @@ def test_no_call_at_all_is_said_first() -> None:
     assert said({"web": {"expose": ["80"]}, "db": DB}, options=replace(OPTIONS, observe=True)) == []
 
 
+def test_the_twin_whose_calls_stay_outside_of_the_mesh() -> None:
+    networks = {"outer": {"name": "outer", "external": True}}
+    both = {"networks": {"outer": None}, "expose": ["80"]}
+    services = {
+        "web": {**both, "environment": {"X": "http://api:80"}},
+        "api": both,
+        "a": {"expose": ["1"]},
+        "b": {"expose": ["2"]},
+    }
+    assert [it for it in said(services, networks=networks) if it.startswith("no call")] == []
+
+
 def test_a_service_that_files_name_and_nobody_may_call() -> None:
     services = {"web": {"expose": ["80"], "depends_on": ["db"]}, "api": {"expose": ["81"]}, "db": DB}
     shared = {"web": (Text("app/config.js", "x\nhttp://api:81", "shared"),)}

@@ -1,0 +1,1 @@
+connect("postgres://app@db/app"); serve();

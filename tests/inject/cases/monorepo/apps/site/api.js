@@ -1,0 +1,1 @@
+export const api = "http://api:4000";

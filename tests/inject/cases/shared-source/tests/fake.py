@@ -1,0 +1,1 @@
+FAKE = "http://front:3000"
