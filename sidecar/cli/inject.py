@@ -49,6 +49,11 @@ from sidecar.inject.upgrade import upgrade
 @click.option(
     "--upgrade", "upgrades", is_flag=True, help="Give the CA and each sidecar this version's image, one after another."
 )
+@click.option(
+    "--merged",
+    is_flag=True,
+    help="Write one finished file, compose.merged.yaml, too: for podman-compose and its like, not for Swarm.",
+)
 def inject(
     files: tuple[Path, ...],
     dry_run: bool,
@@ -63,6 +68,7 @@ def inject(
     relayout: bool,
     all_names: bool,
     upgrades: bool,
+    merged: bool,
 ) -> None:
     """Puts a sidecar beside every service of a Compose application.
 
@@ -76,7 +82,7 @@ def inject(
         raise UsageError("--dry-run and --check: give one of them")
     names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
     request = InjectRequest(
-        files, state, publish, names, observe, subnets, parse_ports(ports), activate, relayout, all_names
+        files, state, publish, names, observe, subnets, parse_ports(ports), activate, relayout, all_names, merged
     )
     today = datetime.now(UTC).date()
     if upgrades:

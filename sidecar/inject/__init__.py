@@ -20,5 +20,6 @@ names an app can reach), ``references`` (hosts and ports named in a text), ``key
 service tells of its own port), ``questions`` (what a person is asked, and what nobody can reach), ``wellknown`` (images and
 their ports), ``layout`` (where the last run put everything), ``kept`` (sidecars of another version), ``options`` (the
 choices of a run, kept for the next), ``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on
-this machine), ``overview`` (``sidecar status --all``), ``activation`` (``COMPOSE_FILE``), ``yamltext``.
+this machine), ``overview`` (``sidecar status --all``), ``activation`` (``COMPOSE_FILE``), ``merged`` (application and
+override as one file), ``yamltext``.
 """

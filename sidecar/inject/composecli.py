@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -61,6 +62,16 @@ class Compose:
             raise UsageError("\n".join(f"docker compose {' '.join(arguments)}: {line.strip()}" for line in lines))
         return done.stdout
 
+    def merged(self, files: Sequence[Path], override: str, project: Path, environ: Mapping[str, str]) -> str:
+        """The application with an override on top, as one YAML text. Raises :class:`UsageError`."""
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / "override.yaml"
+            path.write_text(override)
+            done = self._run([*files, path], environ, project=project)
+        if done.returncode or not done.stdout:
+            raise UsageError("\n".join(f"--merged: Compose reports: {line}" for line in done.stderr.splitlines()))
+        return done.stdout
+
     def _json(self, files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Any, tuple[str, ...]]:
         done = self._run(files, environ, "--format", "json")
         messages = tuple(line for line in done.stderr.splitlines() if line.strip())
@@ -75,9 +86,11 @@ class Compose:
         return data, messages
 
     def _run(
-        self, files: Sequence[Path], environ: Mapping[str, str], *options: str
+        self, files: Sequence[Path], environ: Mapping[str, str], *options: str, project: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         names = [part for file in files for part in ("-f", str(file))]
+        if project is not None:
+            names += ["--project-directory", str(project)]
         return _run([*self.command, *names, "--profile", "*", "config", *options], environ)
 
 

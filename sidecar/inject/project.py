@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sidecar.host.atomic import PUBLIC, NewFile, write_files
+from sidecar.host.atomic import PUBLIC, SECRET, NewFile, write_files
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_DIRECTORY
+from sidecar.inject.merged import MERGED
 
 MAX_BYTES = 32 << 20
 _OURS = ("sidecars/*.yaml", *(f"image/{name}" for name in ("*.whl", "Dockerfile", "constraints.txt")))
@@ -65,7 +66,8 @@ def find_changes(project: Path, files: Mapping[str, bytes]) -> list[Change]:
 
 
 def diff(changes: Iterable[Change], *, new_too: bool) -> str:
-    """The changes as a unified diff; of new files only the names, in one line, unless ``new_too``."""
+    """The changes as a unified diff; of new files only the names, in one line, unless ``new_too``. The content of a
+    file that holds secrets is never in it."""
     lines = []
     fresh: dict[str, list[str]] = {}
     for change in changes:
@@ -73,7 +75,7 @@ def diff(changes: Iterable[Change], *, new_too: bool) -> str:
             fresh.setdefault(str(PurePosixPath(change.path).parent), []).append(change.path)
             continue
         before, after = _lines(change.before), _lines(change.after)
-        if before is None or after is None:
+        if before is None or after is None or change.path == MERGED:
             lines.append(f"{'new' if change.before is None else 'changed'}: {change.path}")
             continue
         old = "/dev/null" if change.before is None else f"a/{change.path}"
@@ -112,4 +114,5 @@ def write(project: Path, changes: Iterable[Change]) -> None:
 def _new_file(path: Path, content: bytes) -> NewFile:
     """A file whose directory is there, and whose mode stays what it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return NewFile(str(path), content, stat.S_IMODE(path.stat().st_mode) if path.exists() else PUBLIC)
+    fresh = SECRET if path.name == MERGED else PUBLIC
+    return NewFile(str(path), content, stat.S_IMODE(path.stat().st_mode) if path.exists() else fresh)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject import project as files_of
 from sidecar.inject.activation import activated, activation_line, is_active
 from sidecar.inject.application import MARK, read_application
-from sidecar.inject.composecli import find_compose, in_short, summed_up
+from sidecar.inject.composecli import Compose, find_compose, in_short, summed_up
 from sidecar.inject.facts import declares_ports, find_places, has_facts
 from sidecar.inject.image import fingerprint, image_files
 from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
 from sidecar.inject.kept import Earlier
+from sidecar.inject.merged import MERGED, is_wanted, merged_text, refuse_swarm
 from sidecar.inject.meshtext import Existing
 from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, Publish, Record, read_record
@@ -52,11 +54,13 @@ class InjectRequest:
     activate: bool = False
     relayout: bool = False
     all_names: bool = False
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that the run would do. ``image`` is the build context of this version's image, by file name."""
+    """Everything that the run would do. ``image`` is the build context of this version's image, by file name. ``merge``
+    makes one file of the application and an override; None if none is wanted."""
 
     project: Path
     names: tuple[str, ...]
@@ -66,6 +70,7 @@ class Plan:
     changes: tuple[Change, ...]
     is_active: bool
     notes: tuple[str, ...]
+    merge: Callable[[str], str] | None = None
 
     @property
     def options(self) -> Options:
@@ -78,7 +83,8 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     project = files[0].parent.absolute()
     names = tuple(os.path.relpath(file.absolute(), project) for file in files)
     before = _record(project)
-    config, compose_warnings = find_compose(environ).config(files, environ)
+    compose = find_compose(environ)
+    config, compose_warnings = compose.config(files, environ)
     if config.get(MARK) is not None:
         raise UsageError(f"{OVERRIDE} is among the files: name only those that it was made from")
     application = read_application(config, str(files[0]))
@@ -104,6 +110,10 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
         earlier=_earlier(project),
     )
     injection = inject(inputs)
+    merge = None
+    if is_wanted(read_text(project / MERGED), asked=request.merged):
+        refuse_swarm(config, names[0])
+        merge = partial(_merge, compose, files, project, environ)
     env = read_text(project / ".env")
     activation = {".env": activated(env, names, OVERRIDE).encode()} if request.activate else {}
     notes = list(summed_up(compose_warnings))
@@ -119,17 +129,22 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
         inputs,
         image,
         injection,
-        tuple(find_changes(project, _contents(project, injection, image, inputs.image) | activation)),
+        tuple(find_changes(project, _contents(project, injection, image, inputs.image, merge) | activation)),
         request.activate or is_active(env, OVERRIDE),
         tuple(notes),
+        merge,
     )
+
+
+def _merge(compose: Compose, files: tuple[Path, ...], project: Path, environ: Mapping[str, str], override: str) -> str:
+    return merged_text(compose.merged(files, override, project, environ))
 
 
 def renewed(plan: Plan, service: str) -> Plan:
     """The plan, with this version's image for one more sidecar, or for the CA."""
     inputs = replace(plan.inputs, upgrade=plan.inputs.upgrade | {service})
     injection = inject(inputs)
-    contents = _contents(plan.project, injection, plan.image, inputs.image)
+    contents = _contents(plan.project, injection, plan.image, inputs.image, plan.merge)
     return replace(plan, inputs=inputs, injection=injection, changes=tuple(find_changes(plan.project, contents)))
 
 
@@ -159,6 +174,8 @@ def report(plan: Plan, echo: Callable[[str], None], *, new_too: bool) -> None:
 
 def next_steps(plan: Plan) -> list[str]:
     """The next steps for the user."""
+    if plan.merge is not None:
+        return [f"next: start {MERGED} alone, with a tool that takes one file: podman-compose -f {MERGED} up -d"]
     if plan.is_active:
         return ["next: docker compose up -d"]
     flags = " ".join(f"-f {name}" for name in (*plan.names, OVERRIDE))
@@ -218,7 +235,13 @@ def _contexts(override: str) -> list[str]:
     return re.findall(rf'^ +context: "?\./({IMAGES}[\w/]*)"?$', override, re.MULTILINE)
 
 
-def _contents(project: Path, injection: Injection, image: Mapping[str, bytes], tag: str) -> dict[str, bytes]:
+def _contents(
+    project: Path,
+    injection: Injection,
+    image: Mapping[str, bytes],
+    tag: str,
+    merge: Callable[[str], str] | None,
+) -> dict[str, bytes]:
     """Every file of the project that is ours: this version's image if it is used, and other versions' that are."""
     contents = {path: text.encode() for path, text in injection.files.items()}
     for context in _contexts(injection.files[OVERRIDE]):
@@ -227,7 +250,7 @@ def _contents(project: Path, injection: Injection, image: Mapping[str, bytes], t
         else:
             there = {path: files_of.read(path) for path in (project / context).iterdir() if path.is_file()}
             contents |= {f"{context}/{path.name}": content for path, content in there.items() if content is not None}
-    return contents
+    return contents if merge is None else contents | {MERGED: merge(injection.files[OVERRIDE]).encode()}
 
 
 def _existing(project: Path, before: Record | None) -> Existing | None:

@@ -12,7 +12,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject import mounted
 from sidecar.inject.options import Publish
 from sidecar.inject.steps import InjectRequest, Plan, carry_out, default_files, next_steps, plan, report
-from tests.inject.bed import environment
+from tests.inject.bed import compose, environment
 
 TODAY = date(2026, 11, 24)
 COMPOSE = "services: {web: {image: x, environment: {URL: 'redis://db'}, ports: ['80:80']}, db: {image: redis}}\n"
@@ -170,3 +170,47 @@ def test_a_state_behind_a_symlink_into_a_mount(project: Path) -> None:
     with pytest.raises(UsageError, match=r"^--state: service 'web' mounts"):
         planned(InjectRequest(state=project.parent / "keys" / "s"))
     assert planned(InjectRequest(state=project.parent / "other")).changes
+
+
+def test_one_finished_file_is_private_and_kept_up_to_date(project: Path) -> None:
+    (project / "compose.yaml").write_text(
+        COMPOSE.replace("image: x", "image: x, command: '$PASS $$x', volumes: ['./d:/d']")
+    )
+    (project / ".env").write_text("PASS=verysecret\n")
+    first = planned(InjectRequest(merged=True))
+    said: list[str] = []
+    report(first, said.append, new_too=True)
+    carry_out(first, no_certs)
+    assert next_steps(first) == [
+        "next: start compose.merged.yaml alone, with a tool that takes one file: podman-compose -f compose.merged.yaml up -d"
+    ]
+    file = project / "compose.merged.yaml"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert {"verysecret", "$$x"} <= set(file.read_text().split())
+    assert "verysecret" not in "".join(said)
+    assert "!" not in file.read_text()
+    after = compose().config([file], environment())[0]
+    both = compose().config([project / "compose.yaml", project / "compose.mesh.yaml"], environment())[0]
+    assert after["services"] == both["services"]
+    assert {name: it["ipam"] for name, it in after["networks"].items()} == {
+        name: it["ipam"] for name, it in both["networks"].items() if name != "default"
+    }
+    assert planned().changes == ()
+    (project / "compose.yaml").write_text(COMPOSE)
+    second = planned()
+    said.clear()
+    report(second, said.append, new_too=False)
+    assert "changed: compose.merged.yaml" in "".join(said)
+    assert "verysecret" not in "".join(said)
+
+
+def test_the_twin_no_such_file_unless_it_is_asked_for(project: Path) -> None:
+    carry_out(planned(), no_certs)
+    assert not (project / "compose.merged.yaml").exists()
+
+
+def test_one_file_for_swarm(project: Path) -> None:
+    (project / "compose.yaml").write_text(COMPOSE + "networks: {default: {driver: overlay}}\n")
+    planned()
+    with pytest.raises(UsageError, match=r"^compose.yaml: network 'default' has the driver overlay, as for Swarm"):
+        planned(InjectRequest(merged=True))
