@@ -77,6 +77,18 @@ def owners(file: PurePath, found: Mapping[PurePath, set[str]], project: PurePath
     return set() if is_whole and file.parent == place and _FOR_TOOLS.fullmatch(file.name) else found[place]
 
 
+def commands_of(dockerfile: str, own: str) -> Iterator[str]:
+    """The parts of the command line that a container starts: its Dockerfile's, but for what its own command replaces."""
+    last = {"ENTRYPOINT": "", "CMD": ""}
+    for line in re.sub(r"\\\s*\n", " ", dockerfile).splitlines():
+        keyword, _, rest = line.strip().partition(" ")
+        if keyword.upper() == "FROM":
+            last = {"ENTRYPOINT": "", "CMD": ""}
+        elif keyword.upper() in last:
+            last[keyword.upper()] = re.sub(r"[\[\]\",]+", " ", rest).strip()
+    yield from filter(None, [last["ENTRYPOINT"], own or last["CMD"]])
+
+
 def _copied(built: Built) -> Iterator[PurePath]:
     """The places in the context that a Dockerfile copies, or that it copies what was built from; the whole context if it
     does not say."""

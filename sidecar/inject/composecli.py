@@ -167,7 +167,14 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603  # the user's own Compose, with arguments of ours
-            command, env=dict(environ), capture_output=True, text=True, timeout=seconds, check=False, errors="replace"
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            errors="replace",
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{command[0]}: cannot be run: {error}") from error

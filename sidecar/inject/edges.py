@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidecar.inject.application import Application, ComposeService
+from sidecar.inject.attribution import commands_of
 from sidecar.inject.keys import is_certain_host
 from sidecar.inject.references import in_command, in_environment, in_text, variables_of
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
@@ -102,7 +103,8 @@ def find_mentions(
             prefix = "" if service.name == app.name else f"{service.name}: "
             built = variables_of(dockerfiles.get(service.name, ""))
             others = used if service.name in stores else frozenset()
-            found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, others)
+            started = " ".join(commands_of(dockerfiles.get(service.name, ""), "")) if not service.command else ""
+            found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, started, others)
             for callee, port, kind, where in found_here:
                 if callee != app.name and callee in near:
                     found[Mention(app.name, callee, port, kind, prefix + where)] = None
@@ -115,10 +117,11 @@ def _references_of(
     owners: Mapping[str, str],
     texts: tuple[Text, ...],
     built: Mapping[str, str],
+    started: str,
     others: Collection[tuple[str, str]],
 ) -> Iterator[tuple[str, int | None, Kind, str]]:
-    """``built`` are the variables of its Dockerfile. ``others`` are variables of other services: a database that is given
-    the same file of variables does not use them."""
+    """``built`` are the variables of its Dockerfile, ``started`` is the command there if the service has none. ``others``
+    are variables of other services: a database that is given the same file of variables does not use them."""
     linked = {name for name, _ in service.links}
     for name in linked:
         yield owners[name], None, "links", "links"
@@ -134,6 +137,8 @@ def _references_of(
             yield reference.callee, reference.port, "environment", f"{places[key]} {key}"
     for reference in in_command(service.command, names, variables):
         yield reference.callee, reference.port, "command", "command"
+    for reference in in_command(started, names, variables):
+        yield reference.callee, reference.port, "command", "command of its Dockerfile"
     for reference in in_command(service.healthcheck, names, variables):
         yield reference.callee, reference.port, "healthcheck", "healthcheck"
     hidden = frozenset(name for text in texts if text.kind != "shared" for name in _UPSTREAM.findall(text.text))
@@ -202,6 +207,7 @@ def find_subnet_mentions(
 
 def _texts_of(service: ComposeService, texts: tuple[Text, ...]) -> Iterator[tuple[str, str]]:
     yield from ((f"environment {key}", value) for key, value in service.environment.items())
+    yield from ((f"build argument {key}", value) for key, value in service.arguments.items())
     yield "command", service.command
     yield "healthcheck", service.healthcheck
     yield "extra_hosts or dns", " ".join(service.addresses)

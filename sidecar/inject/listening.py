@@ -10,9 +10,9 @@ the server's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from sidecar.inject.application import ComposeService
+from sidecar.inject.attribution import commands_of
 from sidecar.inject.edges import Text
 from sidecar.inject.references import own_ports
 from sidecar.inject.wellknown import known, split
@@ -146,7 +146,7 @@ def _by_program(command: str) -> list[int]:
 
 def _started(service: ComposeService, dockerfile: str, texts: tuple[Text, ...]) -> str:
     """The command line of a service: its own or its Dockerfile's, and the script that it runs of a package.json."""
-    command = " ".join(_dockerfile_command(dockerfile, service.command))
+    command = " ".join(commands_of(dockerfile, service.command))
     scripts = [match[1] for match in _SCRIPT.finditer(command)]
     for text in texts:
         if scripts and text.label.rpartition("/")[2] == "package.json":
@@ -154,14 +154,3 @@ def _started(service: ComposeService, dockerfile: str, texts: tuple[Text, ...]) 
                 found = re.search(rf'"{re.escape(script)}"\s*:\s*"((?:[^"\\]|\\.)*)"', text.text)
                 command += f" {found[1]}" if found else ""
     return command
-
-
-def _dockerfile_command(dockerfile: str, own: str) -> Iterator[str]:
-    last = {"ENTRYPOINT": "", "CMD": ""}
-    for line in re.sub(r"\\\s*\n", " ", dockerfile).splitlines():
-        keyword, _, rest = line.strip().partition(" ")
-        if keyword.upper() == "FROM":
-            last = {"ENTRYPOINT": "", "CMD": ""}
-        elif keyword.upper() in last:
-            last[keyword.upper()] = re.sub(r"[\[\]\",]+", " ", rest).strip()
-    yield from filter(None, [last["ENTRYPOINT"], own or last["CMD"]])
