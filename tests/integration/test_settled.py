@@ -53,6 +53,7 @@ def variables(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("program", ["run", "dev", "serve"])
 async def test_it_has_settled(program: str, tmp_path: Path, variables: dict[str, str]) -> None:
+    command: list[str | Path]
     with MeshFile(tmp_path) as file:
         if program == "run":
             body = 'outbound: [{to: "api:http", listen: "127.0.0.1:0", peers: ["127.0.0.1:1"]}]\n'
@@ -61,7 +62,7 @@ async def test_it_has_settled(program: str, tmp_path: Path, variables: dict[str,
             command = [*SIDECAR, "dev", "--log", "json", file.path]
         else:
             site = CaSite.make(tmp_path / "site")
-            listen = ("--listen", site.address)
+            listen = ("--listen", str(site.address))
             command = [*CERTS, "serve", site.directory, "--mesh", site.path / "mesh.yaml", *listen, "--log", "json"]
         async with running(*command, variables=variables) as it:
             found = await asked(it)
