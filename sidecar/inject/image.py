@@ -43,8 +43,8 @@ ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
 USER 65534:65534
 WORKDIR /etc/mesh
 STOPSIGNAL SIGTERM
-# Each second until it is well, then seldom. (--start-interval would say so, but engines before 25 refuse it.)
-HEALTHCHECK --interval=1s --timeout=60s --start-period=60s --retries=3 CMD {json.dumps(health_check("sidecar health"))}
+# Each three seconds until it is well, then seldom. (--start-interval would say so, but engines before 25 refuse it.)
+HEALTHCHECK --interval=3s --timeout=60s --start-period=60s --retries=3 CMD {json.dumps(health_check("sidecar health"))}
 CMD ["sidecar", "run"]
 """
 

@@ -214,7 +214,7 @@ class _Override:
             **self._hardened(),
             "logging": Flow(BOUNDED),
             "healthcheck": Flow(
-                {"test": ["CMD", *health_check(probe)], "interval": "1s", "timeout": "60s", "retries": 60}
+                {"test": ["CMD", *health_check(probe)], "interval": "3s", "timeout": "60s", "retries": 20}
             ),
             "networks": {MESH: Flow({"ipv4_address": str(self.mesh_addresses[CA])})},
             "volumes": [

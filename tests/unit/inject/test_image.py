@@ -55,7 +55,7 @@ def test_the_base_image_is_an_argument_and_nobody_is_root() -> None:
 def test_it_tells_how_it_is_and_has_no_pip() -> None:
     text = image_files()["Dockerfile"].decode()
     assert (
-        'HEALTHCHECK --interval=1s --timeout=60s --start-period=60s --retries=3 CMD ["sh", "-c", "if [ -e /dev/' in text
+        'HEALTHCHECK --interval=3s --timeout=60s --start-period=60s --retries=3 CMD ["sh", "-c", "if [ -e /dev/' in text
     )
     assert "SIDECAR_ADMIN_LISTEN=127.0.0.1:15000" in text
     assert "--without-pip /opt/mesh" in text
