@@ -175,6 +175,15 @@ def test_what_no_rule_allows_is_one_warning() -> None:
     assert len(warnings(wired, NOW)) == len(warnings(config, NOW))
 
 
+def test_a_listener_that_may_stand_for_several_is_refused_whatever_the_policy_says() -> None:
+    config = parsed(FULL)
+    shared = dataclasses.replace(config.outbound[0], ambiguous_with=(Target("cache", "6379"),))
+    assert warnings(dataclasses.replace(config, outbound=(shared,)), NOW)[0] == (
+        f"etc/sidecar.yaml: outbound[0]: every connection will be refused: api may not call {shared.shown}: "
+        "no rule allows it"
+    )
+
+
 def test_warnings() -> None:
     config = parsed(FULL)
     assert warnings(config, NOW) == [
