@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator
 
-from sidecar.config.sidecar_yaml import parse_shape
 from sidecar.documents.document import DataPath, Document
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import Shape, fit, frozen, nothing_is_empty
@@ -202,6 +201,8 @@ def with_facts(
 ) -> dict[str, Any]:
     """The data of a ``sidecar.yaml`` with the facts in it. ``ports`` are those of each app. Raises :class:`UsageError` for
     what that file may not have."""
+    from sidecar.config.sidecar_yaml import parse_shape  # 50 ms, which a run without facts does not need
+
     place = facts.place
     lines = {path[1:]: line for path, line in place.lines.items() if path[:1] == ("sidecar",)} | {(): place.lines[()]}
     data = merged(wiring, {key: value for key, value in facts.sidecar.items() if key not in ("inbound", "outbound")})

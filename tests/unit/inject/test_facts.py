@@ -134,6 +134,11 @@ def test_every_key_of_sidecar_yaml_can_be_given_unless_the_wiring_consists_of_it
     assert after != before
 
 
+def test_a_default_that_is_not_wanted() -> None:
+    text = COMPOSE.replace("drain: 9s", "wait: null")
+    assert wiring(injected(text), "db").timeouts.wait is None
+
+
 def test_entries_are_named_by_their_port_and_callee() -> None:
     text = """
 services:
