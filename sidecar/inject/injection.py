@@ -32,7 +32,7 @@ from sidecar.inject.placement import readers_of, refuse_readable_state, writers_
 from sidecar.inject.ports import Port, infer_ports, settle
 from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
-from sidecar.inject.subnets import Placement, Taken, fixed_addresses, place, prefix_for
+from sidecar.inject.subnets import Placement, Taken, dynamic_half, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
 from sidecar.inject.visibility import App, find_apps
 from sidecar.inject.wiring import needs_of, wiring, wiring_path, wiring_text
@@ -242,6 +242,17 @@ def _layout_notes(
     if unseen:
         listed = ", ".join(f"{callee} (to {', '.join(callers)})" for callee, callers in sorted(unseen.items()))
         yield f"added later, and unknown to older services that are not foreseen to call it: {listed}: --all-names tells all"
+    rooms = {
+        app: min(dynamic_half(placement.subnets[slot.network]).num_addresses - 1 for slot in slots)
+        for app, slots in topology.slots.items()
+    }
+    narrow = [app for app, room in rooms.items() if room < ROOM_FOR_CONTAINERS]
+    if narrow:
+        shown = ", ".join(narrow[:3]) + (f" and {len(narrow) - 3} more" if narrow[3:] else "")
+        yield (
+            f"{shown}: room for {min(rooms[app] for app in narrow)} containers (--scale): --relayout, in a larger "
+            "range (--subnets), gives more, and is an outage"
+        )
 
 
 def _subnet_notes(mentions: tuple[tuple[str, str, str], ...], topology: Topology) -> list[str]:

@@ -145,6 +145,17 @@ def test_a_scaled_service_has_room_and_running_out_is_told() -> None:
     assert after.warnings[0].startswith("--relayout moves ")
 
 
+def test_little_room_is_told_with_the_flag_that_gives_more() -> None:
+    narrow = replace(OPTIONS, subnets=IPv4Network("10.9.0.0/24"))
+    first = inject(inputs(SHOP, options=narrow))
+    more = "--relayout, in a larger range (--subnets), gives more, and is an outage"
+    said = f"db, mq, web: room for 7 containers (--scale): {more}"
+    assert said in first.warnings
+    assert said in second(first, SHOP, options=narrow).warnings
+    wider = second(first, SHOP, options=OPTIONS, relayout=True)
+    assert not any("--scale" in note for note in wider.warnings)
+
+
 @pytest.mark.parametrize(
     "given",
     [
