@@ -48,7 +48,7 @@ _KINDS = (
     _kind("Kafka cluster", r"KAFKA_(?:CFG_)?(?:BROKER_ID|NODE_ID|CONTROLLER_QUORUM_VOTERS|PROCESS_ROLES)=", _NONE),
     _kind("Redpanda cluster", r"--advertise-rpc-addr", "redpanda", 33145),
     _kind("RabbitMQ cluster", r"join_cluster|RABBITMQ_CLUSTER|cluster_formation|CLUSTER_WITH=", "rabbitmq", 4369, 25672),
-    _kind("MinIO cluster", r"\bserver\s[^\n]*https?://", "minio", 9000),
+    _kind("MinIO cluster", r"\bserver\s[^\n]{0,300}https?://", "minio", 9000),
     _kind("etcd cluster", r"initial-cluster[= ]|ETCD_INITIAL_CLUSTER=", "etcd", 2379, 2380),
     _kind("ZooKeeper ensemble", r"\b(?:ZOO|ZOOKEEPER)_SERVERS=", "zookeeper", 2888, 3888),
     _kind("NATS cluster", r"-routes\b|cluster_url|\broutes *[=:]", "nats", 6222),
@@ -60,12 +60,12 @@ _KINDS = (
         r"discovery[._]seed_hosts|initial_(?:master|cluster_manager)_nodes|discovery\.zen\.ping\.unicast",
         "elasticsearch|opensearch", 9300, by_name=False,
     ),
-    _kind("Redis Cluster", r"cluster-enabled[= ]+yes|REDIS_CLUSTER_(?:CREATOR|REPLICAS)|redis-cli[^\n]*--cluster",
+    _kind("Redis Cluster", r"cluster-enabled[= ]+yes|REDIS_CLUSTER_(?:CREATOR|REPLICAS)|redis-cli[^\n]{0,300}--cluster",
           "redis|valkey", 6379, by_name=False, named=r"cluster-announce-hostname", clients=True),
     _kind("set of Redis servers and Sentinels", r"sentinel monitor|redis-sentinel|--sentinel\b|REDIS_SENTINEL_QUORUM",
           "redis|valkey", 6379, 26379, by_name=False, named=r"resolve-hostnames yes|announce-ip|ANNOUNCE_IP", clients=True),
     _kind("Cassandra ring", r"\b\w*(?:CASSANDRA|SCYLLA)_SEEDS=|--seeds[= ]", "cassandra|scylla", by_name=False),
-    _kind("Consul or Nomad cluster", r"-(?:retry-)?join\b|retry_join|start_join|-bootstrap-expect|\bagent\b[^\n]*-server",
+    _kind("Consul or Nomad cluster", r"-(?:retry-)?join\b|(?:retry|start)_join|-bootstrap-expect|\bagent\b[^\n]{0,300}-server",
           "consul|nomad", by_name=False),
     _kind("Galera cluster", r"gcomm://|wsrep_|GALERA_|CLUSTER_JOIN=", "mariadb|mysql|percona|galera", by_name=False),
     _kind("CockroachDB cluster", r"--join[= ]", "cockroach", 26257, by_name=False,
@@ -85,6 +85,9 @@ _KINDS = (
           r"(?i)eureka[\w.]*(?:url|zone|server|uri)|spring[_.]cloud[_.](?:consul|nacos|zookeeper)|nacos[\w.]*addr",
           r"eureka|nacos", by_name=False, named=r"(?i)instance[._]hostname|^hostname"),
 )  # fmt: skip
+
+_READ = 32 << 10
+"""Of each file. A cluster is set up in small files."""
 
 _NO_PORT = {None, 80, 443}
 """``http://minio1`` is what a member is told, and it adds its own port."""
@@ -203,5 +206,5 @@ def _said(app: App, texts: Mapping[str, tuple[Text, ...]]) -> str:
     parts = [f"hostname {app.owner.name}"] if app.owner.host_names else []
     parts += [f"{key}={value}" for member in app.members for key, value in member.environment.items()]
     parts += [member.command for member in app.members]
-    parts += [it.text for member in app.members for it in texts.get(member.name, ()) if it.is_configuration]
-    return "\n".join(parts)
+    parts += [it.text[:_READ] for member in app.members for it in texts.get(member.name, ()) if it.is_configuration]
+    return "\n".join(parts)[: 4 * _READ]

@@ -60,7 +60,7 @@ _NO_CALL = _set(
 
 _PLAIN = _set(
     """
-    image images tag tags version user users username login password passwd pass pwd secret token credentials
+    image images base tag tags version user users username login password passwd pass pwd secret token credentials
     auth volume volumes
     """
 )

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import lru_cache
+from string import ascii_letters, digits
 from typing import NamedTuple
 
 from sidecar.inject.keys import is_certain_host, is_host, is_no_call, is_plain, ports_beside
@@ -23,6 +25,11 @@ LOWEST_PORT = 21
 
 NEAR = 3
 """A ``port:`` so many lines from a ``host:``, at the same indentation, is its port."""
+
+
+LONG, TOO_LONG = 1200, 8000
+"""Of a longer line only the parts around names are read, as many lines: time must not grow with its square. A line that is
+too long is a program's output (minified code, data), and is not read at all."""
 
 
 class Reference(NamedTuple):
@@ -71,11 +78,12 @@ _NOT_A_CALL = re.compile(
 _COMMENTS = re.compile(
     r"(?:(?<=\s)|^)/\*(?=[\s*]|$).*?\*/|<!--.*?-->|^[ \t]*[rbuRBU]{0,2}(\"\"\"|''').*?\1", re.MULTILINE | re.DOTALL
 )
-_COMMENT_END = re.compile(r"\s(?:#|//)(?:\s.*)?$", re.MULTILINE)
+_COMMENT_END = re.compile(r"\s(?:#|//).*$", re.MULTILINE)
 _USER = re.compile(r"://[^\s/\"'<>]*@")
 _REPLICA_SET = re.compile(r"(--configdb[= ]|--host[= ]|addShard\(\s*[\"'])[\w-]+/")
 _MEMBERS = re.compile(r"\brs\.(?:initiate|add|reconfig)\((?:[^()]|\([^()]*\))*\)")
 _BRACES = re.compile(r"([^\s\"'={},]*)\{(\d+)\.{2,3}(\d+)\}([^\s\"',]*)")
+_IN_WORDS = ascii_letters + digits + "_.:/@-"
 _RANGE = re.compile(r"\{\d+\.{2,3}\d+\}")
 _VARIABLE = re.compile(r"\$(?:\{(?:env:|ENV:)?(\w+)(?::?[-=?][^}]*|:[^}]*)?\}|(\w+))")
 _DOCKER = re.compile(r"\bdocker\s+(?:image\s+)?(?:run|pull|push|tag|build|save|load)\b[^;&|\n]*")
@@ -121,9 +129,26 @@ def in_text(
         number += text.count("\n", end, found.start())
         line = lines[number]
         end = text.rfind("\n", 0, found.start()) + 1 + len(line)
-        if not _IMAGE_LINE.match(line) and not _COMMENT_LINE.match(line):
-            lines[number] = _NOT_A_CALL.sub("", line)
-            yield from _in_line(lines, number, present, words, says_host, key, hidden)
+        if len(line) > TOO_LONG or _IMAGE_LINE.match(line) or _COMMENT_LINE.match(line):
+            continue
+        if len(line) > LONG:
+            for part in _around(pattern, line):
+                for it in _in_line([part], 0, present, words, says_host, key, hidden):
+                    yield it._replace(line=number + 1)
+            continue
+        lines[number] = _NOT_A_CALL.sub("", line)
+        yield from _in_line(lines, number, present, words, says_host, key, hidden)
+
+
+def _around(names: re.Pattern[str], line: str) -> Iterator[str]:
+    """The parts of a long line that are around a name. They begin and end with whole words."""
+    end = 0
+    for found in names.finditer(line):
+        if found.start() < end - LONG // 8:
+            continue  # in the last part, and what follows it too
+        start, end = max(0, found.start() - LONG // 4), found.end() + LONG // 4
+        part = line[start:end].lstrip(_IN_WORDS) if start else line[:end]
+        yield part.rstrip(_IN_WORDS) if end < len(line) else part
 
 
 def _in_line(
@@ -186,10 +211,10 @@ def _is_dsn(line: str, start: int, end: int) -> bool:
 def in_command(text: str, names: Mapping[str, str], variables: Mapping[str, str] | None = None) -> Iterator[Reference]:
     """The references of any text, and those of command lines: ``nc -z db 5432``, ``--host=db``."""
     text = _DOCKER.sub("docker", _plain(text, variables or {}))
-    text = " ".join(line for line in text.splitlines() if not _COMMENT_LINE.match(line))
     if not any(name in text for name in names):
         return
-    yield from in_text(text, names, words=True)
+    yield from in_text(re.sub(r"\\\s*\n", " ", text), names, words=True)
+    text = " ".join(line for line in text.splitlines() if not _COMMENT_LINE.match(line) and len(line) <= TOO_LONG)
     for match in _NAME_SPACE_PORT.finditer(text):
         yield from _reference(names, match[1], int(match[2]), 1)
     for match in _PROGRAM.finditer(text):
@@ -276,7 +301,7 @@ def _ports_near(lines: list[str], number: int, key: str) -> tuple[int, ...]:
     found = tuple(ports_beside(key, _pairs(lines[number]), near=True))
     if found:
         return found
-    around = _pairs(lines[number])
+    around = dict(_pairs(lines[number]))
     for step in (-1, 1):
         for index in range(number + step, number + step * (NEAR + 1), step):
             line = lines[index] if 0 <= index < len(lines) else ""
@@ -289,7 +314,8 @@ def _ports_near(lines: list[str], number: int, key: str) -> tuple[int, ...]:
     return tuple(ports_beside(key, around, near=True))
 
 
-def _pairs(line: str) -> dict[str, str]:
+@lru_cache(maxsize=64)
+def _pairs(line: str) -> Mapping[str, str]:
     found = {}
     for match in _KEY.finditer(line):
         value = _VALUE.match(line, match.end())
@@ -309,7 +335,7 @@ def _items(value: re.Match[str]) -> list[str]:
 def _hosts(items: list[str], names: Mapping[str, str], line: int, ports: Collection[int]) -> Iterator[Reference]:
     """Bare names among the items, each with the ports that others say, or with one that follows: ``db,1433``."""
     for item, after in zip(items, [*items[1:], ""], strict=False):
-        name = re.split(r"[/\\]", item.strip("\"'[](){}").removeprefix("tcp:").rpartition("@")[2])[0]
+        name = item.strip("\"'[](){}").removeprefix("tcp:").rpartition("@")[2].partition("\\")[0]
         follows = (int(after),) if after.isdigit() and len(after) > 2 else ()
         for port in follows or tuple(ports) or (None,):
             yield from _reference(names, name, port, line)

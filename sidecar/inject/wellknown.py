@@ -187,6 +187,7 @@ n8n = 5678
 metabase gotenberg browserless/chrome dbgate umami = 3000
 superset = 8088
 ghost = 2368
+guacd = 4822
 odoo = 8069 8072
 redmine = 3000
 mattermost-team-edition mattermost-enterprise-edition = 8065

@@ -92,6 +92,14 @@ def test_the_twin_a_word_that_is_no_host(text: str) -> None:
     assert found(text, words=True) == []
 
 
+def test_of_a_long_line_the_parts_around_names_are_read() -> None:
+    filler = "x=1; " * 300
+    long = f"{filler}a-db:23;{filler}host='db'; {filler}api:81"
+    assert found(long) == [("db", None), ("api", 81)]
+    assert {it.line for it in in_text(f"\n{long}", NAMES)} == {2}
+    assert found(filler * 6 + "api:81") == []
+
+
 def test_lines_are_told() -> None:
     assert [it.line for it in in_text("\n\ndb:5432", NAMES)] == [3]
 
@@ -138,6 +146,7 @@ def test_variables(environment: dict[str, str], expected: set[tuple[str, str, in
         ("Server=db;Port=5432;Database=api", {("db", 5432)}),
         ("Data Source=db,1433;Initial Catalog=api", {("db", 1433)}),
         ("Server=tcp:db,1433;User Id=api", {("db", 1433)}),
+        ("Server=db\\\\EXPRESS;User Id=api", {("db", None)}),
         ("host=db user=api port=5432 dbname=api", {("db", 5432)}),
         ("api:secret@tcp(db)/x", {("db", None)}),
         ("api:secret@tcp(db:3306)/x", {("db", 3306)}),
@@ -173,7 +182,8 @@ def test_connection_strings(value: str, expected: set[tuple[str, int | None]]) -
         {"X": "s3://redis/x"}, {"CACHE_BACKEND": "redis"}, {"NODE_NAME": "db"}, {"DD_SERVICE": "api"}, {"X": "user=db"},
         {"X": '{"allowedOrigins": ["http://api:80"], "redirectUris": ["http://api/x"]}'}, {"X": "host=other user=db"},
         {"X": "amqp://redis:6379@elsewhere"}, {"X": "x  # db:5432"},
-        {"SERVER": "a=b"}, {"HOST": ""},
+        {"SERVER": "a=b"}, {"HOST": ""}, {"API_URL": "api/v1"}, {"API_URL": "/api"}, {"NODE_BASE": "redis:6379"},
+        {"X": "f() //db:5432"}, {"X": "y #db:5432"},
     ],
 )  # fmt: skip
 def test_the_twins_of_variables(environment: dict[str, str]) -> None:
