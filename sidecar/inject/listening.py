@@ -31,7 +31,9 @@ _PROGRAMS = {
     r"dask[\s-]scheduler": 8786,
     r"php-fpm": 9000, r"(?:apache2|httpd)-foreground|nginx\s+-g|caddy\s+run": 80, r"catalina\.sh\s+run": 8080,
     r"node-red": 1880,
-    r"redis-server": 6379, r"mongod\b": 27017, r"nats-server": 4222, r"minio\s+server": 9000, r"mockserver|wiremock": 8080,
+    r"redis-server": 6379, r"postgres(?!\S)": 5432, r"(?:mysql|mariadb)d\b": 3306,
+    r"rabbitmq-server": 5672, r"mongod\b": 27017,
+    r"nats-server": 4222, r"minio\s+server": 9000, r"mockserver|wiremock": 8080,
 }  # fmt: skip
 """The port of a server that a command starts, if the command names none."""
 
@@ -131,6 +133,9 @@ def is_worker(
 
 
 def _is_work(command: str) -> bool:
+    """Whether a command does a worker's or a job's work. Options alone are for the server of the image."""
+    if command.lstrip().startswith("-") or _starts_server(command):
+        return False
     return _WORKER_COMMAND.search(_LAST_COMMAND.sub("", command)) is not None
 
 

@@ -126,7 +126,8 @@ def test_a_command_of_its_own_that_starts_no_server_and_that_nobody_calls() -> N
 @pytest.mark.parametrize("raw", [{"image": "nginx"}, {"image": "postgres", "restart": "no"}])
 def test_the_server_of_a_known_image_whatever_its_name(raw: dict[str, Any]) -> None:
     assert not is_worker(service(raw, "test-job"), "", ())
-    assert not is_worker(service({**raw, "command": "--config.file=/x"}, "test-job"), "", (), named=False)
+    for command in ("--config.file=/x", "-c cron.database_name=x", "postgres -c shared_preload_libraries=pg_cron"):
+        assert not is_worker(service({**raw, "command": command}, "test-job"), "", (), named=False)
     assert is_worker(service({**raw, "command": "migrate"}, "test-job"), "", ())
     assert is_worker(service(raw, "test-job"), "", (), completes=True)
 
