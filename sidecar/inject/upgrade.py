@@ -7,6 +7,7 @@ continued by the next: what is renewed already is found as it should be.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import date
 
@@ -51,6 +52,7 @@ def upgrade(
                 is_built = True
             try:
                 run("up", "--detach", "--no-deps", "--wait", service)
+                _require_well(run("ps", "--format", "json", service), planned.inputs.image)
             except UsageError as error:
                 raise UsageError(
                     f"{error}\n--upgrade: {service} did not become healthy, and those after it stay as they were: "
@@ -59,3 +61,14 @@ def upgrade(
         if is_stale:
             echo(f"{service}: {'upgraded' if service in running else 'upgraded; it does not run'}")
     echo("every sidecar and the CA have the image of this version")
+
+
+def _require_well(told: str, tag: str) -> None:
+    """Raises :class:`UsageError` unless all containers of a service run this image and are healthy. Looked at because one
+    wrapper of Compose exits with 0 although it failed."""
+    containers = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    for it in containers or [{}]:
+        image, state, health = (str(it.get(key, "")) for key in ("Image", "State", "Health"))
+        if not image.endswith(f":{tag}") or state != "running" or health not in ("", "healthy"):
+            shown = f"{it['Name']} is {state} {health}, of {image}" if it else "there is no container"
+            raise UsageError(f"docker compose ps: {shown}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +26,23 @@ class Engine:
     def __init__(self, project: Path) -> None:
         self.project, self.running, self.broken = project, list(ALL), ""
         self.told: list[str] = []
+        self.odd: dict[str, str] = {}
 
     def run(self, _files: object, _environ: object, *arguments: str) -> str:
-        if arguments[0] == "ps":
+        if arguments[:2] == ("ps", "--services"):
             return "\n".join(self.running)
+        if arguments[0] == "ps":
+            return self.ps(arguments[-1])
         self.told.append(f"{arguments[0]} {arguments[-1]}: new {' '.join(self.new())}")
         if arguments[-1] == self.broken:
             raise UsageError("docker compose up: is unhealthy")
         return ""
+
+    def ps(self, service: str) -> str:
+        """As Compose prints it: an object a line."""
+        image = f"shop-sidecar:{plan(InjectRequest(), environ(), TODAY).inputs.image}"
+        told = {"Name": f"shop-{service}-1", "Image": image, "State": "running", "Health": "healthy", **self.odd}
+        return "" if self.odd == {"Name": ""} else json.dumps(told) + "\n"
 
     def new(self) -> list[str]:
         text = (self.project / "compose.mesh.yaml").read_text()
@@ -104,6 +114,22 @@ def test_a_failure_ends_it_and_the_next_run_goes_on(engine: Engine) -> None:
         "build mesh-ca: new db-mesh web-mesh mesh-ca",
         "up web-mesh: new db-mesh web-mesh mesh-ca",
     ]
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"Health": "unhealthy"}, "shop-mesh-ca-1 is running unhealthy, of shop-sidecar:"),
+        ({"State": "exited", "Health": ""}, "shop-mesh-ca-1 is exited"),
+        ({"Image": "shop-sidecar:old"}, "of shop-sidecar:old"),
+        ({"Name": ""}, "there is no container"),
+    ],
+)
+def test_a_failure_that_compose_does_not_tell(engine: Engine, odd: dict[str, str], said: str) -> None:
+    engine.odd = odd
+    with pytest.raises(UsageError, match=f"(?s)^docker compose ps: .*{said}.*mesh-ca did not become healthy"):
+        upgraded()
+    assert engine.new() == ["mesh-ca"]
 
 
 def test_changes_of_the_application_come_first(engine: Engine) -> None:
