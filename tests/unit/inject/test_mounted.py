@@ -137,6 +137,22 @@ def test_nothing_of_the_host_is_listed_or_opened(tmp_path: Path, listed: list[st
     assert (read.texts, read.unread, listed) == ({}, (), [])
 
 
+def test_no_file_of_the_kernel_is_opened_even_if_it_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"services": {"web": mounts(write(tmp_path / "sys/a.conf"))}}
+    assert labels(config, tmp_path) == {"web": [("sys/a.conf", "mounted")]}
+    monkeypatch.setattr(mounted, "_KERNEL", (tmp_path / "sys",))
+    assert labels(config, tmp_path) == {}
+
+
+def test_another_disk_in_a_directory_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "conf/nas/a.conf")
+    walk = mounted._walk  # no second disk can be mounted here
+    config = {"services": {"web": mounts(tmp_path / "conf")}}
+    assert labels(config, tmp_path) == {"web": [("conf/nas/a.conf", "mounted")]}
+    monkeypatch.setattr(mounted, "_walk", lambda top, device: walk(top, device + 1))
+    assert labels(config, tmp_path) == {}
+
+
 def test_neither_is_what_lies_beside_the_project(tmp_path: Path, listed: list[str]) -> None:
     write(tmp_path / "logs/a.conf")
     (tmp_path / "shop").mkdir()
@@ -171,6 +187,9 @@ def test_the_looking_ends_and_not_only_the_reading(
         (tmp_path / f"data/{number}/deeper").mkdir(parents=True)
     assert labels({"services": {"db": mounts(tmp_path / "data")}}, tmp_path) == {}
     assert listed == [str(tmp_path / "data")]
+    for number in range(9):
+        write(tmp_path / f"flat/{number}.conf")
+    assert len(labels({"services": {"db": mounts(tmp_path / "flat")}}, tmp_path)["db"]) == 4
 
 
 def test_what_is_near_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
