@@ -163,8 +163,6 @@ def _says_host(found: tuple[str, ...], index: int) -> bool:
 def _stem(found: tuple[str, ...]) -> tuple[str, ...]:
     """The words before "host", and what is fused with it: ``pg`` of ``PGHOST``."""
     at = _host_at(found)
-    if at is None:
-        return found
     if not at:  # all of it says "host", as in TARGET_HOST and its TARGET_PORT
         at = max((index for index in range(len(found)) if _says_host(found, index)), default=0)
     fused = re.sub(r"(?:host(?:name)?s?|servers?|addr(?:ess)?(?:es)?|ur[li]s?|endpoints?|brokers?)$", "", found[at])

@@ -94,7 +94,7 @@ def test_the_twin_a_word_that_is_no_host(text: str) -> None:
 
 def test_of_a_long_line_the_parts_around_names_are_read() -> None:
     filler = "x=1; " * 300
-    long = f"{filler}a-db:23;{filler}host='db'; {filler}api:81"
+    long = f"{filler}a-db:23;{filler}host='db'; api; {filler}api:81"
     assert found(long) == [("db", None), ("api", 81)]
     assert {it.line for it in in_text(f"\n{long}", NAMES)} == {2}
     assert found(filler * 6 + "api:81") == []
@@ -201,6 +201,9 @@ def test_the_twins_of_variables(environment: dict[str, str]) -> None:
         ("<host>db</host>\n<port>2181</port>", {("db", 2181)}),
         ("[OUTPUT]\n  Host db\n  Port 9200", {("db", 9200)}),
         ("upstream api { server db:81; }\nproxy_pass http://api;\nfastcgi_pass redis;", {("db", 81), ("redis", None)}),
+        ("fastcgi_pass api;", set()),
+        ("a:\n    host: db\n      port: 1234\n", {("db", None)}),
+        ("a:\n  host: db\n  tls:\n    on: yes\n  port: 1234\n", {("db", 1234)}),
         ("server_name api;\nproxy_set_header Host api:81;\nreturn 301 http://api;", set()),
         ('a: b  # db:5432\n/* db:5432\n db:5432 */\n<!-- db:5432 -->\n"""db:5432"""', set()),
         ("http://db{1...3}:9000/data{1...2}", set()),
