@@ -53,7 +53,7 @@ _NO_CALL = _set(
     allow allows allowed allowlist whitelist whitelisted trust trusted origin origins cors csrf csp referer
     referers referrer redirect redirects callback callbacks logout audience audiences aud san sans cn cert certs
     certificate certificates subject advertised advertise virtual letsencrypt noproxy nonproxy canonical deny denied
-    denylist blacklist blocklist blocked ban banned exclude excluded ignore ignored bypass cookie
+    denylist blacklist blocklist blocked ban banned exclude excluded ignore ignored bypass cookie roothost
     """
 )
 """Who may come, who is sent elsewhere, and by which names a service goes: no service is called."""

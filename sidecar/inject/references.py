@@ -73,7 +73,8 @@ _COMMENT_LINE = re.compile(r"^\s*(?:#|//|;|--\s|\*\s|REM\s)")
 _NOT_A_CALL = re.compile(
     r"(?i)(?:^|(?<=[;{]))\s*(?:server_name|proxy_set_header|add_header|more_set_headers|proxy_redirect|return\s+30\d|rewrite|"
     r"valid_referers|ServerName|ServerAlias|Redirect(?:Match)?)\s[^;\n]*|"
-    r"^.*(?:Access-Control-Allow|Content-Security-Policy).*"
+    r"^.*(?:Access-Control-Allow|Content-Security-Policy).*|"
+    r"^\s*(?:(?:use|default)_backend\s.*|(?:backend|frontend|listen)\s+\S+\s*$)"
 )
 _COMMENTS = re.compile(
     r"(?:(?<=\s)|^)/\*(?=[\s*]|$).*?\*/|<!--.*?-->|^[ \t]*[rbuRBU]{0,2}(\"\"\"|''').*?\1", re.MULTILINE | re.DOTALL

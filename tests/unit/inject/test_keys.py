@@ -45,6 +45,7 @@ def test_the_twin_no_host(key: str) -> None:
     [
         "ALLOWED_HOSTS", "CORS_ORIGIN", "NO_PROXY", "no_proxy", "nonProxyHosts", "OAUTH_REDIRECT_URI", "GOOGLE_CALLBACK_URL",
         "redirectUris", "webOrigins", "TRUSTED_PROXIES", "VIRTUAL_HOST", "CSRF_TRUSTED_ORIGINS", "TLS_SAN", "CallBackUrl",
+        "MYSQL_ROOT_HOST",
         "IP_WHITE_LIST",
     ],
 )  # fmt: skip

@@ -202,6 +202,7 @@ def test_the_twins_of_variables(environment: dict[str, str]) -> None:
         ("[OUTPUT]\n  Host db\n  Port 9200", {("db", 9200)}),
         ("upstream api { server db:81; }\nproxy_pass http://api;\nfastcgi_pass redis;", {("db", 81), ("redis", None)}),
         ("fastcgi_pass api;", set()),
+        ("default_backend api\nbackend api\n  server one db:81 check", {("db", 81)}),
         ("a:\n    host: db\n      port: 1234\n", {("db", None)}),
         ("a:\n  host: db\n  tls:\n    on: yes\n  port: 1234\n", {("db", 1234)}),
         ("server_name api;\nproxy_set_header Host api:81;\nreturn 301 http://api;", set()),
