@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import click
+import structlog
+from structlog.typing import Processor
 
 from sidecar.documents.printable import printable
-from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import Reason
 from sidecar.observe import log_queue
 from sidecar.observe.log_queue import Rank
@@ -23,7 +22,7 @@ _EXPECTED = frozenset(
 )
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
 
-Event = dict[str, Any]
+Event = MutableMapping[str, Any]
 
 
 class Log:
@@ -41,7 +40,12 @@ class Log:
         # There is no sys.stdout if its descriptor was closed when the process began.
         stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
-        self._render = _Console(colours=stream.isatty()) if console else _json
+        self._processors: list[Processor] = [
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            *([_Console(colours=stream.isatty())] if console else [_order_fields, structlog.processors.JSONRenderer()]),
+        ]
         self._output = log_queue.output(stream, lambda number: self._line("error", "log_lost", {"writes": number}))
 
     @property
@@ -83,16 +87,18 @@ class Log:
 
     def bug(self, event: str, error: BaseException, **fields: Any) -> None:
         """Reports a fault of this program, with its traceback."""
-        exception = "".join(traceback.format_exception(error)).rstrip("\n")
-        self._output.write(self._line("error", event, {**fields, "exception": exception}))
+        self._output.write(self._line("error", event, {"exc_info": error, **fields}))
 
     def _line(self, level: str, event: str, fields: Mapping[str, Any]) -> str:
-        time = utc_now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        return f"{self._render({'time': time, 'level': level, 'event': event, **fields})}\n"
+        made: Any = {**fields, "event": event}
+        for process in self._processors:
+            made = process(None, level, made)
+        return f"{made}\n"
 
 
-def _json(event: Event) -> str:
-    return json.dumps(event, default=repr)
+def _order_fields(_logger: Any, _name: str, event: Event) -> Event:
+    first = {key: event.pop(key) for key in ("time", "level", "event")}
+    return {**first, **event}
 
 
 class _Console:
@@ -101,16 +107,16 @@ class _Console:
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
 
-    def __call__(self, event: Event) -> str:
+    def __call__(self, _logger: Any, _name: str, event: Event) -> str:
         time, level, name = (event.pop(key) for key in ("time", "level", "event"))
-        exception = event.pop("exception", None)
+        traceback = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
         # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
         line = f"{time[11:19]} {printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
         # Indented: the text of an exception may quote a peer, and may have several lines.
-        return "\n".join([line, *(f"  {printable(part)}" for part in (exception or "").splitlines())])
+        return "\n".join([line, *(f"  {printable(part)}" for part in (traceback or "").splitlines())])
 
 
 def _connection(event: Event) -> str:
