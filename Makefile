@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test e2e shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test e2e images shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -35,6 +35,9 @@ test: $(READY) ## units, properties, integration, attacks; no Docker; and which 
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
 	@$(ENGINE) -m pytest tests/e2e --durations=12
+
+images: $(READY) ## what `make e2e` needs before it begins: the engine's packages, and images where none can be pulled
+	@PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run true
 
 shop: $(READY)  ## the Compose demo: a shop as it is, and then in the mesh, side by side
 	@$(ENGINE) compose/demo/show.py

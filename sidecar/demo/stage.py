@@ -192,7 +192,7 @@ def from_ca(service: str, port: int) -> dict[str, str]:
     return {
         "ca": f"https://127.0.0.1:{port}",
         "root": "root.pem",
-        "enrolment": f"{service}.enrol",
+        "enrolment": f"enrolment/{service}/secret",
         "state_dir": f"{service}.state",
     }
 

@@ -52,8 +52,7 @@ class Story:
         await stage.certs("init", "ca", "--trust-domain", "shop.internal")
         await stage.certs("init", "other-ca", "--trust-domain", "shop.internal")
         await stage.certs("issue", "other-ca", "web", "--out", "forged")
-        for service in ("web", "api", "cache", "reporting"):
-            await stage.certs("enrolment", "ca", service, "--out", f"{service}.enrol")
+        await stage.certs("enrolment", "ca", "web", "api", "cache", "reporting", "--out-dir", "enrolment")
         stage.write("root.pem", stage.read("ca/root.pem"))
         stage.write("mesh.yaml", MESH)
         stage.write("lies.yaml", LIES)

@@ -118,7 +118,7 @@ class Bed:
         status = 70
         try:
             os.close(reading)
-            os.setsid()
+            os.setpgrp()  # no session of its own: Linux gives each session its share, whatever its processes' niceness
             resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
             quiet = os.open(os.devnull, os.O_RDWR)
             for number in (0, 1, 2):
