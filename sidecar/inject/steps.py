@@ -163,13 +163,13 @@ def report(plan: Plan, echo: Callable[[str], None], *, new_too: bool) -> None:
     if plan.changes:
         echo(diff(plan.changes, new_too=new_too))
     echo(f"\nwhich service calls which (══► mutual TLS, ──► plaintext):\n{plan.injection.picture}\n")
+    for line in (*plan.injection.warnings, *plan.notes):
+        echo(f"note: {line}")
     if plan.injection.lost:
         first, *more = plan.injection.lost
         names = ", ".join([first, *more])
         by_hand, instead = f"`docker run --network {first} …`", "`docker compose run SERVICE …`"
         echo(f"note: {names}: no longer leads to these services; use {instead} instead of {by_hand}")
-    for line in (*plan.injection.warnings, *plan.notes):
-        echo(f"note: {line}")
 
 
 def next_steps(plan: Plan) -> list[str]:
