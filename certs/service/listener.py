@@ -172,8 +172,9 @@ class _Connection:
         self.peer = Peer("", None, ())
         with contextlib.suppress(OSError):  # reset already
             self._address = sockets.text(sock.getpeername())
-        self._stranger: Stranger | None = listener.room.enter(sock, self._make_room)
-        self._guest = listener.lobby.enter(sock, self._leave_lobby)
+        self._stranger: Stranger | None = (stranger := listener.room.enter(sock, self._make_room))
+        goes_first = listener.gate.is_proved(stranger.address)
+        self._guest = listener.lobby.enter(sock, self._leave_lobby, goes_first=goes_first)
 
     def _make_room(self) -> None:
         self._listener.api.metrics.refused("overloaded")
@@ -224,6 +225,9 @@ class _Connection:
                 if self._stranger is not None and self._stranger.is_cut:
                     stream.abandon()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await (
+                        self._pace()
+                    )  # so that many strangers that leave at once are not ended in one turn of the loop
                     await stream.close()
         except Refused as refusal:
             here.api.metrics.refused(str(refusal.reason))

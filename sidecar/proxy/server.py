@@ -217,7 +217,8 @@ class Server:
                 sockets.hard_close(sock)
 
         live.stranger = self.node.room.enter(sock, displace)
-        guest = self._lobby.enter(sock, leave)
+        goes_first = self.node.gate.is_proved(live.stranger.address)
+        guest = self._lobby.enter(sock, leave, goes_first=goes_first)
 
     def _part(self, sock: socket.socket, live: Live, record: ConnectionRecord, left: Left | None) -> None:
         """Closes and reports a socket that never became a connection. ``left``: None if it was displaced."""

@@ -19,7 +19,7 @@ import trio
 STEPS_A_TICK = 2
 """A step of a handshake takes about 300 µs of CPU time: this bounds how long a flood of handshakes delays the relay."""
 
-STRANGERS_SHARE = 0.25
+STRANGERS_SHARE = 0.125
 STRANGERS_AHEAD = 0.25
 """Seconds of CPU time that strangers may use at once, if they used none for a while."""
 
@@ -44,6 +44,10 @@ class Gate:
         self._proved[address] = None
         if len(self._proved) > MAX_PROVED:
             del self._proved[next(iter(self._proved))]
+
+    def is_proved(self, address: str) -> bool:
+        """Whether a peer at this address has proved its identity lately."""
+        return address in self._proved
 
     async def turn(self, address: str | None = None) -> None:
         """Returns when the caller may take its step. ``address``: of an inbound connection, see
@@ -77,7 +81,7 @@ class Gate:
     def _line(self, address: str | None) -> _Line:
         if address is None:
             return self._own
-        return self._peers if address in self._proved else self._strangers
+        return self._peers if self.is_proved(address) else self._strangers
 
     @property
     def _strangers_at(self) -> float:

@@ -5,8 +5,8 @@ are no more than one descriptor each here: no task, no TLS object, no buffer. Wh
 the caller has sent its first TLS record, or anything that begins none. From then on the socket is a connection like any
 other. A caller that closes before that, or says nothing for too long, never becomes one.
 
-Ends come in portions (:data:`ENDS_A_TICK`), so that neither a flood that ends at once nor one that speaks at once holds up
-the loop.
+Guests leave in portions of some CPU time (:data:`SECONDS_A_TICK`), so that neither a flood that ends at once nor one that
+speaks at once holds up the loop. Those from addresses where peers have proved an identity go first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import math
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -23,8 +24,8 @@ from sidecar.relay.poller import BROKEN, ENDED, READABLE, make_poller
 from sidecar.transport import sockets
 from sidecar.transport.client_hello import FIRST_BYTES, missing_bytes
 
-ENDS_A_TICK = 8
-"""Each costs about 100 µs, and more where a connection begins."""
+SECONDS_A_TICK = 0.002
+"""One guest costs about 100 µs."""
 
 
 class Left(enum.Enum):
@@ -45,10 +46,10 @@ class Left(enum.Enum):
 class Guest:
     """A waiting socket. ``leave`` is called once, unless it was expelled. ``wanted``: it is not readable with fewer."""
 
-    __slots__ = ("descriptor", "ends", "leave", "sock", "wanted")
+    __slots__ = ("descriptor", "ends", "goes_first", "leave", "sock", "wanted")
 
-    def __init__(self, sock: socket.socket, leave: Callable[[Left], object], ends: float) -> None:
-        self.sock, self.leave, self.ends = sock, leave, ends
+    def __init__(self, sock: socket.socket, leave: Callable[[Left], object], ends: float, goes_first: bool) -> None:
+        self.sock, self.leave, self.ends, self.goes_first = sock, leave, ends, goes_first
         self.descriptor = sock.fileno()
         self.wanted = 1
 
@@ -66,15 +67,18 @@ class Lobby:
         self._seconds = seconds
         self._poller = make_poller()
         self._guests: dict[int, Guest] = {}  # by descriptor, in the order in which they are late
+        self._first = deque[tuple[Guest, int]]()
+        self._others = deque[tuple[Guest, int]]()
         self._ended = False
 
     def __len__(self) -> int:
         return len(self._guests)
 
-    def enter(self, sock: socket.socket, leave: Callable[[Left], object]) -> Guest:
-        """Takes an accepted socket in. ``leave`` must not wait. It is called later; at once if :meth:`run` has ended."""
+    def enter(self, sock: socket.socket, leave: Callable[[Left], object], *, goes_first: bool = False) -> Guest:
+        """Takes an accepted socket in. ``leave`` must not wait. It is called later; at once if :meth:`run` has ended.
+        ``goes_first``: it is looked at before others."""
         sock.setblocking(False)
-        guest = Guest(sock, leave, trio.current_time() + self._seconds)
+        guest = Guest(sock, leave, trio.current_time() + self._seconds, goes_first)
         if self._ended:
             leave(Left.CANCELLED)
             return guest
@@ -95,13 +99,7 @@ class Lobby:
         try:
             while True:
                 await self._wait()
-                # By guest: a descriptor may be another's by the time that we come to it.
-                seen = ((self._guests.get(descriptor), what) for descriptor, what in self._poller.poll())
-                events = deque((guest, what) for guest, what in seen if guest is not None)
-                while events:
-                    self._look_at(events)
-                    await trio.lowlevel.checkpoint()
-                while self._part_with_late():
+                while self._see() or self._part_with_late():
                     await trio.lowlevel.checkpoint()
         finally:
             self._ended = True
@@ -115,26 +113,31 @@ class Lobby:
         with trio.move_on_at(math.inf if first is None else first.ends):
             await trio.lowlevel.wait_readable(self._poller.fileno())
 
-    def _look_at(self, events: deque[tuple[Guest, int]]) -> None:
-        """At the first of those of whom there is something to see."""
-        left = 0
-        while events and left < ENDS_A_TICK:
-            guest, what = events.popleft()
+    def _see(self) -> bool:
+        """Looks at a portion of those of whom there is something to see; returns whether there are more."""
+        for descriptor, what in self._poller.poll():
+            if (guest := self._guests.get(descriptor)) is not None:
+                # By guest: a descriptor may be another's by the time that we come to it.
+                (self._first if guest.goes_first else self._others).append((guest, what))
+        until = time.thread_time() + SECONDS_A_TICK
+        while (seen := self._first or self._others) and time.thread_time() < until:
+            guest, what = seen.popleft()
             if not self._waits(guest):
                 continue
             if what & READABLE and (how := _look(guest, what)) is not None:
                 self._leave(guest, how)
-                left += 1
             else:
                 self._poller.rearm(guest.descriptor, READABLE)
+        return bool(self._first or self._others)
 
     def _part_with_late(self) -> bool:
-        """Whether there was anybody to part with."""
-        now = trio.current_time()
-        late = [guest for guest, _ in zip(self._guests.values(), range(ENDS_A_TICK), strict=False) if guest.ends <= now]
-        for guest in late:
-            self._leave(guest, Left.LATE)
-        return bool(late)
+        """Whether there may be more to part with."""
+        now, until = trio.current_time(), time.thread_time() + SECONDS_A_TICK
+        while (first := next(iter(self._guests.values()), None)) is not None and first.ends <= now:
+            self._leave(first, Left.LATE)
+            if time.thread_time() >= until:
+                return True
+        return False
 
     def _waits(self, guest: Guest) -> bool:
         return self._guests.get(guest.descriptor) is guest

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -12,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.relay import poller
 from sidecar.transport import lobby as lobby_module
-from sidecar.transport.lobby import ENDS_A_TICK, Guest, Left, Lobby
+from sidecar.transport.lobby import SECONDS_A_TICK, Guest, Left, Lobby
 from sidecar.transport.sockets import hard_close
 from tests.beds.mesh import PATIENCE
 
@@ -23,12 +25,12 @@ SECONDS = 5.0
 class Visitor:
     """One caller and its socket in the lobby. ``left``: how it has left."""
 
-    def __init__(self, lobby: Lobby, stack: ExitStack) -> None:
+    def __init__(self, lobby: Lobby, stack: ExitStack, *, goes_first: bool = False) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.caller = stack.enter_context(socket.create_connection(server.getsockname()[:2]))
             self.sock = stack.enter_context(server.accept()[0])
         self.left: list[Left] = []
-        self.guest: Guest = lobby.enter(self.sock, self.left.append)
+        self.guest: Guest = lobby.enter(self.sock, self.left.append, goes_first=goes_first)
 
     async def leaves(self) -> Left:
         with trio.fail_after(PATIENCE):
@@ -104,9 +106,13 @@ async def test_who_says_nothing_is_late(mock_clock: MockClock, lobby: Lobby, sta
 
 @pytest.mark.parametrize("first", [b"", HELLO], ids=["that are late", "that speak"])
 async def test_many_at_once_leave_in_portions(
-    mock_clock: MockClock, lobby: Lobby, stack: ExitStack, first: bytes
+    mock_clock: MockClock, lobby: Lobby, stack: ExitStack, first: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visitors = [Visitor(lobby, stack) for _ in range(8 * ENDS_A_TICK)]
+    """By a clock on which each reading takes a millisecond: so a portion is a few."""
+    readings = itertools.count()
+    monkeypatch.setattr(time, "thread_time", lambda: next(readings) / 1000)
+    most = int(SECONDS_A_TICK * 1000)
+    visitors = [Visitor(lobby, stack) for _ in range(10 * most)]
     await wait_all_tasks_blocked(0.01)
     for visitor in visitors:
         visitor.caller.send(first)
@@ -119,7 +125,23 @@ async def test_many_at_once_leave_in_portions(
             now = sum(bool(visitor.left) for visitor in visitors)
             portions.append(now - before)
             before = now
-    assert max(portions) <= 2 * ENDS_A_TICK  # a portion at the end of one tick, and one at the begin of the next
+    assert max(portions) <= 2 * most  # a portion at the end of one tick, and one at the begin of the next
+
+
+async def test_who_comes_from_where_peers_are_goes_first(
+    lobby: Lobby, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = itertools.count()
+    monkeypatch.setattr(time, "thread_time", lambda: next(readings) / 1000)
+    others = [Visitor(lobby, stack) for _ in range(20)]
+    peer = Visitor(lobby, stack, goes_first=True)
+    await wait_all_tasks_blocked(0.01)
+    for visitor in (*others, peer):
+        visitor.caller.send(HELLO)
+    assert await peer.leaves() is Left.SPOKE
+    assert sum(bool(visitor.left) for visitor in others) <= 2 * SECONDS_A_TICK * 1000
+    for visitor in others:
+        assert await visitor.leaves() is Left.SPOKE
 
 
 async def test_who_was_expelled_is_forgotten_even_if_another_has_its_descriptor(lobby: Lobby, stack: ExitStack) -> None:
