@@ -30,6 +30,7 @@ async def test_many_streams_on_ten_connections(shop: Shop, tmp_path: Path) -> No
         assert "5000 total, 5000 started, 5000 done, 5000 succeeded, 0 failed, 0 errored" in said
         assert "Application protocol: h2c" in said
         await web.program.connection(10)
+        await api.program.connection(10)
         assert [line["rule"] for line in api.program.connections] == ["web->api:http"] * 10
 
 

@@ -667,7 +667,7 @@ async def test_its_own_revocation_is_noticed_and_a_new_secret_brings_it_back(bed
     await bed.time.until(lambda: api.said("certificate_failed"), within=10)
     [said] = api.said("certificate_failed")
     assert "(revoked): this certificate of spiffe://shop.internal/api was revoked" in said
-    assert "(pass_expired): this secret was revoked; ask for a new one: certs enrolment" in said
+    assert "(pass_expired): this secret was revoked; for a new one: certs enrolment api" in said
     await bed.time.passes(100)
     assert api.serial == serial
     assert verdict(web, api) == "revoked"
