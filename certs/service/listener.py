@@ -196,7 +196,10 @@ class _Connection:
             reason = Reason.PROBE if left is Left.UNUSED else Reason.HANDSHAKE_FAILED
             refusal = Refused(reason, "saw the peer close the connection before the handshake was done")
             here.api.metrics.refused(str(reason))
-            here.log_refusal(refusal, None, self._address or None)
+            try:
+                here.log_refusal(refusal, None, self._address or None)
+            except Exception as error:  # a bug in the line of one socket must not end the lobby, and all with it
+                here.log.bug("internal_error", error, peer_address=self._address)
 
     async def serve(self) -> None:
         """Serves the connection. No exception escapes."""
@@ -225,9 +228,7 @@ class _Connection:
                 if self._stranger is not None and self._stranger.is_cut:
                     stream.abandon()
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                    await (
-                        self._pace()
-                    )  # so that many strangers that leave at once are not ended in one turn of the loop
+                    await self._pace()  # many strangers that leave at once are not ended in one turn of the loop
                     await stream.close()
         except Refused as refusal:
             here.api.metrics.refused(str(refusal.reason))

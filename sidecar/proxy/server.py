@@ -301,11 +301,16 @@ class Server:
         return False
 
     def _report(self, record: ConnectionRecord) -> None:
-        """Counts a connection that has ended, and writes its line; the line of a stranger may be folded into a summary."""
-        node, line = self.node, record.finish(self.node.time())
-        if not (folded := self._summaries.fold(record)):
-            node.log.connection(line)
-        node.metrics.add(record, f"{node.clock():%FT%TZ}", folded=folded)
+        """Counts a connection that has ended, and writes its line; the line of a stranger may be folded into a summary.
+        Raises nothing: a bug in the report of one connection must not end the others."""
+        node = self.node
+        try:
+            line = record.finish(node.time())
+            if not (folded := self._summaries.fold(record)):
+                node.log.connection(line)
+            node.metrics.add(record, f"{node.clock():%FT%TZ}", folded=folded)
+        except Exception as error:
+            node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
 
 
 def _record_cut(live: Live, record: ConnectionRecord) -> None:

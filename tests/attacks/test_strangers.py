@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Limits, Timeouts
 from sidecar.documents.address import Address
+from sidecar.observe.folding import Folding
 from sidecar.proxy.peer import SPREAD
 from sidecar.transport import sockets
 from sidecar.transport.strangers import SAFE_SECONDS
@@ -406,3 +407,21 @@ async def test_only_a_peer_that_proved_its_identity_has_turns_beside_the_strange
         assert not gate._proved
         await port.refused("no_certificate")  # and its twin is let in
         assert list(gate._proved) == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"\x16", b"GET / HTTP/1.1\r\n\r\n"], ids=["unused", "half a hello", "plaintext"]
+)
+async def test_a_bug_in_one_report_ends_nothing_else(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    def broken(_folding: Folding, *_arguments: object) -> bool:
+        raise ValueError("a bug")
+
+    async with attacked_port() as port:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folding, "fold", broken)
+            with await connect(port.address) as sock:
+                await sockets.send_all(sock, first)
+            await port.sidecar.log.until(lambda: bool(port.sidecar.log.events("internal_error")))
+        caller = await port.foreigner(port.bed.authority.leaf("web"))  # the twin: it is still served
+        with caller.sock:
+            await caller.handshake()

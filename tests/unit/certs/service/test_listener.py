@@ -407,6 +407,25 @@ async def test_a_bug_in_one_connection_ends_that_one(
         ca.log.lines.clear()
 
 
+@pytest.mark.parametrize("first", [b"\x16", b"GET / HTTP/1.1\r\n\r\n"], ids=["in the lobby", "in its task"])
+async def test_a_bug_in_the_line_of_one_refusal_ends_nothing_else(
+    site: CaFiles, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with serving(site, mock_clock) as ca:
+        monkeypatch.setattr(listener.CaListener, "log_refusal", broken)
+        stream = await trio.open_tcp_stream(ca.address.host, ca.address.port)
+        await stream.send_all(first)
+        await stream.aclose()
+        await ca.time.settles()
+        monkeypatch.undo()
+        await ca.look()  # the twin
+        assert len(ca.log.events("internal_error")) == 1
+        ca.log.lines.clear()
+
+
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
