@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.protocol import wire
 from certs.protocol.denial import INTERNAL_ERROR, INTERNAL_ERROR_STATUS, Denial, Denied
-from certs.protocol.documents import Bundle
+from certs.protocol.documents import Bundle, unique
 from certs.protocol.enrolment import parse as parse_credential
 from certs.registrar import bundles, followers, registrar
 from certs.registrar.followers import Follower
@@ -361,7 +361,7 @@ def _fields(body: bytes, *names: str) -> dict[str, str]:
     if sum(map(body.count, (b"[", b"{", b","))) > MAX_JSON_PARTS:
         raise Denied(Denial.BAD_REQUEST, "the body has too many parts")
     try:
-        fields = json.loads(body, object_pairs_hook=_without_duplicates)
+        fields = json.loads(body, object_pairs_hook=unique)
     except (ValueError, RecursionError) as fault:
         raise Denied(Denial.BAD_REQUEST, "the body is not JSON") from fault
     if (
@@ -384,11 +384,3 @@ def _guess_source(address: str) -> str:
     """The source that guesses are counted by: an IPv4 address, or an IPv6 /64, which one host may have whole."""
     ip = ip_address(address.rpartition(":")[0].strip("[]"))
     return str(ip) if ip.version == 4 else ip.exploded[:19]
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name occurs twice: of two values, different parsers might use different ones."""
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return fields

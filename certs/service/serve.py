@@ -220,7 +220,9 @@ class CaServer:
                 f"with the root's key, run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
             )
         bundle = self._read_bundle(stored.bundle, own)
-        signed = sign_revocations(stored.revoked, own.delegate)
+        signed = sign_revocations(
+            replace(stored.revoked, bundle=bundle.name, distrusted=bundle.distrusted), own.delegate
+        )
         policy = IssuingPolicy(
             own,
             frozenset(mesh.services),

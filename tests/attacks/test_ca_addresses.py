@@ -152,7 +152,7 @@ async def test_an_impostor_s_bundles_are_not_all_that_is_ever_seen(tmp_path: Pat
         async with named(desk, at(false.address), at(desk.address)) as ours:
             assert await ours.client.bundles(0, unverified=True) == [b"{}"]
             (document,) = await ours.client.bundles(0, unverified=True)
-            assert json.loads(document)["type"] == "mesh-bundle/1"
+            assert json.loads(document)["type"] == "mesh-bundle/2"
 
 
 async def test_a_request_that_breaks_off_is_repeated_at_another_address(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ async def test_the_issuing_key_alone_makes_no_bundle_for_a_newcomer(tmp_path: Pa
 async def test_junk_in_place_of_bundles_is_told_once_an_answer(tmp_path: Path) -> None:
     """It was one line a document, 600,000 of them at each poll."""
     async with ca_desk(tmp_path) as desk, desk.false_ca() as false:
-        junk = [{"type": "mesh-bundle/1", "payload": f"{number}", "signatures": []} for number in range(64)]
+        junk = [{"type": "mesh-bundle/2", "payload": f"{number}", "signatures": []} for number in range(64)]
         false.lies["/v1/bundle"] = always(200, {"bundles": junk})
         sidecar = desk.membership(false.address, text=desk.make_credential("web"))
         await refused_at_first(sidecar)

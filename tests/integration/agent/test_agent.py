@@ -727,7 +727,7 @@ LISTS: dict[str, tuple[Callable[[CaBed], bytes], str]] = {
     "by another root": (lambda bed: signed(bed, 1 << 40, "other"), "by a certificate that no trusted root issued"),
     "unsigned": (lambda bed: json.dumps({**json.loads(signed(bed, 1 << 40)), "signatures": []}).encode(),
         "it is not signed"),
-    "a bundle": (lambda bed: authority.bundle_document(bed.directory), "where mesh-revocations/1 is expected"),
+    "a bundle": (lambda bed: authority.bundle_document(bed.directory), "where mesh-revocations/2 is expected"),
     "garbage": (lambda _: b"garbage", "it is not a signed document"),
     "too large": (lambda _: b"x" * (1 << 20) * 2, "it is larger than 1024 KiB"),
 }  # fmt: skip

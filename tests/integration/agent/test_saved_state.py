@@ -171,7 +171,7 @@ async def test_a_certificate_of_somebody_else_is_not_taken(bed: CaBed, mock_cloc
     assert again.own.svid.id == API
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b'{"type": "mesh-bundle/1"}'])
+@pytest.mark.parametrize("content", [b"", b"garbage", b'{"type": "mesh-bundle/2"}'])
 async def test_with_a_damaged_bundle_it_does_not_start(bed: CaBed, mock_clock: MockClock, content: bytes) -> None:
     """Or whoever can damage a file decides whom to trust."""
     api = await bed.joined()

@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from certs.protocol.documents import (
     BUNDLE,
     REVOCATIONS,
     Bundle,
+    BundleName,
     RevocationList,
+    Signer,
     UntrustedError,
     next_version,
     read_bundle,
@@ -32,7 +35,7 @@ from certs.protocol.documents import (
     sign_revocations,
 )
 from certs.protocol.x509_profile import Issuer
-from sidecar.identity.keys import certificate_digest
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.spiffe import SpiffeId
 from tests.beds.certificates import DAY, HOUR, Credential, ec_key, rsa_key
 from tests.beds.certificates import Authority as Factory
@@ -50,7 +53,13 @@ PLAIN = Bundle(DOMAIN, 7, (ROOT,), certificate_digest(ROOT), frozenset({b"\x01" 
 BOTH = Bundle(DOMAIN, 8, (ROOT, OTHER.root.certificate), certificate_digest(OTHER.root.certificate))
 SIGNED = sign_bundle(PLAIN, [MADE.root])
 REVOKED = RevocationList(
-    DOMAIN, 3, NOW, {API: NOW, SpiffeId(DOMAIN, ("batch", "nightly")): NOW - HOUR}, frozenset({(b"name", 0x1F)})
+    DOMAIN,
+    3,
+    NOW,
+    {API: NOW, SpiffeId(DOMAIN, ("batch", "nightly")): NOW - HOUR},
+    frozenset({(b"name", 0x1F)}),
+    BundleName(7, b"\x07" * 32),
+    frozenset({b"\x01" * 32, b"\x02" * 32}),
 )
 LIST = sign_revocations(REVOKED, MADE.delegate)
 
@@ -91,6 +100,17 @@ def bent(change: Callable[[dict[str, Any]], Any], document: bytes = SIGNED) -> b
 def test_a_bundle_is_read_as_it_was_signed() -> None:
     assert read_bundle(SIGNED, DOMAIN, ANCHORS, NOW) == PLAIN
     assert PLAIN.anchors == ANCHORS
+
+
+def test_a_bundle_is_named_by_its_version_and_the_digest_of_what_was_signed() -> None:
+    body = b64decode(json.loads(SIGNED)["payload"])
+    assert read_bundle(SIGNED, DOMAIN, ANCHORS, NOW).name == BundleName(7, sha256(body).digest())
+    again = sign_bundle(PLAIN, [MADE.root, OTHER.root])
+    assert again != SIGNED
+    assert read_bundle(again, DOMAIN, ANCHORS, NOW).name == BundleName(7, sha256(body).digest()), "whoever signed it"
+    other = read_bundle(sign_bundle(replace(PLAIN, distrusted=frozenset()), [MADE.root]), DOMAIN, ANCHORS, NOW)
+    assert other.name.sha256 != sha256(body).digest()
+    assert Bundle(DOMAIN, 7, (), b"").name == BundleName(7), "one that was not read has no digest yet"
 
 
 def test_an_unsigned_one_and_one_whose_signatures_were_taken_off() -> None:
@@ -176,6 +196,46 @@ def test_what_a_root_signed_and_makes_no_sense(change: dict[str, Any], told: str
     said = payload(SIGNED)
     assert read_bundle(resealed(said), DOMAIN, ANCHORS, NOW) == PLAIN
     assert told in why(resealed({**said, **change}))
+
+
+@pytest.mark.parametrize("name", ["critical", "Roots", "issued_at", ""])
+def test_what_is_signed_and_unknown_is_refused_and_what_is_not_signed_is_ignored(name: str) -> None:
+    assert "is no field of this type" in why(resealed({**payload(SIGNED), name: 1}))
+    by_delegate = resealed({**payload(LIST), "roots": []}, MADE.delegate, REVOCATIONS)
+    assert "roots is no field of this type" in why_list(by_delegate)
+    named = {"version": 7, "sha256": "", name: 1}
+    assert "is no field" in why_list(resealed({**payload(LIST), "bundle": named}, MADE.delegate, REVOCATIONS))
+    assert read_bundle(bent(lambda envelope: envelope.update({name or "x": 1})), DOMAIN, ANCHORS, NOW) == PLAIN
+    assert read_bundle(_signature(**{name or "x": 1}), DOMAIN, ANCHORS, NOW) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("document", "kind", "signer"), [(SIGNED, BUNDLE, MADE.root), (LIST, REVOCATIONS, MADE.delegate)]
+)
+def test_a_name_that_occurs_twice_in_what_is_signed(document: bytes, kind: str, signer: Issuer) -> None:
+    body = b64decode(json.loads(document)["payload"])
+    for twice in (b'{"version":7,' + body[1:], body.replace(b'"identities":{', b'"identities":{"a":1,"a":2,')):
+        if twice == body:
+            continue
+        signed = signer.key.sign(documents._signing_input(kind, twice), documents.ec.ECDSA(hashes.SHA256()))
+        said = {
+            "type": kind,
+            "payload": b64encode(twice).decode(),
+            "signatures": [
+                {"certificate": documents._pem(signer.certificate), "signature": b64encode(signed).decode()}
+            ],
+        }
+        read = why if kind == BUNDLE else why_list
+        assert read(json.dumps(said).encode()) == "its payload is not a document of a mesh"
+
+
+def test_what_is_signed_is_the_pre_authentication_encoding_of_dsse() -> None:
+    assert documents._signing_input("http://example.com/HelloWorld", b"hello world") == (
+        b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    ), "the protocol's own example"
+    body = b64decode(json.loads(SIGNED)["payload"])
+    old = MADE.root.key.sign(BUNDLE.encode() + b"\0" + body, documents.ec.ECDSA(hashes.SHA256()))
+    assert why(_signature(signature=b64encode(old).decode())) == "it is signed with a signature that is wrong"
 
 
 @pytest.mark.parametrize("key", ["roots", "active", "version", "distrusted"])
@@ -359,6 +419,23 @@ def test_a_list_is_read_as_it_was_signed(signer: Issuer) -> None:
     assert read_revocations(sign_revocations(REVOKED, signer), PLAIN, NOW) == REVOKED
 
 
+def test_a_list_says_who_signed_it() -> None:
+    root = certificate_digest(ROOT)
+    for signer in (MADE.root, MADE.delegate):
+        read = read_revocations(sign_revocations(REVOKED, signer), PLAIN, NOW)
+        assert read.signer == Signer(key_digest(signer.certificate), root)
+    other = read_revocations(sign_revocations(REVOKED, OTHER.delegate), BOTH, NOW)
+    assert other.signer == Signer(key_digest(OTHER.delegate.certificate), certificate_digest(OTHER.root.certificate))
+
+
+def test_a_distrusted_key_signs_no_list_and_another_of_the_same_root_does() -> None:
+    without = replace(PLAIN, distrusted=frozenset({key_digest(MADE.delegate.certificate)}))
+    assert why_list(LIST, without) == "it is signed with a key that the trust bundle distrusts"
+    assert read_revocations(sign_revocations(REVOKED, MADE.root), without, NOW) == REVOKED
+    root_too = replace(without, distrusted=without.distrusted | {key_digest(ROOT)})
+    assert "a key that the trust bundle distrusts" in why_list(sign_revocations(REVOKED, MADE.root), root_too)
+
+
 def test_an_empty_list_says_that_nothing_is_revoked() -> None:
     empty = RevocationList(DOMAIN, 1, NOW)
     assert read_revocations(sign_revocations(empty, MADE.delegate), PLAIN, NOW) == empty
@@ -404,6 +481,7 @@ def test_a_delegate_whose_time_is_over() -> None:
     late = NOW + 91 * DAY
     assert "by a certificate that is valid from" in why_list(LIST, now=late)
     assert read_revocations(sign_revocations(REVOKED, MADE.root), PLAIN, late) == REVOKED
+    assert read_revocations(LIST, PLAIN, None) == REVOKED, "one that was taken while it was good, and kept"
 
 
 def test_another_mesh_s_list() -> None:
@@ -428,6 +506,13 @@ def test_another_mesh_s_list() -> None:
         {"serials": [["*", "1f"]]},
         {"serials": [["bmFtZQ==", "xyz"]]},
         {"serials": [["bmFtZQ==", 31]]},
+        {"bundle": 7},
+        {"bundle": {"version": -1, "sha256": ""}},
+        {"bundle": {"version": True, "sha256": ""}},
+        {"bundle": {"version": 7}},
+        {"bundle": {"version": 7, "sha256": "xyz"}},
+        {"distrusted": ["xyz"]},
+        {"distrusted": ["00"] * 1001},
     ],
 )
 def test_a_list_that_makes_no_sense_is_refused_whole(change: dict[str, Any]) -> None:
@@ -480,7 +565,7 @@ def test_versions_only_rise() -> None:
 
 def test_a_document_says_its_type_and_whose_signatures_it_has() -> None:
     envelope = json.loads(sign_bundle(BOTH, [MADE.root, OTHER.root]))
-    assert envelope["type"] == "mesh-bundle/1"
+    assert envelope["type"] == "mesh-bundle/2"
     assert len(envelope["signatures"]) == 2
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", envelope["payload"])
     assert certificate_digest(ROOT) == ROOT.fingerprint(hashes.SHA256())

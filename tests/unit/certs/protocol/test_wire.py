@@ -93,7 +93,7 @@ def test_the_words_of_a_refusal_and_their_statuses_are_what_they_were() -> None:
 
 
 def test_the_tags_of_what_is_signed_or_secret_are_what_they_were() -> None:
-    assert (documents.BUNDLE, documents.REVOCATIONS) == ("mesh-bundle/1", "mesh-revocations/1")
+    assert (documents.BUNDLE, documents.REVOCATIONS) == ("mesh-bundle/2", "mesh-revocations/2")
     assert csr.PROOF == b"mesh-reenrol/1\0"
     assert str(enrolment.EnrolmentCredential("token", "0" * 32, b"\1" * 32)) == f"mesh-token.{'0' * 32}.{'01' * 32}"
     assert str(enrolment.EnrolmentCredential("secret", "f" * 64, b"\1" * 32)) == f"mesh-secret.{'f' * 64}.{'01' * 32}"
@@ -192,7 +192,7 @@ def test_no_literal_of_the_protocol_is_written_twice() -> None:
         'SpiffeId(domain, ("mesh", "ca"))',
         'KEY_REUSED = "key_reused"',
         'error(503, "unavailable")',
-        'kind = "mesh-bundle/1"',
+        'kind = "mesh-bundle/2"',
         'proof = b"mesh-reenrol/1\\0"',
         'secret = f"mesh-secret.{x}"',
     ],
