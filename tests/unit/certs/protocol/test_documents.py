@@ -217,7 +217,7 @@ def test_a_name_that_occurs_twice_in_what_is_signed(document: bytes, kind: str, 
     for twice in (b'{"version":7,' + body[1:], body.replace(b'"identities":{', b'"identities":{"a":1,"a":2,')):
         if twice == body:
             continue
-        signed = signer.key.sign(documents._signing_input(kind, twice), documents.ec.ECDSA(hashes.SHA256()))
+        signed = signer.key.sign(documents._signing_input(kind, twice), ec.ECDSA(hashes.SHA256()))
         said = {
             "type": kind,
             "payload": b64encode(twice).decode(),
@@ -234,7 +234,7 @@ def test_what_is_signed_is_the_pre_authentication_encoding_of_dsse() -> None:
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     ), "the protocol's own example"
     body = b64decode(json.loads(SIGNED)["payload"])
-    old = MADE.root.key.sign(BUNDLE.encode() + b"\0" + body, documents.ec.ECDSA(hashes.SHA256()))
+    old = MADE.root.key.sign(BUNDLE.encode() + b"\0" + body, ec.ECDSA(hashes.SHA256()))
     assert why(_signature(signature=b64encode(old).decode())) == "it is signed with a signature that is wrong"
 
 
