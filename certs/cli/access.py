@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -94,10 +95,27 @@ def revoke(words: tuple[str, ...], serial: str | None, store_url: str | None) ->
     identity = authority.identity_of(authority.load(directory, now()), service)
     with open_store(directory, store_url) as store:
         known = store.read(lambda connection: registrar.is_known(connection, identity))
-        ended = store.write(lambda transaction: revocations.revoke_identity(transaction, identity))
+        ended, later, until = store.write(lambda transaction: _revoke(transaction, identity))
     if not known:  # revoked nevertheless: a stolen issuing key may have made certificates that are not in the store
         click.echo(f"this CA has no record of anything issued for {identity}: is the name right?", err=True)
     click.echo(f"revoked all certificates of {identity} issued until now, and {ended} tokens and secrets")
+    if later:
+        click.echo(
+            f"{later} of them are dated later than now, by a clock that is ahead of this one; they are revoked one by one. "
+            "Look at the clocks of this machine and of each CA",
+            err=True,
+        )
+    if until is not None:
+        click.echo(f"{identity} gets no certificate that is valid before {until:%FT%TZ}", err=True)
+
+
+def _revoke(transaction: Transaction, identity: SpiffeId) -> tuple[int, int, datetime | None]:
+    """Revokes an identity; returns how many credentials ended, how many of its certificates are dated later than its
+    revocation, and the time of that, if it is later than now."""
+    ended = revocations.revoke_identity(transaction, identity)
+    until = registrar.revoked_until(transaction.connection, identity)
+    is_ahead = until is not None and until.timestamp() > transaction.now + 1
+    return ended, len(revocations.dated_later(transaction, identity)), until if is_ahead else None
 
 
 def _make(

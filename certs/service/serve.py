@@ -35,7 +35,7 @@ from cryptography import x509
 from certs.authority import authority
 from certs.authority.authority import Authority
 from certs.protocol import wire
-from certs.protocol.documents import Bundle, RevocationList, UntrustedError, sign_revocations
+from certs.protocol.documents import MAX_BYTES, Bundle, RevocationList, UntrustedError, sign_revocations
 from certs.registrar import bundles, followers, registrar, revocations
 from certs.registrar.commands import ANYWHERE, Commands
 from certs.registrar.registrar import IssuingPolicy
@@ -223,6 +223,11 @@ class CaServer:
         signed = sign_revocations(
             replace(stored.revoked, bundle=bundle.name, distrusted=bundle.distrusted), own.delegate
         )
+        if len(signed) > MAX_BYTES:
+            raise UsageError(
+                f"the list of revocations has {len(signed)} bytes, and its readers read {MAX_BYTES}, so it is not signed: "
+                "revoke whole services in place of their single certificates: certs revoke SERVICE"
+            )
         policy = IssuingPolicy(
             own,
             frozenset(mesh.services),
@@ -298,6 +303,8 @@ class CaServer:
         current = self._state
         attempt = self._files.attempt
         state = await attempt("store", lambda _: self._with_store(stored), None, _KEPT, reads_disk=True)
+        if state is None and stored.bundle == current.stored.bundle:
+            return
         if state is None:
             rest = replace(stored, bundle=current.stored.bundle)
             state = await attempt("revocations", lambda _: self._with_store(rest), current, _KEPT, reads_disk=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.x509 import load_pem_x509_certificate
 
+from certs.cli import access, ca, options
 from certs.protocol import enrolment
 from sidecar.identity.keys import certificate_digest
 from tests.commands import everything, ran, refused, run
@@ -231,6 +233,27 @@ def test_a_name_that_nothing_was_issued_for_is_revoked_with_a_word_of_doubt() ->
     assert run("revoke", "ca", "web").stderr == ""
     run("token", "ca", "api")
     assert run("revoke", "ca", "api").stderr == ""
+
+
+def shift_clock(monkeypatch: pytest.MonkeyPatch, **span: int) -> None:
+    """Another machine's clock, for the commands that follow."""
+    then = datetime.now(UTC).replace(microsecond=0) + timedelta(**span)
+    for module in (ca, access, options):
+        monkeypatch.setattr(module, "now", lambda: then)
+
+
+def test_certificates_of_a_clock_that_is_ahead_are_revoked_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift_clock(monkeypatch, hours=2)
+    ran("issue", "ca", "web", "--out", "web")
+    shift_clock(monkeypatch)
+    revoked = run("revoke", "ca", "web")
+    assert revoked.exit_code == 0
+    assert "1 of them are dated later than now, by a clock that is ahead" in revoked.stderr
+    assert audited()[-1][2]["dated_later"] == 1
+    shift_clock(monkeypatch, hours=3)
+    run("revoke", "ca", "web")
+    shift_clock(monkeypatch)
+    assert f"{WEB} gets no certificate that is valid before" in run("revoke", "ca", "web").stderr
 
 
 def serial_of(service: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,10 @@ from certs.authority.authority import Made
 from certs.protocol import documents
 from certs.protocol.documents import Bundle, RevocationList
 from certs.registrar import revocations
-from certs.store.store import enrolment_credentials
+from certs.store.store import enrolment_credentials, revoked_identities, revoked_serials
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
-from sidecar.identity.spiffe import SpiffeId, parse_svid
+from sidecar.identity.spiffe import SpiffeId, Svid, parse_svid
 from tests.beds.certificates import HOUR
 from tests.beds.clock import NOW
 from tests.beds.store import API, DOMAIN, WEB, MiniCa, csr, ders
@@ -107,8 +109,8 @@ def test_what_can_matter_no_more_leaves_the_list_and_nothing_sooner(ca: MiniCa) 
     svid = parse_svid(ders(ca.enrol(ca.make_credential(), csr()))[0])
     ca.store.write(lambda transaction: revocations.revoke_certificate(transaction, svid.serial))
     ca.revoke(WEB)
-    ca.clock.now = svid.not_after
-    assert listed(ca).serials
+    ca.clock.now = svid.not_after + HOUR
+    assert listed(ca).serials, "a reader's clock may be an hour behind"
     ca.clock.pass_by(seconds=1)
     assert not listed(ca).serials
     ca.clock.now = NOW + timedelta(hours=25)
@@ -122,3 +124,133 @@ def test_the_list_is_what_its_readers_read(ca: MiniCa) -> None:
     found = listed(ca)
     document = documents.sign_revocations(found, MADE.delegate)
     assert documents.read_revocations(document, Bundle(DOMAIN, 1, (ROOT,), certificate_digest(ROOT)), NOW) == found
+
+
+# -- clocks that are apart ---------------------------------------------------------------------------------------------
+
+
+def enrolled_when(ca: MiniCa, ahead: timedelta, identity: SpiffeId = API) -> Svid:
+    """A certificate from a replica whose clock is ahead."""
+    ca.clock.now += ahead
+    chain = ca.enrol(ca.make_credential("secret", identity), csr(uris=[str(identity)]), str(identity.service))
+    ca.clock.now -= ahead
+    return parse_svid(ders(chain)[0])
+
+
+def revokes(found: RevocationList, svid: Svid) -> bool:
+    """What a reader of the list makes of a certificate."""
+    return (svid.issuer, svid.serial) in found.serials or svid.not_before < found.identities.get(
+        svid.id, NOW - 99 * HOUR
+    )
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(seconds=61), timedelta(seconds=62), HOUR, 30 * HOUR])
+def test_what_a_clock_that_is_ahead_dated_later_is_revoked_by_its_serial(ca: MiniCa, ahead: timedelta) -> None:
+    svid, webs = enrolled_when(ca, ahead), enrolled_when(ca, ahead, WEB)
+    ca.revoke()
+    found = listed(ca)
+    assert revokes(found, svid)
+    assert not revokes(found, webs), "another service's is left alone"
+    assert found.identities == {API: NOW + SECOND}, "so that the service may come back now"
+    assert len(found.serials) == (ahead > timedelta(seconds=60)), "none of which the time revokes too"
+    assert not revokes(found, enrolled_when(ca, SECOND)), "and it does"
+
+
+def test_revoking_with_a_clock_that_is_behind_revokes_what_there_is(ca: MiniCa) -> None:
+    svid = enrolled_when(ca, timedelta())
+    ca.clock.pass_by(hours=-3)
+    ca.revoke()
+    assert revokes(listed(ca), svid)
+
+
+def test_what_begins_at_the_very_time_of_an_earlier_revocation_is_revoked_again(ca: MiniCa) -> None:
+    ca.revoke()
+    svid = enrolled_when(ca, timedelta())
+    assert svid.not_before == NOW + SECOND
+    ca.revoke()
+    assert revokes(listed(ca), svid)
+
+
+def test_what_has_ended_is_not_listed(ca: MiniCa) -> None:
+    svid = enrolled_when(ca, 3 * HOUR)
+    ca.clock.now = svid.not_after + HOUR + SECOND
+    ca.clock.now, later = NOW, ca.clock.now
+    ca.revoke(WEB)
+    ca.clock.now = later
+    ca.revoke()
+    assert not listed(ca).serials
+
+
+def test_a_serial_that_the_time_revokes_too_leaves_the_list(ca: MiniCa) -> None:
+    svid, later = enrolled_when(ca, timedelta()), enrolled_when(ca, HOUR)
+    for one in (svid, later):
+        ca.store.write(partial(revocations.revoke_certificate, serial=one.serial))
+    assert len(listed(ca).serials) == 2
+    ca.revoke()
+    found = listed(ca)
+    assert found.serials == {(later.issuer, later.serial)}
+    assert revokes(found, svid)
+
+
+# -- a list that its readers can read ----------------------------------------------------------------------------------
+
+
+def fill_the_list(ca: MiniCa) -> None:
+    """Revoked serials, so many that one more has no room."""
+    issuer = b64encode(MADE.issuing.certificate.subject.public_bytes()).decode()
+    each = len(issuer) + 40 + 8
+    ended = int((NOW + HOUR).timestamp())
+    rows = [
+        {"issuer": issuer, "serial": f"{(1 << 159) + number:040x}", "not_after": ended}
+        for number in range(revocations.ROOM_BYTES // each)
+    ]
+    ca.store.write(lambda it: it.connection.execute(revoked_serials.insert(), rows))
+
+
+def is_readable(ca: MiniCa) -> bool:
+    """Also with as much more as a list may hold of other things."""
+    document = documents.sign_revocations(listed(ca), MADE.delegate)
+    bundle = Bundle(DOMAIN, 1, (ROOT,), certificate_digest(ROOT))
+    return documents.read_revocations(document, bundle, NOW) == listed(ca) and len(document) <= documents.MAX_BYTES - (
+        120 << 10
+    )
+
+
+def test_a_serial_that_the_list_has_no_room_for_is_refused_with_what_to_do(ca: MiniCa) -> None:
+    svid = enrolled_when(ca, timedelta())
+    fill_the_list(ca)
+    version = listed(ca).version
+    with pytest.raises(UsageError, match=r"no more single certificates.*certs revoke api$"):
+        ca.store.write(lambda it: revocations.revoke_certificate(it, svid.serial))
+    assert is_readable(ca)
+    assert listed(ca).version == version
+    ca.clock.now = NOW + 2 * HOUR + SECOND
+    assert ca.store.write(lambda it: revocations.revoke_certificate(it, svid.serial)) == str(API), "there is room again"
+
+
+def test_a_service_with_more_later_certificates_than_there_is_room_for_is_revoked_by_a_later_time(ca: MiniCa) -> None:
+    svids = [enrolled_when(ca, HOUR), enrolled_when(ca, 2 * HOUR)]
+    fill_the_list(ca)
+    ca.store.write(
+        lambda it: it.connection.execute(
+            revoked_serials.delete().where(revoked_serials.c.serial == f"{(1 << 159):040x}")
+        )
+    )
+    ca.revoke()
+    found = listed(ca)
+    assert all(revokes(found, svid) for svid in svids)
+    assert found.identities == {API: svids[1].not_before + SECOND}
+    assert is_readable(ca)
+
+
+def test_a_full_list_is_said_and_nothing_is_half_revoked(ca: MiniCa) -> None:
+    secret = ca.make_credential("secret")
+    fill_the_list(ca)
+    fill = sa.insert(revoked_identities).values(identity=f"spiffe://{DOMAIN}/{'x' * 100}", before=int(NOW.timestamp()))
+    ca.store.write(lambda it: it.connection.execute(fill))
+    with pytest.raises(UsageError, match=r"no more services.*certs renew-issuing --distrust"):
+        ca.revoke()
+    assert API not in listed(ca).identities
+    assert ca.enrol(secret, csr())
+    ca.store.write(lambda it: it.connection.execute(revoked_serials.delete()))
+    assert ca.revoke() == 1

@@ -26,7 +26,7 @@ from certs.protocol.documents import Bundle, read_bundle, sign_bundle
 from certs.registrar import bundles, followers, revocations
 from certs.service import serve
 from certs.service.listener import DRAIN_SECONDS
-from certs.store.store import issued
+from certs.store.store import issued, revoked_serials
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -278,6 +278,21 @@ async def test_the_list_is_signed_anew_each_minute(site: CaFiles, mock_clock: tr
         assert again == replace(first, issued_at=NOW + timedelta(minutes=1))
         site.clock.now -= timedelta(hours=2)  # a clock that was set back
         site.clock.now += timedelta(hours=1, minutes=59, seconds=30)
+        await ca.look()
+        assert (await ca.listed())[0].issued_at == site.clock.now
+
+
+async def test_a_list_that_nobody_could_read_is_not_signed(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        first, _ = await ca.listed()
+        rows = [{"issuer": "QUFB" * 100, "serial": f"{number:x}", "not_after": 1 << 40} for number in range(2000)]
+        site.elsewhere(lambda it: it.connection.execute(revoked_serials.insert(), rows))
+        site.clock.now += timedelta(seconds=61)
+        await ca.look()
+        (warning,) = ca.warnings()
+        assert "so it is not signed: revoke whole services" in warning
+        assert (await ca.listed())[0] == first, "and none that says that less is revoked"
+        site.elsewhere(lambda it: it.connection.execute(revoked_serials.delete()))
         await ca.look()
         assert (await ca.listed())[0].issued_at == site.clock.now
 
