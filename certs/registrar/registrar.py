@@ -114,14 +114,36 @@ def end_credentials(transaction: Transaction, identity: SpiffeId, kind: str | No
 # -- certificates ------------------------------------------------------------------------------------------------------
 
 
+def find_credential(
+    connection: sa.Connection, policy: IssuingPolicy, credential: EnrolmentCredential, service: str
+) -> sa.Row[tuple[object, ...]]:
+    """The row of a service's credential. Raises :class:`Denied` if the store has none.
+
+    The refusal tells neither an unknown credential from another service's, nor a service of the mesh from any other name,
+    and costs the same for each, since strangers see it. So this is the first check of :func:`enrol`.
+    """
+    wanted = enrolment.stored(credential)
+    table = enrolment_credentials
+    row = connection.execute(sa.select(table).where(table.c.hash == wanted)).one_or_none()
+    # The index compares hashes of at least 128 random bits, none of which an attacker chooses. This compares again in
+    # constant time.
+    identity = f"spiffe://{policy.authority.trust_domain}/{service}"
+    if row is None or not hmac.compare_digest(row.hash, wanted) or row.identity != identity:
+        raise Denied(
+            Denial.BAD_PASS,
+            f"this CA has no such token or enrolment secret of {shown(service)[1:-1]}, or no such service",
+        )
+    return row
+
+
 def enrol(
     transaction: Transaction, policy: IssuingPolicy, credential: EnrolmentCredential, service: str, csr: str
 ) -> str:
     """Issues a service's first certificate to a caller with an enrolment credential of it; returns the chain in PEM."""
+    row = find_credential(transaction.connection, policy, credential, service)
     identity = policy.identity(service)
     request, key = read_csr(csr)
     check_csr(request, identity)
-    row = _find_credential(transaction, credential, identity)
     again = policy.commands.token(service) if row.kind == "token" else policy.commands.enrolment(service)
     if row.ended_at is not None:
         raise Denied(Denial.PASS_EXPIRED, f"this {row.kind} was revoked; for a new one: {again}")
@@ -274,20 +296,6 @@ def _certify(
     chain = (leaf, issuer.certificate)
     remember(transaction, chain, how)
     return pem(*chain).decode()
-
-
-def _find_credential(
-    transaction: Transaction, credential: EnrolmentCredential, identity: SpiffeId
-) -> sa.Row[tuple[object, ...]]:
-    """The credential's row. Raises :class:`Denied` if there is none, or if it belongs to another identity."""
-    wanted = enrolment.stored(credential)
-    table = enrolment_credentials
-    row = transaction.connection.execute(sa.select(table).where(table.c.hash == wanted)).one_or_none()
-    # The index compares hashes of at least 128 random bits, none of which an attacker chooses. This compares again in
-    # constant time. The refusal does not tell an unknown credential from another identity's.
-    if row is None or not hmac.compare_digest(row.hash, wanted) or row.identity != str(identity):
-        raise Denied(Denial.BAD_PASS, f"this CA has no such token or enrolment secret of {identity.service}")
-    return row
 
 
 def _find_issued(transaction: Transaction, certificate: bytes) -> sa.Row[tuple[object, ...]] | None:

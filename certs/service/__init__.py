@@ -1,5 +1,5 @@
 """The CA's server process.
 
 ``serve`` (start, stop, reload), ``listener`` (connections and their handshakes), ``api`` (the handlers of each path),
-``guesses`` and ``limits`` (rate limits), ``metrics`` (for Prometheus).
+``limits`` (rate limits), ``metrics`` (for Prometheus).
 """

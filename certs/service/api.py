@@ -43,7 +43,6 @@ from certs.protocol.enrolment import parse as parse_credential
 from certs.registrar import bundles, followers, registrar
 from certs.registrar.followers import Follower
 from certs.service import metrics
-from certs.service.guesses import Guesses
 from certs.service.limits import Buckets, Rate
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
@@ -70,8 +69,8 @@ _FOLLOWER_HEADERS = (wire.INSTANCE_HEADER.lower(), wire.BUNDLE_HEADER.lower())  
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """The rate limits. ``guesses``: wrong enrolment credentials from one address. ``identity``: certificates for one
-    identity. ``everybody``: certificates in total."""
+    """The rate limits. ``guesses``: wrong enrolment credentials from one address; a correct one is never refused.
+    ``identity``: certificates for one identity. ``everybody``: certificates in total."""
 
     guesses: Rate = field(default=Rate(10, 0.1))
     identity: Rate = field(default=Rate(300, 5))
@@ -110,7 +109,7 @@ class CaApi:
     limits: RateLimits = field(default_factory=RateLimits)
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
     fold: Callable[[str, str], bool] = lambda _reason, _address: False
-    _guesses: Guesses = field(init=False)
+    _guesses: Buckets = field(init=False)
     _identities: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
     _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_READERS))
@@ -119,7 +118,7 @@ class CaApi:
     _nonce_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
 
     def __post_init__(self) -> None:
-        self._guesses = Guesses(self.limits.guesses)
+        self._guesses = Buckets(self.limits.guesses)
         self._identities = Buckets(self.limits.identity)
         self._everybody = Buckets(self.limits.everybody)
 
@@ -209,16 +208,35 @@ class CaApi:
     async def enrol(self, request: Request) -> Response:
         fields = _fields(request.body, *wire.ENROL_FIELDS)
         service, csr = fields[wire.SERVICE], fields[wire.CSR]
-        async with self._guesses.turn(_guess_source(request.peer.address)):
-            policy = self._policy()
-            try:
-                credential = parse_credential(fields[wire.PASS])
-            except ValueError as fault:
-                raise Denied(Denial.BAD_PASS, f"the enrolment credential is {fault}") from fault
-            certificate = await self.writer.write(
-                lambda transaction: registrar.enrol(transaction, policy, credential, service, csr)
+        policy = self._policy()
+        try:
+            credential = parse_credential(fields[wire.PASS])
+            await trio.to_thread.run_sync(
+                self.store.read,
+                lambda connection: registrar.find_credential(connection, policy, credential, service),
+                limiter=self._readers,
             )
+        except ValueError as fault:
+            self._count_guess(request.peer)
+            raise Denied(Denial.BAD_PASS, f"the enrolment credential is {fault}") from fault
+        except Denied:
+            self._count_guess(request.peer)
+            raise
+        certificate = await self.writer.write(
+            lambda transaction: registrar.enrol(transaction, policy, credential, service, csr)
+        )
         return self._granted(certificate, credential.kind)
+
+    def _count_guess(self, peer: Peer) -> None:
+        """Counts a wrong credential. Raises :class:`Denied` if its address has sent too many.
+
+        It was compared first, so that the guesses of others behind one address (NAT) never refuse a correct credential. That
+        costs one read of the store, and helps nobody to guess one of 2^128.
+        """
+        if not self._guesses.take(_guess_source(peer.address), trio.current_time()):
+            raise Denied(
+                Denial.RATE_LIMITED, "too many wrong tokens or secrets came from this address; try again later"
+            )
 
     async def renew(self, request: Request) -> Response:
         fields = _fields(request.body, *wire.RENEW_FIELDS)

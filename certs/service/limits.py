@@ -36,8 +36,3 @@ class Buckets:
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return left >= 1
-
-    def give_back(self, key: str, now: float) -> None:
-        """Returns a token that was taken and not needed. A bucket that was dropped meanwhile is full already."""
-        if key in self._buckets:
-            self._buckets[key] = (min(self.rate.burst, self.left(key, now) + 1), now)

@@ -267,7 +267,7 @@ async def test_the_ca_connects_nowhere_that_a_caller_names(tmp_path: Path) -> No
             place = f"127.0.0.1:{trap.getsockname()[1]}"
             bait = f"http://{place}/"
             await desk.denied("bad_csr", desk.enrol("web", desk.make_credential("web"), csr(uris=[bait])))
-            await desk.denied("unknown_service", desk.enrol(bait, desk.make_credential("web")))
+            await desk.denied("bad_pass", desk.enrol(bait, desk.make_credential("web")))
             await desk.denied("bad_request", desk.ask("GET", f"/v1/bundle?after=0&url={bait}"))
             assert (await desk.ask("GET", bait)).status == 404
             for name in ("Host", "Forwarded", "X-Forwarded-For", "Origin", "Referer"):

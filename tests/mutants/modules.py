@@ -111,7 +111,6 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "certs/addresses": ("attacks/test_ca_addresses.py",),
     "certs/wire": ("attacks/test_ca_at_first_contact.py",),
     "certs/listener": ("attacks/test_ca_denial_of_service.py", "attacks/test_ca_connections.py"),
-    "certs/guesses": ("attacks/test_ca_tokens.py",),
     "certs/bundles": ("attacks/test_ca_renewals.py", "unit/certs/registrar/test_rotation.py"),
     "certs/revocations": ("attacks/test_ca_tokens.py", "attacks/test_ca_renewals.py"),
     "certs/followers": ("unit/certs/registrar/test_rotation.py",),

@@ -174,7 +174,7 @@ def test_a_pass_of_another_service(ca: MiniCa) -> None:
     token = ca.make_credential("token", WEB)
     with pytest.raises(Denied, match="this CA has no such token or enrolment secret of api"):
         ca.enrol(token, csr())
-    assert refused(lambda: ca.enrol(token, csr(uris=[WEB_URI]))) is Denial.BAD_CSR, "nor by asking for both"
+    assert refused(lambda: ca.enrol(token, csr(uris=[WEB_URI]))) is Denial.BAD_PASS, "nor by asking for both"
     assert refused(lambda: ca.enrol(token, csr(), "web")) is Denial.BAD_CSR
     assert ca.enrol(token, csr(uris=[WEB_URI]), "web"), "and it is not used up by that"
 
@@ -200,15 +200,17 @@ def test_what_is_kept_of_a_pass_opens_nothing(ca: MiniCa) -> None:
 
 @pytest.mark.parametrize("service", ["db", "ca", "mesh/ca", "api/", "../api", "API", "", "api\n", "*", "a" * 3000])
 def test_a_service_that_is_not_in_the_mesh(ca: MiniCa, service: str) -> None:
-    with pytest.raises(Denied, match="there is no service") as denied:
+    with pytest.raises(Denied, match="or no such service") as denied:
         ca.enrol(ca.make_credential(), csr(uris=()), service)
-    assert denied.value.denial is Denial.UNKNOWN_SERVICE
+    assert denied.value.denial is Denial.BAD_PASS, "which says nothing about the mesh"
     assert len(denied.value.message) < 250
 
 
 def test_a_service_that_has_left_the_mesh_has_nothing_of_its_pass(ca: MiniCa) -> None:
     token = ca.make_credential()
-    assert refused(lambda: ca.enrol(token, csr(), terms=ca.but(services={"web"}))) is Denial.UNKNOWN_SERVICE
+    with pytest.raises(Denied, match=r"there is no service 'api' in the CA's mesh\.yaml") as denied:
+        ca.enrol(token, csr(), terms=ca.but(services={"web"}))
+    assert denied.value.denial is Denial.UNKNOWN_SERVICE
     assert ca.enrol(token, csr())
 
 
