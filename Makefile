@@ -1,11 +1,12 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test e2e images shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test pythons e2e images shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
-BENCHED := .venv/.bench
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCHED := $(VENV)/.bench
 
 # Tests start some thousand processes of this project: with nothing compiled, each would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -20,7 +21,7 @@ $(READY): pyproject.toml .lock/dev.txt
 	  { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not; name one: make PYTHON=python3.12 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "Python's venv module is needed; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear .venv
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
 	  --config-settings editable_mode=compat -e . # a path; without this word a module that each start of Python loads
@@ -31,6 +32,10 @@ demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict
 
 test: $(READY) ## units, properties, integration, attacks; no Docker; and which ten tests were the slowest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations=10
+
+SUITES ?= trixie sid
+pythons:       ## `make test` on Python 3.13 and 3.14, in roots of Debian (root); SUITES="trixie sid". Or: make test PYTHON=… VENV=…
+	@tests/pythons.sh $(SUITES)
 
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
@@ -90,5 +95,5 @@ lock: $(READY) ## resolves the dependencies again (needs uv)
 	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/bench.txt
 
 clean:         ## removes what the above made
-	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-* .pythons build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find sidecar certs compose tests -name __pycache__ -prune -exec rm -rf {} +
