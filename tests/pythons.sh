@@ -23,11 +23,11 @@ for suite in "$@"; do
   # Mounts and processes of a namespace of its own, which end with it. Names, certificates and pip's settings are this machine's.
   unshare --mount --pid --fork --kill-child sh -euc '
     root=$1 here=$2 suite=$3
-    mkdir -p "$root$here"
-    mount --bind "$here" "$root$here"
     mount -t proc proc "$root/proc"
     for part in /sys /dev; do mount --rbind $part "$root$part"; done
     mount -t tmpfs tmpfs "$root/tmp"
+    mkdir -p "$root$here"
+    mount --bind "$here" "$root$here"
     for path in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs; do
       [ -e $path ] || continue
       [ -e "$root$path" ] || touch "$root$path"

@@ -27,11 +27,18 @@ class EngineError(Exception):
     """A command failed; what it said."""
 
 
-def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, seconds: float = 300) -> str:
+def run(
+    *command: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    seconds: float = 300,
+    stdin: str | None = None,
+) -> str:
     """What it prints. Raises :class:`EngineError`."""
     done = subprocess.run(
-        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False, errors="replace"
-    )
+        command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
+        errors="replace",
+    )  # fmt: skip
     if done.returncode:
         raise EngineError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -13,7 +13,9 @@ import pytest
 from tests.e2e.engine import ROOT, EngineError, docker, run, until
 from tests.e2e.figures import FIGURES
 
-IMAGE = "sidecar-e2e-image"
+IMAGE, BARE = "sidecar-e2e-image", "sidecar-e2e-bare"
+_BARE = "ARG FROM\nFROM ${FROM}\nRUN find / -xdev -name '*.pyc' -delete\n"
+"""Python's own images come so: without compiled modules."""
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none")
 
 MESH = """\
@@ -31,14 +33,16 @@ inbound: [{port: redis, listen: "127.0.0.1:16379", app: "127.0.0.1:6379"}]
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
-    base = os.environ.get("MESH_BASE", "python:3.13-slim")
+    base = BARE
     environ = os.environ | {"DOCKER_BUILDKIT": "0"}
+    run("docker", "build", "--tag", BARE, "--build-arg", f"FROM={os.environ.get('MESH_BASE', 'python:3.13-slim')}", "-",
+        env=environ, stdin=_BARE)  # fmt: skip
     run("docker", "build", "--file", "compose/Dockerfile", "--build-arg", f"BASE={base}", "--tag", IMAGE, ".",
         env=environ, cwd=ROOT)  # fmt: skip
     sizes = [int(docker("inspect", "--format", "{{.Size}}", name)) / 1e6 for name in (IMAGE, base)]
     FIGURES["the image"] = f"{sizes[0] - sizes[1]:.0f} MB on top of its base"
     yield IMAGE
-    docker("rmi", IMAGE)
+    docker("rmi", IMAGE, BARE)
 
 
 @pytest.fixture
@@ -94,6 +98,15 @@ def test_it_is_nobody_and_can_write_nothing(container: str) -> None:
             docker("exec", container, "sh", "-c", command)
     with pytest.raises(EngineError, match="No module named"):
         docker("exec", container, "python", "-m", "pip")
+
+
+def test_a_start_compiles_nothing(image: str) -> None:
+    """It could not write it, so each start would do it again: three times the work."""
+    loads = "import sys, sidecar.__main__, sidecar.cli.run, sidecar.observe.admin, certs.__main__, certs.cli.serve"
+    told = docker("run", "--rm", *HARDENED, image, "sh", "-c", f"python -v -c '{loads}' 2>&1")
+    compiled = [line for line in told.splitlines() if "code object from" in line and ".pyc" not in line]
+    assert "matches /" in told, "it tells of compiled modules"
+    assert not compiled, compiled
 
 
 def test_without_files_it_says_so_and_ends(image: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -60,6 +62,15 @@ def test_it_tells_how_it_is_and_has_no_pip() -> None:
     assert "SIDECAR_ADMIN_LISTEN=127.0.0.1:15000" in text
     assert "--without-pip /opt/mesh" in text
     assert "--start-interval=" not in text  # an engine before 25 refuses to build it
+
+
+def test_what_is_compiled_when_it_is_built_is_what_a_start_loads() -> None:
+    (command,) = re.findall(r"^RUN (\[.*)", image_files()["Dockerfile"].decode(), re.MULTILINE)
+    code = json.loads(command)[2]
+    started = "import sidecar.__main__, sidecar.cli.run, sidecar.observe.admin, certs.__main__, certs.cli.serve"
+    told = "; import sys; print(*(name for name in sys.modules if name.partition('.')[0] in sys.stdlib_module_names))"
+    found = [subprocess.check_output([sys.executable, "-c", it + told], text=True).split() for it in (code, started)]
+    assert set(found[1]) - set(found[0]) == set()
 
 
 def test_what_it_needs_is_what_runs_here() -> None:
