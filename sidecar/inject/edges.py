@@ -27,6 +27,12 @@ _CONFIGURATION = re.compile(r"(?i).*\.(?:ya?ml|json|toml|ini|conf|cfg|cnf|proper
 _PROGRAM = re.compile(
     r"(?i).*\.(?:pyi?|[cm]?[jt]sx?|vue|svelte|go|rs|java|kt|scala|cs|php|rb|exs?|cc?|cpp|h|hpp|swift|html?)"
 )
+_FACE = re.compile(r"(?i)(?:^|[-_])(?:front(?:end)?|client|ui|static|assets|spa|webapp)(?:$|[-_\d])")
+"""A program for browsers. It is often given the variables of its server's database too."""
+_SHELL = re.compile(r"^\W*(?:\S*/)?(?:ba|da)?sh\s+(?:-\w+\s+)*")
+_ON_FILES = re.compile(
+    r"[\s\"'({]*(?:(?:\S*/)?(?:cp|mv|rm|ln|ls|cat|chown|chmod|mkdir|touch|tar|rsync|echo|true|set|exit|install)\b.*)?[\s\"')}]*"
+)
 _UPSTREAM = re.compile(r"^\s*upstream\s+([\w.-]+)\s*\{", re.MULTILINE)
 
 
@@ -93,8 +99,9 @@ def find_mentions(
 ) -> tuple[Mention, ...]:
     """Every mention of an app by another app that shares a network with it."""
     owners = app_of(apps)
-    stores = {name for name, it in application.services.items() if (image := known(it.image)) and image.is_store}
-    used = {pair for name, it in application.services.items() if name not in stores for pair in it.environment.items()}
+    images = {name: known(it.image) for name, it in application.services.items()}
+    stores = {name for name, image in images.items() if image is not None and image.is_store}
+    faces = {name for name, image in images.items() if (image is not None and image.is_web) or _FACE.search(name)}
     found: dict[Mention, None] = {}
     for app in apps.values():
         near = neighbours(app, apps)
@@ -102,13 +109,25 @@ def find_mentions(
         for service in app.members:
             prefix = "" if service.name == app.name else f"{service.name}: "
             built = variables_of(dockerfiles.get(service.name, ""))
-            others = used if service.name in stores else frozenset()
             started = " ".join(commands_of(dockerfiles.get(service.name, ""), "")) if not service.command else ""
-            found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, started, others)
+            given = _given(service.name, application, stores, faces)
+            found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, started, given)
             for callee, port, kind, where in found_here:
                 if callee != app.name and callee in near:
                     found[Mention(app.name, callee, port, kind, prefix + where)] = None
     return tuple(found)
+
+
+def _given(
+    service: str, application: Application, stores: Collection[str], faces: Collection[str]
+) -> Mapping[tuple[str, str], Collection[str]]:
+    """Variables that a service was given with a file for several services, and the callees that it does not call for
+    them: a database calls nobody for the sake of others' variables, and what runs in browsers calls no database."""
+    if service not in stores and service not in faces:
+        return {}
+    of, callees = (stores, application.services) if service in stores else ({*stores, *faces}, stores)
+    users = [it for name, it in application.services.items() if name not in of]
+    return {pair: callees for it in users for pair in it.environment.items()}
 
 
 def _references_of(
@@ -118,10 +137,10 @@ def _references_of(
     texts: tuple[Text, ...],
     built: Mapping[str, str],
     started: str,
-    others: Collection[tuple[str, str]],
+    given: Mapping[tuple[str, str], Collection[str]],
 ) -> Iterator[tuple[str, int | None, Kind, str]]:
-    """``built`` are the variables of its Dockerfile, ``started`` is the command there if the service has none. ``others``
-    are variables of other services: a database that is given the same file of variables does not use them."""
+    """``built`` are the variables of its Dockerfile, ``started`` is the command there if the service has none. ``given``
+    are variables for others, with the callees that are not called for them."""
     linked = {name for name, _ in service.links}
     for name in linked:
         yield owners[name], None, "links", "links"
@@ -129,11 +148,13 @@ def _references_of(
         if name in owners and name not in linked and dependency.condition != "service_completed_successfully":
             yield owners[name], None, "depends_on", "depends_on"
     variables = {**built, **service.arguments, **service.environment}
+    if only_on_files(service.command or started):
+        variables = {}
     places = dict.fromkeys(built, "Dockerfile") | dict.fromkeys(service.arguments, "build argument")
     places |= dict.fromkeys(service.environment, "environment")
     for key, reference in in_environment(variables, names):
         is_selector = places[key] == "build argument" and reference.port is None and not is_certain_host(key)
-        if (key, variables[key]) not in others and not is_selector:
+        if reference.callee not in given.get((key, variables[key]), ()) and not is_selector:
             yield reference.callee, reference.port, "environment", f"{places[key]} {key}"
     for reference in in_command(service.command, names, variables):
         yield reference.callee, reference.port, "command", "command"
@@ -147,6 +168,12 @@ def _references_of(
         found = in_text(text.text, names, words=words, certain=certain, variables=variables, hidden=hidden)
         for reference in found:
             yield reference.callee, reference.port, text.kind, f"{text.label}:{reference.line}"
+
+
+def only_on_files(command: str) -> bool:
+    """Whether a command does nothing but copy, remove and own files, so that it calls nobody."""
+    parts = re.split(r"[;&|\n]+", _SHELL.sub("", command))
+    return command.strip() != "" and all(_ON_FILES.fullmatch(part) for part in parts)
 
 
 def find_edges(mentions: tuple[Mention, ...]) -> tuple[Edge, ...]:

@@ -27,7 +27,7 @@ from sidecar.inject.listening import is_worker, listening_ports
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
-from sidecar.inject.picture import lost_networks, picture, warnings
+from sidecar.inject.picture import left_out, lost_networks, picture, warnings
 from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
 from sidecar.inject.ports import Port, infer_ports, settle
 from sidecar.inject.questions import require_ports, unreached
@@ -35,6 +35,7 @@ from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, dynamic_half, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
 from sidecar.inject.visibility import App, find_apps
+from sidecar.inject.wellknown import is_broker
 from sidecar.inject.wiring import needs_of, wiring, wiring_path, wiring_text
 from sidecar.policy.decide import decide
 
@@ -118,14 +119,17 @@ def inject(inputs: Inputs) -> Injection:
     given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
     answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
     named = {apps[it.callee].owner.name for it in mentions}
-    workers = _workers(application, inputs.dockerfiles, texts, named)
+    brokers = {app.name for app in apps.values() for it in app.members if is_broker(bases.get(it.name, it.image))}
+    consumers = {apps[it.caller].owner.name for it in mentions if it.callee in brokers and it.kind != "shared"}
+    workers = _workers(application, inputs.dockerfiles, texts, named, consumers)
     listening = {
         service.name: listening_ports(service, inputs.dockerfiles.get(service.name, ""), texts.get(service.name, ()))
         for service in application.services.values()
         if service.name not in workers
     }
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers, listening)
-    edges = settle(find_edges(mentions), ports)
+    jobs = {name for name in workers if not application.services[name].declared("tcp")}
+    edges = settle(find_edges(mentions), ports, jobs)
 
     # The networks and their addresses.
     layout = inputs.before.layout if inputs.before is not None and not inputs.relayout else Layout()
@@ -133,7 +137,7 @@ def inject(inputs: Inputs) -> Injection:
     is_foreseen = _foreseen(inputs, edges)
     topology = lay_out(application, apps, excluded, static, ports, layout, is_foreseen)
     if not topology.slots:
-        reasons = "\n".join(f"{app} is left out: it {why}" for app, why in sorted(topology.excluded.items()))
+        reasons = "\n".join(left_out(topology.excluded))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
     inside = tuple(it for it in edges if _is_meshed(it, topology))
     require_ports(mentions, inside, ports, answers)
@@ -297,8 +301,9 @@ def _workers(
     dockerfiles: Mapping[str, str],
     texts: Mapping[str, tuple[Text, ...]],
     named: Collection[str],
+    consumers: Collection[str],
 ) -> frozenset[str]:
-    """The services that are plainly workers or jobs. Others name those that are ``named``."""
+    """The services that are plainly workers or jobs. Others name those that are ``named``; ``consumers`` call a broker."""
     completing = {
         name
         for service in application.services.values()
@@ -314,6 +319,7 @@ def _workers(
             texts.get(name, ()),
             completes=name in completing,
             named=name in named,
+            consumes=name in consumers,
         )
     )
 

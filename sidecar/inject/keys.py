@@ -23,7 +23,8 @@ def _set(text: str) -> frozenset[str]:
 _CERTAIN = re.compile(r".*host(?:name)?s?|.*servers?|.*addr(?:ess)?(?:es)?|.*ur[li]s?|.*endpoints?|.*brokers?|dsn")
 _HOST = re.compile(
     rf"{_CERTAIN.pattern}|nodes?|peers?|seeds?|upstreams?|backends?|targets?|remotes?|bootstrap|join|members|instances|quorum|voters|ensemble|contactpoints?|"
-    r"masters?|replicas?|primary|leader|slaves?|gateways?|proxy|proxies|collector|destination|fqdn|ip|datasource|wait"
+    r"masters?|replicas?|primary|leader|slaves?|gateways?|proxy|proxies|collector|destination|fqdn|datasource|wait|"
+    r"(?!.*(?:[sz]|sk|sh|ch|cl|gr|scr|str|tr|qu|t)ip$)\w*ip"
 )
 _NOT_LAST = _set(
     """
@@ -91,6 +92,13 @@ def is_certain_host(key: str) -> bool:
     """Whether it is one in a program too, where ``target: "web"`` is none."""
     found, at = words(key), _host_at(words(key))
     return at is not None and any(_CERTAIN.fullmatch(word) for word in found[at:])
+
+
+@lru_cache(maxsize=4096)
+def is_called_after(key: str, name: str) -> bool:
+    """Whether a key has the name of the very host that it holds: ``RABBITMQ=rabbitmq-1``, unlike ``CACHE_STORE=redis``."""
+    last = _without_number(words(key))[0][-1:]
+    return bool(last) and len(last[0]) > 2 and last[0] not in _NOT_LAST and name.lower().startswith(last[0])
 
 
 @lru_cache(maxsize=4096)

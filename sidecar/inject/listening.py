@@ -111,10 +111,17 @@ def listening_ports(service: ComposeService, dockerfile: str, texts: tuple[Text,
 
 
 def is_worker(
-    service: ComposeService, dockerfile: str, texts: tuple[Text, ...], *, completes: bool = False, named: bool = True
+    service: ComposeService,
+    dockerfile: str,
+    texts: tuple[Text, ...],
+    *,
+    completes: bool = False,
+    named: bool = True,
+    consumes: bool = False,
 ) -> bool:
     """Whether a service without any known port is plainly a worker or a job. ``completes``: others wait for its end.
-    ``named``: others name it; a service that nobody names, and whose own command starts no server, is called by nobody."""
+    ``named``: others name it; a service that nobody names, and whose own command starts no server, is called by nobody.
+    Neither is one that nobody names and that ``consumes`` messages."""
     command = _started(service, dockerfile, texts)
     if known(service.image) is not None and not (completes or _is_work(command)):
         return False  # the server of that image
@@ -127,6 +134,8 @@ def is_worker(
         return True
     patterns = [_WORKER_NAME] if named else [_WORKER_NAME, _WORKER_NAME_UNLESS_NAMED]
     if any(pattern.search(name) for pattern in patterns for name in names) or _is_work(command):
+        return True
+    if consumes and not named and not listening_ports(service, dockerfile, texts):
         return True
     source = [text.text for text in texts if text.kind == "build"]
     return bool(source) and bool(dockerfile) and not any(_SERVES.search(text) for text in source)

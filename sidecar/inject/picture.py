@@ -49,8 +49,20 @@ def lost_networks(application: Application, topology: Topology) -> tuple[str, ..
     return tuple(sorted(application.networks[key].name for key in left))
 
 
+def left_out(excluded: Mapping[str, str], what: str = "left out") -> Iterator[str]:
+    """A line for each reason, with the services of which it holds."""
+    together: dict[str, list[str]] = {}
+    for name, reason in sorted(excluded.items()):
+        together.setdefault(reason, []).append(name)
+    for reason, names in together.items():
+        is_, each = ("are", "each") if names[1:] else ("is", "it")
+        yield f"{', '.join(names)} {is_} {what}: {each} {reason}"
+
+
 def _stay_together(one: str, other: str, topology: Topology) -> bool:
-    """Whether both stay on a network for the same reason: that is told with the network."""
+    """Whether both are left out, or stay on a network, for the same reason: that is told of them together."""
+    if topology.excluded.get(one, "") == topology.excluded.get(other):
+        return True
     stays = topology.stays
     return any(stays.get((other, network)) == reason for (name, network), reason in stays.items() if name == one)
 
@@ -74,8 +86,7 @@ def warnings(
 ) -> Iterator[str]:
     """What the user must know of this mesh, the most serious first. What holds of several services is one line."""
     called = {(edge.caller, edge.callee) for edge in edges}
-    for name, reason in sorted(topology.excluded.items()):
-        yield f"{name} is not in the mesh: it {reason}"
+    yield from left_out(topology.excluded, "not in the mesh")
     pairs: dict[tuple[str, str], list[str]] = {}
     for (one, other), reason in topology.plaintext.items():
         if {(one, other), (other, one)} & called and not _stay_together(one, other, topology):

@@ -8,7 +8,7 @@ port that services call. What to do about a port that is still unknown is in ``q
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from sidecar.inject.edges import Edge, Mention
@@ -16,6 +16,8 @@ from sidecar.inject.listening import labelled_ports
 from sidecar.inject.references import exposed_ports, health_ports, own_ports, ports_in_environment
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import Known, Role, known
+
+_DECLARED = "ports or expose"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +46,30 @@ def infer_ports(
     }
 
 
-def settle(edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]]) -> tuple[Edge, ...]:
+def settle(
+    edges: tuple[Edge, ...], ports: Mapping[str, tuple[Port, ...]], jobs: Collection[str] = ()
+) -> tuple[Edge, ...]:
     """The edges that name no port lead to the ports for clients, and not to those for peers and administration. An edge that
-    names some ports, and in another place the callee alone, leads to both."""
+    names some ports, and in another place the callee alone, leads to both; so does one with a URL of no port, if the callee
+    is known not to listen at that of the scheme. Who only starts after one of the ``jobs`` does not call it."""
     found = []
     for edge in edges:
         callee = ports[edge.callee]
         clients = {port.number for port in callee if port.role in {"client", ""}}
+        if edge.callee in jobs and callee and not edge.ports and not edge.bare:
+            continue
         if not edge.ports and len(clients) < len(callee):
             edge = replace(edge, ports=tuple(sorted(clients)))
-        elif edge.ports and edge.bare:
+        elif edge.ports and (edge.bare or _is_scheme_alone(edge, callee)):
             certain = {port.number for port in callee if port.role == "client"}
             edge = replace(edge, ports=tuple(sorted({*edge.ports, *certain})))
         found.append(edge)
     return tuple(found)
+
+
+def _is_scheme_alone(edge: Edge, callee: tuple[Port, ...]) -> bool:
+    declared = {port.number for port in callee if port.role or port.origin == _DECLARED}
+    return {*edge.ports} <= {80, 443} - declared
 
 
 def _ports(
@@ -113,7 +125,7 @@ def _sources(
     image: Known | None,
 ) -> Iterator[dict[int, str]]:
     """The sources in order, each as ports with their origin."""
-    yield {port: "ports or expose" for member in app.members for port in member.declared("tcp")}
+    yield {port: _DECLARED for member in app.members for port in member.declared("tcp")}
     yield {port: origin for member in app.members for port, origin in labelled_ports(member).items()}
     yield _ports_mentioned(mentions, {"environment", "command", "cluster"})
     yield _its_own(app)

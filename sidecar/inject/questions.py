@@ -15,6 +15,7 @@ from sidecar.inject.edges import Edge, Mention
 from sidecar.inject.ports import Port
 
 _SHOWN = 3
+_ORDER = {"depends_on", "links"}
 _NONE = "or =none if it listens on none"
 
 
@@ -57,13 +58,14 @@ def unreached(
     unnamed = []
     for name in sorted(meshed):
         near = [it for it in mentions if it.callee == name and it.caller in meshed]
+        firm = [it for it in near if it.kind not in _ORDER]
         if not ports[name] and name not in quiet and near:
             callers = ", ".join(dict.fromkeys(it.caller for it in near))
             yield f"{name}: no port known, nobody can reach it; --port {name}=…, {_NONE} (named by {callers})"
         elif not ports[name] and name not in quiet:
             unnamed.append(name)
-        elif near and name not in called and ports[name] and not observe and edges:
-            where = ", ".join(dict.fromkeys(it.where for it in near[:_SHOWN]))
+        elif firm and name not in called and ports[name] and not observe and edges:
+            where = ", ".join(dict.fromkeys(it.where for it in firm[:_SHOWN]))
             yield f"{name}: named in {where}, but no file says who calls it, so nobody may: --observe shows who does"
     if unnamed:
         them = "them" if unnamed[1:] else "it"
@@ -74,6 +76,6 @@ def _where(name: str, mentions: tuple[Mention, ...], edges: tuple[Edge, ...]) ->
     """Where others name an app so that they must call it; empty if they only wait for it."""
     callers = {edge.caller for edge in edges if edge.callee == name}
     near = [it for it in mentions if it.callee == name and it.caller in callers]
-    firm = [it for it in near if it.kind not in {"depends_on", "links", "shared"}]
+    firm = [it for it in near if it.kind not in {*_ORDER, "shared"}]
     shown = [f"{it.caller} ({it.where})" for it in firm[:_SHOWN]]
     return ", ".join(dict.fromkeys(shown)) + (f" and in {len(firm) - _SHOWN} more places" if len(firm) > _SHOWN else "")

@@ -17,7 +17,7 @@ from functools import lru_cache
 from string import ascii_letters, digits
 from typing import NamedTuple
 
-from sidecar.inject.keys import is_certain_host, is_host, is_no_call, is_plain, ports_beside
+from sidecar.inject.keys import is_called_after, is_certain_host, is_host, is_no_call, is_plain, ports_beside
 from sidecar.inject.wellknown import HEALTH_PROGRAMS, SCHEMES
 
 LOWEST_PORT = 21
@@ -227,13 +227,13 @@ def in_command(text: str, names: Mapping[str, str], variables: Mapping[str, str]
 
 def in_environment(environment: Mapping[str, str], names: Mapping[str, str]) -> Iterator[tuple[str, Reference]]:
     """Pairs of variable and reference: ``name:port``, URLs and connection strings in any variable, a bare name only under a
-    host-like key, whose port may be in a variable of its own (``DB_HOST`` and ``DB_PORT``)."""
+    host-like key or one with its own name, whose port may be in a variable of its own (``DB_HOST`` and ``DB_PORT``)."""
     for key, value in environment.items():
         if is_no_call(key):
             continue
         for reference in in_text(value, names, words=True, key=key, variables=environment):
             yield key, reference
-        if is_host(key) and "\n" not in value:
+        if (is_host(key) or is_called_after(key, value)) and "\n" not in value:
             items = [it for it in re.split(r"[\s,;|]+", _plain(value, environment)) if "=" not in it]
             ports = tuple(ports_beside(key, environment))
             for reference in _hosts(items, names, 1, ports):

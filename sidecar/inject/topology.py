@@ -121,12 +121,7 @@ def lay_out(
         alone = [name for name in meshed if not _in_mesh(apps, name, meshed, plaintext)]
         if not alone:
             break
-        excluded |= {
-            name: "shares no network with a service that could be in the mesh"
-            if neighbours(apps[name], apps)
-            else "shares no network with another service"
-            for name in alone
-        }
+        excluded |= {name: _why_alone(apps, name, stays) for name in alone}
     slots: dict[str, tuple[Slot, ...]] = {}
     unclear: dict[tuple[str, str], tuple[str, ...]] = {}
     hidden: list[tuple[str, str]] = []
@@ -193,6 +188,17 @@ def _in_mesh(
 ) -> tuple[str, ...]:
     near = neighbours(apps[name], apps)
     return tuple(it for it in meshed if it in near and (min(name, it), max(name, it)) not in plaintext)
+
+
+def _why_alone(apps: Mapping[str, App], name: str, stays: Mapping[tuple[str, str], str]) -> str:
+    near = neighbours(apps[name], apps)
+    if not near:
+        return "shares no network with another service"
+    for network in apps[name].owner.networks:
+        reason = stays.get((name, network), ALONE)
+        if reason != ALONE and any((other, network) in stays for other in near):
+            return f"stays on network {network}, and shares no other with a service of the mesh: {reason}"
+    return "shares no network with a service that could be in the mesh"
 
 
 def _leads(

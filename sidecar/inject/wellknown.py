@@ -262,6 +262,7 @@ HEALTH_PROGRAMS = {
 }  # fmt: skip
 """The port that a health check by this program connects to, if it names none."""
 
+_BROKERS = {1883, 4150, 4222, 5672, 6650, 9092, 11300, 61616}
 _ROUTERS = re.compile(r"traefik|nginx-proxy|docker-gen|caddy-docker-proxy|docker-proxy$|sozu|fabio")
 
 
@@ -275,6 +276,12 @@ def known(image: str) -> Known | None:
     path = image.partition("@")[0].lower().removesuffix(f":{tag}")
     found = _KNOWN.get("/".join(path.split("/")[-2:])) or _KNOWN.get(name)
     return Known((_FPM,)) if found is not None and found.is_web and "fpm" in tag else found
+
+
+def is_broker(image: str) -> bool:
+    """Whether services fetch messages from it, and so need nobody who calls them."""
+    found = known(image)
+    return found is not None and not _BROKERS.isdisjoint(found.clients)
 
 
 def split(image: str) -> tuple[str, str]:

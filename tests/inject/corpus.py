@@ -46,7 +46,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of inject came to. ``outside`` are the pairs of which one is not in the mesh or whose traffic stays in
+    """What a run of inject came to: ``failed`` if it refused. An application that is one cluster is refused, and all of it
+    is outside. ``outside`` are the pairs of which one is not in the mesh or whose traffic stays in
     plaintext: their calls work, and no policy decides on them. ``asked`` are the services whose ports inject asked for."""
 
     allowed: frozenset[Edge] = frozenset()
@@ -146,7 +147,9 @@ def run(application: Application, truth: Truth) -> Outcome:
     except UsageError as error:
         asked = tuple(re.findall(r"--port (\S+)=…", str(error)))
         if not asked:
-            return Outcome(failed=str(error).partition("\n")[0])
+            services = inputs.config["services"] if "at their own addresses" in str(error) else ()
+            outside = frozenset((one, other) for one in services for other in services)
+            return Outcome(failed=str(error).partition("\n")[0], outside=outside)
         told = {name: tuple(sorted(truth.ports.get(name, ()))) for name in asked}
         injection = inject(replace(inputs, options=replace(inputs.options, ports=told)))
         return _outcome(injection, tuple(inputs.config["services"]), asked, perf_counter() - begin)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.inject.edges import Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
+import pytest
+
+from sidecar.inject.edges import (
+    Text,
+    find_edges,
+    find_mentions,
+    find_static_references,
+    find_subnet_mentions,
+    only_on_files,
+)
 from sidecar.inject.visibility import find_apps
 from tests.inject.applications import application
 
@@ -55,6 +64,31 @@ def test_a_database_does_not_use_the_variables_of_others() -> None:
     whole = application({"cache": {"image": "redis", "environment": shared}, "web": {}, "api": {}})
     found = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
     assert [(it.caller, it.callee) for it in found] == [("cache", "api")]
+
+
+def test_what_runs_in_browsers_does_not_use_a_servers_database() -> None:
+    shared = {"DB_HOST": "db", "API_HOST": "api"}
+    services = {"frontend": {"environment": shared}, "api": {"environment": shared}, "db": {"image": "postgres"}}
+    whole = application(services)
+    found = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
+    assert [(it.caller, it.callee) for it in found] == [("api", "db"), ("frontend", "api")]
+    whole = application({**services, "api": {}})
+    found = find_edges(find_mentions(whole, find_apps(whole), {}, {}))
+    assert [(it.caller, it.callee) for it in found] == [("frontend", "api"), ("frontend", "db")]
+
+
+@pytest.mark.parametrize(
+    "command", ["cp -r /a /b", "sh -c 'mkdir -p /a && cp -r /a/. /b; exit 0;'", "/bin/chown 1000 /x"]
+)
+def test_a_command_on_files_calls_nobody(command: str) -> None:
+    assert only_on_files(command)
+
+
+@pytest.mark.parametrize(
+    "command", ["", "cp -r /a /b && ./load", "sh -c './run | cat'", "cpulimit x", "echo a || psql"]
+)
+def test_the_twin_a_command_that_does_more(command: str) -> None:
+    assert not only_on_files(command)
 
 
 def test_a_name_that_the_configuration_gives_to_something_of_its_own() -> None:

@@ -63,6 +63,17 @@ def test_nothing_left_to_mesh() -> None:
     ]
 
 
+def test_a_whole_application_that_is_one_cluster() -> None:
+    member = {"image": "example/hadoop", "environment": {"CORE_CONF_fs_defaultFS": "hdfs://a:8020"}}
+    with pytest.raises(UsageError) as refused:
+        inject(inputs({"a": member, "b": member}))
+    assert str(refused.value).splitlines() == [
+        "compose.yaml: there are no two services that a mesh could connect",
+        "a, b are left out: each stays on network default, and shares no other with a service of the mesh: "
+        "they are a Hadoop cluster, whose members call each other at their own addresses",
+    ]
+
+
 def test_answers_for_whom_there_is_not() -> None:
     with pytest.raises(UsageError, match=r"^--port: there is no service 'bd' .*did you mean 'db'"):
         inject(inputs(SERVICES, options=replace(OPTIONS, ports={"bd": (1,)})))

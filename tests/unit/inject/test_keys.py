@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.inject.keys import is_certain_host, is_host, is_no_call, is_plain, ports_beside, words
+from sidecar.inject.keys import is_called_after, is_certain_host, is_host, is_no_call, is_plain, ports_beside, words
 
 
 def test_words() -> None:
@@ -21,7 +21,7 @@ def test_words() -> None:
         "MYSQL_SERVER", "REDIS_ADDR", "API_URL", "apiBaseUrl", "KAFKA_BROKERS", "ES_NODES", "AUTH_SERVICE", "Data Source",
         "ConnectionStrings__Redis", "API_BACKEND", "SQL_DSN", "bootstrap.servers", "DB_HOST_READ", "--db-host",
         "MY_INSTANCES",
-        "TARGET", "REDMINE_DB_MYSQL",
+        "TARGET", "REDMINE_DB_MYSQL", "RABBITMQ_BROKERIP", "NFVO_IP", "mongoip",
     ],
 )  # fmt: skip
 def test_a_host(key: str) -> None:
@@ -33,7 +33,7 @@ def test_a_host(key: str) -> None:
     [
         "", "1", "DB_NAME", "POSTGRES_USER", "REDIS_HOST_PASSWORD", "NODE_NAME", "SERVER_NAME", "NODE_ENV", "HOSTILE",
         "SERVICE", "DD_SERVICE", "OTEL_SERVICE_NAME", "CACHE_BACKEND", "DB_CONNECTION", "MESSAGE_STRING", "DB_HOST_PORT",
-        "source", "data", "BUILD_TARGET", "DB_MYSQL_X", "MYSQL",
+        "source", "data", "BUILD_TARGET", "DB_MYSQL_X", "MYSQL", "ZIP", "WORKSHIP", "SKIP", "PREFIX_GZIP", "MEMBERSHIP",
     ],
 )  # fmt: skip
 def test_the_twin_no_host(key: str) -> None:
@@ -56,6 +56,29 @@ def test_no_call(key: str) -> None:
 @pytest.mark.parametrize("key", ["HTTP_PROXY", "API_URL", "PROXY_HOST", "NO_REPLY_HOST", "SHALLOW_HOST", "CALL_HOST"])
 def test_the_twin_a_call(key: str) -> None:
     assert not is_no_call(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("RABBITMQ", "rabbitmq"), ("SHOP_RABBITMQ", "RabbitMQ-1"), ("REDIS_2", "redis-cache")]
+)
+def test_a_key_that_is_called_after_its_host(key: str, name: str) -> None:
+    assert is_called_after(key, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("CACHE_STORE", "redis"),
+        ("POSTGRES_DB", "db"),
+        ("DB", "db"),
+        ("REDIS_USER", "user"),
+        ("", ""),
+        ("1", "1"),
+        ("A", "a"),
+    ],
+)
+def test_the_twin_a_key_of_something_else(key: str, name: str) -> None:
+    assert not is_called_after(key, name)
 
 
 def test_in_a_program() -> None:

@@ -115,6 +115,13 @@ def test_a_name_that_says_so_only_where_nobody_names_it(name: str) -> None:
     assert not is_worker(service({}, name), "", ())
 
 
+def test_who_fetches_messages_and_is_named_by_nobody() -> None:
+    assert is_worker(service({}), "", (), named=False, consumes=True)
+    assert not is_worker(service({}), "", (), named=False)
+    assert not is_worker(service({}), "", (), consumes=True)
+    assert not is_worker(service({}), "", source("app.listen(3000)"), named=False, consumes=True)
+
+
 def test_a_command_of_its_own_that_starts_no_server_and_that_nobody_calls() -> None:
     loop = service({"command": "python -m shop.loop"})
     assert is_worker(loop, "", (), named=False)

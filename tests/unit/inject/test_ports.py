@@ -98,6 +98,25 @@ def test_an_edge_that_names_one_port_and_elsewhere_none() -> None:
     assert settled({"image": "example/x"}, {"environment": both}) == (8123,)
 
 
+def test_a_url_without_a_port_of_who_does_not_listen_there() -> None:
+    url = {"environment": {"X": "http://db/index"}}
+    assert settled({"image": "elasticsearch"}, url) == (80, 9200)
+    assert settled({"image": "elasticsearch", "expose": ["80"]}, url) == (80,)
+    assert settled({"image": "elasticsearch"}, {"environment": {"X": "http://db:9300"}}) == (9300,)
+    assert settled({"image": "nginx"}, url) == (80,)
+
+
+def test_who_starts_after_a_job_does_not_call_it() -> None:
+    def settled_with(web: dict[str, Any]) -> int:
+        whole = application({"db": {"image": "elasticsearch"}, "web": web})
+        apps = find_apps(whole)
+        mentions = find_mentions(whole, apps, {}, {})
+        return len(settle(find_edges(mentions), infer_ports(apps, mentions, {}, {}), {"db"}))
+
+    assert settled_with({"depends_on": ["db"]}) == 0
+    assert settled_with({"environment": {"X_HOST": "db"}}) == 1
+
+
 def test_udp_is_no_port() -> None:
     assert [it.number for it in ports({"expose": ["8125/udp", "8126"]}, {"environment": {"X": "db:8125"}})] == [8126]
 

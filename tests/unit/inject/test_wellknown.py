@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.inject.wellknown import is_router, known, split
+from sidecar.inject.wellknown import is_broker, is_router, known, split
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,10 @@ def test_routers() -> None:
     assert is_router("lucaslorentz/caddy-docker-proxy")
     assert not is_router("nginx")
     assert not is_router("haproxy")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"), [("rabbitmq:3", True), ("bitnami/kafka", True), ("redis", False), ("x/y", False)]
+)
+def test_brokers(image: str, *, expected: bool) -> None:
+    assert is_broker(image) is expected
