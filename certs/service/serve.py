@@ -54,6 +54,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.observe import stray
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.policy.opening import opening
 from sidecar.transport import sockets
 from sidecar.transport.gate import Gate
 from sidecar.transport.tls import Context, KeyPair
@@ -129,6 +130,7 @@ class CaServer:
             partial(log.bug, "reload_failed"),
             refusals=(UsageError, UntrustedError, StoreUnavailableError),
             again=True,
+            waits=lambda message: log.warning("reload_waiting", message=message),
         )
         try:
             self.api = CaApi(self, self.store, Writer(self.store), log, clock, settings.limits)
@@ -174,8 +176,8 @@ class CaServer:
 
     # -- building a state ----------------------------------------------------------------------------------------------
 
-    def _load_mesh(self, read: Read = read_regular) -> Mesh:
-        mesh = load_mesh(self.settings.mesh, read)
+    def _load_mesh(self, read: Read = read_regular, before: Mesh | None = None) -> Mesh:
+        mesh = load_mesh(self.settings.mesh, read, before)
         if mesh.trust_domain != self._trust_domain:
             raise UsageError(
                 f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, but the CA in {self.settings.directory} "
@@ -290,7 +292,11 @@ class CaServer:
         attempt = self._files.attempt
         self._swap(await attempt("directory", lambda _: self._with_directory(), self._state, _KEPT, reads_disk=True))
         before = self._state.mesh
-        self._swap(await attempt("mesh", self._with_mesh, self._state, _KEPT))
+        self._swap(
+            await attempt(
+                "mesh", self._with_mesh, self._state, _KEPT, opens=lambda old, new: opening(old.mesh, new.mesh)
+            )
+        )
         if self._state.mesh is not before:
             with contextlib.suppress(StoreUnavailableError):  # then a rotation waits until their certificates end
                 await self.api.write(partial(followers.forget_all_but, identities=self._identities()))
@@ -336,7 +342,8 @@ class CaServer:
         return before if _certificates(loaded) == _certificates(before) else loaded
 
     def _with_mesh(self, read: Read) -> _State:
-        current, mesh = self._state, self._load_mesh(read)
+        current = self._state
+        mesh = self._load_mesh(read, current.mesh)
         return current if mesh == current.mesh else self._build(current.authority, mesh, current.stored)
 
     def _with_store(self, stored: _StoreContents) -> _State:

@@ -34,6 +34,7 @@ from sidecar.lifecycle.reload import snapshot
 from sidecar.observe import stray
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.policy.opening import opening
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 from sidecar.relay.relay import Relay
@@ -182,6 +183,7 @@ class DevMesh:
             lambda: self._take(files, serving),
             self._faults,
             partial(self.log.bug, "reload_failed"),
+            waits=lambda message: self.log.warning("reload_waiting", message=message),
         )
         day = self._clock().date()
         while True:
@@ -218,7 +220,9 @@ class DevMesh:
         """Puts the file in force, if it is valid and new."""
         before, was_fault = self._file, bool(self._faults)
         kept = f"still in force: {self.path} as it was read before"
-        file = await files.attempt("mesh", partial(self._read, before), before, kept)
+        file = await files.attempt(
+            "mesh", partial(self._read, before), before, kept, opens=lambda old, new: opening(old.mesh, new.mesh)
+        )
         if self._faults or (file is before and not was_fault):
             return
         self._file, mesh = file, file.mesh
@@ -236,7 +240,7 @@ class DevMesh:
 
     def _read(self, before: _File, read: Read) -> _File:
         """The file; ``before`` if it says the same. Raises :class:`UsageError`."""
-        mesh = load_mesh(self.path, read)
+        mesh = load_mesh(self.path, read, before.mesh)
         if mesh == before.mesh:
             return before
         if mesh.trust_domain != before.mesh.trust_domain:

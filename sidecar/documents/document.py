@@ -17,11 +17,13 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_*-][A-Za-z0-9_:./*-]*")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's data (dict, list, str, int, float, bool, None), and the line on which each value begins."""
+    """A file's data (dict, list, str, int, float, bool, None), and the line on which each value begins. ``ended``: whether
+    the text says where it ends, by a line ``...``."""
 
     filename: str
     data: Any
     lines: Mapping[DataPath, int]
+    ended: bool = False
 
     def line(self, path: DataPath) -> int:
         """The line of the value at ``path``, or of the nearest value around it."""

@@ -71,7 +71,7 @@ def parse_yaml(text: str, filename: str) -> Document:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise UsageError(f"{filename}: is larger than {MAX_BYTES} bytes")
     try:
-        root = _root(text)
+        root, ended = _root(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UsageError(f"{filename}:{line}: not YAML: a character that may not be in a file") from error
@@ -84,13 +84,13 @@ def parse_yaml(text: str, filename: str) -> Document:
     builder = _Builder(filename)
     data = builder.build(root, (), root.start_mark.line + 1)
     builder.problems.raise_any()
-    return Document(filename, data, builder.lines)
+    return Document(filename, data, builder.lines, ended)
 
 
-def _root(text: str) -> Any:
-    """The root node. PyYAML has two parsers. The one in C is twenty times faster, which counts for a policy of thousands of
-    rules. It reads plain text only: of other characters the two understand a few differently. What it refuses is read again
-    by the one in Python, whose errors say more."""
+def _root(text: str) -> tuple[Any, bool]:
+    """The root node, and whether ``...`` ends the document. PyYAML has two parsers. The one in C is twenty times faster,
+    which counts for a policy of thousands of rules. It reads plain text only: of other characters the two understand a few
+    differently. What it refuses is read again by the one in Python, whose errors say more."""
     if _FAST is not None and _NOT_PLAIN.search(text) is None:
         with contextlib.suppress(yaml.YAMLError):
             return _Composer(iter(_FAST(text).get_event, None)).document()
@@ -109,6 +109,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, filename: str) -> str:
         what = "not YAML: a tab; lines are indented with spaces"
     elif error.context == "expected a single document in the stream":
         what = "a second document begins: one file holds one"
+    elif problem.startswith("expected '<document start>'"):
+        what = "something follows the line ... that ends the file: write it before that line"
     elif (error.context or "").startswith("found duplicate anchor"):
         what = "not YAML: the same anchor (&) is there twice"
     else:
@@ -125,17 +127,18 @@ class _Composer:
         self._anchors: dict[str, Any] = {}
         self._depth = 0
 
-    def document(self) -> Any:
-        """The root node of the only document; None if there is none. Raises :class:`yaml.MarkedYAMLError`."""
+    def document(self) -> tuple[Any, bool]:
+        """The root node of the only document, None if there is none; and whether the document ends explicitly. Raises
+        :class:`yaml.MarkedYAMLError`."""
         self._next()  # the stream begins
         if isinstance(self._next(), yaml.StreamEndEvent):
-            return None
+            return None, False
         begin = self._next()
         root = self._node(begin)
-        self._next()  # the document ends
+        end = self._next()
         if not isinstance(after := self._next(), yaml.StreamEndEvent):
             raise _error(begin, "expected a single document in the stream", after, "but found another")
-        return root
+        return root, end.explicit
 
     def _node(self, event: Any) -> Any:
         anchor: Any = event.anchor

@@ -8,6 +8,11 @@ other. Then :class:`Follower` calls ``take``, which gets a value for each topic 
 values in force by replacing one reference. A topic that is refused yields its last good value, so it does not hold up the
 other topics.
 
+A file may also settle half written, for as long as its writer is slow, and still be valid. So a value that could allow more
+than the one in force (``opens`` of :meth:`Follower.attempt`) waits until neither the content nor the time of change of the
+topic's files has changed for :data:`OPEN_SECONDS`. :meth:`Follower.reload` does not wait: whoever asks says that they are
+whole.
+
 Nothing waits in the loop: files are read in a thread, with a deadline (:mod:`sidecar.host.disk`), and parsed in a thread.
 What is parsed is what was read. A file that cannot be read (a FIFO in its place, a network mount that does not answer) is a
 mistake as any other. A lack of file descriptors is not: it says nothing about the files.
@@ -16,6 +21,7 @@ mistake as any other. A lack of file descriptors is not: it says nothing about t
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
@@ -31,6 +37,9 @@ from sidecar.host.disk import Disk, StalledError, threads
 from sidecar.identity.reasons import UsageError
 
 LOOK_SECONDS = 1.0
+OPEN_SECONDS = 5.0
+"""How long files must stay as they are before a change takes effect that could allow more."""
+
 QUIET_SECONDS = 60.0
 """A warning that has ended and comes back within this time is not logged again, unless it stays."""
 
@@ -186,7 +195,9 @@ class ReportOnce(Generic[_Topic]):
 
 @dataclass(slots=True)
 class _Followed:
-    """The files of one topic. ``contents``: as they were when they last settled; ``found``: as they are read now."""
+    """The files of one topic. ``contents``: as they were when they last settled; ``found``: as they are read now;
+    ``waiting``: the contents whose value waits, since it could allow more; ``since``: when the files were last seen to have
+    changed."""
 
     paths: tuple[Path, ...]
     # Empty, so a change between the program's start and the first look is not missed.
@@ -194,6 +205,22 @@ class _Followed:
     contents: Contents | None = None
     found: dict[Path, Regular | Unread] = field(default_factory=dict)
     disk: Disk = field(default_factory=Disk)
+    waiting: Contents | None = None
+    since: float = 0.0
+    _seen: object = None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the files have not changed for long enough to allow more."""
+        return trio.current_time() - self.since >= OPEN_SECONDS
+
+    def look(self, now: Contents) -> Contents | None:
+        """The current contents, if they are new and settled, or if their value waited and need not wait any more."""
+        times = [found.status.st_mtime_ns for found in now.values() if isinstance(found, Regular)]
+        if (now, times) != self._seen:
+            self._seen, self.since = (now, times), trio.current_time()
+        settled = self.watch.look(now)
+        return now if settled is None and now == self.waiting and self.lasting else settled
 
     async def read(self) -> Contents:
         """The current contents."""
@@ -214,6 +241,7 @@ class Follower:
     to ``bug``. Neither ends the program. A refusal is reported once for each change of its files. With ``again``, a refused
     topic is tried at every settled look until it succeeds, since the cause may be outside of the files (a lock of another
     program, for example); then a refusal is reported only when it differs from the last one, however the files change.
+    ``waits`` gets a message, once for each change, about a value that waits because it could allow more.
     """
 
     def __init__(
@@ -225,6 +253,7 @@ class Follower:
         *,
         refusals: tuple[type[Exception], ...] = (UsageError,),
         again: bool = False,
+        waits: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._topics = {topic: _Followed(tuple(paths)) for topic, paths in sources.items()}
         self.paths = tuple(dict.fromkeys(path for topic in self._topics.values() for path in topic.paths))
@@ -233,6 +262,7 @@ class Follower:
         self._bug = bug
         self._refusals: tuple[type[Exception], ...] = (*refusals, StalledError)
         self._again = again
+        self._waits = waits
         self._disk = Disk(LOAD_SECONDS)
         self._one_at_a_time = trio.Lock()
 
@@ -242,7 +272,7 @@ class Follower:
             settled = {
                 name: contents
                 for name, now in (await self._read()).items()
-                if (contents := self._topics[name].watch.look(now)) is not None
+                if (contents := self._topics[name].look(now)) is not None
             }
             changed = [name for name, contents in settled.items() if contents != self._topics[name].contents]
             for name, contents in settled.items():
@@ -251,28 +281,43 @@ class Follower:
                 await self._take_now(changed)
 
     async def reload(self) -> None:
-        """Takes the current contents of the files, without waiting for them to settle."""
+        """Takes the current contents of the files, without waiting for them to settle, also if they could allow more."""
         async with self._one_at_a_time:
             for name, now in (await self._read()).items():
+                topic = self._topics[name]
+                topic.look(now)
                 # From here on every other content is a change, including the content before this one.
-                self._topics[name].watch, self._topics[name].contents = Watch(now), now
+                topic.watch, topic.contents, topic.since = Watch(now), now, -math.inf
             await self._take_now(self._topics)
 
     async def attempt(
-        self, topic: str, load: Callable[[Read], _T], good: _T, kept: str, *, reads_disk: bool = False
+        self,
+        topic: str,
+        load: Callable[[Read], _T],
+        good: _T,
+        kept: str,
+        *,
+        reads_disk: bool = False,
+        opens: Callable[[_T, _T], str | None] = lambda _good, _value: None,
     ) -> _T:
-        """What ``load`` returns; ``good``, the last good value, if it raises. It runs in a thread, and gets a way to read
-        the files of the topic as they were found. ``reads_disk``: it reads files by itself, which has a deadline. ``kept``
-        is the end of the message, which says what stays in force."""
+        """What ``load`` returns; ``good``, the last good value, if it raises or its value must wait. It runs in a thread,
+        and gets a way to read the files of the topic as they were found. ``reads_disk``: it reads files by itself, which has
+        a deadline. ``opens``: what of a value could allow more than ``good``; None if nothing could. ``kept`` is the end of
+        the message, which says what stays in force."""
         followed = self._topics.get(topic)
         if followed is not None and followed.contents is None:
             return good  # never read yet
-        work = partial(load, read_regular if followed is None else reader(self._contents(topic)))
+        read = read_regular if followed is None else reader(self._contents(topic))
+
+        def work() -> tuple[_T, str | None]:
+            value = load(read)
+            return value, opens(good, value)
+
         try:
             if reads_disk:
-                value = await self._disk.run(work)
+                value, more = await self._disk.run(work)
             else:
-                value = await trio.to_thread.run_sync(work, limiter=threads(), abandon_on_cancel=True)
+                value, more = await trio.to_thread.run_sync(work, limiter=threads(), abandon_on_cancel=True)
         except self._refusals as error:
             self._faults.report(topic, f"{error}; {kept}")
             if self._again and followed is not None:
@@ -281,8 +326,22 @@ class Follower:
         except Exception as error:  # a bug, which must not end the program
             self._bug(error)
             return good
+        if followed is not None and self._must_wait(followed, more, kept):
+            return good
         self._faults.report(topic, None)
         return value
+
+    def _must_wait(self, followed: _Followed, more: str | None, kept: str) -> bool:
+        """Whether a value must wait because it could allow ``more``; logged once for each change."""
+        waited, followed.waiting = followed.waiting, None
+        if more is None or followed.lasting:
+            return False
+        followed.waiting = followed.contents
+        if waited != followed.waiting:
+            files = ", ".join(map(str, followed.paths))
+            advice = f"takes effect when the file has not changed for {OPEN_SECONDS:g} s; SIGHUP puts it in force now"
+            self._waits(f"{files}: {more}; {advice}; {kept}")
+        return True
 
     async def _read(self) -> dict[str, Contents]:
         """The current contents of each topic, except where they cannot be known now."""

@@ -25,6 +25,8 @@ OBSERVE = "observe"
 
 OBSERVE_DAYS = 14
 
+END = ("# The end of the file: while it is in force, a text without this line is incomplete and is refused.", "...")
+
 
 @dataclass(frozen=True, slots=True)
 class Existing:
@@ -134,7 +136,7 @@ def _fresh(
         lines += ["policy:  # default: deny", *(line for rule in rules for line in _rule_lines(rule))]
     else:
         lines += ["policy: []  # default: deny"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *END]) + "\n"
 
 
 def _service_lines(name: str, ports: Mapping[str, int], origins: tuple[Port, ...]) -> list[str]:
@@ -226,7 +228,8 @@ def _insert(text: str, key: str, added: list[str], filename: str) -> str:
     lines = text.splitlines()
     head = next((i for i, line in enumerate(lines) if re.match(rf"[\"']?{key}[\"']?\s*:", line)), None)
     if head is None:
-        return "\n".join([*lines, f"{key}:", *added]) + "\n"
+        end = next((i for i, line in enumerate(lines) if re.match(r"\.\.\.(?:\s|$)", line)), len(lines))
+        return "\n".join([*lines[:end], f"{key}:", *added, *lines[end:]]) + "\n"
     rest = lines[head].partition(":")[2].partition("#")[0].strip()
     if rest in {"[]", "{}"}:
         lines[head] = lines[head].replace(rest, "", 1)

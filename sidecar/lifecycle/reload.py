@@ -33,6 +33,7 @@ from sidecar.host.follow import DESCRIPTORS, LOOK_SECONDS, QUIET_SECONDS, Follow
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.policy.opening import opening
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.transport.tls import Context, KeyPair
 
@@ -83,7 +84,9 @@ class Reloader:
         self._faults = ReportOnce[str](self._refuse, self._log_mended, quiet=QUIET_SECONDS)
         self._wiring = ReportOnce[str](self._warn, exact=True, quiet=QUIET_SECONDS)
         self._expiry = ReportOnce[str](self._warn)
-        self._files = Follower(sources, self._take, self._faults, self._log_bug)
+        self._files = Follower(
+            sources, self._take, self._faults, self._log_bug, waits=partial(self._warn, "reload_waiting")
+        )
         self._wanted = trio.Event()
 
     async def run(self) -> None:
@@ -130,7 +133,7 @@ class Reloader:
         node, were_faults = self.node, bool(self._faults)
         before = node.current.mesh
         kept = f"still in force: the policy of {before.filename} as it was read before"
-        mesh = await self._files.attempt("mesh", partial(self._load_mesh, before), before, kept)
+        mesh = await self._files.attempt("mesh", partial(self._load_mesh, before), before, kept, opens=opening)
         fresh = await self._load_credentials(mesh)
         # From here to the change nothing waits: the CA's credentials may have changed until now.
         loaded = fresh or self.loaded
@@ -172,7 +175,7 @@ class Reloader:
         """The mesh file; ``before`` if it says the same. Raises :class:`UsageError`, also if a service or port of the wiring
         is not in it."""
         config = self.node.config
-        mesh = load_mesh(config.mesh_path, read)
+        mesh = load_mesh(config.mesh_path, read, before)
         if mesh == before:
             return before
         if mesh.trust_domain != config.mesh.trust_domain:

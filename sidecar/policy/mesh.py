@@ -28,6 +28,7 @@ from pydantic import SkipValidation
 from sidecar.documents.regular import Read, read_regular
 from sidecar.documents.schema import fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
+from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
 from sidecar.policy.names import WILDCARDS, Names, Target
@@ -158,6 +159,8 @@ class Mesh(MeshShape):
     tests: SkipValidation[tuple[PolicyTest, ...]]
     version: str = ""
     """A digest of what the file says, comments and layout aside: sidecars with the same have the same policy in force."""
+    ended: bool = False
+    """Whether the text ends with a line ``...``."""
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""
@@ -179,9 +182,16 @@ class Mesh(MeshShape):
         return Names(self.trust_domain, {name: tuple(service.ports) for name, service in self.services.items()})
 
 
-def load_mesh(path: Path, read: Read = read_regular) -> Mesh:
-    """Reads a mesh file. Raises :class:`UsageError`."""
-    return parse_mesh(load_text(path, read), str(path))
+def load_mesh(path: Path, read: Read = read_regular, in_force: Mesh | None = None) -> Mesh:
+    """Reads a mesh file. If the text ``in_force`` ends with ``...``, one that does not is incomplete. Raises
+    :class:`UsageError`."""
+    mesh = parse_mesh(load_text(path, read), str(path))
+    if in_force is not None and in_force.ended and not mesh.ended:
+        raise UsageError(
+            f"{path}: is incomplete: the text in force ends with a line ..., and this one does not; "
+            "write that line at its end, or restart if it is to be without"
+        )
+    return mesh
 
 
 def parse_mesh(text: str, filename: str) -> Mesh:
@@ -199,7 +209,7 @@ def parse_mesh(text: str, filename: str) -> Mesh:
         "tests": tuple(_test(keys, names, lines(("tests", i))) for i, keys in enumerate(file.tests)),
     }
     version = sha256(repr(document.data).encode()).hexdigest()[:12]
-    return Mesh(**values(file) | resolved, filename=filename, version=version)
+    return Mesh(**values(file) | resolved, filename=filename, version=version, ended=document.ended)
 
 
 class _Every(NamedTuple):

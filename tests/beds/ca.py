@@ -34,7 +34,7 @@ from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import Address
-from sidecar.host.follow import LOOK_SECONDS
+from sidecar.host.follow import LOOK_SECONDS, OPEN_SECONDS
 from sidecar.identity.judge import Presented, Revocations, VerifyParams, judge
 from sidecar.identity.reasons import Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid
@@ -140,6 +140,10 @@ class CaBed:
     async def look(self) -> None:
         """Until it has looked twice at all that it follows, as it is now."""
         await self.time.passes(3 * LOOK_SECONDS)
+
+    async def opens(self) -> None:
+        """Until a change that could allow more has taken effect."""
+        await self.time.passes(OPEN_SECONDS + 3 * LOOK_SECONDS)
 
     def said(self, event: str) -> list[str]:
         return [line.get("message", "") for line in self.log.events(event)]

@@ -228,7 +228,7 @@ def test_a_call_that_leads_nowhere_is_found(broken: tuple[Inputs, Injection, Any
 def test_a_wrong_decision_is_found(broken: tuple[Inputs, Injection, Any, Any]) -> None:
     _, injection, _, _ = broken
     text = injection.files[MESH_FILE]
-    wider = text + '  - {from: shop, to: "blog:8080"}\n'
+    wider = text.replace("\n...", '\n  - {from: shop, to: "blog:8080"}\n...')
     narrower = text.replace('  - {from: proxy, to: "blog:8080"}', '  - {from: blog, to: "proxy:80"}')
     for changed, found in ((wider, ["shop -> blog:8080: allowed"]), (narrower, ["blog -> proxy:80: allowed"])):
         files = {**injection.files, MESH_FILE: changed}

@@ -61,6 +61,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "regular": ("unit/host/test_private.py", "unit/host/test_follow.py"),
     "duplex": ("properties/test_duplex_properties.py", "attacks/test_tampering.py", "attacks/test_floods.py"),
     "decide": ("unit/policy/test_explain.py", "properties/test_policy_properties.py", "attacks/test_policy.py"),
+    "opening": ("properties/test_policy_properties.py",),
     "explain": ("properties/test_policy_properties.py",),
     "mesh": ("unit/policy/test_decide.py", "properties/test_policy_properties.py", "attacks/test_policy.py"),
     "sidecar_yaml": ("unit/config/test_wiring.py", "unit/config/test_collisions.py"),

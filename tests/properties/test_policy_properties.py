@@ -1,5 +1,6 @@
-"""Invariant: nothing is allowed that an allow rule in force does not name, or that a deny rule in force does; a file's
-text, whatever it is, gives a value or a UsageError that starts with the file's name."""
+"""Invariant: nothing is allowed that an allow rule in force does not name, or that a deny rule in force does; a change that
+is said to open nothing allows nothing new; a file's text, whatever it is, gives a value or a UsageError that starts with the
+file's name."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh, Pattern, Rule, parse_mesh
 from sidecar.policy.names import Target
+from sidecar.policy.opening import may_open
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -153,6 +155,61 @@ def test_of_every_caller_that_is_listed_somebody_is_allowed(among: list[Rule], t
             assert any(allowed(among, SpiffeId("t", path), target) for path in found)
         else:
             assert allowed(among, SpiffeId("t", (text,)), target)
+
+
+@st.composite
+def changed(draw: st.DrawFn, before: list[Rule]) -> list[Rule]:
+    """The rules after a few edits, of which most only close."""
+    rules = list(before)
+    for number in range(draw(st.integers(0, 3))):
+        extra = dataclasses.replace(draw(st.sampled_from(draw(policies) or [ALL])), name=f"new{number}")
+        index = draw(st.integers(0, max(0, len(rules) - 1)))
+        match draw(st.sampled_from(["drop", "deny", "narrow", "split", "add", "widen"])):
+            case "deny":
+                rules.append(dataclasses.replace(extra, action="deny", until=None))
+            case "add":
+                rules.append(extra)
+            case _ if not rules:
+                pass
+            case "drop":
+                del rules[index]
+            case "narrow":
+                rules[index] = dataclasses.replace(rules[index], identities=frozenset(), until=date(2020, 1, 1))
+            case "split":
+                one = rules[index]
+                rules[index] = dataclasses.replace(one, patterns=())
+                rules.append(dataclasses.replace(one, name=f"part{number}", identities=frozenset()))
+            case "widen":
+                rules[index] = dataclasses.replace(rules[index], patterns=(*rules[index].patterns, *extra.patterns))
+    return rules
+
+
+policies = rules()
+ALL = Rule(
+    trust_domain="t",
+    name="all",
+    line=1,
+    from_=("…",),
+    to=("…",),
+    identities=frozenset(),
+    patterns=(Pattern(("**",)),),
+    targets=frozenset(TARGETS),
+    action="allow",
+    mode="enforce",
+    until=None,
+)
+TIMES = [datetime(2019, 1, 1, tzinfo=UTC), NOW, datetime(2030, 1, 1, tzinfo=UTC)]
+
+
+@given(policies.flatmap(lambda before: st.tuples(st.just(before), changed(before))), sources, targets)
+def test_a_change_that_may_not_open_allows_nothing_new(
+    change: tuple[list[Rule], list[Rule]], source: SpiffeId, target: Target
+) -> None:
+    old, new = map(with_rules, change)
+    assume(not may_open(old, new))
+    for now in TIMES:
+        before, after = (decide(one, source, target.service, target.port, now).allowed for one in (old, new))
+        assert after <= before
 
 
 def naive_match(pattern: list[str], path: list[str]) -> bool:

@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from sidecar.host.follow import LOOK_SECONDS, OPEN_SECONDS
 from tests.bench.stage import Ports
 from tests.siege import honest
 from tests.siege.besieged import LOOPBACK, MESH, SILENT_RESOLVER, Besieged, big_mesh, late_command, started
@@ -67,10 +68,12 @@ async def files_hung(count: Count, mesh: Besieged, _traffic: Traffic) -> None:
 
 
 async def big_mesh_saved(count: Count, mesh: Besieged, _traffic: Traffic) -> None:
-    """Saved as rarely as an editor saves it: each is taken."""
+    """Saved as rarely as an editor saves it: each is read. The first opens, so it has the time to take effect."""
     path = mesh.mesh_of("web")
     every = 1 / KINDS["big-mesh"].rate
     try:
+        put(path, await trio.to_thread.run_sync(big_mesh, 0))
+        await trio.sleep(OPEN_SECONDS + 3 * LOOK_SECONDS)
         while True:
             put(path, await trio.to_thread.run_sync(big_mesh, int(count.done)))
             count.done += 1

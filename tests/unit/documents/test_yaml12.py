@@ -95,6 +95,7 @@ def test_not_a_number_is_one() -> None:
         ('a: "\\UFFFFFFFF"', "f.yaml:1: not YAML: an escape or a version number is out of range"),
         ("%YAML 1." + "9" * 5000 + "\n---\na", "f.yaml:1: not YAML: an escape or a version number is out of range"),
         ("a\n---\nb", "f.yaml:2: a second document begins: one file holds one"),
+        ("a: 1\n...\nb: 2", "f.yaml:3: something follows the line ... that ends the file: write it before that line"),
         ("a: &x 1\nb: &x 2", "f.yaml:2: not YAML: the same anchor (&) is there twice"),
         ("&x [*x]", "f.yaml:1: [0]: an alias (*) inside of what it stands for"),
         ("a: &x\n  b: *x", "f.yaml:2: a.b: an alias (*) inside of what it stands for"),
@@ -267,3 +268,24 @@ def test_a_policy_is_read_by_the_fast_parser(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(yaml, "parse", lambda *_arguments, **_named: pytest.fail("the slow one"))
     text = "# web -> api\npolicy:\n  - {name: web->api, from: web, to: 'api:http'}\n"
     assert read(text)[0] == {"policy": [{"name": "web->api", "from": "web", "to": "api:http"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [
+        ("a: 1\n...\n", True),
+        ("a: 1\n...", True),
+        ("a: 1\n... # the end\n\n# of it", True),
+        ("a: 1\n", False),
+        ("a: 1\n..", None),
+        ("a: 1\n ...\n", False),
+        ("a: 1\n# ...\n", False),
+        ("a: 'x ...'", False),
+        ("a: 1 # \u2028\n...\n", True),  # read by the parser in Python
+    ],
+)
+def test_whether_the_text_says_where_it_ends(text: str, ended: bool | None) -> None:
+    try:
+        assert parse_yaml(text, "f.yaml").ended is ended
+    except UsageError:
+        assert ended is None

@@ -235,12 +235,14 @@ class Two:
         self.bugs: list[str] = []
         self.faults = Faults()
         self.breaks: Exception | None = None
+        self.waiting: list[str] = []
         self.follower = Follower(
             {name: [one] for name, one in self.paths.items()},
             self.take,
             self.faults.once,
             lambda error: self.bugs.append(type(error).__name__),
             again=again,
+            waits=self.waiting.append,
         )
 
     def load(self, name: str) -> Callable[[Read], int]:
@@ -258,9 +260,17 @@ class Two:
 
         return parse
 
+    @staticmethod
+    def opens(good: int, value: int) -> str | None:
+        """A hundred opens."""
+        return f"{value} is a lot" if value >= max(100, good + 1) else None
+
     async def take(self) -> None:
         self.takes += 1
-        values = {name: await self.follower.attempt(name, self.load(name), self.values[name], "kept") for name in "ab"}
+        values = {
+            name: await self.follower.attempt(name, self.load(name), self.values[name], "kept", opens=self.opens)
+            for name in "ab"
+        }
         if self.breaks is not None:
             raise self.breaks
         self.values = values
@@ -412,6 +422,112 @@ async def test_what_is_parsed_is_what_was_read(two: Two) -> None:
     assert two.values["a"] == 2
     await two.looks(2)
     assert two.values["a"] == 9
+
+
+# -- what could allow more ---------------------------------------------------------------------------------------------
+
+
+async def seconds(two: Two, clock: MockClock, number: int) -> None:
+    for _ in range(number):
+        clock.jump(1)
+        await two.looks(1)
+
+
+async def test_what_opens_waits_until_nothing_changed_for_five_seconds_and_says_so_once(
+    two: Two, mock_clock: MockClock
+) -> None:
+    two.paths["a"].write_text("100")
+    await seconds(two, mock_clock, 5)
+    assert two.values["a"] == 1
+    advice = "takes effect when the file has not changed for 5 s; SIGHUP puts it in force now"
+    assert two.waiting == [f"{two.paths['a']}: 100 is a lot; {advice}; kept"]
+    await seconds(two, mock_clock, 1)
+    assert two.values["a"] == 100
+    await seconds(two, mock_clock, 20)
+    assert (two.takes, len(two.waiting)) == (3, 1)
+    assert two.faults.lines == []
+
+
+async def test_what_only_closes_waits_for_nothing_but_to_settle(two: Two, mock_clock: MockClock) -> None:
+    two.paths["a"].write_text("0")
+    await two.looks(2)
+    assert (two.values["a"], two.waiting) == (0, [])
+
+
+@pytest.mark.parametrize("touch", [True, False])
+async def test_a_file_whose_time_of_change_changes_is_still_being_written(
+    two: Two, mock_clock: MockClock, touch: bool
+) -> None:
+    two.paths["a"].write_text("100")
+    for number in range(4):
+        await seconds(two, mock_clock, 3)
+        if touch:
+            os.utime(two.paths["a"], (number, number))
+    assert two.values["a"] == (1 if touch else 100)
+    await seconds(two, mock_clock, 7)
+    assert two.values["a"] == 100
+    assert len(two.waiting) == 1
+
+
+async def test_the_half_of_a_file_that_opens_is_gone_when_the_rest_is_written(two: Two, mock_clock: MockClock) -> None:
+    two.paths["a"].write_text("100")
+    await seconds(two, mock_clock, 4)
+    two.paths["a"].write_text("10")
+    await seconds(two, mock_clock, 2)
+    assert two.values["a"] == 10
+    await seconds(two, mock_clock, 20)
+    assert two.values["a"] == 10
+
+
+async def test_another_change_that_opens_waits_anew(two: Two, mock_clock: MockClock) -> None:
+    for text in ("100", "200"):
+        two.paths["a"].write_text(text)
+        await seconds(two, mock_clock, 4)
+    await seconds(two, mock_clock, 1)
+    assert two.values["a"] == 1
+    await seconds(two, mock_clock, 1)
+    assert (two.values["a"], len(two.waiting)) == (200, 2)
+
+
+async def test_what_waits_keeps_no_other_topic_out_and_no_other_topic_lets_it_in(
+    two: Two, mock_clock: MockClock
+) -> None:
+    two.paths["a"].write_text("100")
+    await seconds(two, mock_clock, 2)
+    two.paths["b"].write_text("2")
+    await seconds(two, mock_clock, 2)
+    assert two.values == {"a": 1, "b": 2}
+    await seconds(two, mock_clock, 2)
+    assert two.values == {"a": 100, "b": 2}
+
+
+async def test_a_reload_by_hand_waits_for_nothing_and_the_next_change_does(two: Two, mock_clock: MockClock) -> None:
+    two.paths["a"].write_text("100")
+    await two.follower.reload()
+    assert (two.values["a"], two.waiting) == (100, [])
+    two.paths["a"].write_text("200")
+    await seconds(two, mock_clock, 4)
+    assert two.values["a"] == 100
+
+
+async def test_a_refusal_is_over_when_what_waited_is_in_force(two: Two, mock_clock: MockClock) -> None:
+    two.paths["a"].write_text("x")
+    await seconds(two, mock_clock, 2)
+    two.paths["a"].write_text("100")
+    await seconds(two, mock_clock, 3)
+    assert two.faults.lines == ["a: x is no number; kept"]
+    await seconds(two, mock_clock, 3)
+    assert two.faults.lines[1:] == ["a is mended"]
+
+
+async def test_a_bug_in_the_comparison_opens_nothing(two: Two, mock_clock: MockClock) -> None:
+    def broken(_good: int, _value: int) -> str | None:
+        raise ZeroDivisionError
+
+    two.opens = broken  # type: ignore[assignment, method-assign]
+    two.paths["a"].write_text("2")
+    await seconds(two, mock_clock, 20)
+    assert (two.values["a"], set(two.bugs)) == (1, {"ZeroDivisionError"})
 
 
 async def test_a_restless_file_keeps_no_other_out(two: Two) -> None:

@@ -47,6 +47,23 @@ def test_the_first_time() -> None:
         "policy:  # default: deny",
         "  - {from: api, to: db}  # depends_on",
         '  - {from: web, to: "api:81"}  # environment URL',
+        *meshtext.END,
+    ]
+    assert parse_mesh(text_of(first(TWO)[1]), "m").ended
+
+
+@pytest.mark.parametrize("edit", ["# mine\n", "\n"])
+def test_what_is_added_to_an_edited_file_comes_before_the_line_that_ends_it(edit: str) -> None:
+    edited = edit + text_of(first()[1])
+    after = text_of(second(edited, TWO))
+    assert after.splitlines()[-3:] == ["  - {from: api, to: db}  # depends_on", *meshtext.END]
+    assert after.startswith(edit)
+    without = edited.replace('policy:  # default: deny\n  - {from: web, to: "api:81"}  # environment URL\n', "")
+    assert text_of(second(without, TWO)).splitlines()[-4:] == [
+        meshtext.END[0],
+        "policy:",
+        "  - {from: api, to: db}  # depends_on",
+        "...",
     ]
 
 
@@ -60,7 +77,7 @@ def test_every_byte_of_an_edited_file_stays_and_what_is_new_is_added() -> None:
     edited = "# mine\n" + text_of(first()[1]).replace("{ports: 81}", "{ports: {http: 81}}").replace(
         "api:81", "api:http"
     )
-    edited += "  - {name: mine, from: api, to: api}\n\n# the end\n"
+    edited = edited.replace("\n".join([*meshtext.END, ""]), "  - {name: mine, from: api, to: api}\n\n# the end\n")
     after = text_of(second(edited, TWO))
     assert after.splitlines() == [
         *edited.splitlines()[:7],

@@ -23,7 +23,7 @@ from sidecar.agent.credentials import Credentials
 from sidecar.agent.schedule import refresh_at
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.config.wiring import load_config
-from sidecar.host.follow import LOOK_SECONDS, mounted
+from sidecar.host.follow import LOOK_SECONDS, OPEN_SECONDS, mounted
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason
@@ -91,6 +91,10 @@ class Site:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, MockClock)
         await Time(clock).passes(number * LOOK_SECONDS)
+
+    async def opens(self) -> None:
+        """Until a change that could allow more has taken effect."""
+        await self.looks(3 + OPEN_SECONDS / LOOK_SECONDS)
 
 
 @pytest.fixture
@@ -201,6 +205,48 @@ async def test_a_file_that_stays_half_written_is_refused_and_its_rest_is_taken(
     assert followed.events == ["reload_refused", "reloaded"]
     assert len(followed.node.current.mesh.rules) == 2
     assert followed.reloader.refused == {}
+
+
+DENYING = MESH + '  - {name: not-web, from: web, to: "api:http", action: deny}\n'
+
+
+@pytest.mark.parametrize("end", ["", "...\n", "...  # the end\n# of it\n"])
+async def test_the_beginning_of_a_file_that_opens_lets_nobody_in(
+    followed: Site, mock_clock: MockClock, end: str
+) -> None:
+    """It is valid, and what it lacks is a denial."""
+    in_place(followed.mesh, DENYING + end)
+    await followed.looks()
+    in_place(followed.mesh, MESH)
+    await followed.looks(3)
+    assert len(followed.node.current.mesh.rules) == 4
+    in_place(followed.mesh, DENYING + end)
+    await followed.opens()
+    assert len(followed.node.current.mesh.rules) == 4
+    assert followed.events[0] == "reloaded"
+    in_place(followed.mesh, MESH + end)  # its twin: whole, and left alone
+    await followed.opens()
+    assert len(followed.node.current.mesh.rules) == 3
+    why = f"{followed.mesh}: rule 'not-web' is gone, or denies less than before; takes effect when the file has not changed"
+    assert followed.said("reload_waiting")[-1].startswith(why)
+
+
+async def test_where_the_text_in_force_says_where_it_ends_one_that_does_not_is_refused_however_long_it_stays(
+    followed: Site, mock_clock: MockClock
+) -> None:
+    in_place(followed.mesh, DENYING + "...\n")
+    await followed.looks()
+    for beginning in (MESH, DENYING + "..\n", DENYING):
+        in_place(followed.mesh, beginning)
+        await followed.looks(60)
+        assert len(followed.node.current.mesh.rules) == 4
+    [*_, said] = followed.said("reload_refused")
+    assert f"{followed.mesh}: is incomplete: the text in force ends with a line ..., and this one does not" in said
+    await followed.reloader.reload()  # nor by hand
+    assert len(followed.node.current.mesh.rules) == 4
+    in_place(followed.mesh, MESH + "...\n")
+    await followed.opens()
+    assert len(followed.node.current.mesh.rules) == 3
 
 
 @pytest.mark.parametrize("names", [("certificate.pem", "key.pem"), ("key.pem", "certificate.pem")])
@@ -518,9 +564,9 @@ async def test_what_is_taken_back_after_a_reload_by_hand_is_noticed(followed: Si
     in_place(followed.mesh, FORBIDDEN)
     await followed.reloader.reload()
     in_place(followed.mesh, MESH)  # between two looks: these have never seen anything else
-    await followed.looks()
+    await followed.opens()
     assert len(followed.node.current.mesh.rules) == 3
-    assert followed.events == ["reloaded", "reloaded"]
+    assert followed.events == ["reloaded", "reload_waiting", "reloaded"]
 
 
 async def test_what_a_reload_by_hand_refused_is_not_refused_again_by_the_next_look(

@@ -352,6 +352,14 @@ async def test_a_new_service_can_enrol_and_a_removed_one_cannot(
             await ca.enrolled("db", db)
         site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}, web: {}, cache: {}}\n")
         await ca.look()
+        (waiting,) = ca.said("reload_waiting")
+        assert waiting.startswith(
+            f"{site.mesh}: service 'db' is new; takes effect when the file has not changed for 5 s"
+        )
+        with pytest.raises(CaDeniedError, match="no service 'db'"):
+            await ca.enrolled("db", db)
+        assert await ca.enrolled("api", api)
+        await ca.opens()
         assert ca.reloaded() == [f"{site.mesh}: 3 services"]
         assert await ca.enrolled("db", db)
         with pytest.raises(CaDeniedError, match="no service 'api'"):
@@ -594,7 +602,7 @@ async def test_a_bug_in_following_ends_nothing(
         assert "ZeroDivisionError" in line["exception"]
         monkeypatch.undo()
         site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}}\n")
-        await ca.look()
+        await ca.opens()
         assert await ca.enrolled("db", secret)
         ca.log.lines.clear()
 
