@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from datetime import datetime, timedelta
@@ -24,11 +25,13 @@ from certs.cli.options import (
 )
 from certs.protocol import inspection
 from certs.protocol.fields import describe_span
+from certs.protocol.mesh_state import MeshState
 from certs.registrar import bundles, registrar, rotation
 from certs.registrar.rotation import Rotation
 from certs.store.store import Transaction
 from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import UsageError
+from sidecar.identity.spiffe import SpiffeId
 
 _BROKEN_RULE, _UNUSABLE = 1, 2
 
@@ -116,14 +119,20 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
 @click.option(
     "--distrust",
     is_flag=True,
-    help="The old issuing key may be stolen: distrust everything that it signed; every sidecar renews at once.",
+    help="The old issuing key may be stolen: distrust everything that it signed; every sidecar renews at once. All "
+    "enrolment secrets end, since sidecars may have sent theirs to a thief.",
 )
+@click.option("--keep-secrets", is_flag=True, help="With --distrust: end no enrolment secret.")
 @store_option
-def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, store_url: str | None) -> None:
+def renew_issuing(
+    given: Path | None, root_key: Path | None, distrust: bool, keep_secrets: bool, store_url: str | None
+) -> None:
     """Make a new issuing CA under the root, whose key this needs. A running certs serve uses it without a restart.
 
     Certificates that the old one issued stay valid until they end, unless --distrust.
     """
+    if keep_secrets and not distrust:
+        raise UsageError("--keep-secrets goes with --distrust: without it no secret ends")
     where, time = directory(given), now()
     secret = passphrase(root_key or where / authority.ROOT_KEY)
     old = authority.issuing_certificate(where)
@@ -134,7 +143,13 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
             # and that run still finds the stolen key to distrust.
             own, root = authority.load(where, time), authority.load_root(where, root_key, secret)
             stolen = key_digest(old)
-            version = store.write(lambda transaction: bundles.distrust(transaction, stolen, own, root, time))
+
+            def end_trust(transaction: Transaction) -> tuple[int, list[SpiffeId]]:
+                version = bundles.distrust(transaction, stolen, own, root, time)
+                return version, [] if keep_secrets else registrar.end_every_secret(transaction)
+
+            version, ended = store.write(end_trust)
+            click.echo(_new_secrets(ended, where, store_url), nl=False)  # at once: another run finds none that is good
         made, _ = authority.renew_issuing(where, time, root_key, secret)
         until = made.issuer.certificate.not_valid_after_utc
         store.write(lambda transaction: transaction.record("renew_issuing", "", until=f"{until:%FT%TZ}"))
@@ -143,6 +158,26 @@ def renew_issuing(given: Path | None, root_key: Path | None, distrust: bool, sto
     click.echo(f"made a new issuing CA, good until {until:%FT%TZ}, and a new delegate for revocations")
     if distrust:
         click.echo(f"what the old one signed is distrusted (trust bundle {version}); sidecars renew within seconds")
+
+
+def _new_secrets(ended: list[SpiffeId], where: Path, store_url: str | None) -> str:
+    """What was ended, and the commands that make it anew."""
+    if not ended:
+        return ""
+    state = MeshState(where.parent)  # if it is one of `sidecar inject`
+    more = (
+        "" if store_url is None or os.environ.get("CERTS_STORE") == store_url else f" --store {shlex.quote(store_url)}"
+    )
+    services = [str(identity.service) for identity in ended]
+    of_state = [service for service in services if state.secret(service).exists()]
+    wanted = [f"{service} --out {service}.enrol --force" for service in services if service not in of_state]
+    if of_state:
+        wanted = [f"{' '.join(of_state)} --out-dir {shlex.quote(str(state.enrolment))} --force", *wanted]
+    commands = "".join(f"  certs enrolment {shlex.quote(str(where))} {words}{more}\n" for words in wanted)
+    return (
+        f"the enrolment secrets of {', '.join(services)} have ended: sidecars may have sent them to a thief with the key. "
+        f"Sidecars that run go on; for those that start without their state make new ones:\n{commands}"
+    )
 
 
 def _refuse_during_rotation(found: Rotation | None) -> None:

@@ -51,8 +51,9 @@ def list_(given: Path | None, everything: bool, as_json: bool, store_url: str | 
 def audit(given: Path | None, verify: bool, expect: str | None, as_json: bool, store_url: str | None) -> None:
     """Print the audit log: one line for each action of the CA.
 
-    Each entry's hash covers the one before. Keep the last line's number and hash elsewhere: with --verify --expect they show
-    that the log's end was not cut off.
+    Each entry's hash covers the one before. Who can write the store can write a whole new chain: only against a number and
+    hash that were kept elsewhere (the last line here, or `audit_head` in the log of certs serve) do --verify --expect show
+    that nothing up to there was changed or cut off.
     """
     if expect is not None and not verify:
         raise UsageError("--expect goes with --verify")

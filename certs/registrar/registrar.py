@@ -39,7 +39,7 @@ from certs.store.store import (
     revoked_serials,
 )
 from sidecar.identity.keys import key_digest
-from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_svid, shown
+from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_spiffe_id, parse_svid, shown
 
 AGAIN_SECONDS = 300
 """How long a repeated request gets the same certificate."""
@@ -109,6 +109,17 @@ def end_credentials(transaction: Transaction, identity: SpiffeId, kind: str | No
     if kind is not None:
         good &= table.c.kind == kind
     return transaction.connection.execute(table.update().where(good).values(ended_at=transaction.now)).rowcount
+
+
+def end_every_secret(transaction: Transaction) -> list[SpiffeId]:
+    """Ends the tokens and secrets of every identity; returns the identities that had a secret."""
+    table = enrolment_credentials
+    good = sa.select(table.c.identity).distinct().where((table.c.kind == "secret") & table.c.ended_at.is_(None))
+    identities = [parse_spiffe_id(text) for text in sorted(transaction.connection.execute(good).scalars())]
+    for identity in identities:
+        transaction.record("secrets_ended", str(identity), number=end_credentials(transaction, identity, "secret"))
+    transaction.connection.execute(table.update().where(table.c.ended_at.is_(None)).values(ended_at=transaction.now))
+    return identities
 
 
 # -- certificates ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from certs.registrar.commands import ANYWHERE, Commands
 from certs.registrar.registrar import IssuingPolicy
 from certs.service.api import CaApi, RateLimits, Snapshot, etag
 from certs.service.listener import CaListener
-from certs.store.store import Store, StoreUnavailableError, Transaction
+from certs.store.store import Store, StoreUnavailableError, Transaction, audit_head
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read, read_regular
@@ -259,8 +259,10 @@ class CaServer:
             await self._look()
             if trio.current_time() - pruned > PRUNE_SECONDS:
                 pruned = trio.current_time()
-                with contextlib.suppress(StoreUnavailableError):
+                with contextlib.suppress(StoreUnavailableError, StalledError):
                     await self.api.write(registrar.prune)
+                    head = await self._store_disk.run(partial(self.store.read, audit_head))
+                    self.log.info("audit_head", message=f"the newest entry of the audit log is {_expected(head)}")
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wanted.wait()
 
@@ -366,6 +368,11 @@ class CaServer:
         return replace(current, own=own, context=context)
 
 
+def _expected(head: str) -> str:
+    """The audit log's newest entry, as ``certs audit --expect`` reads it."""
+    return head.replace(" ", ":")
+
+
 def _certificates(loaded: Authority) -> tuple[object, ...]:
     """What differs between two states of the directory. Keys need no comparison: each belongs to its certificate."""
     delegate = None if loaded.delegate is None else loaded.delegate.certificate
@@ -392,6 +399,7 @@ async def _serve(server: CaServer, log: Log) -> None:
                 issuing_until=f"{own.policy.authority.issuer.certificate.not_valid_after_utc:%FT%TZ}",
                 root_sha256=own.bundle.active.hex(),
                 bundle=own.bundle.version,
+                audit_head=_expected(server.store.read(audit_head)),
             )
             nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
             nursery.start_soon(memory.give_back)

@@ -1,7 +1,9 @@
-"""The audit log's hash chain. Each entry's hash covers the one before, so a changed or removed entry is detected. Pure.
+"""The audit log's hash chain. Each entry's hash covers the one before, so damage and a single edit are detected. Pure.
 
-A chain cannot show that its *end* was cut off. For that, ``certs audit`` prints the newest number and hash, to be kept
-elsewhere, and ``certs audit --verify --expect N:HASH`` checks that this entry is still there and unchanged.
+What the chain does not prove. It has no key, so whoever can write the store can compute all of it anew, and a cut-off end
+leaves a shorter chain that is sound. Both show only against a number and hash that were kept elsewhere: ``certs serve`` logs
+the newest ones at its start and every hour, ``certs audit`` prints them, and ``certs audit --verify --expect N:HASH`` checks
+that this entry is still there and unchanged, and so all before it.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +292,45 @@ def test_a_stolen_issuing_key_is_distrusted() -> None:
     run("renew-issuing", "ca", "--distrust")
     assert newest().distrusted == {stolen, second}
     assert issuing_key() not in newest().distrusted
+
+
+def secrets_of() -> list[str]:
+    rows = json.loads(run("list", "ca", "--json").stdout)["enrolment secrets"]
+    return [row["identity"].rpartition("/")[2] for row in rows]
+
+
+def test_with_a_stolen_issuing_key_all_secrets_end_and_the_commands_for_new_ones_are_printed() -> None:
+    run("init", "ca", "--trust-domain", "shop.internal")
+    run("enrolment", "ca", "db")
+    run("enrolment", "ca", "web", "api", "--out-dir", "enrolment")
+    run("token", "ca", "job")
+    run("renew-issuing", "ca")
+    assert secrets_of() == ["api", "db", "web"], "an ordinary renewal ends none"
+    result = run("renew-issuing", "ca", "--distrust")
+    assert result.exit_code == 0
+    assert secrets_of() == []
+    with closing(sqlite3.connect("ca/store.db")) as connection:
+        assert connection.execute("SELECT kind FROM passes WHERE ended_at IS NULL").fetchall() == [], "the token too"
+    assert "the enrolment secrets of api, db, web have ended" in result.stdout
+    commands = [line.split() for line in result.stdout.splitlines() if line.startswith("  certs ")]
+    assert [words[2:] for words in commands] == [
+        ["ca", "api", "web", "--out-dir", "enrolment", "--force"],
+        ["ca", "db", "--out", "db.enrol", "--force"],
+    ]
+    for words in commands:
+        assert run(*words[1:]).exit_code == 0
+    assert secrets_of() == ["api", "db", "web"], "and they do what they say"
+
+
+def test_secrets_are_kept_if_that_is_wanted() -> None:
+    run("init", "ca", "--trust-domain", "shop.internal")
+    run("enrolment", "ca", "web")
+    assert run("renew-issuing", "ca", "--keep-secrets").exit_code == 2
+    result = run("renew-issuing", "ca", "--distrust", "--keep-secrets")
+    assert result.exit_code == 0
+    assert secrets_of() == ["web"]
+    assert "have ended" not in result.output
+    assert len(newest().distrusted) == 1
 
 
 @pytest.mark.parametrize("at", range(1, 9))

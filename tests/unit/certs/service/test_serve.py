@@ -26,7 +26,7 @@ from certs.protocol.documents import Bundle, read_bundle, sign_bundle
 from certs.registrar import bundles, followers, revocations
 from certs.service import serve
 from certs.service.listener import DRAIN_SECONDS
-from certs.store.store import issued, revoked_serials
+from certs.store.store import audit_head, issued, revoked_serials
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -338,6 +338,8 @@ async def test_what_ended_long_ago_is_forgotten_now_and_then(
         await ca.time.passes(20)
         await ca.look()
         assert ca.server.store.read(certificates) == 0
+        head = ca.server.store.read(audit_head).replace(" ", ":")
+        assert ca.said("audit_head")[-1] == f"the newest entry of the audit log is {head}", "for another machine to keep"
 
 
 # -- its policy file ---------------------------------------------------------------------------------------------------
@@ -621,6 +623,7 @@ async def test_a_signal_stops_it(number: int, site: CaFiles) -> None:
     assert [line["event"] for line in log.lines] == ["started", "stopped"]
     assert signal.getsignal(number) is handler
     (started,) = log.events("started")
+    assert re.fullmatch("[0-9]+:[0-9a-f]{64}", started["audit_head"])
     assert started["message"] == "CA of shop.internal for 2 services"
     assert started["root_sha256"] == site.ca.root_digest.hex()
     assert started["issuing_until"] == f"{site.ca.issuer.certificate.not_valid_after_utc:%FT%TZ}"
