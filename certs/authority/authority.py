@@ -145,6 +145,7 @@ def init(
         NewFile(BUNDLE_DOCUMENT, documents.sign_bundle(bundle, [made.root]), PUBLIC),
     ]
     files.make_directory(directory)
+    files.check_owner(directory)
     if root_key_out is None:
         with files.locked(directory, exclusive=True):
             files.write(directory, [key, *rest], force=force)
@@ -184,6 +185,7 @@ def load(directory: Path, now: datetime) -> Authority:
 
 
 def _load(directory: Path, now: datetime) -> Authority:
+    files.check_owner(directory)
     files.check_secret(directory / ROOT_KEY)
     roots = pemfiles.certificates(directory / ROOT, files.read(directory / ROOT))
     issuing, *more = pemfiles.certificates(directory / ISSUING, files.read(directory / ISSUING))
@@ -216,6 +218,7 @@ def renew_issuing(
     """
     if missing := files.missing(directory, (ROOT, ISSUING)):
         raise UsageError(f"{directory} holds no CA: {', '.join(missing)} missing")
+    files.check_owner(directory)
     root = load_root(directory, root_key, passphrase)
     pemfiles.check_valid(directory / ROOT, root.certificate, now, f"certs rotate-root {directory}")
     trust_domain = pemfiles.trust_domain_of(directory / ISSUING, issuing_certificate(directory))

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pwd import getpwuid
 
 from sidecar.host.atomic import NewFile, write_files
-from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
+from sidecar.host.private import Alone, Unfit, UnfitError, exposure, is_foreign, read_file
 from sidecar.identity.reasons import UsageError
 
 MAX_BYTES = 64 * 1024
@@ -32,6 +33,26 @@ def make_directory(path: Path) -> None:
             each.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the directory {path}: {error.strerror}") from error
+
+
+def check_owner(path: Path) -> None:
+    """Raises :class:`UsageError` if a file or directory of the CA belongs to another user, who could replace it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(f"cannot check {path}: {error.strerror}") from error
+    if is_foreign(status):
+        raise UsageError(
+            f"{path} belongs to another user ({_user(status.st_uid)}), who could replace what is in it: run this as that "
+            f"user, or chown {path}"
+        )
+
+
+def _user(number: int) -> str:
+    try:
+        return getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 @contextmanager

@@ -41,3 +41,6 @@ def main() -> None:
 
     DIRECTORY is where `certs init` made the CA. Where it may be left out, it is $CERTS_DIR, else this directory or ./ca.
     """
+    from sidecar.host.process import keep_memory_private
+
+    keep_memory_private()  # most commands hold a key, and rotate-root holds two roots' for as long as it waits

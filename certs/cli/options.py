@@ -20,6 +20,7 @@ from sidecar.identity.reasons import UsageError
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 DIRECTORY = click.Path(path_type=Path)
+NEW_PASSPHRASE = "CERTS_NEW_PASSPHRASE"  # noqa: S105 (a variable's name)
 _LONGEST_PASSPHRASE = 1023  # OpenSSL's limit
 
 
@@ -53,7 +54,7 @@ encrypt_option = click.option(
 
 def new_passphrase() -> bytes:
     """The passphrase for a new root's key. Raises :class:`UsageError`."""
-    given = os.environ.get("CERTS_NEW_PASSPHRASE")
+    given = os.environ.get(NEW_PASSPHRASE)
     text = given or click.prompt("passphrase for the root's key", hide_input=True, confirmation_prompt=True, err=True)
     if len(text) < 8:
         raise UsageError("a passphrase has at least 8 characters")
@@ -118,9 +119,9 @@ def open_store(directory: Path, given: str | None, *, there: bool = False) -> It
         yield opened
 
 
-def passphrase(key: Path) -> bytes | None:
-    """The passphrase of an encrypted key: $CERTS_ROOT_PASSPHRASE, or from a prompt; None if the key needs none."""
+def passphrase(key: Path, variable: str = "CERTS_ROOT_PASSPHRASE") -> bytes | None:
+    """The passphrase of an encrypted key: of the environment, or from a prompt; None if the key needs none."""
     if not key.exists() or not authority.is_encrypted(key):
         return None
-    given = os.environ.get("CERTS_ROOT_PASSPHRASE")
+    given = os.environ.get(variable)
     return os.fsencode(given or click.prompt(f"passphrase of {key}", hide_input=True, err=True))

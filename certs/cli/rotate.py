@@ -15,6 +15,7 @@ from certs.authority.pemfiles import pem
 from certs.cli.access import replace_secret
 from certs.cli.options import (
     DIRECTORY,
+    NEW_PASSPHRASE,
     directory,
     duration,
     encrypt_option,
@@ -89,10 +90,12 @@ def rotate_root(
         given, root_key, root_key_out = kept.ca, kept.root / authority.ROOT_KEY, kept.root
     where = directory(given)
     loaded = authority.load(where, now())
-    old = rotation.root_in_force(where, root_key, passphrase(root_key or where / authority.ROOT_KEY), root_key_out)
-    secret = new_passphrase() if encrypt else None
+    prepared = (root_key_out or where) / rotation.NEXT / authority.ROOT_KEY  # of a run that was interrupted
+    secret = new_passphrase() if encrypt else passphrase(prepared, NEW_PASSPHRASE)
+    old_secret = passphrase(root_key or where / authority.ROOT_KEY)
+    old = rotation.root_in_force(where, root_key, old_secret, root_key_out, secret)
     with open_store(where, store_url) as store:
-        rotator = Rotator(where, store, old, loaded.trust_domain, root_key_out)
+        rotator = Rotator(where, store, old, loaded.trust_domain, root_key_out, secret)
         found = rotation.current(store)
         if found is None and rotator.clean_up():
             click.echo("the last rotation is complete; its leftover files were removed")

@@ -17,7 +17,7 @@ from certs.registrar.commands import Commands
 from certs.service import serve as serving
 from sidecar.documents.address import parse_address
 from sidecar.host.clock import utc_now
-from sidecar.host.process import keep_memory_private, raise_descriptor_limit, settle_memory
+from sidecar.host.process import raise_descriptor_limit, settle_memory
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 
@@ -57,7 +57,6 @@ def serve(
     # Set by `sidecar inject` in the container, where commands for people cannot be run.
     commands = Commands(os.environ.get("MESH_STATE") or None)
     settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl, commands=commands)
-    keep_memory_private()
     raise_descriptor_limit()
     settle_memory()
     trio.run(serving.serve, settings, Log(style=style), utc_now)

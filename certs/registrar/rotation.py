@@ -92,11 +92,17 @@ def current(store: Store) -> Rotation | None:
     return Rotation(**json.loads(state)) if state else None
 
 
-def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | None, keys: Path | None = None) -> Issuer:
+def root_in_force(
+    directory: Path,
+    key_file: Path | None,
+    passphrase: bytes | None,
+    keys: Path | None = None,
+    new_passphrase: bytes | None = None,
+) -> Issuer:
     """The root and its key, as :func:`certs.authority.authority.load_root` reads them.
 
     A run that was killed near its end may have installed the new root already, while ``key_file`` still names the old root's
-    key. The new root's key is then taken from ``next/`` (``keys``: see :class:`Rotator`).
+    key. The new root's key is then taken from ``next/`` (``keys``, ``new_passphrase``: see :class:`Rotator`).
     """
     try:
         return authority.load_root(directory, key_file, passphrase)
@@ -104,7 +110,7 @@ def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | No
         prepared = (keys or directory) / NEXT
         if not (prepared / ROOT_KEY).exists():
             raise
-        new = authority.load_root(prepared, None, None)
+        new = _load_prepared(prepared, new_passphrase)
         if files.read(directory / ROOT) != pem(new.certificate):
             raise
         return new
@@ -113,14 +119,23 @@ def root_in_force(directory: Path, key_file: Path | None, passphrase: bytes | No
 class Rotator:
     """The rotation of one directory. ``old``: the root to replace, with its key; the new root itself, if an interrupted run
     has installed that already. ``keys``: where the new root's key will be, and ``next/`` with it until then, if not in the
-    directory, which the machine that serves the CA may have."""
+    directory, which the machine that serves the CA may have. ``passphrase``: encrypts it in ``next/``."""
 
-    def __init__(self, directory: Path, store: Store, old: Issuer, trust_domain: str, keys: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        store: Store,
+        old: Issuer,
+        trust_domain: str,
+        keys: Path | None = None,
+        passphrase: bytes | None = None,
+    ) -> None:
         self._directory = directory
         self._next = (keys or directory) / NEXT
         self._store = store
         self._old = old
         self._trust_domain = trust_domain
+        self._passphrase = passphrase
 
     # -- the stages; each may be repeated if it was interrupted --------------------------------------------------------
 
@@ -134,7 +149,7 @@ class Rotator:
             files.write(
                 self._next,
                 [
-                    NewFile(ROOT_KEY, key_pem(made.root.key), SECRET),
+                    NewFile(ROOT_KEY, key_pem(made.root.key, self._passphrase), SECRET),
                     NewFile(authority.ISSUING_KEY, key_pem(made.issuing.key), SECRET),
                     NewFile(authority.DELEGATE, delegate_pem(made.delegate), SECRET),
                     NewFile(authority.ISSUING, pem(made.issuing.certificate), PUBLIC),
@@ -228,7 +243,7 @@ class Rotator:
                 f"{self._next} is missing, with the new root of the rotation that is in progress: give the options that it "
                 "was started with (--root-key-out, --state)"
             )
-        return authority.load_root(self._next, None, None)
+        return _load_prepared(self._next, self._passphrase)
 
     def is_prepared(self) -> bool:
         names = (ROOT, ROOT_KEY, authority.ISSUING, authority.ISSUING_KEY, authority.DELEGATE)
@@ -304,6 +319,12 @@ def _laggards(connection: sa.Connection, rotation: Rotation, now: datetime) -> I
             continue
         until = datetime.fromtimestamp(row.not_after, UTC)
         yield Laggard(row.identity, f"serial {row.serial}, issued by hand: issue it again", until)
+
+
+def _load_prepared(directory: Path, passphrase: bytes | None) -> Issuer:
+    """The new root in ``next/``. An interrupted run may have made it without a passphrase."""
+    is_encrypted = (directory / ROOT_KEY).exists() and authority.is_encrypted(directory / ROOT_KEY)
+    return authority.load_root(directory, None, passphrase if is_encrypted else None)
 
 
 def _remove(directory: Path) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import sqlalchemy as sa
 
 from certs.store import audit
 from certs.store.migrations import MIGRATIONS
+from sidecar.host.private import is_foreign
 from sidecar.identity.reasons import UsageError
 
 _T = TypeVar("_T")
@@ -300,7 +302,9 @@ def _engine(parsed: sa.URL) -> sa.Engine:
 def _make_private(path: Path) -> None:
     """Creates the file with mode 0600 if it is missing; SQLite gives its other files the same mode.
 
-    An existing file is not opened here. Closing it would release the locks that this process's other connections hold on it
+    An existing file must be of this process's user or root, and no other may write to it: revocations are in it.
+
+    It is not opened here. Closing it would release the locks that this process's other connections hold on it
     (fcntl(2)), and another process could then remove the write-ahead log that they use.
     """
     try:
@@ -309,6 +313,12 @@ def _make_private(path: Path) -> None:
         if path.is_symlink() or not path.is_file():
             raise UsageError(
                 f"cannot open the store {path}: it is not a regular file, and a symlink is not followed"
+            ) from None
+        status = path.stat()
+        if is_foreign(status) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UsageError(
+                f"cannot open the store {path}: others may write to it: chmod 600 {path}; if it is another user's, run "
+                "this as that user"
             ) from None
     except OSError as error:
         raise UsageError(f"cannot open the store {path}: {error.strerror}") from error

@@ -44,6 +44,12 @@ class UnfitError(Exception):
         self.status = status
 
 
+def is_foreign(status: os.stat_result) -> bool:
+    """Whether a file or directory belongs to a user who is neither root nor the user of this process: its owner may change
+    it and its mode at any time."""
+    return status.st_uid not in (0, os.geteuid())
+
+
 def exposure(status: os.stat_result, alone: Alone) -> Unfit | None:
     """Why a file or directory does not meet ``alone`` (``SHARED`` or ``FOREIGN``); None if it does."""
     if alone is Alone.OURS and status.st_uid != os.geteuid():

@@ -14,6 +14,7 @@ from certs.authority import files
 from sidecar.host import atomic
 from sidecar.host.atomic import PUBLIC, SECRET, NewFile
 from sidecar.identity.reasons import UsageError
+from tests.commands import ran, refused
 
 TWO = [NewFile("a.key", b"secret", SECRET), NewFile("a.pem", b"public", PUBLIC)]
 
@@ -196,6 +197,60 @@ def test_a_directory_that_anybody_may_write_to_is_refused(tmp_path: Path) -> Non
     tmp_path.chmod(0o775)
     with files.locked(tmp_path, exclusive=False):
         pass
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it another user's."""
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+
+def test_what_is_another_user_s_is_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.check_owner(tmp_path)
+    with pytest.raises(UsageError, match="cannot check"):
+        files.check_owner(tmp_path / "none")
+    give_away(tmp_path, monkeypatch)
+    with pytest.raises(
+        UsageError, match=r"belongs to another user \(.+\), who could replace what is in it: run this as"
+    ):
+        files.check_owner(tmp_path)
+
+
+def test_what_is_root_s_is_anybody_s_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the directory is not root's")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    files.check_owner(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "store.db"])
+def test_a_ca_or_store_of_another_user_is_neither_used_nor_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran("init", "ca", "--trust-domain", "shop.internal")
+    ran("issue", "ca", "web", "--out", "web")
+    give_away(tmp_path / "ca" / name, monkeypatch)
+    commands = [["issue", "ca", "web", "--out", "other"], ["enrolment", "ca", "web"], ["revoke", "ca", "web"]]
+    if not name:
+        commands += [["renew-issuing", "ca"], ["init", "ca", "--trust-domain", "shop.internal", "--force"]]
+    for words in commands:
+        assert "as that user" in refused(*words), words
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("mode_", [0o660, 0o602])
+def test_a_store_that_others_may_write_to_is_refused(
+    mode_: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran("init", "ca", "--trust-domain", "shop.internal")
+    Path("ca/store.db").chmod(mode_)
+    assert "others may write to it: chmod 600 ca/store.db" in refused("list", "ca")
+    Path("ca/store.db").chmod(0o640)
+    ran("list", "ca")
 
 
 def test_who_writes_waits_for_who_reads_at_this_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from certs.cli.commands import COMMANDS, main
 from certs.protocol.documents import UntrustedError
 from certs.store.store import StoreUnavailableError
+from sidecar.host import process
 
 
 def test_the_table_alone_loads_neither_the_commands_nor_what_they_use() -> None:
@@ -59,3 +61,13 @@ def test_any_other_error_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("certs.cli.records.audit", audit)
     assert isinstance(CliRunner().invoke(main, ["audit"]).exception, KeyError)
+
+
+def test_every_command_keeps_its_memory_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    private: list[str] = []
+    monkeypatch.setattr(process, "keep_memory_private", lambda: private.append("private"))
+    for words in (["init", "ca", "--trust-domain", "shop.internal"], ["rotate-root", "ca", "--force"]):
+        private.clear()
+        assert CliRunner().invoke(main, words).exit_code == 0
+        assert private == ["private"]

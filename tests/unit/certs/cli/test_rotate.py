@@ -137,6 +137,43 @@ def test_the_keys_in_a_safe_each_with_its_passphrase(monkeypatch: pytest.MonkeyP
     assert [path.name for path in Path("safe/retired").iterdir()] == [f"root-{old.hex()[:16]}.key"]
 
 
+@pytest.mark.parametrize("stage", ["distribute", "activate", "finish"])
+@pytest.mark.parametrize("again", [[], ["--encrypt"]])
+def test_the_new_key_is_encrypted_from_its_first_moment_also_for_the_run_that_resumes(
+    monkeypatch: pytest.MonkeyPatch, stage: str, again: list[str]
+) -> None:
+    old = init()
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", NEW)
+    words = ("rotate-root", "ca", "--max-age", "1s")
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr(Rotator, stage, killed)
+        assert CliRunner().invoke(main, [*words, "--encrypt"]).exit_code != 0
+    assert b"ENCRYPTED" in Path("ca/next/root.key").read_bytes()
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", "not the passphrase")
+    wrong = run(*words, *again)
+    assert wrong.exit_code == 2
+    assert "ca/next/root.key cannot be read with this passphrase" in wrong.stderr
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", NEW)
+    assert run(*words, *again).exit_code == 0
+    assert root() != old
+    assert authority.load_root(Path("ca"), None, NEW.encode())
+
+
+def test_a_key_that_was_prepared_without_a_passphrase_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the version before."""
+    init()
+    with opened(file_url(Path("ca/store.db")), clock=Clock().seconds) as store:
+        Rotator(Path("ca"), store, authority.load_root(Path("ca"), None, None), DOMAIN).prepare(now())
+        Rotator(Path("ca"), store, authority.load_root(Path("ca"), None, None), DOMAIN).distribute(now())
+    monkeypatch.setenv("CERTS_NEW_PASSPHRASE", NEW)
+    assert run("rotate-root", "ca", "--max-age", "1s", "--encrypt").exit_code == 0
+    assert authority.load_root(Path("ca"), None, NEW.encode())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

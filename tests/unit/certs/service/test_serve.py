@@ -339,7 +339,9 @@ async def test_what_ended_long_ago_is_forgotten_now_and_then(
         await ca.look()
         assert ca.server.store.read(certificates) == 0
         head = ca.server.store.read(audit_head).replace(" ", ":")
-        assert ca.said("audit_head")[-1] == f"the newest entry of the audit log is {head}", "for another machine to keep"
+        assert ca.said("audit_head")[-1] == f"the newest entry of the audit log is {head}", (
+            "for another machine to keep"
+        )
 
 
 # -- its policy file ---------------------------------------------------------------------------------------------------
