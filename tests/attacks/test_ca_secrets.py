@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from sidecar.identity.reasons import UsageError
+from tests.beds import forks
 from tests.beds.asking import ca_desk
 from tests.beds.ca import Sidecar
 from tests.beds.ca_processes import CALLS_API, CaSite, ca_mesh
@@ -47,6 +48,12 @@ def seen_by_ps(program: Running) -> str:
     return "".join((process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ"))
 
 
+@pytest.fixture
+def _started_by_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process, since /proc shows what a process was started with."""
+    monkeypatch.setattr(forks, "can_start", lambda *_: False)
+
+
 async def core_limits(program: Running) -> list[str]:
     limits = await trio.Path(f"/proc/{program.process.pid}/limits").read_text()
     (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
@@ -54,6 +61,7 @@ async def core_limits(program: Running) -> list[str]:
 
 
 @ON_LINUX
+@pytest.mark.usefixtures("_started_by_python")
 async def test_passes_and_keys_stay_where_they_are_and_no_core_is_dumped(tmp_path: Path) -> None:
     async with mesh_bed() as bed:
         async with ca_mesh(tmp_path, (await bed.app()).address) as mesh:

@@ -44,8 +44,8 @@ from tests.beds.processes import (
     SIDECAR,
     Running,
     SidecarProcess,
-    clean_environment,
     free_port,
+    output,
     running,
 )
 
@@ -136,18 +136,7 @@ class CaSite:
         self, name: str, *arguments: str, check: bool = True, variables: Mapping[str, str] | None = None
     ) -> str:
         """What a command prints, once it has ended."""
-        with trio.fail_after(2 * DEADLINE):
-            done = await trio.run_process(
-                self.command(name, *arguments),
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                cwd=self.path,
-                env={**clean_environment(), **(variables or {})},
-            )
-        text = (done.stdout + done.stderr).decode()
-        assert not (check and done.returncode), text
-        return text
+        return await output(*self.command(name, *arguments), check=check, variables=variables, cwd=self.path)
 
     # -- its store, looked at from outside -----------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import trio
 
 from sidecar.demo.stage import free_ports
 from tests import commands
+from tests.beds import forks
 
 DEADLINE = 30.0
 """Seconds after which a process that was waited for has failed: only ever reached by a failing test."""
@@ -49,10 +50,13 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed on this machine: {', '.join(missing)}")
 
 
+Process = trio.Process | forks.Forked
+
+
 class Running:
     """A process that runs. ``lines`` is what it wrote to stdout, ``errors`` to stderr."""
 
-    def __init__(self, process: trio.Process) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.lines: list[str] = []
         self.errors = ""
@@ -135,43 +139,63 @@ class Running:
 
 
 @asynccontextmanager
+async def begun(
+    command: Sequence[str | Path],
+    *,
+    variables: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    to: int = subprocess.PIPE,
+) -> AsyncIterator[Process]:
+    """A process that is killed, if need be, at the end of the block. ``variables`` are added to its environment; ``to``:
+    where stdout and stderr go. There is a pipe to its stdin, held open: some programs end with their input."""
+    words, env = [str(part) for part in command], {**clean_environment(), **(variables or {})}
+    start = forks.start if forks.can_start(words, env) else trio.lowlevel.open_process
+    process: Process = await start(words, stdin=subprocess.PIPE, stdout=to, stderr=to, env=env, cwd=cwd)
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
 async def running(*command: str | Path, variables: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
-    """A process that is killed, if need be, at the end of the block. ``variables`` are added to its environment."""
-    process: trio.Process = await trio.lowlevel.open_process(
-        [str(part) for part in command],
-        stdin=subprocess.PIPE,  # held open: some programs end with their input
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**clean_environment(), **(variables or {})},
-    )
-    program = Running(process)
-    async with trio.open_nursery() as nursery:
+    """The same, with what it says."""
+    async with begun(command, variables=variables) as process, trio.open_nursery() as nursery:
+        program = Running(process)
         nursery.start_soon(program.read_lines, process.stdout)
         nursery.start_soon(program.read_errors, process.stderr)
-        try:
-            yield program
-        finally:
-            with trio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-            nursery.cancel_scope.cancel()
+        yield program
+        nursery.cancel_scope.cancel()
 
 
-async def output(*command: str | Path, stdin: bytes = b"", check: bool = True) -> str:
-    """What a program prints, once it has ended."""
-    with trio.fail_after(DEADLINE):
-        done = await trio.run_process(
-            [str(part) for part in command],
-            stdin=stdin,
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env=clean_environment(),
-        )
-    text = (done.stdout + done.stderr).decode()
-    if check and done.returncode:
-        pytest.fail(f"{command} ended with {done.returncode}:\n{text}")
+async def output(
+    *command: str | Path,
+    stdin: bytes = b"",
+    check: bool = True,
+    variables: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """What a program prints, once it has ended: stdout, then stderr."""
+    heard = [b"", b""]
+
+    async def hear(number: int, stream: Any) -> None:
+        heard[number] = b"".join([data async for data in stream])
+
+    with trio.fail_after(2 * DEADLINE):
+        async with begun(command, variables=variables, cwd=cwd) as process, trio.open_nursery() as nursery:
+            nursery.start_soon(hear, 0, process.stdout)
+            nursery.start_soon(hear, 1, process.stderr)
+            assert process.stdin is not None
+            async with process.stdin:
+                with contextlib.suppress(trio.BrokenResourceError):  # it need not read to the end
+                    await process.stdin.send_all(stdin)
+            code = await process.wait()
+    text = b"".join(heard).decode()
+    if check and code:
+        pytest.fail(f"{command} ended with {code}:\n{text}")
     return text
 
 

@@ -17,7 +17,7 @@ import trio
 from sidecar.transport import sockets
 from tests.beds.ca_processes import CaSite
 from tests.beds.mesh import receive_all
-from tests.beds.processes import CERTS, DEADLINE, SIDECAR, Shop, clean_environment, free_port, output
+from tests.beds.processes import CERTS, DEADLINE, SIDECAR, Process, Shop, begun, free_port, output
 
 
 class Reader:
@@ -64,21 +64,15 @@ def reader() -> Iterator[Reader]:
 
 
 @asynccontextmanager
-async def stalled(reader: Reader, *command: str | Path) -> AsyncIterator[trio.Process]:
+async def stalled(reader: Reader, *command: str | Path) -> AsyncIterator[Process]:
     """A process that has started, and whose stdout and stderr are full now."""
-    process = await trio.lowlevel.open_process(
-        [str(one) for one in command], stdout=reader.writer, stderr=reader.writer, env=clean_environment()
-    )
-    try:
+    async with begun(command, to=reader.writer) as process:
         await reader.until("started")
         reader.fill()
         yield process
-    finally:
-        process.kill()
-        await process.wait()
 
 
-async def ends(process: trio.Process) -> int:
+async def ends(process: Process) -> int:
     process.send_signal(signal.SIGTERM)
     with trio.fail_after(DEADLINE):
         return await process.wait()

@@ -1,0 +1,63 @@
+"""What ``tests/beds/forks.py`` starts is as what Python starts, so that tests of the one hold for the other."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.beds import forks
+from tests.beds.processes import CERTS, SIDECAR, Running, Shop, output, running
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks on Linux only")
+
+
+def seen(program: Running) -> dict[str, object]:
+    """A running process, as the system knows it."""
+    process = Path(f"/proc/{program.process.pid}")
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
+    return {
+        **{name: status[name] for name in names},
+        "limits": (process / "limits").read_text(),
+        "directory": (process / "cwd").readlink(),
+        "descriptors": {file.name: re.sub(r"\d+", "", str(file.readlink())) for file in (process / "fd").iterdir()},
+    }
+
+
+async def test_a_program_that_serves_and_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = shop.wiring("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
+    found = []
+    for _ in range(2):
+        async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as program:
+            await program.event("started")
+            is_forked = isinstance(program.process, forks.Forked)
+            state = seen(program)
+            program.signal(signal.SIGTERM)
+            found.append((is_forked, state, await program.ended(), [line["event"] for line in program.said]))
+        monkeypatch.setattr(forks, "can_start", lambda *_: False)
+    (was_forked, *one), (is_forked, *other) = found
+    assert (was_forked, is_forked) == (True, False)
+    assert one == other
+
+
+async def test_what_a_command_prints_and_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for _ in range(2):
+        helped = await output(*CERTS, "--help", variables={"COLUMNS": "60"})
+        refused = await output(*CERTS, "inspect", "nowhere.pem", cwd=tmp_path, check=False)
+        asked = await output(*CERTS, "inspect", "-", stdin=b"no certificate", check=False)
+        found.append((helped, refused, asked))
+        monkeypatch.setattr(forks, "can_start", lambda *_: False)
+    assert found[0] == found[1]
+    assert "nowhere.pem" in found[0][1]
+
+
+def test_another_python_is_started_by_python() -> None:
+    env = forks._environment()
+    assert forks.can_start(CERTS, env)
+    assert not forks.can_start(CERTS, env | {"PYTHONPATH": "/elsewhere"})
+    assert not forks.can_start(["sh", "-c", "true"], env)
