@@ -31,7 +31,7 @@ demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict
 	@$(BIN)/python -m sidecar.demo
 
 test: $(READY) ## units, properties, integration, attacks; no Docker; and which ten tests were the slowest
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations=10
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations=10
 
 SUITES ?= trixie sid
 pythons:       ## `make test` on Python 3.13 and 3.14, in roots of Debian (root); SUITES="trixie sid". Or: make test PYTHON=… VENV=…

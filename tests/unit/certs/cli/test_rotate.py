@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,11 @@ def test_mistakes_change_nothing(words: list[str], told: str) -> None:
 # -- the state of `sidecar inject` -------------------------------------------------------------------------------------
 
 
+def in_here(arguments: Sequence[str]) -> None:
+    """``certs`` for ``inject``, in this process."""
+    assert run(*arguments).exit_code == 0
+
+
 def secrets_of(state: MeshState) -> dict[str, str]:
     return {path.parent.name: path.read_text() for path in state.enrolment.glob("*/secret")}
 
@@ -211,7 +217,7 @@ def good_secrets(state: MeshState) -> set[str]:
 def test_the_state_of_inject_is_renewed_as_a_whole() -> None:
     """The root that new sidecars pin, and the secrets, which are for one root; no key is ever in the CA's container."""
     state = MeshState(Path("state"))
-    ensure_state(state.path, DOMAIN, ["web", "db", "bad"])
+    ensure_state(state.path, DOMAIN, ["web", "db", "bad"], in_here)
     run("revoke", str(state.ca), "bad")
     before, pinned = secrets_of(state), (state.trust / "root.pem").read_bytes()
     done = run("rotate-root", "--state", str(state.path), "--max-age", "1s")
@@ -233,7 +239,7 @@ def test_the_state_of_inject_is_renewed_as_a_whole() -> None:
 @pytest.mark.parametrize("interrupted", ["before the secrets", "among them"])
 def test_one_that_was_interrupted_at_the_end_renews_the_rest(interrupted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = MeshState(Path("state"))
-    ensure_state(state.path, DOMAIN, ["web", "db"])
+    ensure_state(state.path, DOMAIN, ["web", "db"], in_here)
     pinned, real = (state.trust / "root.pem").read_bytes(), replace_secret
 
     def stop(*arguments: Any) -> None:
@@ -255,13 +261,13 @@ def test_one_that_was_interrupted_at_the_end_renews_the_rest(interrupted: str, m
 
 @pytest.mark.parametrize("words", [("ca",), ("--root-key", "x"), ("--root-key-out", "x")])
 def test_a_state_has_its_own_places(words: tuple[str, ...]) -> None:
-    ensure_state(Path("state"), DOMAIN, ["web"])
+    ensure_state(Path("state"), DOMAIN, ["web"], in_here)
     done = run("rotate-root", *words, "--state", "state")
     assert (done.exit_code, "has a place for the CA and its keys" in done.stderr) == (2, True)
 
 
 def test_a_state_of_an_earlier_version_is_for_inject_first() -> None:
-    ensure_state(Path("state"), DOMAIN, ["web"])
+    ensure_state(Path("state"), DOMAIN, ["web"], in_here)
     Path("state/enrolment/old").write_text("")
     done = run("rotate-root", "--state", "state")
     assert (done.exit_code, "run `sidecar inject` first" in done.stderr) == (2, True)
