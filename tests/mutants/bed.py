@@ -51,6 +51,7 @@ class Child:
     pipe: int
     deadline: float
     place: Path
+    heard: float = field(default_factory=monotonic)
     began: str = ""
     failed: str = ""
     all_failed: list[str] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Child:
 
     def read(self) -> bool:
         """Takes in what it wrote. False: it ended."""
-        got = os.read(self.pipe, 1 << 16)
+        got, self.heard = os.read(self.pipe, 1 << 16), monotonic()
         *lines, self._rest = (self._rest + got).split(b"\n")
         for line in lines:
             word, _, rest = line.decode().partition("\t")

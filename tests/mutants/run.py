@@ -10,6 +10,7 @@ the test that hung.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import selectors
@@ -29,7 +30,11 @@ from tests.mutants.bed import Bed, Child
 from tests.mutants.mutant import Mutant
 
 WIDTH = 2 * (os.cpu_count() or 2)
-"""So many at once: most of them wait, for what does not come any more."""
+"""So many at once that go on from test to test."""
+MOST = 4 * WIDTH
+"""So many at once with those that wait, for what does not come any more: they need no processor."""
+WAITS_AFTER_SECONDS = 5.0
+"""In one test."""
 PATIENCE_SECONDS = 20.0
 PATIENCE_IN_A_TREE_SECONDS = 90.0
 SLOWER = 8.0
@@ -161,13 +166,13 @@ class Runner:
         running: dict[int, tuple[Child, Job]] = {}
         with selectors.DefaultSelector() as selector:
             while waiting or running:
-                while waiting and len(running) < WIDTH:
+                while waiting and len(running) < MOST and _busy(running.values()) < WIDTH:
                     job = waiting.pop()
                     tests = self._in_order(job)
                     child = self._bed.start(self._patience(job, tests), job.mutant, tests, in_tree=job.in_tree)
                     running[child.pipe] = child, job
                     selector.register(child.pipe, selectors.EVENT_READ)
-                soonest = min(child.deadline for child, _ in running.values())
+                soonest = min(min(child.deadline, _waits_from(child)) for child, _ in running.values())
                 ready = {key.fd for key, _ in selector.select(max(0.0, soonest - monotonic()))}
                 for pipe, (child, job) in list(running.items()):
                     has_ended = pipe in ready and (
@@ -212,6 +217,16 @@ class Runner:
         self.outcomes.append(outcome)
         if len(self.outcomes) % KEEP_EVERY == 0:
             self._keep(self.outcomes)
+
+
+def _waits_from(child: Child) -> float:
+    """When it is to be taken for one that waits; never, if it is already."""
+    then = child.heard + WAITS_AFTER_SECONDS
+    return then if then > monotonic() else math.inf
+
+
+def _busy(running: Iterable[tuple[Child, Job]]) -> int:
+    return sum(job.mutant is None or job.in_tree or _waits_from(child) < math.inf for child, job in running)
 
 
 def say(text: str) -> None:
