@@ -157,10 +157,10 @@ def test_inspecting_standard_input(data: bytes, code: int, words: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", MESH.leaf().key_pem, MESH.leaf().chain_pem[:-40], b"0" * (2 << 20)])
 def test_inspecting_what_is_no_certificate(data: bytes) -> None:
-    result = spawn("inspect", "-", stdin=data)
-    assert (result.returncode, result.stdout) == (2, b"")
-    assert result.stderr.startswith(b"error: -: ")
-    assert result.stderr.count(b"\n") == 1
+    result = run("inspect", "-", stdin=data)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: -: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_one_unusable_file_does_not_hide_the_others() -> None:
