@@ -119,7 +119,8 @@ def issue(directory: Path, service: str, out: Path, ttl: timedelta, force: bool,
 @click.option(
     "--distrust",
     is_flag=True,
-    help="The old issuing key may be stolen: distrust everything that it signed; every sidecar renews at once. All "
+    help="The old issuing key may be stolen: distrust everything that it signed; every sidecar renews at once. "
+    "revocation.pem, which is beside it, is distrusted too. All "
     "enrolment secrets end, since sidecars may have sent theirs to a thief.",
 )
 @click.option("--keep-secrets", is_flag=True, help="With --distrust: end no enrolment secret.")
@@ -145,7 +146,7 @@ def renew_issuing(
             stolen = key_digest(old)
 
             def end_trust(transaction: Transaction) -> tuple[int, list[SpiffeId]]:
-                version = bundles.distrust(transaction, stolen, own, root, time)
+                version = bundles.distrust(transaction, stolen, own, root, time, delegate=own.delegate)
                 return version, [] if keep_secrets else registrar.end_every_secret(transaction)
 
             version, ended = store.write(end_trust)

@@ -18,7 +18,7 @@ from certs.protocol import wire
 from certs.protocol.documents import Bundle, next_version, read_bundle, sign_bundle
 from certs.protocol.x509_profile import Issuer
 from certs.store.store import Transaction, bundles
-from sidecar.identity.keys import certificate_digest
+from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.reasons import UsageError
 
 _AROUND, _BETWEEN = 64, 2
@@ -54,15 +54,26 @@ def publish(transaction: Transaction, bundle: Bundle, document: bytes) -> None:
     transaction.record("bundle", "", version=bundle.version, roots=roots, active=bundle.active.hex()[:16])
 
 
-def distrust(transaction: Transaction, key: bytes, own: Authority, root: Issuer, now: datetime) -> int:
-    """Publishes a bundle that distrusts a CA's key (its digest), whatever signed that CA; returns the bundle's version."""
+def distrust(
+    transaction: Transaction,
+    key: bytes,
+    own: Authority,
+    root: Issuer,
+    now: datetime,
+    *,
+    delegate: Issuer | None = None,
+) -> int:
+    """Publishes a bundle that distrusts a CA's key (its digest), whatever signed that CA, and a delegate's; returns the
+    bundle's version."""
     document = newest_bundle(transaction.connection)
     if document is None:
         raise UsageError("the store has no trust bundle yet: start certs serve once")
+    keys = {key} if delegate is None else {key, key_digest(delegate.certificate)}
     before = own_bundle(document, own.trust_domain, own.roots, now)
-    bundle = replace(before, version=next_version(before.version, now), distrusted=before.distrusted | {key})
+    bundle = replace(before, version=next_version(before.version, now), distrusted=before.distrusted | keys)
     publish(transaction, bundle, sign_bundle(bundle, [root]))
-    transaction.record("distrusted", "", key=key.hex())
+    for each in sorted(keys):
+        transaction.record("distrusted", "", key=each.hex())
     return bundle.version
 
 

@@ -54,6 +54,7 @@ class IssuingPolicy:
     ``services``: those of ``mesh.yaml``; only these get a certificate. ``window``: how long an expired certificate still
     counts for re-enrolment. ``distrusted``: digests of issuer keys that are no longer trusted. ``admit``: whether the rate
     limit allows one more certificate for an identity; called last. ``commands``: what a refusal tells people to do.
+    ``unfit``: why no reader of the newest bundle would accept what this CA signs; it then issues nothing.
     """
 
     authority: Authority
@@ -63,6 +64,7 @@ class IssuingPolicy:
     distrusted: frozenset[bytes] = frozenset()
     admit: Callable[[str], bool] = lambda _identity: True
     commands: Commands = ANYWHERE
+    unfit: str = ""
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a service in ``mesh.yaml``. Raises :class:`Denied`."""
@@ -292,6 +294,8 @@ def _certify(
         raise Denied(Denial.KEY_REUSED, "the key in the CSR was certified before; make a new one")
     if not policy.admit(str(identity)):
         raise Denied(Denial.RATE_LIMITED, f"too many certificates for {identity}, or in all; try again later")
+    if policy.unfit:
+        raise Denied(Denial.UNAVAILABLE, f"this CA cannot issue now: {policy.unfit}")
     issuer = policy.authority.issuer
     try:
         leaf = x509_profile.leaf(

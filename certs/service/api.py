@@ -2,7 +2,8 @@
 
 ================================= ==================================================================================
 ``GET /livez``                    200
-``GET /healthz``, ``/readyz``     200 while the store can be written, else 503
+``GET /healthz``, ``/readyz``     200 while the store can be written, the newest bundle is in force, and certificates and
+                                  lists can be signed under it; else 503
 ``GET /metrics``                  for Prometheus
 ``POST /v1/enrol``                ``{"service", "pass", "csr"}`` → ``{"certificate"}``: with a token or secret
 ``POST /v1/renew``                ``{"csr"}`` → ``{"certificate"}``: over mutual TLS, with the current certificate
@@ -99,7 +100,8 @@ class SnapshotSource(Protocol):
 @dataclass(slots=True)
 class CaApi:
     """The handlers, and the state that they keep between requests. ``clock``: the time of day. ``fold``: given the reason of
-    a denial and the address of a caller without a certificate, whether the line is counted for a summary instead."""
+    a denial and the address of a caller without a certificate, whether the line is counted for a summary instead.
+    ``ailment``: why this CA does not do its work, apart from its store, in words for strangers; None if it does."""
 
     source: SnapshotSource
     store: Store
@@ -109,6 +111,7 @@ class CaApi:
     limits: RateLimits = field(default_factory=RateLimits)
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
     fold: Callable[[str, str], bool] = lambda _reason, _address: False
+    ailment: Callable[[], str | None] = lambda: None
     _guesses: Buckets = field(init=False)
     _identities: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
@@ -195,6 +198,8 @@ class CaApi:
         if now - self._healthy_at >= HEALTHY_SECONDS:
             await self.writer.write(_probe)
             self._healthy_at = now
+        if ailment := self.ailment():
+            return error(Denial.UNAVAILABLE.status, Denial.UNAVAILABLE, ailment)
         return Response.of(wire.OK, {"status": "ok"})
 
     async def prometheus(self, _request: Request) -> Response:

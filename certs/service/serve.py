@@ -13,6 +13,8 @@ Invariants:
 * The revocation list is signed again each minute, but only while the store can be read. A CA that cannot read revocations
   must not sign that there are none; its sidecars then see the list become stale.
 * When a new bundle appears, the directory is read again before the bundle takes effect: a rotation writes the files first.
+  If the directory cannot be loaded, a bundle that ends trust in something takes effect all the same, with the keys that are
+  in memory, so far as it trusts those; any other waits. ``/healthz`` tells both.
 * The CA's own certificate is valid for :data:`OWN_TTL` and is renewed at half of that, and whenever the directory, the mesh
   or the bundle changes.
 """
@@ -50,6 +52,7 @@ from sidecar.host.disk import Disk, StalledError
 from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
 from sidecar.host.process import hangup_ignored, keep_loop_responsive
 from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.observe import stray
 from sidecar.observe.logs import Log
@@ -134,11 +137,13 @@ class CaServer:
         )
         try:
             self.api = CaApi(self, self.store, Writer(self.store), log, clock, settings.limits)
+            self.api.ailment = self._ailment
             own = authority.load(settings.directory, clock())
             self._trust_domain = own.trust_domain
             mesh = self._load_mesh()
             self._seed(own)
             self._state = self._build(own, mesh, self.store.read(self._read_store))
+            self._newest = self._state.stored.bundle
             self.store.write(partial(followers.forget_all_but, identities=self._identities()))
             self.sockets = sockets.listen_all("--listen", settings.listen.host, settings.listen.port)
             self.connections = CaListener(
@@ -238,6 +243,7 @@ class CaServer:
             bundle.distrusted,
             self.api.admit,
             self.settings.commands,
+            _unfit(own, bundle),
         )
         revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
         return Snapshot(policy, bundle, signed, etag(signed), revoked)
@@ -308,14 +314,13 @@ class CaServer:
 
     async def _take_store(self, stored: _StoreContents) -> None:
         """Takes the bundle and the revocations. If the bundle is refused, the revocations are still taken."""
-        current = self._state
+        current, self._newest = self._state, stored.bundle
         attempt = self._files.attempt
         state = await attempt("store", lambda _: self._with_store(stored), None, _KEPT, reads_disk=True)
         if state is None and stored.bundle == current.stored.bundle:
             return
         if state is None:
-            rest = replace(stored, bundle=current.stored.bundle)
-            state = await attempt("revocations", lambda _: self._with_store(rest), current, _KEPT, reads_disk=True)
+            state = await attempt("revocations", lambda _: self._with_present_keys(stored), current, _KEPT)
         self._swap(state)
 
     def _swap(self, state: _State) -> None:
@@ -361,11 +366,42 @@ class CaServer:
             return replace(current, stored=stored, in_force=snapshot)
         return current
 
+    def _with_present_keys(self, stored: _StoreContents) -> _State:
+        """Without the directory, which cannot be loaded. A new bundle takes effect if it ends trust in something."""
+        current = self._state
+        before = current.in_force.bundle
+        with contextlib.suppress(UntrustedError):
+            bundle = self._read_bundle(stored.bundle, current.authority)
+            if not (bundle.distrusted <= before.distrusted and before.anchors <= bundle.anchors):
+                return self._build(current.authority, current.mesh, stored)
+        return self._with_store(replace(stored, bundle=current.stored.bundle))
+
+    def _ailment(self) -> str | None:
+        """Why this CA does not do its work, in words for strangers."""
+        state = self._state
+        if self._newest != state.stored.bundle:
+            return "the newest trust bundle is not in force here; see this CA's log"
+        if state.in_force.policy.unfit:
+            return f"this CA issues no certificates: {state.in_force.policy.unfit}"
+        if abs(self.clock() - state.stored.revoked.issued_at) > timedelta(seconds=3 * SIGN_SECONDS):
+            return "the list of revocations cannot be signed; see this CA's log"
+        return None
+
     def _renewed(self) -> _State:
         """With a new certificate of the CA's own."""
         current = self._state
         own, context = self._issue_own_certificate(current.authority, current.mesh, current.in_force.bundle)
         return replace(current, own=own, context=context)
+
+
+def _unfit(own: Authority, bundle: Bundle) -> str:
+    """Why no reader of a bundle would accept what a CA signs; empty if all would."""
+    if own.root_digest not in bundle.anchors:
+        return "its root is not trusted any longer"
+    signers = [own.issuer] if own.delegate is None else [own.issuer, own.delegate]
+    if any(key_digest(signer.certificate) in bundle.distrusted for signer in signers):
+        return "a key of it is distrusted; certs renew-issuing makes new ones"
+    return ""
 
 
 def _expected(head: str) -> str:

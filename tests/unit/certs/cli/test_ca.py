@@ -212,6 +212,13 @@ def newest() -> documents.Bundle:
     return documents.read_kept_bundle(document.encode(), "shop.internal", now())
 
 
+def delegate_key() -> bytes:
+    """The digest of the delegate's."""
+    delegate = authority.load(Path("ca"), now()).delegate
+    assert delegate is not None
+    return key_digest(delegate.certificate)
+
+
 def issuing_key() -> bytes:
     return key_digest(authority.issuing_certificate(Path("ca")))
 
@@ -281,16 +288,17 @@ def test_the_directory_may_be_left_out() -> None:
 
 def test_a_stolen_issuing_key_is_distrusted() -> None:
     run("init", "ca", "--trust-domain", "shop.internal")
-    stolen, before = issuing_key(), newest()
+    stolen, before = {issuing_key(), delegate_key()}, newest()
     result = run("renew-issuing", "ca", "--distrust")
     assert result.exit_code == 0
     bundle = newest()
-    assert bundle.distrusted == {stolen}
+    assert bundle.distrusted == stolen
     assert bundle.version > before.version
     assert f"what the old one signed is distrusted (trust bundle {bundle.version})" in result.stdout
-    second = issuing_key()
+    second = {issuing_key(), delegate_key()}
     run("renew-issuing", "ca", "--distrust")
-    assert newest().distrusted == {stolen, second}
+    assert newest().distrusted == stolen | second
+    assert not newest().distrusted & {issuing_key(), delegate_key()}
     assert issuing_key() not in newest().distrusted
 
 
@@ -330,7 +338,7 @@ def test_secrets_are_kept_if_that_is_wanted() -> None:
     assert result.exit_code == 0
     assert secrets_of() == ["web"]
     assert "have ended" not in result.output
-    assert len(newest().distrusted) == 1
+    assert len(newest().distrusted) == 2
 
 
 @pytest.mark.parametrize("at", range(1, 9))
@@ -383,6 +391,7 @@ def test_with_the_root_key_from_the_safe(monkeypatch: pytest.MonkeyPatch, distru
     monkeypatch.setenv("CERTS_NEW_PASSPHRASE", SECRET)
     run("init", "ca", "--trust-domain", "shop.internal", "--root-key-out", "safe", "--encrypt")
     old, bundle = issuing_key(), newest()
+    keys = {old, delegate_key()}
 
     without = run("renew-issuing", "ca", *distrust)
     assert without.exit_code == 2
@@ -399,7 +408,7 @@ def test_with_the_root_key_from_the_safe(monkeypatch: pytest.MonkeyPatch, distru
     assert right.exit_code == 0
     assert SECRET not in right.output
     assert issuing_key() != old
-    assert newest().distrusted == ({old} if distrust else frozenset())
+    assert newest().distrusted == (keys if distrust else frozenset())
     assert not Path("ca/root.key").exists()
 
 

@@ -223,6 +223,14 @@ def test_a_bad_csr_uses_up_no_token(ca: MiniCa, request_: str) -> None:
     assert ca.enrol(token, csr())
 
 
+def test_a_ca_that_nobody_would_believe_issues_nothing(ca: MiniCa) -> None:
+    secret = ca.make_credential("secret")
+    with pytest.raises(Denied, match="this CA cannot issue now: a key is distrusted") as denied:
+        ca.enrol(secret, csr(), terms=ca.but(unfit="a key is distrusted"))
+    assert denied.value.denial is Denial.UNAVAILABLE
+    assert ca.enrol(secret, csr())
+
+
 def test_a_key_is_certified_for_one_service_and_once(ca: MiniCa) -> None:
     key = ec_key()
     ca.enrol(ca.make_credential(), csr(key))

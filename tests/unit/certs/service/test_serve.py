@@ -21,18 +21,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from certs.authority import authority
+from certs.protocol import enrolment
 from certs.protocol.client import CaDeniedError, CaError
+from certs.protocol.denial import Denial, Denied
 from certs.protocol.documents import Bundle, read_bundle, sign_bundle
-from certs.registrar import bundles, followers, revocations
+from certs.registrar import bundles, followers, registrar, revocations
 from certs.service import serve
 from certs.service.listener import DRAIN_SECONDS
 from certs.store.store import audit_head, issued, revoked_serials
 from sidecar.documents.address import Address
+from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
 from sidecar.transport import sockets
-from tests.beds.ca import identity_of, serving
+from tests.beds.ca import CaBed, identity_of, serving
 from tests.beds.ca_files import API, DOMAIN, WEB, CaFiles
 from tests.beds.certificates import HOUR, csr
 from tests.beds.clock import NOW, Clock
@@ -512,6 +515,104 @@ async def test_while_the_directory_cannot_be_read_a_new_bundle_waits_and_revocat
         await ca.look()
         assert (await ca.listed())[1] == before + 5
         assert ca.mended() == ["store: good again"]
+
+
+async def health(ca: CaBed) -> str:
+    """What ``/healthz`` says."""
+    stream = await ca.stream()
+    await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: ca\r\nConnection: close\r\n\r\n")
+    text = b""
+    while more := await stream.receive_some():
+        text += more
+    await stream.close()
+    return text.decode()
+
+
+async def test_with_a_directory_that_cannot_be_loaded_and_a_newer_bundle_it_signs_lists_and_is_not_healthy(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        before, secret = (await ca.listed())[1], site.make_secret(API)
+        await ca.look()
+        bundle, key = site.bundle(before + 5), site.directory / "issuing.key"
+        key.chmod(0o640)
+        await ca.look()
+        assert " 200 " in await health(ca), "nothing is missed yet"
+        site.elsewhere(lambda it: bundles.publish(it, *bundle))
+        for _ in range(3):
+            site.clock.now += timedelta(seconds=61)
+            await ca.look()
+            listed, newest = await ca.listed()
+            assert (listed.issued_at, newest) == (site.clock.now, before)
+            assert listed.bundle == ca.server.in_force.bundle.name, "a list names the bundle that is in force here"
+        said = await health(ca)
+        assert " 503 " in said
+        assert "the newest trust bundle is not in force here" in said
+        assert await ca.enrolled("api", secret)
+        key.chmod(0o600)
+        site.clock.now -= timedelta(seconds=183)  # OpenSSL asks the machine for the time
+        await ca.look()
+        await ca.look()
+        assert (await ca.listed())[1] == before + 5
+        assert " 200 " in await health(ca)
+
+
+def distrusting(site: CaFiles, version: int, key: bytes) -> tuple[Bundle, bytes]:
+    bundle = replace(site.bundle(version)[0], distrusted=frozenset({key}))
+    return bundle, sign_bundle(bundle, [authority.load_root(site.directory, None, None)])
+
+
+async def test_a_bundle_that_ends_trust_does_not_wait_for_the_directory(
+    site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        before, secret = (await ca.listed())[1], site.make_secret(API)
+        await ca.look()
+        bundle = distrusting(site, before + 5, b"\1" * 32)
+        (site.directory / "issuing.key").chmod(0o640)
+        site.elsewhere(lambda it: bundles.publish(it, *bundle))
+        await ca.look()
+        listed, newest = await ca.listed()
+        assert (newest, listed.distrusted) == (before + 5, {b"\1" * 32})
+        assert await ca.enrolled("api", secret), "its own key is trusted"
+        assert " 200 " in await health(ca)
+
+
+@pytest.mark.parametrize("of", ["issuer", "delegate"])
+async def test_with_a_distrusted_key_of_its_own_it_issues_nothing_and_is_not_healthy(
+    of: str, site: CaFiles, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving(site, mock_clock) as ca:
+        before, secret = (await ca.listed())[1], site.make_secret(API)
+        await ca.look()
+        bundle = distrusting(site, before + 5, key_digest(getattr(site.ca, of).certificate))
+        site.elsewhere(lambda it: bundles.publish(it, *bundle))
+        await ca.look()
+        assert ca.server.in_force.bundle.version == before + 5
+        assert "issues no certificates: a key of it is distrusted" in str(ca.server.api.ailment())
+        credential = enrolment.parse(secret)
+        with pytest.raises(Denied, match="cannot issue now") as denied:
+            await ca.server.api.write(
+                lambda it: registrar.enrol(it, ca.server.in_force.policy, credential, "api", csr())
+            )
+        assert denied.value.denial is Denial.UNAVAILABLE
+        authority.renew_issuing(site.directory, NOW)
+        await ca.look()
+        await ca.look()
+        assert ca.server.api.ailment() is None
+        assert await ca.enrolled("api", secret)
+
+
+async def test_a_list_that_cannot_be_signed_is_no_health(site: CaFiles, mock_clock: trio.testing.MockClock) -> None:
+    async with serving(site, mock_clock) as ca:
+        rows = [{"issuer": "QUFB" * 100, "serial": f"{number:x}", "not_after": 1 << 40} for number in range(2000)]
+        site.elsewhere(lambda it: it.connection.execute(revoked_serials.insert(), rows))
+        site.clock.now += timedelta(seconds=200)
+        await ca.look()
+        assert "the list of revocations cannot be signed" in await health(ca)
+        site.elsewhere(lambda it: it.connection.execute(revoked_serials.delete()))
+        await ca.look()
+        assert " 200 " in await health(ca)
 
 
 async def test_its_own_certificate_is_renewed_at_half_of_its_life(
