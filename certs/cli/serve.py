@@ -15,6 +15,7 @@ from certs.cli.options import store_url as url_of
 from certs.protocol.x509_profile import ProfileError, check_ttl
 from certs.registrar.commands import Commands
 from certs.service import serve as serving
+from certs.service.api import RateLimits, daily
 from sidecar.documents.address import parse_address
 from sidecar.host.clock import utc_now
 from sidecar.host.process import raise_descriptor_limit, settle_memory
@@ -56,7 +57,8 @@ def serve(
         raise UsageError(f"--listen: {error}") from error
     # Set by `sidecar inject` in the container, where commands for people cannot be run.
     commands = Commands(os.environ.get("MESH_STATE") or None)
-    settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl, commands=commands)
+    limits = RateLimits(day=daily(ttl))
+    settings = serving.Settings(where, mesh, address, url_of(where, store_url), ttl, limits, commands)
     raise_descriptor_limit()
     settle_memory()
     trio.run(serving.serve, settings, Log(style=style), utc_now)

@@ -44,6 +44,9 @@ from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, 
 AGAIN_SECONDS = 300
 """How long a repeated request gets the same certificate."""
 
+MOST_ENDED = 1000
+"""How many certificates of one identity are kept after their end, for people who look at the past."""
+
 TOKEN_LIFETIME = timedelta(minutes=5)
 
 
@@ -274,14 +277,24 @@ def is_revoked(connection: sa.Connection, certificate: bytes) -> bool:
     return by_serial is not None or (before is not None and svid.not_before < before)
 
 
-def prune(transaction: Transaction, keep: timedelta = timedelta(days=30)) -> None:
-    """Deletes certificates, followers, revoked serials and enrolment credentials that ended longer ago than ``keep``. The
-    audit log keeps everything."""
+def prune(
+    transaction: Transaction, keep: timedelta = timedelta(days=30), window: timedelta = timedelta(hours=24)
+) -> None:
+    """Deletes certificates, followers, revoked serials and enrolment credentials that ended longer ago than ``keep``; and of
+    the certificates of one identity that ended longer ago than ``window`` (re-enrolment), all but the last
+    :data:`MOST_ENDED`. The audit log keeps everything."""
     then = transaction.now - int(keep.total_seconds())
     for table in (issued, followers, revoked_serials):
         transaction.connection.execute(table.delete().where(table.c.not_after < then))
     over = (enrolment_credentials.c.expires_at < then) | (enrolment_credentials.c.ended_at < then)
     transaction.connection.execute(enrolment_credentials.delete().where(over))
+    ended = issued.c.not_after < transaction.now - int(window.total_seconds())
+    many = sa.select(issued.c.identity).where(ended).group_by(issued.c.identity).having(sa.func.count() > MOST_ENDED)
+    for identity in transaction.connection.execute(many).scalars().all():
+        own = ended & (issued.c.identity == identity)
+        newest = sa.select(issued.c.not_after).where(own).order_by(issued.c.not_after.desc())
+        last_kept = transaction.connection.execute(newest.offset(MOST_ENDED - 1).limit(1)).scalar_one()
+        transaction.connection.execute(issued.delete().where(own & (issued.c.not_after < last_kept)))
 
 
 def _certify(

@@ -28,7 +28,7 @@ import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs.protocol import wire
+from certs.protocol import wire, x509_profile
 from certs.protocol.denial import INTERNAL_ERROR, INTERNAL_ERROR_STATUS, Denial, Denied
 from certs.protocol.documents import Bundle, unique
 from certs.protocol.enrolment import parse as parse_credential
@@ -61,6 +61,7 @@ NOTE_SECONDS = 2.0
 MAX_JSON_PARTS = 64
 """Objects, arrays and commas of a body. The largest that is valid has four; 20,000 fit, and would take milliseconds."""
 
+_DAY = timedelta(days=1)
 MOST_SEEN = 10_000
 MOST_READERS = 4
 """Threads that read the store for callers, so that they do not use up the threads that follow files."""
@@ -68,13 +69,23 @@ MOST_READERS = 4
 _FOLLOWER_HEADERS = (wire.INSTANCE_HEADER.lower(), wire.BUNDLE_HEADER.lower())  # as h11 names them
 
 
+def daily(ttl: timedelta) -> Rate:
+    """How many certificates one identity may have in a day: a quarter more than 256 replicas need, each of which renews at
+    half of a life, and enough for restarts. The store takes 3 KB for each, so with lives of one hour one service can make it
+    grow by 45 MB a day. Of what has ended, :func:`certs.registrar.registrar.prune` keeps little."""
+    most = max(5000, round(1.25 * followers.MOST_FOLLOWERS * 2 * (_DAY / ttl)))
+    return Rate(most, most / _DAY.total_seconds())
+
+
 @dataclass(frozen=True, slots=True)
 class RateLimits:
     """The rate limits. ``guesses``: wrong enrolment credentials from one address; a correct one is never refused.
-    ``identity``: certificates for one identity. ``everybody``: certificates in total."""
+    ``identity``: certificates for one identity at once, ``day``: in a day, since each is recorded (:func:`daily`).
+    ``everybody``: certificates in total."""
 
     guesses: Rate = field(default=Rate(10, 0.1))
     identity: Rate = field(default=Rate(300, 5))
+    day: Rate = field(default_factory=lambda: daily(x509_profile.DEFAULT_TTL))
     everybody: Rate = field(default=Rate(2000, 500))
 
 
@@ -114,6 +125,7 @@ class CaApi:
     ailment: Callable[[], str | None] = lambda: None
     _guesses: Buckets = field(init=False)
     _identities: Buckets = field(init=False)
+    _days: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
     _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_READERS))
     _healthy_at: float = -math.inf
@@ -123,6 +135,7 @@ class CaApi:
     def __post_init__(self) -> None:
         self._guesses = Buckets(self.limits.guesses)
         self._identities = Buckets(self.limits.identity)
+        self._days = Buckets(self.limits.day)
         self._everybody = Buckets(self.limits.everybody)
 
     def routes(self) -> Routes:
@@ -286,7 +299,7 @@ class CaApi:
         :class:`certs.registrar.registrar.IssuingPolicy`: called after every other check, so that a caller without a
         credential of an identity cannot use up its rate."""
         now = self.clock().timestamp()
-        return self._identities.take(identity, now) and self._everybody.take("", now)
+        return self._identities.take(identity, now) and self._days.take(identity, now) and self._everybody.take("", now)
 
     def _make_nonce(self) -> bytes:
         """The time with a MAC, so that no nonce is stored. Another CA of the same mesh refuses it, and the sidecar retries.

@@ -266,7 +266,7 @@ class CaServer:
             if trio.current_time() - pruned > PRUNE_SECONDS:
                 pruned = trio.current_time()
                 with contextlib.suppress(StoreUnavailableError, StalledError):
-                    await self.api.write(registrar.prune)
+                    await self.api.write(partial(registrar.prune, window=self._state.mesh.reenrol_window))
                     head = await self._store_disk.run(partial(self.store.read, audit_head))
                     self.log.info("audit_head", message=f"the newest entry of the audit log is {_expected(head)}")
             with trio.move_on_after(LOOK_SECONDS):

@@ -16,6 +16,7 @@ import certs
 from certs.cli.commands import main
 from certs.registrar.commands import ANYWHERE, Commands
 from certs.service import serve as serving
+from certs.service.api import daily
 from certs.service.serve import Settings
 from certs.store.store import file_url
 from sidecar.documents.address import Address
@@ -77,6 +78,7 @@ def test_what_is_said_is_served(served: list[Settings], monkeypatch: pytest.Monk
     (settings,) = served
     assert settings.listen == Address("127.0.0.1", 9443)
     assert settings.ttl == timedelta(minutes=5)
+    assert settings.limits.day == daily(timedelta(minutes=5)), "shorter lives, more certificates a day"
     assert settings.store_url == "postgresql://host/database"
 
 

@@ -540,6 +540,33 @@ def test_a_month_after_its_end_a_thing_is_forgotten_and_the_audit_log_forgets_no
     assert ca.enrol(lasting, csr()), "a secret that nobody ended is as good as ever"
 
 
+def test_of_one_identity_s_ended_certificates_few_are_kept_and_all_that_may_renew(
+    ca: MiniCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registrar, "MOST_ENDED", 2)
+    ca.enrol(ca.make_credential("token", WEB), csr(uris=[WEB_URI]), "web")
+    for _ in range(5):
+        enrolled(ca)
+        ca.clock.pass_by(hours=1)
+    serials = ca.store.read(
+        lambda it: (
+            it.execute(sa.select(issued.c.serial).order_by(issued.c.issued_at, issued.c.identity.desc()))
+            .scalars()
+            .all()
+        )
+    )
+
+    def kept(window: timedelta) -> list[str]:
+        ca.store.write(lambda it: registrar.prune(it, window=window))
+        order = sa.select(issued.c.serial).order_by(issued.c.issued_at, issued.c.identity.desc())
+        return list(ca.store.read(lambda it: it.execute(order).scalars()))
+
+    assert kept(DAY) == serials, "each may renew still"
+    ca.clock.pass_by(hours=2)
+    assert kept(4 * HOUR) == serials, "of two that may not"
+    assert kept(HOUR) == [serials[0], *serials[4:]], "web's is not touched by what api has"
+
+
 @pytest.mark.parametrize(("kind", "command"), [("token", "token"), ("secret", "enrolment")])
 def test_which_command_makes_a_new_one(ca: MiniCa, kind: enrolment.Kind, command: str) -> None:
     shown = ca.make_credential(kind)

@@ -38,7 +38,7 @@ from certs.protocol.wire import NONCE_SECONDS
 from certs.registrar import bundles, followers, registrar, revocations
 from certs.registrar.followers import Follower
 from certs.service import api
-from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi, RateLimits, Snapshot, etag
+from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi, RateLimits, Snapshot, daily, etag
 from certs.service.limits import Rate
 from certs.store.store import Store, file_url
 from certs.store.writer import Writer
@@ -478,6 +478,43 @@ async def test_certificates_are_counted_by_identity_and_in_all(
         assert "web" in said(answer, 429)["message"]
         ca.now += timedelta(seconds=2)
         assert denial(await ca.enrol(web, "web")) == "ok"
+
+
+async def test_certificates_of_one_identity_are_counted_by_the_day(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    async with office(tmp_path, limits=RateLimits(day=Rate(3, 3 / 86400))) as ca:
+        api, web = ca.make_credential(), ca.make_credential(identity=SpiffeId(DOMAIN, ("web",)))
+        assert [denial(await ca.enrol(api)) for _ in range(4)] == ["ok"] * 3 + ["rate_limited"]
+        assert denial(await ca.enrol(web, "web")) == "ok", "each service has its own"
+        ca.now += timedelta(hours=7)
+        assert denial(await ca.enrol(api)) == "rate_limited"
+        ca.now += timedelta(hours=1)
+        assert [denial(await ca.enrol(api)) for _ in range(2)] == ["ok", "rate_limited"]
+
+
+@pytest.mark.parametrize("minutes", [5, 60, 24 * 60])
+def test_a_day_is_enough_for_the_most_replicas_and_little_for_the_store(minutes: int, tmp_path: Path) -> None:
+    ttl = timedelta(minutes=minutes)
+    rate = daily(ttl)
+    assert rate.burst >= 256 * (timedelta(days=1) / (ttl / 2))
+    assert rate.per_second * 86400 == pytest.approx(rate.burst)
+    if minutes >= 60:
+        assert rate.burst * 3000 < 50e6
+
+
+def test_a_certificate_takes_three_kilobytes_of_the_store(tmp_path: Path) -> None:
+    ca = Office(tmp_path / "store.db")
+
+    def size() -> int:
+        ca.store.read(lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all())
+        return ca.path.stat().st_size
+
+    before = size()
+    for _ in range(200):
+        ca.sidecar()
+    assert 0 < (size() - before) / 200 < 3000
+    ca.store.close()
 
 
 async def test_who_is_denied_anyway_uses_up_no_turn_of_anybody(
