@@ -16,10 +16,10 @@ from typing import Literal
 
 from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.attribution import commands_of
-from sidecar.inject.keys import is_certain_host
+from sidecar.inject.keys import is_certain_host, words
 from sidecar.inject.references import in_command, in_environment, in_text, variables_of
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
-from sidecar.inject.wellknown import known
+from sidecar.inject.wellknown import PROTOCOLS, Known, known
 
 Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared", "cluster"]
 
@@ -101,6 +101,9 @@ def find_mentions(
     owners = app_of(apps)
     images = {name: known(it.image) for name, it in application.services.items()}
     stores = {name for name, image in images.items() if image is not None and image.is_store}
+    listens = {
+        app.name: frozenset().union(*(_listens(it, images[it.name]) for it in app.members)) for app in apps.values()
+    }
     faces = {name for name, image in images.items() if (image is not None and image.is_web) or _FACE.search(name)}
     found: dict[Mention, None] = {}
     for app in apps.values():
@@ -114,8 +117,20 @@ def find_mentions(
             found_here = _references_of(service, names, owners, texts.get(service.name, ()), built, started, given)
             for callee, port, kind, where in found_here:
                 if callee != app.name and callee in near:
-                    found[Mention(app.name, callee, port, kind, prefix + where)] = None
+                    ports = (port,) if port is not None or kind != "environment" else _meant(where, listens[callee])
+                    for it in ports:
+                        found[Mention(app.name, callee, it, kind, prefix + where)] = None
     return tuple(found)
+
+
+def _listens(service: ComposeService, image: Known | None) -> frozenset[int]:
+    known_ports = (*image.clients, *image.administration) if image is not None else ()
+    return frozenset({*service.declared("tcp"), *known_ports})
+
+
+def _meant(key: str, ports: Collection[int]) -> tuple[int | None, ...]:
+    """The ports that the protocol in a key's name means, if the callee listens there; None if that is not said."""
+    return tuple(sorted({port for word in words(key) for port in PROTOCOLS.get(word, ()) if port in ports})) or (None,)
 
 
 def _given(
@@ -164,8 +179,10 @@ def _references_of(
         yield reference.callee, reference.port, "healthcheck", "healthcheck"
     hidden = frozenset(name for text in texts if text.kind != "shared" for name in _UPSTREAM.findall(text.text))
     for text in texts:
-        words, certain = text.is_configuration, text.kind != "mounted" or not text.is_configuration
-        found = in_text(text.text, names, words=words, certain=certain, variables=variables, hidden=hidden)
+        certain = text.kind != "mounted" or not text.is_configuration
+        found = in_text(
+            text.text, names, words=text.is_configuration, certain=certain, variables=variables, hidden=hidden
+        )
         for reference in found:
             yield reference.callee, reference.port, text.kind, f"{text.label}:{reference.line}"
 

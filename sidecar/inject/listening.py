@@ -66,9 +66,12 @@ _WORKER_NAME = re.compile(
     r"composer|npm|artisan|mc|ofelia|ddns|tunnel|ngrok|cloudflared|autossh|simulator|generator|loadgen|loadgenerator|producer|"
     r"publisher|subscriber|dispatcher|processor|poller|watcher|reaper|archiver|indexer|ingest|ingestor|ingester|ingestion|mailer|"
     r"sender|renew|renewer|dump|dumper|restore|batch|promtail|filebeat|fluentbit|telegraf|pipeline|configurator|companion|"
-    r"executor|dispatch)s?\d*(?=$|[-_./:])"
+    r"executor|dispatch|letsencrypt|acme|dehydrated|lego)s?\d*(?=$|[-_./:])"
 )
-_WORKER_NAME_UNLESS_NAMED = re.compile(r"(?i)(?:^|[-_./])(?:client|agent|listener|collector)s?\d*(?=$|[-_./:])")
+_WORKER_NAME_UNLESS_NAMED = re.compile(
+    r"(?i)(?:^|[-_./])(?:client|agent|listener|collector|transcoder|encoder|converter|renderer|recorder|uploader|updater|"
+    r"checker|scanner|fetcher|parser|enricher|aggregator|handler|forwarder|replicator)s?\d*(?=$|[-_./:])"
+)
 _WORKER_COMMAND = re.compile(
     r"(?i)\bcelery\b|\bsidekiq\b|\brqworker\b|\brq\s+worker|\bqueue:(?:work|listen)|\bschedule:(?:run|work)|\bhorizon\b|"
     r"\b(?:migrat\w*|dramatiq|huey\w*|arq|supercronic|crond?|pytest|pg_dump\w*|mysqldump|alembic|flyway|liquibase|"

@@ -91,7 +91,9 @@ _DOCKER = re.compile(r"\bdocker\s+(?:image\s+)?(?:run|pull|push|tag|build|save|l
 _OWN = re.compile(r"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]|\$\{?HOSTNAME\}?)[: ](\d{2,5})(?!\d)")
 _OWN_URL = re.compile(r"(https?)://(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?![\w:.-])")
 _OWN_OPTION = re.compile(
-    r"(?:--(?:http-|listen-|server\.)?port|--bind|--listen|-b|-c port|postgres -p)[= ](?::|\*:)?(\d{2,5})(?![\d.:])"
+    r"(?:--(?:(?:https?|listen|server|web|rpc|grpc|api|ws|ui|admin|authrpc|metrics)[.-])?port|--bind|--listen|-b|-c port|"
+    r"postgres -p)[= ](?::|\*:)?(\d{2,5})(?![\d.:])|"
+    r"--?(?:[\w.-]*[.-])?(?:socket|https?|addr|address|bind|listen|listener)[= ](?::|\*:)(\d{2,5})(?![\d.:])"
 )
 _OWN_VARIABLE = re.compile(r"(?:SERVER_|HTTP_|APP_|LISTEN_|NODE_|GRPC_|WEB_)?PORT|ASPNETCORE_HTTP_PORTS")
 _OWN_ADDRESS = re.compile(r"(?:^|//|,)(?:\+|\*|\[::\]|0\.0\.0\.0)?:(\d{2,5})(?![\d.:])")
@@ -344,7 +346,7 @@ def _hosts(items: list[str], names: Mapping[str, str], line: int, ports: Collect
 
 def own_ports(command: str) -> tuple[int, ...]:
     """The ports that a service listens on according to its own command."""
-    found = [int(match[1]) for pattern in (_OWN, _OWN_OPTION) for match in pattern.finditer(command)]
+    found = [int(match[match.lastindex or 1]) for pattern in (_OWN, _OWN_OPTION) for match in pattern.finditer(command)]
     return _ports(found)
 
 

@@ -225,6 +225,7 @@ wiremock = 8080
 mockserver = 1080
 apache/hive = 10000 9083
 trino = 8080
+itzg/minecraft-server = 25565 | | 25575
 livekit-server = 7880 7881
 """
 _WEB = """
@@ -256,6 +257,12 @@ SCHEMES = {
 }  # fmt: skip
 """The port that a URL without one means."""
 
+PROTOCOLS = {
+    "amqp": {5671, 5672}, "imap": {143, 993}, "ldap": {389, 636}, "mqtt": {1883, 8883}, "rcon": {25575}, "sftp": {22},
+    "smtp": {25, 465, 587, 1025, 2525}, "ssh": {22}, "xmpp": {5222, 5347},
+}  # fmt: skip
+"""The ports that a key of a host means by this word, as in ``RCON_HOST``, if the host listens there."""
+
 HEALTH_PROGRAMS = {
     "pg_isready": 5432, "mysqladmin": 3306, "healthcheck.sh": 3306, "redis-cli": 6379, "valkey-cli": 6379, "mongosh": 27017,
     "mongo": 27017, "rabbitmq-diagnostics": 5672, "rabbitmqctl": 5672, "cqlsh": 9042,
@@ -269,13 +276,12 @@ _ROUTERS = re.compile(r"traefik|nginx-proxy|docker-gen|caddy-docker-proxy|docker
 def known(image: str) -> Known | None:
     """The ports of an image by its name, such as ``registry:5000/bitnami/postgresql:16@sha256:…``."""
     name, tag = split(image)
-    if "php" in name and "fpm" in tag:
+    if re.search(r"(?:^|[-_]|php)fpm(?:$|[-_\d])", f"{name}-{tag}"):
         return Known((_FPM,))
     if name == "php":
         return Known((80,), is_web=True) if "apache" in tag else None
     path = image.partition("@")[0].lower().removesuffix(f":{tag}")
-    found = _KNOWN.get("/".join(path.split("/")[-2:])) or _KNOWN.get(name)
-    return Known((_FPM,)) if found is not None and found.is_web and "fpm" in tag else found
+    return _KNOWN.get("/".join(path.split("/")[-2:])) or _KNOWN.get(name)
 
 
 def is_broker(image: str) -> bool:

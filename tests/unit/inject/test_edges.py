@@ -77,6 +77,18 @@ def test_what_runs_in_browsers_does_not_use_a_servers_database() -> None:
     assert [(it.caller, it.callee) for it in found] == [("frontend", "api"), ("frontend", "db")]
 
 
+def test_a_key_means_the_port_of_the_protocol_it_names() -> None:
+    def found(hub: dict[str, Any], environment: dict[str, str]) -> tuple[int, ...]:
+        whole = application({"hub": hub, "web": {"environment": environment}})
+        return find_edges(find_mentions(whole, find_apps(whole), {}, {}))[0].ports
+
+    hub = {"expose": ["1883", "8883", "8080"]}
+    assert found(hub, {"MQTT_HOST": "hub"}) == (1883, 8883)
+    assert found(hub, {"MQTT_HOST": "hub", "MQTT_PORT": "8080"}) == (8080,)
+    assert found(hub, {"LDAP_HOST": "hub"}) == ()
+    assert found({"image": "itzg/minecraft-server"}, {"RCON_HOST": "hub"}) == (25575,)
+
+
 @pytest.mark.parametrize(
     "command", ["cp -r /a /b", "sh -c 'mkdir -p /a && cp -r /a/. /b; exit 0;'", "/bin/chown 1000 /x"]
 )
