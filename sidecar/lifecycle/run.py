@@ -120,11 +120,14 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     if config.admin is not None:
         from sidecar.observe.admin import AdminServer, Source  # only where it is wanted: it loads prometheus_client
 
-        status = partial(_status, config, server, reloader, agent, stop)
+        source = Source(
+            partial(_unwell, server, reloader),
+            stop.is_set,
+            partial(_status, config, server, reloader, agent, stop),
+            server.node.metrics,
+        )
         try:
-            admin = AdminServer(
-                f"{config.path}: admin.listen", config.admin.listen, Source(status, server.node.metrics), log
-            )
+            admin = AdminServer(f"{config.path}: admin.listen", config.admin.listen, source, log)
         except BaseException:
             server.close()
             raise
@@ -158,12 +161,9 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     log.info("stopped", service=config.service)
 
 
-def _status(
-    config: Config, server: Server, reloader: Reloader, agent: Agent | None, stop: trio.Event
-) -> dict[str, Any]:
-    """Current state, as the admin listener serves it."""
-    node = server.node
-    now, svid, fresh_until = node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
+def _unwell(server: Server, reloader: Reloader) -> list[str]:
+    """Why no new connection can succeed now, a sentence each. It is asked at every health check."""
+    now, svid, fresh_until = server.node.clock(), reloader.loaded.svid, reloader.revocations.fresh_until
     unwell = server.faults
     if now > svid.not_after:
         unwell.append(f"its certificate ended at {svid.not_after:%FT%TZ}, so every peer refuses it")
@@ -172,6 +172,14 @@ def _status(
         unwell.append("its certificate was revoked, so every peer refuses it, and the CA renews it no longer")
     if fresh_until is not None and now > fresh_until:
         unwell.append(f"its list of revocations was good until {fresh_until:%FT%TZ}, so it accepts no new connection")
+    return unwell
+
+
+def _status(
+    config: Config, server: Server, reloader: Reloader, agent: Agent | None, stop: trio.Event
+) -> dict[str, Any]:
+    """Current state, as the admin listener serves it."""
+    node = server.node
     live = [
         ("inbound", str(admission.source), admission.port)
         if admission.peer.id == admission.source
@@ -183,9 +191,9 @@ def _status(
     state = CurrentState(
         config=config,
         mesh=node.current.mesh,
-        svid=svid,
+        svid=reloader.loaded.svid,
         live=live,
-        unwell=unwell,
+        unwell=_unwell(server, reloader),
         trust=trust,
         draining=stop.is_set(),
         strangers=len(strangers),
@@ -194,7 +202,7 @@ def _status(
         reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
     )
-    return describe(now, state, node.metrics)
+    return describe(node.clock(), state, node.metrics)
 
 
 async def _handle_signals(

@@ -47,8 +47,11 @@ FIRST_REQUEST_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the answers are made of: ``status`` returns the current status document, ``metrics`` holds the counters."""
+    """What the answers are made of: ``unwell`` returns why no new connection can succeed, a sentence each, ``draining``
+    whether the sidecar is, ``status`` the current status document, ``metrics`` holds the counters."""
 
+    unwell: Callable[[], list[str]]
+    draining: Callable[[], bool]
     status: Callable[[], dict[str, Any]]
     metrics: Metrics
 
@@ -151,8 +154,7 @@ class AdminServer:
 
     def _unwell(self) -> list[str]:
         """Why no new connection can succeed, a sentence each."""
-        status = self._source.status()
-        return [*status["unwell"], *(["it is draining"] if status["draining"] else [])]
+        return [*self._source.unwell(), *(["it is draining"] if self._source.draining() else [])]
 
     async def _status(self, _request: Request) -> Response:
         return Response.of(200, self._source.status())

@@ -44,12 +44,15 @@ class Left(enum.Enum):
 
 
 class Guest:
-    """A waiting socket. ``leave`` is called once, unless it was expelled. ``wanted``: it is not readable with fewer."""
+    """A waiting socket. ``leave`` is called once, unless it was expelled; afterwards the guest does not hold it, since it
+    mostly holds the guest: thousands of such cycles would stop the process while Python's collector finds them. ``wanted``:
+    it is not readable with fewer."""
 
     __slots__ = ("descriptor", "ends", "goes_first", "leave", "sock", "wanted")
 
     def __init__(self, sock: socket.socket, leave: Callable[[Left], object], ends: float, goes_first: bool) -> None:
-        self.sock, self.leave, self.ends, self.goes_first = sock, leave, ends, goes_first
+        self.sock, self.ends, self.goes_first = sock, ends, goes_first
+        self.leave: Callable[[Left], object] | None = leave
         self.descriptor = sock.fileno()
         self.wanted = 1
 
@@ -80,6 +83,7 @@ class Lobby:
         sock.setblocking(False)
         guest = Guest(sock, leave, trio.current_time() + self._seconds, goes_first)
         if self._ended:
+            guest.leave = None
             leave(Left.CANCELLED)
             return guest
         self._poller.add(guest.descriptor)  # which reports at once what is there already
@@ -92,6 +96,7 @@ class Lobby:
             return False
         del self._guests[guest.descriptor]
         self._poller.remove(guest.descriptor)
+        guest.leave = None
         return True
 
     async def run(self) -> None:
@@ -143,10 +148,11 @@ class Lobby:
         return self._guests.get(guest.descriptor) is guest
 
     def _leave(self, guest: Guest, how: Left) -> None:
-        if self.expel(guest):
+        leave = guest.leave
+        if self.expel(guest) and leave is not None:
             if how is Left.SPOKE:
                 guest.want(1)
-            guest.leave(how)
+            leave(how)
 
 
 def _look(guest: Guest, what: int) -> Left | None:

@@ -44,12 +44,14 @@ class _Stage(enum.Enum):
 
 
 class Stranger:
-    """One connection in the budget. It is given back to :class:`Strangers` at each change."""
+    """One connection in the budget. It is given back to :class:`Strangers` at each change. ``_cut``: None once it has left,
+    as what it refers to mostly refers to the stranger."""
 
     __slots__ = ("_address", "_cut", "_since", "_stage")
 
     def __init__(self, address: _Address, cut: Callable[[], object], now: float) -> None:
-        self._address, self._cut, self._since, self._stage = address, cut, now, _Stage.SILENT
+        self._address, self._since, self._stage = address, now, _Stage.SILENT
+        self._cut: Callable[[], object] | None = cut
 
     @property
     def address(self) -> str:
@@ -138,6 +140,7 @@ class Strangers:
         else:
             self._held -= 1
             self._set(stranger, _Stage.GONE, now)
+        stranger._cut = None
         self._freed()
 
     def make_room(self, now: float) -> float:
@@ -161,7 +164,8 @@ class Strangers:
                 self._held -= 1
                 self._ending += 1
                 self._set(first, _Stage.CUT, now)
-                first._cut()
+                if first._cut is not None:
+                    first._cut()
                 return 0.0
             soonest = min(soonest, wait)
         return soonest

@@ -15,9 +15,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Refused
+from sidecar.observe.record import ConnectionRecord
+from sidecar.proxy.live import Live
 from sidecar.proxy.peer import SPREAD
 from sidecar.transport import sockets
-from sidecar.transport.strangers import SAFE_SECONDS
+from sidecar.transport.lobby import Guest
+from sidecar.transport.strangers import SAFE_SECONDS, Stranger
 from sidecar.transport.tls import TlsChannel
 from tests.attacks.stage import Call, Port, attacked_call, attacked_port
 from tests.beds.certificates import Authority
@@ -36,8 +39,8 @@ def _no_collector() -> Iterator[None]:
 
 
 def left() -> dict[str, int]:
-    """How many objects of TLS, and of refusals, whose tracebacks hold frames, there are."""
-    kinds = (TlsChannel, SSL.Connection, Refused)
+    """How many objects of TLS, of refusals, whose tracebacks hold frames, and of connections there are."""
+    kinds = (TlsChannel, SSL.Connection, Refused, Guest, Live, Stranger, ConnectionRecord)
     found = [type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds)]
     return {kind.__name__: found.count(kind.__name__) for kind in kinds}
 
@@ -132,7 +135,7 @@ async def test_at_a_port_when_the_time_is_over(greets: bool, mock_clock: MockClo
             assert line["reason"] == "handshake_timeout"
             mock_clock.jump(2)
             await wait_all_tasks_blocked(0.01)
-        assert left()["TlsChannel"] == 0
+        assert left() == dict.fromkeys(left(), 0)
 
 
 @pytest.mark.parametrize("greets", [False, True])
@@ -149,7 +152,7 @@ async def test_at_a_port_when_it_makes_room(greets: bool, mock_clock: MockClock)
             await port.sidecar.log.connection(2)
             mock_clock.jump(2)
             await wait_all_tasks_blocked(0.01)
-        assert left()["TlsChannel"] == 0
+        assert left() == dict.fromkeys(left(), 0)
 
 
 async def hangs_up(call: Call) -> None:

@@ -66,7 +66,7 @@ async def test_it_has_settled(program: str, tmp_path: Path, variables: dict[str,
             command = [*CERTS, "serve", site.directory, "--mesh", site.path / "mesh.yaml", *listen, "--log", "json"]
         async with running(*command, variables=variables) as it:
             found = await asked(it)
-    assert found["threshold"] == 20_000, "few collections, and what was imported is in none of them"
+    assert found["threshold"] == 2_000, "few collections, short ones, and what was imported is in none of them"
     assert found["switch"] == 0.0005, "a thread that computes gives the interpreter back soon"
     assert "sidecar.host.memory.give_back" in json.dumps(found["tasks"])
     assert not found["ends_by_hangup"]

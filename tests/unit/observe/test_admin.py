@@ -36,9 +36,9 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminSer
     metrics = Metrics()
     metrics.ended["inbound", "http", "allow", "ok"] = 3
     metrics.folded = 7
-    one = AdminServer(
-        "sidecar.yaml: admin.listen", listen, Source(lambda: {**WELL, **status}, metrics), Log(LogSink(), "json")
-    )
+    document = {**WELL, **status}
+    source = Source(lambda: document["unwell"], lambda: document["draining"], lambda: document, metrics)
+    one = AdminServer("sidecar.yaml: admin.listen", listen, source, Log(LogSink(), "json"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         yield one
@@ -335,7 +335,7 @@ async def test_when_no_descriptor_is_left_that_is_said_once_and_it_goes_on(
     monkeypatch.setattr(socket.socket, "accept", exhausted)
     monkeypatch.setattr(admin_module, "FIRST_REQUEST_SECONDS", 1e9)
     log = LogSink()
-    one = AdminServer("x", LOOPBACK, Source(lambda: WELL, Metrics()), Log(log, "json"))
+    one = AdminServer("x", LOOPBACK, Source(list, bool, lambda: WELL, Metrics()), Log(log, "json"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         with await connected(one) as silent:
