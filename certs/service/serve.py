@@ -48,6 +48,7 @@ from certs.store.writer import Writer
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read, read_regular
 from sidecar.host import memory
+from sidecar.host.apart import parse_apart
 from sidecar.host.disk import Disk, StalledError
 from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
 from sidecar.host.process import hangup_ignored, keep_loop_responsive
@@ -182,7 +183,7 @@ class CaServer:
     # -- building a state ----------------------------------------------------------------------------------------------
 
     def _load_mesh(self, read: Read = read_regular, before: Mesh | None = None) -> Mesh:
-        mesh = load_mesh(self.settings.mesh, read, before)
+        mesh = load_mesh(self.settings.mesh, read, before, parse_apart)
         if mesh.trust_domain != self._trust_domain:
             raise UsageError(
                 f"{self.settings.mesh}: its trust_domain is {mesh.trust_domain}, but the CA in {self.settings.directory} "

@@ -24,6 +24,7 @@ from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read
 from sidecar.host import memory
+from sidecar.host.apart import parse_apart
 from sidecar.host.clock import utc_now
 from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce
 from sidecar.host.process import hangup_ignored, keep_loop_responsive, raise_descriptor_limit
@@ -240,7 +241,7 @@ class DevMesh:
 
     def _read(self, before: _File, read: Read) -> _File:
         """The file; ``before`` if it says the same. Raises :class:`UsageError`."""
-        mesh = load_mesh(self.path, read, before.mesh)
+        mesh = load_mesh(self.path, read, before.mesh, parse_apart)
         if mesh == before.mesh:
             return before
         if mesh.trust_domain != before.mesh.trust_domain:

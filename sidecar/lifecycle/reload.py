@@ -28,6 +28,7 @@ from sidecar.config.sidecar_yaml import Config, FileIdentity
 from sidecar.config.wiring import parse_config
 from sidecar.documents.regular import Read, read_regular
 from sidecar.documents.yaml12 import load_text
+from sidecar.host.apart import parse_apart
 from sidecar.host.disk import Disk
 from sidecar.host.follow import DESCRIPTORS, LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnce, mounted
 from sidecar.identity.judge import Revocations, VerifyParams
@@ -175,7 +176,7 @@ class Reloader:
         """The mesh file; ``before`` if it says the same. Raises :class:`UsageError`, also if a service or port of the wiring
         is not in it."""
         config = self.node.config
-        mesh = load_mesh(config.mesh_path, read, before)
+        mesh = load_mesh(config.mesh_path, read, before, parse_apart)
         if mesh == before:
             return before
         if mesh.trust_domain != config.mesh.trust_domain:

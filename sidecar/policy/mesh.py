@@ -14,7 +14,7 @@ The values of a rule's ``from`` and ``to``:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -182,10 +182,15 @@ class Mesh(MeshShape):
         return Names(self.trust_domain, {name: tuple(service.ports) for name, service in self.services.items()})
 
 
-def load_mesh(path: Path, read: Read = read_regular, in_force: Mesh | None = None) -> Mesh:
-    """Reads a mesh file. If the text ``in_force`` ends with ``...``, one that does not is incomplete. Raises
-    :class:`UsageError`."""
-    mesh = parse_mesh(load_text(path, read), str(path))
+def load_mesh(
+    path: Path,
+    read: Read = read_regular,
+    in_force: Mesh | None = None,
+    parse: Callable[[str, str], Mesh] | None = None,
+) -> Mesh:
+    """Reads a mesh file. If the text ``in_force`` ends with ``...``, one that does not is incomplete. ``parse``: in place of
+    :func:`parse_mesh`. Raises :class:`UsageError`."""
+    mesh = (parse or parse_mesh)(load_text(path, read), str(path))
     if in_force is not None and in_force.ended and not mesh.ended:
         raise UsageError(
             f"{path}: is incomplete: the text in force ends with a line ..., and this one does not; "

@@ -8,7 +8,9 @@ connection, which owns the sockets. The invariants:
 * A *pass* handles the ready sockets and never awaits. So no socket is closed, and no descriptor number reused, while events
   that name it are being handled.
 * An event only sets readiness and puts its link on the run queue. So no edge is lost when a pass ends early.
-* A pass lasts about :data:`PASS_SECONDS`. trio's other tasks (handshakes, timers, the control plane) run between two passes.
+* trio's other tasks (handshakes, timers, the control plane) run between two passes. A pass may last as long as they took
+  since the last one: at least :data:`PASS_SECONDS`, at most :data:`MAX_PASS_SECONDS`. So whatever strangers ask for, those
+  who are connected get half of the time.
 * A link moves about :data:`PUMP_BYTES`, or works about :data:`PUMP_SECONDS`, at a time. If it has more to do, it waits in a
   queue of its own: one of that queue has a turn after at most :data:`ROUND` links that have news. So a link with little to
   do waits for one that has much, not for all of them, and neither kind starves the other.
@@ -33,6 +35,7 @@ from sidecar.relay.liveness import INFO_BYTES, SILENCE_SECONDS, waiting_since
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, Poller, make_poller
 
 PASS_SECONDS = 0.002
+MAX_PASS_SECONDS = 0.010
 PUMP_BYTES = 512 * 1024
 PUMP_SECONDS = 0.001
 ROUND = 32
@@ -152,22 +155,26 @@ class Relay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep)
             try:
+                seconds = PASS_SECONDS
                 while True:
-                    self._run_pass()
+                    self._run_pass(seconds)
                     if self._queue or self._rest:
+                        passed = perf_counter()
                         await trio.lowlevel.checkpoint()
+                        seconds = min(max(PASS_SECONDS, perf_counter() - passed), MAX_PASS_SECONDS)
                     else:
                         await trio.lowlevel.wait_readable(self._poller.fileno())
+                        seconds = PASS_SECONDS
             finally:
                 self._poller.close()
 
     # -- one pass ------------------------------------------------------------------------------------------------------
 
-    def _run_pass(self) -> None:
-        """Handles the ready sockets and the run queues for about :data:`PASS_SECONDS`."""
+    def _run_pass(self, seconds: float) -> None:
+        """Handles the ready sockets and the run queues for about so long."""
         links, queue = self._links, self._queue
         self._now = trio.current_time()
-        until = self._until = perf_counter() + PASS_SECONDS
+        until = self._until = perf_counter() + seconds
         while True:
             for descriptor, what in self._poller.poll():
                 link = links.get(descriptor)

@@ -89,6 +89,7 @@ def _bursts_in_one_piece() -> None:
     replaced("sidecar.relay.duplex", "MAX_DATALESS_RECORDS", 1 << 30)()
     replaced("sidecar.relay.relay", "PUMP_SECONDS", 10.0)()
     replaced("sidecar.relay.relay", "PASS_SECONDS", 10.0)()
+    replaced("sidecar.relay.relay", "MAX_PASS_SECONDS", 10.0)()
 
 
 DEFENCES: Mapping[str, Defence] = {

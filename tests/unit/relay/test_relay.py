@@ -242,6 +242,7 @@ async def test_a_bulk_connection_does_not_starve_small_ones(
             shares.append(link.duplex.to_app + link.duplex.from_app - before)
 
     monkeypatch.setattr(relay_module, "PASS_SECONDS", 0.0)
+    monkeypatch.setattr(relay_module, "MAX_PASS_SECONDS", 0.0)
     with ExitStack() as stack:
         bed = Bed(nursery, make_poller(), stack, Noting)
         bulk = bed.connection(Passthrough(), tolerant=True)
@@ -286,6 +287,7 @@ async def test_connections_that_have_much_to_do_are_not_starved_by_many_that_hav
 ) -> None:
     """One of them has a turn after so many others, although these have news again before all were served."""
     monkeypatch.setattr(relay_module, "PASS_SECONDS", -1.0)
+    monkeypatch.setattr(relay_module, "MAX_PASS_SECONDS", -1.0)
     monkeypatch.setattr(relay_module, "PUMP_SECONDS", -1.0)
     busy = [still.connection(Passthrough(), tolerant=True) for _ in range(2 * ROUND)]
     bulk = still.connection(FakeChannel(at_once=1))
@@ -310,6 +312,7 @@ async def test_the_time_of_a_pass_is_bounded_and_other_tasks_run_between_passes(
 ) -> None:
     """With no time at all, a pass is one pump; nobody in the queue is lost over that."""
     monkeypatch.setattr(relay_module, "PASS_SECONDS", -1.0)
+    monkeypatch.setattr(relay_module, "MAX_PASS_SECONDS", -1.0)
     many = [bed.connection() for _ in range(20)]
     await bed.settle()
     for one in many:
