@@ -40,7 +40,7 @@ def settle_memory() -> None:
     while 2,000 strangers came. A connection that ends leaves nothing for the collector. Call it once, when all is loaded."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(2_000, 100, 10)  # in a flood a young collection takes 1 to 3 µs an object
+    gc.set_threshold(2_000, 1_000, 10)  # in a flood a collection takes 1 to 3 µs an object
 
 
 def raise_descriptor_limit() -> None:

@@ -15,13 +15,13 @@ Invariants:
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.observe.record import ConnectionRecord, Direction
+from sidecar.transport.strangers import address_key
 from sidecar.transport.tls_errors import CERTIFICATE_ALERTS
 
 LINES = 10
@@ -30,7 +30,6 @@ LINES = 10
 SECONDS = 60.0
 MAX_ADDRESSES = 256
 OTHERS = "others"
-_IPV6_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +126,4 @@ def is_about_certificate(unverified: Mapping[str, Any], peer_reason: str | None,
 
 def _prefix(address: str | None) -> str | None:
     """The part of ``host:port`` that one host cannot change at will."""
-    if address is None:
-        return None
-    host = ipaddress.ip_address(address.rpartition(":")[0].strip("[]").partition("%")[0])
-    if host.version == 4:
-        return str(host)
-    return str(ipaddress.ip_network((host, _IPV6_PREFIX), strict=False))
+    return None if address is None else address_key(address.rpartition(":")[0].strip("[]"))

@@ -11,9 +11,10 @@ connection, which owns the sockets. The invariants:
 * trio's other tasks (handshakes, timers, the control plane) run between two passes. A pass may last as long as they took
   since the last one: at least :data:`PASS_SECONDS`, at most :data:`MAX_PASS_SECONDS`. So whatever strangers ask for, those
   who are connected get half of the time.
-* A link moves about :data:`PUMP_BYTES`, or works about :data:`PUMP_SECONDS`, at a time. If it has more to do, it waits in a
-  queue of its own: one of that queue has a turn after at most :data:`ROUND` links that have news. So a link with little to
-  do waits for one that has much, not for all of them, and neither kind starves the other.
+* A link that has news moves about :data:`NEWS_BYTES`. If it has more to do, or moved as much the last time, it waits in a
+  queue of its own, where a turn is about :data:`PUMP_BYTES` or :data:`PUMP_SECONDS`. One of that queue has a turn after at
+  most :data:`ROUND` links that have news. So a link with little to do waits for one that has much, not for all of them,
+  and neither kind starves the other.
 * An exception while a link's bytes are moved ends that link only, and is raised by its own :meth:`Relay.carry`.
 * A cancelled ``carry`` takes its sockets out of the set before it returns. Its caller closes them.
 """
@@ -21,6 +22,7 @@ connection, which owns the sockets. The invariants:
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import sys
 from collections import deque
@@ -35,9 +37,12 @@ from sidecar.relay.liveness import INFO_BYTES, SILENCE_SECONDS, waiting_since
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, Poller, make_poller
 
 PASS_SECONDS = 0.002
-MAX_PASS_SECONDS = 0.010
+MAX_PASS_SECONDS = 0.004
 PUMP_BYTES = 512 * 1024
 PUMP_SECONDS = 0.001
+NEWS_BYTES = 64 * 1024
+MORE_BYTES = 16 * 1024
+"""A further step of decryption takes about as long as so many bytes."""
 ROUND = 32
 READ_BYTES = 128 * 1024
 SWEEP_SECONDS = 1.0
@@ -78,6 +83,7 @@ class _Link:
         "done",
         "duplex",
         "expires_at",
+        "heavy",
         "idle_timeout",
         "net",
         "net_ended",
@@ -97,7 +103,7 @@ class _Link:
         self.net_ended = self.app_ended = False  # a short read does not mean drained, see `poller.ENDED`
         self.idle_timeout, self.expires_at = idle_timeout, expires_at
         self.active_at = trio.current_time()
-        self.queued = False
+        self.queued = self.heavy = False
         self.rested = -REST_BYTES
         self.net_waiting: float | None = None  # since when nothing is acknowledged, see `liveness`
         self.app_waiting: float | None = None
@@ -115,7 +121,7 @@ class Relay:
         self._queue: deque[_Link] = deque()  # links that have news
         self._rest: deque[_Link] = deque()  # links that have used up their share, and have more to do
         self._served = 0  # how many of the queue had a turn since the last of the rest
-        self._until = 0.0  # when a pump is to make room for the next
+        self._share, self._until = NEWS_BYTES, math.inf  # how much a pump may move, and until when
         self._now = 0.0
         self.buffers = Buffers(
             *(make_buffer(size) for size in (READ_BYTES, READ_BYTES, READ_BYTES, READ_BYTES + 16384))
@@ -174,7 +180,8 @@ class Relay:
         """Handles the ready sockets and the run queues for about so long."""
         links, queue = self._links, self._queue
         self._now = trio.current_time()
-        until = self._until = perf_counter() + seconds
+        now = perf_counter()
+        until = now + seconds
         while True:
             for descriptor, what in self._poller.poll():
                 link = links.get(descriptor)
@@ -182,10 +189,10 @@ class Relay:
                     self._set_readiness(link, descriptor, what)
                     if not link.queued:
                         link.queued = True
-                        queue.append(link)
+                        (self._rest if link.heavy else queue).append(link)
             if self._rest and (self._served >= ROUND or not queue):
-                self._serve_rest(until)
-                if not queue and perf_counter() > until:
+                now = self._serve_rest(now)
+                if not queue and now > until:
                     return
             elif not queue:
                 return
@@ -194,20 +201,22 @@ class Relay:
                 link.queued = False
                 if links.get(link.net_fd) is link:  # else it ended, or was cancelled, while it queued
                     self._pump(link)
-                if perf_counter() > until:
+                now = perf_counter()
+                if now > until:
                     self._served += served + 1
                     return
             self._served = ROUND
 
-    def _serve_rest(self, until: float) -> None:
-        """Gives a turn to one link that has used up its share."""
+    def _serve_rest(self, now: float) -> float:
+        """Gives a turn to one link that has used up its share. Takes and returns the time."""
         self._served = 0
         link = self._rest.popleft()
         link.queued = False
         if self._links.get(link.net_fd) is link:
-            self._until = perf_counter() + PUMP_SECONDS
+            self._share, self._until = PUMP_BYTES, now + PUMP_SECONDS
             self._pump(link)
-            self._until = until
+            self._share, self._until = NEWS_BYTES, math.inf
+        return perf_counter()
 
     def _set_readiness(self, link: _Link, descriptor: int, what: int) -> None:
         duplex = link.duplex
@@ -240,14 +249,14 @@ class Relay:
     def _move(self, link: _Link) -> None:
         duplex, net, app = link.duplex, link.net, link.app
         cipher_in, plain_in = self.buffers.cipher_in.view, self.buffers.plain_in.view
-        share = PUMP_BYTES
+        whole = share = self._share
         op = duplex.next()
         if op is not _WAIT:
             link.active_at = self._now
         while op is not _WAIT:
             try:
                 if op is _RECV_NET:
-                    if share <= 0 or (share < PUMP_BYTES and perf_counter() > self._until):
+                    if share <= 0 or (share < whole and perf_counter() > self._until):
                         break
                     size = net.recv_into(cipher_in)
                     share -= size
@@ -259,7 +268,7 @@ class Relay:
                 elif op is _SEND_APP:
                     op = duplex.sent_app(app.send(duplex.out))
                 elif op is _RECV_APP:
-                    if share <= 0 or (share < PUMP_BYTES and perf_counter() > self._until):
+                    if share <= 0 or (share < whole and perf_counter() > self._until):
                         break
                     size = app.recv_into(plain_in)
                     share -= size
@@ -273,9 +282,9 @@ class Relay:
                     app.shutdown(socket.SHUT_WR)
                     op = duplex.shut_app()
                 elif op is _MORE:
-                    if share < PUMP_BYTES and perf_counter() > self._until:
-                        break
-                    share -= 1  # a first step is always taken, however late it is
+                    if share <= 0 or (share < whole and perf_counter() > self._until):
+                        break  # a first step is always taken, however late it is
+                    share -= MORE_BYTES
                     op = duplex.more()
                 else:
                     self._finish(link, duplex.ending)
@@ -287,6 +296,8 @@ class Relay:
             except OSError as error:
                 op = duplex.shut_app() if op is _SHUT_APP else duplex.failed(op, after_fin=error.errno == errno.EPIPE)
         else:
+            if share < whole:
+                link.heavy = whole - share >= NEWS_BYTES
             return
         link.queued = True
         self._rest.append(link)

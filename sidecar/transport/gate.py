@@ -2,8 +2,9 @@
 
 How this works. Those who wait stand in three lines: what we do on our own account, such as outbound handshakes; addresses
 from which a peer has proved an identity lately; and all other addresses. The lines take turns. In each of the last two the
-addresses take turns, and at one address it is first come, first served. So no flood of strangers holds up our own handshakes
-or those of peers that come again, and no address holds up another.
+addresses take turns, and at one address it is first come, first served. Of a tick's steps, the last line gets
+:data:`STRANGERS_A_TICK` at most. So no flood of strangers holds up our own handshakes or those of peers that come again, and
+no address holds up another.
 
 Steps differ: one that verifies a long chain takes a hundred times as long as another. So the CPU time of the last line is
 counted, too. In the long run it gets :data:`STRANGERS_SHARE` of all time, however much it asks for: the rest is for those
@@ -16,8 +17,9 @@ from collections import deque
 
 import trio
 
-STEPS_A_TICK = 2
+STEPS_A_TICK = 4
 """A step of a handshake takes about 300 µs of CPU time: this bounds how long a flood of handshakes delays the relay."""
+STRANGERS_A_TICK = 2
 
 STRANGERS_SHARE = 0.125
 STRANGERS_AHEAD = 0.25
@@ -32,6 +34,7 @@ class Gate:
 
     def __init__(self, steps: int = STEPS_A_TICK) -> None:
         self._steps = self._left = steps
+        self._strangers_left = STRANGERS_A_TICK
         self._used = trio.Event()
         self._own, self._peers, self._strangers = _Line(), _Line(), _Line()
         self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
@@ -56,6 +59,7 @@ class Gate:
         line = self._line(address)
         if self._left and not any(self._lines) and self._may_pass(line):
             self._left -= 1
+            self._strangers_left -= line is self._strangers
         else:
             await line.wait(address or "")
 
@@ -72,7 +76,7 @@ class Gate:
             await trio.lowlevel.checkpoint()
             while self._let_through():
                 await trio.lowlevel.checkpoint()
-            self._left = self._steps
+            self._left, self._strangers_left = self._steps, STRANGERS_A_TICK
             if self._strangers:  # they have used up their share; whoever else comes wakes us
                 with trio.move_on_at(self._strangers_at):
                     await self._used.wait()
@@ -89,15 +93,19 @@ class Gate:
         return self._paid_until - STRANGERS_AHEAD / STRANGERS_SHARE
 
     def _may_pass(self, line: _Line) -> bool:
-        return line is not self._strangers or self._strangers_at <= trio.current_time()
+        if line is not self._strangers:
+            return True
+        return self._strangers_left > 0 and self._strangers_at <= trio.current_time()
 
     def _let_through(self) -> int:
         """Lets one tick's steps through; returns how many."""
+        self._strangers_left = STRANGERS_A_TICK
         return sum(self._let_one_through() for _ in range(self._steps))
 
     def _let_one_through(self) -> bool:
         for line in tuple(self._lines):
             if self._may_pass(line) and line.let_one_through():
+                self._strangers_left -= line is self._strangers
                 self._lines.remove(line)
                 self._lines.append(line)  # now the last in turn
                 return True

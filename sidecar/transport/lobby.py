@@ -24,7 +24,7 @@ from sidecar.relay.poller import BROKEN, ENDED, READABLE, make_poller
 from sidecar.transport import sockets
 from sidecar.transport.client_hello import FIRST_BYTES, missing_bytes
 
-SECONDS_A_TICK = 0.002
+SECONDS_A_TICK = 0.001
 """One guest costs about 100 µs."""
 
 

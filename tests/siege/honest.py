@@ -11,6 +11,7 @@ from functools import partial
 import trio
 
 from certs.protocol.client import CaClient, CaError
+from sidecar.identity.judge import Revocations
 from tests.beds.ca_processes import Caller
 from tests.bench.pairs import is_success
 from tests.siege.figures import Call, Calls
@@ -71,13 +72,17 @@ async def ask_ca(client: CaClient) -> None:
     await client.revocations("", INSTANCE, 1)
 
 
-async def renew(caller: Caller) -> None:
-    """A connection of its own, and a certificate."""
+async def renew(make: Callable[[], Caller], keeper: Caller) -> None:
+    """A connection of its own, and a certificate. Several may be under way."""
+    caller = make()
+    caller.key, caller.chain = keeper.key, keeper.chain
+    await caller.client.use(caller.keys, Revocations())
     try:
         await caller.renew()
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await caller.client.close()
+    keeper.key, keeper.chain = caller.key, caller.chain
 
 
 INSTANCE = "5" * 32

@@ -183,7 +183,7 @@ def honest_tasks(traffic: Traffic, mesh: Besieged) -> list[Callable[[], Awaitabl
         traffic.probe(KEPT, mesh.entry, PROBES),
         traffic.calls(NEWLY, NEW, partial(honest.ask_anew, mesh.entry)),
         traffic.calls(CA_KEPT, CA_PROBES, partial(honest.ask_ca, mesh.prober.client)),
-        traffic.calls(RENEWALS, CA_NEW, partial(honest.renew, mesh.keeper)),
+        traffic.calls(RENEWALS, CA_NEW, partial(honest.renew, partial(mesh.site.caller, "probe"), mesh.keeper)),
         traffic.calls(HEALTHZ, HEALTH, checked),
     ]
 

@@ -22,6 +22,9 @@ from sidecar.relay.relay import (
     ENDING_SECONDS,
     LOOKS,
     LOST_SECONDS,
+    MAX_PASS_SECONDS,
+    NEWS_BYTES,
+    PASS_SECONDS,
     PUMP_BYTES,
     READ_BYTES,
     REST_BYTES,
@@ -322,6 +325,69 @@ async def test_the_time_of_a_pass_is_bounded_and_other_tasks_run_between_passes(
     assert bed.poller.asked - asked >= 20
 
 
+@pytest.mark.parametrize(("others", "given"), [(0.0, PASS_SECONDS), (0.003, 0.003), (1.0, MAX_PASS_SECONDS)])
+async def test_a_pass_lasts_as_long_as_what_others_did_since_the_last(
+    others: float, given: float, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within limits: so connections get half of the loop's time, whatever else is asked of it."""
+    now, passes = 0.0, list[float]()
+
+    class Noting(Relay):
+        def _run_pass(self, seconds: float) -> None:
+            passes.append(seconds)
+            super()._run_pass(seconds)
+
+        def _pump(self, link: Any) -> None:
+            nonlocal now
+            now += MAX_PASS_SECONDS  # so that a pass is one pump
+            super()._pump(link)
+
+    async def busy() -> None:
+        nonlocal now
+        while True:
+            now += others
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(relay_module, "perf_counter", lambda: now)
+    with ExitStack() as stack:
+        bed = Bed(nursery, POLLERS[0](), stack, Noting)
+        many = [bed.connection() for _ in range(10)]
+        await bed.settle()
+        for one in many:
+            one.net.send(records(b"fine"))
+        nursery.start_soon(busy)
+        bed.start()
+        await bed.until(lambda: all(one.duplex.to_app == 4 for one in many))
+        assert passes[0] == PASS_SECONDS
+        assert max(passes) == pytest.approx(given)
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_moved_much_waits_for_those_with_news(still: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them at most is served first. And whoever had little to do is not taken for busy, however long the system let
+    it wait meanwhile."""
+    clock = itertools.count()
+    monkeypatch.setattr(relay_module, "perf_counter", lambda: next(clock) / 1000)
+    served = list[Any]()
+    pump = still.relay._pump
+    monkeypatch.setattr(still.relay, "_pump", lambda link: (served.append(link.duplex), pump(link)))
+    bulk, small = [still.connection(Passthrough(), tolerant=True) for _ in range(5)], still.connection()
+    await still.settle()
+    still.start()
+    for turn in range(1, 5):
+        served.clear()
+        for one in bulk:
+            one.net.sendall(bytes(NEWS_BYTES))
+        small.net.send(record(DATA, b"!") * 20)
+        await still.until(
+            lambda: {one.duplex.to_app for one in bulk} == {turn * NEWS_BYTES} and small.duplex.to_app == turn * 20  # noqa: B023
+        )
+        for one in bulk:
+            drain(one.app)
+        if turn > 1:
+            assert served.index(small.duplex) <= 1
+
+
 # -- cancellation ------------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +419,7 @@ async def test_cancelling_detaches_at_once_and_the_sockets_can_be_carried_again(
 async def test_a_connection_that_is_cancelled_while_it_queues_is_not_pumped_any_more(
     still: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "PUMP_BYTES", 0)  # every pump queues again at its first read
+    monkeypatch.setattr(still.relay, "_share", 0)  # every pump queues again at its first read
     first = still.connection(Untouchable())
     await still.settle()
     assert list(still.relay._rest)
