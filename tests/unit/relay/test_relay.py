@@ -359,7 +359,8 @@ async def test_a_pass_lasts_as_long_as_what_others_did_since_the_last(
         bed.start()
         await bed.until(lambda: all(one.duplex.to_app == 4 for one in many))
         assert passes[0] == PASS_SECONDS
-        assert max(passes) == pytest.approx(given)
+        assert given in [round(seconds, 9) for seconds in passes]
+        assert max(passes) <= (MAX_PASS_SECONDS if others else PASS_SECONDS)
         nursery.cancel_scope.cancel()
 
 
@@ -370,7 +371,12 @@ async def test_who_moved_much_waits_for_those_with_news(still: Bed, monkeypatch:
     monkeypatch.setattr(relay_module, "perf_counter", lambda: next(clock) / 1000)
     served = list[Any]()
     pump = still.relay._pump
-    monkeypatch.setattr(still.relay, "_pump", lambda link: (served.append(link.duplex), pump(link)))
+
+    def noting(link: Any) -> None:
+        served.append(link.duplex)
+        pump(link)
+
+    monkeypatch.setattr(still.relay, "_pump", noting)
     bulk, small = [still.connection(Passthrough(), tolerant=True) for _ in range(5)], still.connection()
     await still.settle()
     still.start()
