@@ -140,6 +140,9 @@ class Reloader:
         loaded = fresh or self.loaded
         changed = []
         if mesh is not before:
+            longer = mesh.revocation_staleness - before.revocation_staleness
+            if (until := self.revocations.fresh_until) is not None:  # at once: the CA may be cut off
+                self.revocations = replace(self.revocations, fresh_until=until + longer)
             changed.append(f"policy of {mesh.filename}, rules: {len(mesh.rules)}")
         if loaded.keys.chain != self.loaded.keys.chain:
             changed.append(f"certificate, good until {loaded.svid.not_after:%F %T} UTC")

@@ -106,6 +106,7 @@ class FalseCa:
     asked: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     refusals: list[Refused] = field(default_factory=list)
+    _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
     @property
     def address(self) -> Address:
@@ -148,6 +149,12 @@ class FalseCa:
         finally:
             sockets.hard_close(sock)
 
+    async def was_asked(self, path: str, times: int) -> None:
+        """Once it was, so often."""
+        with trio.fail_after(30):
+            while self.asked.count(path) < times:
+                await self._news.park()
+
     def _routes(self) -> Routes:
         told = {path: dict.fromkeys(("GET", "POST"), _no_handler) for path in self.lies}
         return {
@@ -159,6 +166,7 @@ class FalseCa:
         async def answer(request: Request) -> Response:
             self.asked.append(path)
             self.bodies.append(request.body)
+            self._news.unpark_all()
             return await self.lies.get(path, handler)(request)
 
         return answer

@@ -207,6 +207,19 @@ async def test_a_file_that_stays_half_written_is_refused_and_its_rest_is_taken(
     assert followed.reloader.refused == {}
 
 
+@pytest.mark.parametrize("minutes", [30, 90])
+async def test_how_old_a_list_may_be_counts_at_once_for_the_list_in_force(
+    followed: Site, mock_clock: MockClock, minutes: int
+) -> None:
+    """Without the CA, which may be cut off by whoever hides a revocation."""
+    until = followed.now + timedelta(minutes=50)
+    followed.reloader.revocations = Revocations(fresh_until=until)
+    in_place(followed.mesh, f"revocation_staleness: {minutes}m\n{MESH}")
+    await followed.opens()
+    assert followed.reloader.revocations.fresh_until == until + timedelta(minutes=minutes - 60)
+    assert followed.node.current.context.params.revocations is followed.reloader.revocations
+
+
 DENYING = MESH + '  - {name: not-web, from: web, to: "api:http", action: deny}\n'
 
 
