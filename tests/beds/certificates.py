@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,8 +72,10 @@ def ec_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+@cache
 def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
-    """An RSA key; one of 1024 bits is weak, and 1024 is the least that ``cryptography`` makes."""
+    """An RSA key, the same each time, since each takes a fifth of a second; one of 1024 bits is weak, and 1024 is the least
+    that ``cryptography`` makes."""
     return rsa.generate_private_key(65537, bits)
 
 

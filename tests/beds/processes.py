@@ -161,9 +161,11 @@ async def begun(
 
 
 @asynccontextmanager
-async def running(*command: str | Path, variables: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
+async def running(
+    *command: str | Path, variables: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> AsyncIterator[Running]:
     """The same, with what it says."""
-    async with begun(command, variables=variables) as process, trio.open_nursery() as nursery:
+    async with begun(command, variables=variables, cwd=cwd) as process, trio.open_nursery() as nursery:
         program = Running(process)
         nursery.start_soon(program.read_lines, process.stdout)
         nursery.start_soon(program.read_errors, process.stderr)

@@ -27,8 +27,8 @@ def file(tmp_path: Path) -> Iterator[MeshFile]:
 @asynccontextmanager
 async def dev(file: MeshFile, style: str = "json", **variables: str) -> AsyncIterator[Running]:
     """A mesh that runs in the directory of its file, with api's app there where it is expected."""
-    command: list[str | Path] = ["sh", "-c", 'cd "$0" && exec "$@"', file.path.parent, *SIDECAR, "dev", "--log", style]
-    async with mesh_bed() as bed, running(*command, variables=variables) as program:
+    command = [*SIDECAR, "dev", "--log", style]
+    async with mesh_bed() as bed, running(*command, variables=variables, cwd=file.path.parent) as program:
         app = App(sockets.listen("test", "127.0.0.1", file.app("api:http")), echo)
         bed.nursery.start_soon(bed.serve_app, app)
         await program.line("started")
