@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -214,6 +215,25 @@ def is_readable(ca: MiniCa) -> bool:
     return documents.read_revocations(document, bundle, NOW) == listed(ca) and len(document) <= documents.MAX_BYTES - (
         120 << 10
     )
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_the_last_byte_of_the_room_is_used_and_no_more(
+    ca: MiniCa, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    svid = enrolled_when(ca, timedelta())
+    entry = len(b64encode(svid.issuer)) + len(f"{svid.serial:x}") + 8
+    monkeypatch.setattr(revocations, "ROOM_BYTES", entry - missing)
+    revoke = partial(revocations.revoke_certificate, serial=svid.serial)
+    with pytest.raises(UsageError) if missing else nullcontext():
+        ca.store.write(revoke)
+
+
+def test_of_what_is_not_revoked_nothing_is_dated_later(ca: MiniCa) -> None:
+    enrolled_when(ca, HOUR)
+    assert ca.store.write(lambda it: revocations.dated_later(it, API)) == []
+    ca.revoke()
+    assert len(ca.store.write(lambda it: revocations.dated_later(it, API))) == 1
 
 
 def test_a_serial_that_the_list_has_no_room_for_is_refused_with_what_to_do(ca: MiniCa) -> None:

@@ -243,6 +243,16 @@ async def test_healthy_is_who_can_write(tmp_path: Path, mock_clock: trio.testing
         assert said(await ca.ask("GET /readyz")) == {"status": "ok"}
 
 
+async def test_a_ca_that_does_not_do_its_work_is_not_healthy_and_lives(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        ca.api.ailment = lambda: "the newest trust bundle is not in force here"
+        for path in ("/healthz", "/readyz"):
+            assert said(await ca.ask(f"GET {path}"), 503)["message"] == "the newest trust bundle is not in force here"
+        assert said(await ca.ask("GET /livez")) == {"status": "ok"}
+        ca.api.ailment = lambda: None
+        assert said(await ca.ask("GET /healthz")) == {"status": "ok"}
+
+
 async def test_metrics_have_no_label_that_a_stranger_chose(tmp_path: Path) -> None:
     async with office(tmp_path) as ca:
         await ca.enrol("mesh-secret.evil", service="evil")

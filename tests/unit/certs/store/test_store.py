@@ -336,6 +336,27 @@ def test_a_symlink_in_its_place_is_refused(path: Path, tmp_path: Path) -> None:
     assert "a symlink is not followed" in refusal(file_url(path))
 
 
+@pytest.mark.parametrize("mode", [0o660, 0o602, 0o666])
+def test_one_that_others_may_write_to_is_refused(path: Path, mode: int) -> None:
+    with opened(file_url(path), clock=Clock().seconds):
+        pass
+    path.chmod(mode)
+    assert "others may write to it: chmod 600" in refusal(file_url(path))
+    path.chmod(0o644)
+    with opened(file_url(path), clock=Clock().seconds):
+        pass
+
+
+def test_one_of_another_user_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(file_url(path), clock=Clock().seconds):
+        pass
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert "if it is another user's, run this as that user" in refusal(file_url(path))
+
+
 def test_what_is_no_store(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"this is no database" * 100)
     assert "file is not a database" in refusal(file_url(path))
