@@ -62,12 +62,13 @@ class Compose:
             raise UsageError("\n".join(f"docker compose {' '.join(arguments)}: {line.strip()}" for line in lines))
         return done.stdout
 
-    def merged(self, files: Sequence[Path], override: str, project: Path, environ: Mapping[str, str]) -> str:
-        """The application with an override on top, as one YAML text. Raises :class:`UsageError`."""
+    def merged(self, files: Sequence[Path], overrides: Sequence[str], project: Path, environ: Mapping[str, str]) -> str:
+        """The application with overrides on top, as one YAML text. Raises :class:`UsageError`."""
         with TemporaryDirectory() as directory:
-            path = Path(directory) / "override.yaml"
-            path.write_text(override)
-            done = self._run([*files, path], environ, project=project)
+            paths = [Path(directory) / f"override{number}.yaml" for number in range(len(overrides))]
+            for path, text in zip(paths, overrides, strict=True):
+                path.write_text(text)
+            done = self._run([*files, *paths], environ, project=project)
         if done.returncode or not done.stdout:
             raise UsageError("\n".join(f"--merged: Compose reports: {line}" for line in done.stderr.splitlines()))
         return done.stdout

@@ -6,10 +6,12 @@ it, so values of variables are in it, and it is private to its owner. Once it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.topology import CA
 
 MERGED = "compose.merged.yaml"
 _HEAD = """\
@@ -20,6 +22,21 @@ _HEAD = """\
 
 def merged_text(compose_yaml: str) -> str:
     return _HEAD + compose_yaml
+
+
+def checks_text(sidecars: Iterable[str]) -> str:
+    """An override for these services of Compose, in place of the health check of their image, which other builders leave out
+    (OCI's format has none): nobody who waits for a sidecar would ever start. podman-compose 1.3 quotes nothing in a
+    check, so it is of plain words, and the CA, for whose health nobody waits, has none."""
+    check = {
+        "test": ["CMD", "sidecar", "health"],
+        "interval": "5s",
+        "timeout": "60s",
+        "start_period": "60s",
+        "retries": 3,
+    }
+    checks = {name: {"healthcheck": check} for name in sidecars}
+    return json.dumps({"services": {CA: {"healthcheck": {"test": ["NONE"]}}, **checks}})
 
 
 def is_wanted(present: str | None, *, asked: bool) -> bool:

@@ -24,7 +24,7 @@ from sidecar.inject.facts import declares_ports, find_places, has_facts
 from sidecar.inject.image import fingerprint, image_files
 from sidecar.inject.injection import MESH_DIRECTORY, MESH_FILE, OVERRIDE, Injection, Inputs, inject
 from sidecar.inject.kept import Earlier
-from sidecar.inject.merged import MERGED, is_wanted, merged_text, refuse_swarm
+from sidecar.inject.merged import MERGED, checks_text, is_wanted, merged_text, refuse_swarm
 from sidecar.inject.meshtext import Existing
 from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, Publish, Record, read_record
@@ -70,7 +70,7 @@ class Plan:
     changes: tuple[Change, ...]
     is_active: bool
     notes: tuple[str, ...]
-    merge: Callable[[str], str] | None = None
+    merge: Callable[[Injection], str] | None = None
 
     @property
     def options(self) -> Options:
@@ -136,8 +136,11 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     )
 
 
-def _merge(compose: Compose, files: tuple[Path, ...], project: Path, environ: Mapping[str, str], override: str) -> str:
-    return merged_text(compose.merged(files, override, project, environ))
+def _merge(
+    compose: Compose, files: tuple[Path, ...], project: Path, environ: Mapping[str, str], injection: Injection
+) -> str:
+    checks = checks_text(sidecar_of(service) for service in injection.services)
+    return merged_text(compose.merged(files, [injection.files[OVERRIDE], checks], project, environ))
 
 
 def renewed(plan: Plan, service: str) -> Plan:
@@ -240,7 +243,7 @@ def _contents(
     injection: Injection,
     image: Mapping[str, bytes],
     tag: str,
-    merge: Callable[[str], str] | None,
+    merge: Callable[[Injection], str] | None,
 ) -> dict[str, bytes]:
     """Every file of the project that is ours: this version's image if it is used, and other versions' that are."""
     contents = {path: text.encode() for path, text in injection.files.items()}
@@ -250,7 +253,7 @@ def _contents(
         else:
             there = {path: files_of.read(path) for path in (project / context).iterdir() if path.is_file()}
             contents |= {f"{context}/{path.name}": content for path, content in there.items() if content is not None}
-    return contents if merge is None else contents | {MERGED: merge(injection.files[OVERRIDE]).encode()}
+    return contents if merge is None else contents | {MERGED: merge(injection).encode()}
 
 
 def _existing(project: Path, before: Record | None) -> Existing | None:

@@ -144,12 +144,12 @@ def test_one_file(programs: Path, tmp_path: Path) -> None:
     program(programs, "c", 'while [ "$1" = -f ]; do cat "$2"; shift 2; done; echo "$*"')
     (tmp_path / "a.yaml").write_text("one\n")
     text = Compose((str(programs / "c"),), (9, 9, 9)).merged(
-        [tmp_path / "a.yaml"], "two\n", tmp_path, {"PATH": "/bin:/usr/bin"}
+        [tmp_path / "a.yaml"], ["two\n", "three\n"], tmp_path, {"PATH": "/bin:/usr/bin"}
     )
-    assert text == f"one\ntwo\n--project-directory {tmp_path} --profile * config\n"
+    assert text == f"one\ntwo\nthree\n--project-directory {tmp_path} --profile * config\n"
 
 
 def test_the_twin_one_file_that_compose_does_not_make(programs: Path, tmp_path: Path) -> None:
     program(programs, "c", "echo no >&2; exit 1")
     with pytest.raises(UsageError, match=r"^--merged: Compose reports: no$"):
-        Compose((str(programs / "c"),), (9, 9, 9)).merged([], "", tmp_path, {})
+        Compose((str(programs / "c"),), (9, 9, 9)).merged([], [""], tmp_path, {})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.merged import is_wanted, merged_text, refuse_swarm
+from sidecar.inject.merged import checks_text, is_wanted, merged_text, refuse_swarm
 from tests.inject.applications import config
 
 
@@ -15,6 +17,19 @@ def test_it_is_made_anew_once_it_is_there() -> None:
     assert not is_wanted(None, asked=False)
     assert is_wanted(None, asked=True)
     assert is_wanted(merged_text("services: {}\n"), asked=False)
+
+
+def test_each_sidecar_has_a_check_that_needs_no_quotes() -> None:
+    """One builder leaves the image's own out, and one wrapper puts no quotes around its words."""
+    found = json.loads(checks_text(["api-mesh", "db-mesh"]))["services"]
+    assert found["api-mesh"] == found["db-mesh"]
+    command, *words = found["api-mesh"]["healthcheck"]["test"]
+    assert command == "CMD"
+    assert all(re.fullmatch("[a-z]+", word) for word in words)
+
+
+def test_the_twin_nobody_waits_for_the_ca() -> None:
+    assert json.loads(checks_text(["api-mesh"]))["services"]["mesh-ca"] == {"healthcheck": {"test": ["NONE"]}}
 
 
 def test_the_twin_somebody_else_s_is_left_alone() -> None:
