@@ -16,7 +16,7 @@ from typing import Any
 
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
-from sidecar.inject.application import MARK, Application, read_application
+from sidecar.inject.application import MARK, Application, ComposeService, read_application
 from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
@@ -119,7 +119,7 @@ def inject(inputs: Inputs) -> Injection:
     given = {**options.ports, **{app: tuple(ports.values()) for app, ports in said.items()}}
     answers = {**given, **{app: tuple(ports.values()) for app, ports in edited.items()}}
     named = {apps[it.callee].owner.name for it in mentions}
-    brokers = {app.name for app in apps.values() for it in app.members if is_broker(bases.get(it.name, it.image))}
+    brokers = {app.name for app in apps.values() for it in app.members if _is_broker(it, bases)}
     consumers = {apps[it.caller].owner.name for it in mentions if it.callee in brokers and it.kind != "shared"}
     workers = _workers(application, inputs.dockerfiles, texts, named, consumers)
     listening = {
@@ -294,6 +294,11 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
         return any(decide(mesh, mesh.identity(caller), callee, name, now).allowed for name in names)
 
     return is_foreseen
+
+
+def _is_broker(service: ComposeService, bases: Mapping[str, str]) -> bool:
+    """By its image, or by its name where the image is the project's own."""
+    return is_broker(bases.get(service.name, service.image)) or is_broker(service.name)
 
 
 def _workers(

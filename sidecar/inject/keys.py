@@ -33,7 +33,7 @@ _NOT_LAST = _set(
     ids label labels tag tags image images version prefix suffix path port ports protocol scheme realm bucket
     topic topics queue queues group set index client profile profiles timeout enabled enable ssl tls level
     plugin plugins format class table collection catalog keyspace method header headers cert ca file dir title
-    description alias count size limit strategy policy
+    description alias count size limit strategy policy admin root guest default
     """
 )
 """A key that ends so is no host, whatever else it says: ``REDIS_HOST_PASSWORD``, ``NODE_NAME``."""

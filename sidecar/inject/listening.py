@@ -33,7 +33,7 @@ _PROGRAMS = {
     r"node-red": 1880,
     r"redis-server": 6379, r"postgres(?!\S)": 5432, r"(?:mysql|mariadb)d\b": 3306,
     r"rabbitmq-server": 5672, r"mongod\b": 27017,
-    r"nats-server": 4222, r"minio\s+server": 9000, r"mockserver|wiremock": 8080,
+    r"nats-server": 4222, r"minio\s+server": 9000, r"mockserver|wiremock": 8080, r"tritonserver": 8000,
 }  # fmt: skip
 """The port of a server that a command starts, if the command names none."""
 

@@ -74,6 +74,7 @@ def test_a_key_that_is_called_after_its_host(key: str, name: str) -> None:
         ("REDIS_USER", "user"),
         ("", ""),
         ("1", "1"),
+        ("X_ADMIN", "admin"),
         ("A", "a"),
     ],
 )

@@ -20,6 +20,8 @@ from sidecar.inject.wellknown import is_broker, is_router, known, split
         ("example/webmail:1.6-fpm-alpine", 9000, False),
         ("example/shop-php-fpm", 9000, False),
         ("itzg/minecraft-server", 25565, False),
+        ("nvcr.io/nvidia/tritonserver:23.06-py3", 8000, False),
+        ("registry.test/own/skywalking-oap-server:9", 11800, False),
         ("wordpress", 80, True),
         ("edoburu/pgbouncer:1", 5432, False),
         ("bitnami/pgbouncer", 6432, False),
