@@ -145,7 +145,7 @@ def test_neighbours_that_nobody_is_foreseen_to_call_are_refused_at_one_address()
 
 def test_the_twin_one_that_a_person_allows_gets_an_address_of_its_own() -> None:
     first = inject(inputs(ALIKE))
-    text = first.files[MESH_FILE] + "  - {from: web, to: c}\n"
+    text = first.files[MESH_FILE].replace("\n...", "\n  - {from: web, to: c}\n...")
     after = inject(again(inputs(ALIKE), first, text))
     assert outbound(after, "web") == [("a:8080", []), ("b:8080", []), ("c:8080", [])]
     everything = inject(inputs(ALIKE, options=replace(OPTIONS, observe=True)))
