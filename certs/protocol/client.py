@@ -35,7 +35,7 @@ from certs.protocol.addresses import CaAddresses, Place
 from certs.protocol.csr import proof_of_possession
 from certs.protocol.denial import is_passing
 from sidecar.documents.address import Address
-from sidecar.identity.judge import Revocations, VerifyParams
+from sidecar.identity.judge import Revocations, VerifyParams, revoked
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, shown
 from sidecar.transport import sockets
@@ -43,7 +43,7 @@ from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import MAX_HEAD_BYTES, Incoming
 from sidecar.transport.staggered import AllFailedError, first
 from sidecar.transport.stream import BrokenStreamError, SecureStream
-from sidecar.transport.tls import Context, KeyPair, Roots
+from sidecar.transport.tls import Context, KeyPair, Roots, TlsChannel
 
 SECONDS = 10.0
 """The deadline for look-up, connecting and handshake at all addresses together, and for each request."""
@@ -80,12 +80,10 @@ class CaDeniedError(CaError):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """An answer to :meth:`CaClient.revocations`. ``document``: None if it has not changed since ``etag``. ``bundle``: the
-    version of the newest bundle."""
+    """An answer to :meth:`CaClient.revocations`. ``document``: None if it has not changed since ``etag``."""
 
     document: bytes | None
     etag: str
-    bundle: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,7 @@ class _Connection:
     """A connection to one of the CA's places, after the handshake."""
 
     place: Place
+    channel: TlsChannel
     stream: SecureStream
     incoming: Incoming
 
@@ -136,6 +135,15 @@ class CaClient:
         """Sets the certificate to present, the roots to trust, and the revocations, for all later connections."""
         self._keys, self._revocations = keys, revocations
         await self.close()
+
+    async def judge_by(self, revocations: Revocations) -> None:
+        """Sets the revocations. The connection to a CA whose certificate is revoked by now is closed."""
+        self._revocations = revocations
+        channel = None if self._open is None else self._open.channel
+        if channel is not None and (
+            channel.svid is None or revoked(channel.svid, channel.path, revocations) is not None
+        ):
+            await self.close()
 
     async def close(self) -> None:
         if self._open is not None:
@@ -206,13 +214,8 @@ class CaClient:
         if answer.status not in (wire.OK, wire.NOT_MODIFIED):
             _json(answer)
             raise CaError(f"the CA answered with status {answer.status}")
-        try:
-            newest = int(answer.headers[wire.BUNDLE_HEADER.lower()])
-        except (KeyError, ValueError) as error:
-            raise CaError("the CA's answer does not say which trust bundle is the newest") from error
-        return Polled(
-            answer.body if answer.status == wire.OK else None, answer.headers.get(wire.ETAG_HEADER.lower(), ""), newest
-        )
+        document = answer.body if answer.status == wire.OK else None
+        return Polled(document, answer.headers.get(wire.ETAG_HEADER.lower(), ""))
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
@@ -315,7 +318,7 @@ class CaClient:
             raise
         stream = SecureStream(sock, channel)
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        return _Connection(place, stream, Incoming(stream, connection))
+        return _Connection(place, channel, stream, Incoming(stream, connection))
 
     def _failure(self, faults: Mapping[Place, OSError | Refused], *, is_late: bool) -> CaError:
         """Why no address worked. A peer that is not the CA counts more than an address that is dead."""

@@ -229,7 +229,7 @@ def read_revocations(document: bytes, bundle: Bundle, now: datetime | None) -> R
             if not _is_delegate(signer):
                 return "by a certificate that was not made for that, such as an issuing CA's"
         if key in bundle.distrusted:
-            return "with a key that the trust bundle distrusts"
+            return "with a key that is distrusted"
         signers[digest] = Signer(key, certificate_digest(root))
         return None
 
@@ -346,7 +346,7 @@ def _is_delegate(certificate: x509.Certificate) -> bool:
 
 def _signing_input(kind: str, body: bytes) -> bytes:
     """DSSE's pre-authentication encoding."""
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(body), body)
+    return b"DSSEv1 %d " % len(kind) + kind.encode() + b" %d " % len(body) + body
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ INSTANCE_HEADER = "Mesh-Instance"
 """The replica that sends the request: :data:`INSTANCE`, made once for each state directory."""
 
 BUNDLE_HEADER = "Mesh-Bundle"
-"""In a request, the version of the caller's bundle; in an answer, the version of the newest bundle."""
+"""In a request, the version of the caller's bundle. In an answer, the version of the newest, for people: nothing signs it,
+so no sidecar reads it."""
 
 ETAG_HEADER, IF_NONE_MATCH_HEADER = "ETag", "If-None-Match"  # RFC 9110 8.8.3, 13.1.2
 CONTENT_TYPE_HEADER, JSON = "Content-Type", "application/json"

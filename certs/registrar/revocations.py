@@ -66,7 +66,7 @@ def revoke_identity(transaction: Transaction, identity: SpiffeId) -> int:
     ended = end_credentials(transaction, identity)
     # A rotation does not wait for them. One that comes back is recorded when it polls.
     transaction.connection.execute(followers.delete().where(followers.c.identity == str(identity)))
-    _raise_version(transaction)
+    raise_version(transaction)
     transaction.record("revoked", str(identity), before=before, dated_later=len(later), passes_ended=ended)
     return ended
 
@@ -84,7 +84,7 @@ def revoke_certificate(transaction: Transaction, serial: int) -> str:
                 f"To revoke all of this service by one entry: certs revoke {row.identity.split('/', 3)[3]}"
             )
         _list_serials(transaction, [leaf])
-        _raise_version(transaction)
+        raise_version(transaction)
         transaction.record("revoked", row.identity, serial=row.serial)
     return str(row.identity)
 
@@ -179,6 +179,7 @@ def _has_room(transaction: Transaction, more: Iterable[x509.Certificate] = ()) -
     return used + new <= ROOM_BYTES
 
 
-def _raise_version(transaction: Transaction) -> None:
+def raise_version(transaction: Transaction) -> None:
+    """The list has changed, or must count as newer than one that was signed by a clock that has been set back since."""
     last = int(transaction.get("revocations_version") or 0)
     transaction.put("revocations_version", str(next_version(last, datetime.fromtimestamp(transaction.now, UTC))))

@@ -12,7 +12,8 @@
                                   a certificate that expired recently
 ``GET /v1/bundle?after=N``        ``{"bundles": [...]}``: the trust bundles newer than N, oldest first
 ``GET /v1/revocations``           the revocation list; ``If-None-Match`` → 304. ``Mesh-Bundle`` is the newest bundle's
-                                  version. A sidecar reports what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
+                                  version, for people; sidecars read it in the signed list. A sidecar reports
+                                  what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
 ================================= ==================================================================================
 
 A certificate is PEM of the leaf, then of the issuing CA. A refusal is ``{"error", "message"}``; ``error`` is a

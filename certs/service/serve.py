@@ -228,6 +228,11 @@ class CaServer:
                 f"with the root's key, run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
             )
         bundle = self._read_bundle(stored.bundle, own)
+        if key_digest(own.delegate.certificate) in bundle.distrusted:  # `renew-issuing --distrust` replaces it next
+            raise UsageError(
+                f"{self.settings.directory / authority.DELEGATE} has a key that trust bundle {bundle.version} distrusts, so "
+                f"no sidecar takes its lists; run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
+            )
         signed = sign_revocations(
             replace(stored.revoked, bundle=bundle.name, distrusted=bundle.distrusted), own.delegate
         )
@@ -282,6 +287,9 @@ class CaServer:
             await self._files.look()
         self._faults.remind()
         now = self.clock()
+        if now < self._state.stored.revoked.issued_at:  # it was set back, and no reader takes a list with an older date
+            with contextlib.suppress(StoreUnavailableError):
+                await self.api.write(revocations.raise_version)
         try:
             stored = await self._store_disk.run(partial(self.store.read, self._read_store))
         except (StoreUnavailableError, StalledError) as error:

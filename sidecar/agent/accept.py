@@ -1,5 +1,5 @@
-"""Checks of the CA's answers: bundles, revocations, certificates. Fails closed: an answer that differs from the request is
-refused.
+"""Checks of the certificates that the CA answers with. Fails closed: an answer that differs from the request is refused.
+(Bundles and lists of revocations: :mod:`sidecar.agent.trust`.)
 
 The answers come from a verified CA and are checked all the same. A CA that is compromised or faulty must not be able to
 change this sidecar's identity, to add a root that it trusts, or to give it a certificate that every peer would refuse.
@@ -7,22 +7,18 @@ change this sidecar's identity, to add a root that it trusts, or to give it a ce
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_bundle, read_revocations
 from certs.protocol.x509_profile import BACKDATED
 from sidecar.agent.credentials import Credentials, judge_own
-from sidecar.identity.judge import Revocations, VerifyParams, revoked
-from sidecar.identity.keys import certificate_digest, key_digest
+from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid, shown
-from sidecar.transport.tls import KeyPair, PrivateKey
+from sidecar.transport.tls import KeyPair, PrivateKey, Roots
 
 MIN_LIFE = timedelta(minutes=1)
 """A new certificate must be good for at least this long."""
@@ -35,65 +31,23 @@ class AnswerRefusedError(Exception):
     """An answer of the CA, or a kept file, is refused. The message says why, for people."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """The newest valid bundle, parsed, and its ``document`` as it was received. ``faults``: why later ones were refused."""
-
-    bundle: Bundle | None
-    document: bytes
-    faults: tuple[str, ...]
-
-
 def csr_for(key: ec.EllipticCurvePrivateKey) -> bytes:
     """A CSR, in PEM, with the key and nothing else: the CA takes the identity from the authentication, not from the CSR."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def learn(documents: Iterable[bytes], have: Bundle | None, pin: bytes, trust_domain: str, now: datetime) -> Learnt:
-    """Follows the chain of bundles from ``have`` to the newest. Each must be signed by a root of the one before it; without
-    ``have``, the first by the pinned root (``pin``: its digest). An older bundle is never accepted."""
-    bundle, newest, faults = have, b"", []
-    for document in documents:
-        anchors = frozenset({pin}) if bundle is None else bundle.anchors
-        try:
-            found = read_bundle(document, trust_domain, anchors, now)
-        except UntrustedError as error:
-            faults.append(str(error))
-            continue
-        if bundle is not None and found.version <= bundle.version:
-            faults.append(f"version {found.version} is no newer than {bundle.version}, which is in force")
-            continue
-        bundle, newest, faults = found, document, []
-    return Learnt(bundle if newest else None, newest, tuple(faults))
-
-
-def take_revocations(document: bytes, have: RevocationList | None, bundle: Bundle, now: datetime) -> RevocationList:
-    """The parsed list, if it is valid and not older than ``have``. Raises :class:`AnswerRefusedError`."""
-    try:
-        found = read_revocations(document, bundle, now)
-    except UntrustedError as error:
-        raise AnswerRefusedError(f"the CA's list of revocations is refused: {error}") from error
-    if have is not None and (found.version, found.issued_at) < (have.version, have.issued_at):
-        raise AnswerRefusedError(
-            f"the CA's list of revocations is refused: it is older (version {found.version} of "
-            f"{found.issued_at:%FT%TZ}) than the one in force ({have.version} of {have.issued_at:%FT%TZ})"
-        )
-    return found
-
-
-def revocations(bundle: Bundle, listed: RevocationList | None, staleness: timedelta) -> Revocations:
-    """The revocations that peers are judged by. Without a list they are stale, so every new connection is refused."""
-    if listed is None:
-        return Revocations(keys=bundle.distrusted, fresh_until=_NEVER)
-    return Revocations(dict(listed.identities), listed.serials, bundle.distrusted, listed.issued_at + staleness)
-
-
 def take_certificate(
-    chain_pem: bytes, key: PrivateKey, own: SpiffeId, bundle: Bundle, max_leaf_ttl: timedelta, now: datetime
+    chain_pem: bytes,
+    key: PrivateKey,
+    own: SpiffeId,
+    roots: Roots,
+    distrusted: frozenset[bytes],
+    max_leaf_ttl: timedelta,
+    now: datetime,
 ) -> Credentials:
-    """The certificate, if it has our identity and our key, chains to a trusted root, is good now, and lives no longer than
-    ``max_leaf_ttl``. Raises :class:`AnswerRefusedError`."""
+    """The certificate, if it has our identity and our key, chains to a trusted root without a distrusted key, is good now,
+    and lives no longer than ``max_leaf_ttl``. Raises :class:`AnswerRefusedError`."""
     try:
         chain = tuple(x509.load_pem_x509_certificates(chain_pem))
     except Exception as error:  # any error of the parser
@@ -114,8 +68,8 @@ def take_certificate(
             f"the CA's certificate is refused: it is good until {end:%FT%TZ} only, and our clock shows {now:%FT%TZ}; "
             "are both clocks right?"
         )
-    keys = KeyPair(chain, key, bundle.roots)
-    params = VerifyParams(own.trust_domain, own, max_leaf_ttl, Revocations(keys=bundle.distrusted))
+    keys = KeyPair(chain, key, roots)
+    params = VerifyParams(own.trust_domain, own, max_leaf_ttl, Revocations(keys=distrusted))
     try:
         svid = judge_own(keys, params, now)
     except Refused as refusal:
@@ -128,24 +82,13 @@ def take_certificate(
     return Credentials(keys, svid)
 
 
-def must_renew(credentials: Credentials, bundle: Bundle, listed: RevocationList | None) -> bool:
-    """Whether a certificate must be replaced whatever its age: it is not under the active root, its issuer is distrusted, or
-    it is revoked (the operator may have made a new secret since)."""
-    if listed is not None and revoked(credentials.svid, (), revocations(bundle, listed, timedelta())) is not None:
-        return True
-    root = next((root for root in bundle.roots if certificate_digest(root) == bundle.active), None)
-    chain = credentials.keys.chain
-    under_active = root is not None and chain[-1].issuer == root.subject
-    return not under_active or any(key_digest(issuer) in bundle.distrusted for issuer in chain[1:])
-
-
-def with_roots(credentials: Credentials, bundle: Bundle) -> Credentials:
-    """The same certificate, with the roots of the bundle."""
+def with_roots(credentials: Credentials, roots: Roots) -> Credentials:
+    """The same certificate, with other roots."""
     keys = credentials.keys
-    return Credentials(KeyPair(keys.chain, keys.key, bundle.roots), credentials.svid)
+    return Credentials(KeyPair(keys.chain, keys.key, roots), credentials.svid)
 
 
-def kept_certificate(pem: bytes, own: SpiffeId, bundle: Bundle) -> Credentials:
+def kept_certificate(pem: bytes, own: SpiffeId, roots: Roots) -> Credentials:
     """Reads what :func:`identity_pem` made, if it is complete and ours. The certificate may have ended, or be under a root
     that is gone: it is still good for re-enrolment. Raises :class:`AnswerRefusedError`."""
     key = read_key(pem)
@@ -156,7 +99,7 @@ def kept_certificate(pem: bytes, own: SpiffeId, bundle: Bundle) -> Credentials:
         raise AnswerRefusedError("it has no certificate that is an SVID") from error
     if svid.id != own or chain[0].public_key() != key.public_key() or len(chain) < 2:
         raise AnswerRefusedError(f"its certificate is not one of {own} with its key and its issuer")
-    return Credentials(KeyPair(chain, key, bundle.roots), svid)
+    return Credentials(KeyPair(chain, key, roots), svid)
 
 
 def identity_pem(credentials: Credentials) -> bytes:
@@ -186,6 +129,3 @@ def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 def describe(error: Exception) -> str:
     """The error's message, escaped and bounded, for a log line."""
     return shown(str(error), 500)[1:-1]
-
-
-_NEVER = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,39 +1,16 @@
 """The identity of one sidecar that a CA issues: enrolment, renewal, and following the CA's trust bundle and revocations.
 
-How it works. A sidecar starts with two things: the pinned root, and a token or secret for enrolment. Its identity is in one
-of four states, and each state decides what is sent to whom:
+How it works. What to do next is decided in :mod:`sidecar.agent.membership`, and what is believed in
+:mod:`sidecar.agent.trust`; both are pure. :class:`Agent` does the steps: it sends the requests, checks the answers, writes
+``state_dir``, logs, and hands what is in force to the proxy. :meth:`Agent.enrol` ends with a usable certificate;
+:meth:`Agent.run` is the same loop for ever.
 
-========================= ==========================================================================================
-state                     what the CA gets
-========================= ==========================================================================================
-no trust bundle           a request for bundles, over TLS that verifies nothing. Each bundle is signed by a root, and is
-                          checked against the pinned root. Nothing secret is sent.
-bundle, no certificate    enrolment: the token or secret, and a CSR, after the CA has proved its identity under the
-                          bundle's roots. The key of the CSR is on the disk before the request leaves, so the CA can
-                          repeat an answer that was lost.
-certificate in force      renewal: a CSR with a fresh key, over mutual TLS with the present certificate
-certificate ended, or     re-enrolment: the old certificate, a CSR, and the old key's signature over the CA's nonce; if
-renewal failed            the CA refuses that for good, enrolment with the token or secret, if there is one
-========================= ==========================================================================================
-
-:meth:`Agent.enrol` ends with a certificate in force. :meth:`Agent.run` is one loop after that:
-
-* Every five seconds it polls the list of revocations. The answer names the newest bundle's version, and the request names
-  the version in force here, which a root rotation waits for. A newer bundle is fetched and taken if a root that is trusted
-  already signed it. If the CA cannot be verified, its root may have changed: bundles are then fetched over unverified TLS.
-* It renews at half of the certificate's life: by the wall clock, so that a laptop renews after a suspend, or by the
-  monotonic clock, so that a clock that was set back delays nothing; at once if the bundle or the list rejects the
-  certificate (:func:`sidecar.agent.accept.must_renew`).
-
-Failures. A poll is tried again at the next turn. Enrolment and renewal are tried again after a backoff of half a second to a
-minute. :meth:`Agent.enrol` alone gives up, when the CA refuses for good. Each failure is logged once, with the time until
-which the values in force are good.
-
-Invariants. A failure leaves the values in force unchanged. Every answer is checked (:mod:`sidecar.agent.accept`), then
-written to ``state_dir``, then put in force, so a restart needs no CA. If the write fails, that is logged, and the answer is
-put in force all the same. A token or secret is sent to a verified CA only, and not if it is for a root that is not trusted.
-It fails closed: without a fresh list no new connection is accepted (:mod:`sidecar.identity.judge`), and every peer refuses
-a certificate that has ended.
+Invariants. Every answer is checked, then written to ``state_dir``, then put in force, so a restart needs no CA. If the write
+fails, that is logged, and the answer is put in force all the same. A token or secret is sent to a verified CA only, and not
+if it is for a root that is not trusted. The key that goes with it is on the disk before the request leaves, so the CA can
+repeat an answer that was lost. Each failure is logged once, with the time until which the values in force are good. It
+fails closed: without a fresh list no new connection is accepted (:mod:`sidecar.identity.judge`), and every peer refuses a
+certificate that has ended.
 """
 
 from __future__ import annotations
@@ -41,11 +18,11 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -53,12 +30,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.protocol import enrolment
 from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
 from certs.protocol.denial import Denial
-from certs.protocol.documents import Bundle, RevocationList
+from certs.protocol.documents import UntrustedError
 from sidecar.agent import accept, credentials, statedir
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
+from sidecar.agent.membership import (
+    Enrol,
+    Failure,
+    FetchBundles,
+    GiveUp,
+    Membership,
+    Own,
+    Poll,
+    Reenrol,
+    Renew,
+    Step,
+    Wait,
+    Why,
+)
 from sidecar.agent.saved_state import SavedState
-from sidecar.agent.schedule import backoff, refresh_after, refresh_at
+from sidecar.agent.trust import Instant, Trust
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import ca_address
 from sidecar.host.disk import Disk, StalledError
@@ -69,8 +60,12 @@ from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
+from sidecar.transport.tls import KeyPair, Roots
 
 POLL_SECONDS = 5.0
+
+_LEAST_WAIT = 0.01
+_SAME = timedelta(seconds=1)
 
 _T = TypeVar("_T")
 
@@ -88,14 +83,6 @@ Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Called with the credentials and revocations in force, after each change of either or of the bundle."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Renewal:
-    """When to renew the certificate in force: the clock that gets there first decides."""
-
-    wall: datetime
-    monotonic: float
-
-
 class Agent:
     """Obtains one sidecar's certificate and keeps it fresh. Reads ``state_dir`` at once; raises :class:`UsageError`."""
 
@@ -107,17 +94,14 @@ class Agent:
         self._mesh = mesh
         self._log = log
         self._clock = clock
-        self._pin = _pin(identity)
-        self._trust_domain = mesh().trust_domain
-        self._own = SpiffeId(self._trust_domain, (service,))
-        self._client = CaClient(ca_address(identity.ca), self._trust_domain, clock, self._alarm_once)
-        self._bundle: Bundle | None = None
-        self._listed: RevocationList | None = None
+        pin = _pin(identity)
+        trust_domain = mesh().trust_domain
+        self._own = SpiffeId(trust_domain, (service,))
+        self._client = CaClient(ca_address(identity.ca), trust_domain, clock, self._alarm_once)
         self._etag = ""
+        self._shown: KeyPair | Roots = ()
         self.credentials: Credentials | None = None
-        self._renewal = _Renewal(clock(), 0.0)
-        self._failures = 0
-        self._retry_at = 0.0
+        self._adopted: tuple[Credentials | None, Revocations] = (None, Revocations())
         self._suspected = ""
         self._faults = ReportOnce[str](
             lambda what, message: self._warn(f"{what}_failed", message),
@@ -126,21 +110,27 @@ class Agent:
         self._disk = Disk()
         self._saved = SavedState(identity.state_dir, self._own, self._warn)
         try:
-            self._instance = self._saved.load_instance(self._pin, clock())
-            self._load_saved_state()
+            self._membership = Membership(
+                self._saved.load(pin, self._now()),
+                identity.enrolment is not None,
+                POLL_SECONDS,
+                lambda: self._mesh().revocation_staleness,
+                random.random,
+            )
+            bundle = self._trust.bundle
+            if bundle is not None and (found := self._saved.credentials(bundle.roots)) is not None:
+                self._put_in_force(found)
+                self._membership.reports.clear()
         except BaseException:
             self._saved.close()
             raise
 
-    def _load_saved_state(self) -> None:
-        """Puts in force the content of ``state_dir``, as far as it is still good."""
-        now = self._clock()
-        self._bundle = self._saved.bundle(now)
-        if self._bundle is None:
-            return
-        self._listed = self._saved.revocations(self._bundle, now)
-        if (found := self._saved.credentials(self._bundle)) is not None:
-            self._put_in_force(found)
+    @property
+    def _trust(self) -> Trust:
+        return self._membership.trust
+
+    def _now(self) -> Instant:
+        return Instant(self._clock(), trio.current_time())
 
     def follow(self, mesh: Callable[[], Mesh]) -> None:
         """From now on reads ``max_leaf_ttl`` and ``revocation_staleness`` from this mesh."""
@@ -152,278 +142,200 @@ class Agent:
 
     def revocations(self) -> Revocations:
         """The revocations that peers are judged by now. Raises :class:`RuntimeError` while there is no trust bundle."""
-        if self._bundle is None:
+        if self._trust.bundle is None:
             raise RuntimeError("not enrolled yet")
-        return accept.revocations(self._bundle, self._listed, self._mesh().revocation_staleness)
+        return self._trust.revocations(self._now(), self._mesh().revocation_staleness)
 
     def trust(self) -> dict[str, str]:
         """The CA, and the state of bundle, list and renewal, for ``sidecar status``."""
-        fields = {"ca": self._identity.ca}
-        if self._bundle is not None:
-            fields |= {"trust_bundle": str(self._bundle.version), "roots": str(len(self._bundle.roots))}
-        if self._listed is not None:
-            fields["revocations_as_of"] = f"{self._listed.issued_at:%FT%TZ}"
-        return {**fields, "renews_at": f"{self._renewal.wall:%FT%TZ}"}
+        fields, trust, renewal = {"ca": self._identity.ca}, self._trust, self._membership.renewal
+        if trust.bundle is not None:
+            fields |= {"trust_bundle": str(trust.bundle.version), "roots": str(len(trust.bundle.roots))}
+        if trust.missing is not None:
+            fields["trust_bundle_missing"] = str(trust.missing.named.version)
+        if trust.listed is not None:
+            fields["revocations_as_of"] = f"{trust.listed.issued_at:%FT%TZ}"
+        return fields if renewal is None else {**fields, "renews_at": f"{renewal.wall:%FT%TZ}"}
 
-    # -- enrolment -----------------------------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------------------------------
 
     async def enrol(self) -> None:
         """Returns once a usable certificate is in force: at once, if ``state_dir`` has one. While the CA cannot be reached,
         it is tried again. Raises :class:`UsageError` if the CA refuses for good."""
-        if self._bundle is not None:
-            await self._configure_client()
-        while self.credentials is None or self._clock() > self.credentials.svid.not_after:
-            try:
-                await self._try_to_enrol()
-            except UsageError:
-                raise
-            except CaDeniedError as error:
-                if not error.passing:
-                    raise UsageError(f"{self._identity.ca}: {self._service} cannot enrol: {error}") from error
-                await self._wait_to_retry(error)
-            except (CaError, AnswerRefusedError, OSError) as error:
-                await self._wait_to_retry(error)
+        was_usable = self._membership.is_usable(self._now())
+        while not self._membership.is_usable(self._now()):
+            await self._do(self._membership.next(self._now()))
+            self._log_reports()
+        self._membership.joined()
+        if not was_usable:
+            await self._do(Poll())  # the CA hears who follows it now: a root rotation waits for it
+            self._log_reports()
 
-    async def _try_to_enrol(self) -> None:
-        if self._bundle is None:
-            await self._take_bundles(await self._client.bundles(0, unverified=True))
-        if self._bundle is None:
+    async def run(self, adopt: Adopt) -> None:
+        """Keeps certificate, bundle and revocations fresh, until cancelled. A fault of this program ends no connection."""
+        self._membership.joined()
+        self._adopted = self.credentials, self.revocations()
+        while True:
+            step = self._membership.next(self._now())
+            try:
+                await self._do(step)
+            except Exception as error:
+                self._log.bug("membership_failed", error, service=self._service)
+                self._membership.failed(step, Failure(Why.LOCAL, str(error)), self._now())
+                self._membership.reports.clear()
+            self._log_reports()
+            await self._adopt(adopt)
+
+    async def _do(self, step: Step) -> None:
+        """One step; what came of it is reported to the membership. Raises :class:`UsageError` at the last one."""
+        if isinstance(step, Wait):
+            await trio.sleep_until(max(step.until, trio.current_time() + _LEAST_WAIT))
+            return
+        if isinstance(step, GiveUp):
+            if step.failure.why is Why.UNUSABLE and step.failure.cause is not None:
+                raise step.failure.cause
+            why = f"{self._identity.ca}: {self._service} cannot enrol: {step.failure.message}"
+            raise UsageError(why) from step.failure.cause
+        try:
+            await self._configure_client()
+            if isinstance(step, Poll):
+                await self._poll()
+            elif isinstance(step, FetchBundles):
+                await self._fetch_bundles(step)
+            else:
+                await self._obtain(step)
+        except (CaError, AnswerRefusedError, UntrustedError, UsageError, OSError) as error:
+            failure = Failure(_why(error), accept.describe(error), error)
+            self._membership.failed(step, failure, self._now())
+
+    async def _adopt(self, adopt: Adopt) -> None:
+        if self.credentials is None:
+            return
+        own, before = self._adopted
+        now = self.revocations()
+        is_same_time = abs(_end(now) - _end(before)) < _SAME
+        if self.credentials is own and is_same_time and replace(now, fresh_until=before.fresh_until) == before:
+            return
+        self._adopted = self.credentials, now
+        await adopt(self.credentials, now)
+
+    # -- the steps -----------------------------------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        bundle, trust = self._trust.bundle, self._trust
+        if self.credentials is None:
+            await self._disk.run(self._read_enrolment)  # whoever cannot enrol hears why before it waits for anything
+        version = 0 if bundle is None else bundle.version
+        polled = await self._client.revocations(
+            self._etag if trust.listed is not None else "", self._saved.instance, version
+        )
+        if polled.document is not None:
+            try:
+                trust = await _off_the_loop(trust.take, polled.document, self._now())
+            except UntrustedError as error:
+                raise UntrustedError(f"the CA's list of revocations is refused: {error}") from error
+            await self._keep(statedir.REVOCATIONS, polled.document)
+            await self._keep_floors(trust)
+            self._etag = polled.etag
+        self._membership.polled(trust, self._now())
+
+    async def _fetch_bundles(self, step: FetchBundles) -> None:
+        """One fault is reported for an answer, however many documents it has: anybody may have sent them."""
+        have = self._trust.bundle
+        documents = await self._client.bundles(0 if have is None else have.version, unverified=not step.verified)
+        learnt = await _off_the_loop(self._trust.learn, documents, self._now())
+        fault = None
+        if learnt.faults:
+            what = "a trust bundle from the CA is refused"
+            if len(learnt.faults) > 1:
+                what = f"{len(learnt.faults)} trust bundles from the CA are refused; the last"
+            fault = f"{what}: {learnt.faults[-1]}"
+        bundle = learnt.trust.bundle
+        if bundle is None:
+            self._faults.report("bundle", fault)
             found = "the server there has no trust bundle that the pinned root signed"
             message = f"expected a CA under the pinned root at {self._identity.ca}, but {found}"
             raise CaUnverifiedError(message, Refused(Reason.UNKNOWN_CA, found))
+        if learnt.document:
+            await self._keep(statedir.BUNDLE, learnt.document)
+            await self._keep_floors(learnt.trust)
+            roots = [root.hex()[:16] for root in sorted(bundle.anchors)]
+            self._log.info("trust_bundle", service=self._service, version=bundle.version, roots=roots)
+        self._membership.learned(learnt.trust, self._now(), fault)
         await self._configure_client()
-        try:
-            await self._get_certificate()
-        except CaUnverifiedError:
-            await self._poll()  # takes a newer bundle, if the CA's root has changed; else raises the same error
-            await self._get_certificate()
-        await self._poll()
 
-    async def _get_certificate(self) -> None:
-        await (self._obtain(Means.ENROLLED) if self.credentials is None else self._renew())
-
-    async def _wait_to_retry(self, error: Exception) -> None:
-        self._failures += 1
-        delay = backoff(self._failures, random.random())  # noqa: S311 (spreads load; not a secret)
-        message = f"cannot join the mesh yet: {accept.describe(error)}; trying again"
-        if self._faults.report("joining", message) and isinstance(error, CaUnverifiedError):
-            self._alarm(error)
-        await trio.sleep(delay)
-
-    # -- renewal -------------------------------------------------------------------------------------------------------
-
-    async def run(self, adopt: Adopt) -> None:
-        """Keeps certificate, bundle and revocations fresh, until cancelled."""
-        while True:
-            bundle = self._bundle
-            await self._attempt("revocations", self._poll, adopt)
-            if self._is_due() and trio.current_time() >= self._retry_at:
-                await self._attempt("certificate", self._renew, adopt)
-            wait = POLL_SECONDS
-            if self._is_due():
-                wait = min(wait, max(0.05, self._retry_at - trio.current_time()))
-            if self._bundle is not bundle:
-                wait = 0.05  # reports the new bundle's version to the CA at once: a root rotation may be waiting for it
-            await trio.sleep(wait * random.uniform(0.9, 1.0))  # noqa: S311
-
-    def _is_due(self) -> bool:
-        own, bundle = self.credentials, self._bundle
-        if own is None or bundle is None:
-            return True
-        by_clock = self._clock() >= self._renewal.wall or trio.current_time() >= self._renewal.monotonic
-        return by_clock or accept.must_renew(own, bundle, self._listed)
-
-    async def _attempt(self, what: str, step: Callable[[], Awaitable[None]], adopt: Adopt) -> None:
-        """Runs one step and calls ``adopt`` after a change. A failure is logged, and the values in force stay."""
-        before = self.credentials, self._bundle, self._listed
-        try:
-            await step()
-        except (CaError, AnswerRefusedError, OSError) as error:
-            if what == "certificate":
-                self._failures += 1
-                self._retry_at = trio.current_time() + backoff(self._failures, random.random())  # noqa: S311
-            self._report_failure(what, error)
-        except Exception as error:  # a bug of this program must not end live connections
-            if what == "certificate":  # a failed poll must not postpone the renewal
-                self._retry_at = trio.current_time() + POLL_SECONDS
-            self._log.bug("membership_failed", error, service=self._service)
-        else:
-            if what == "certificate":
-                self._failures = 0
-            self._faults.report(what, None)
-        if (self.credentials, self._bundle, self._listed) != before and self.credentials is not None:
-            await adopt(self.credentials, self.revocations())
-
-    def _report_failure(self, what: str, error: Exception) -> None:
-        """Logs what failed, and until when the values in force are good."""
-        if what == "certificate" and self.credentials is not None:
-            good = f"the certificate in force is good until {self.credentials.svid.not_after:%F %T} UTC"
-        elif self._listed is not None:
-            until = self._listed.issued_at + self._mesh().revocation_staleness
-            good = f"the list of revocations in force lets new connections in until {until:%F %T} UTC"
-        else:
-            good = "no list of revocations is in force, so no new connection is let in"
-        if self._faults.report(what, f"{accept.describe(error)}; {good}; trying again") and isinstance(
-            error, CaUnverifiedError
-        ):
-            self._alarm(error)
-
-    async def _poll(self) -> None:
-        """Gets the list of revocations, and a newer bundle if there is one."""
-        bundle, own = self._current_bundle(), self.credentials
-        if own is not None and self._clock() > own.svid.not_after:
-            await self._configure_client()
-        try:
-            polled = await self._client.revocations(self._etag, self._instance, bundle.version)
-        except CaUnverifiedError:
-            # The CA's root may have changed; a root that is trusted here signs the bundle that has the new one.
-            try:
-                learnt = await self._take_bundles(await self._client.bundles(bundle.version, unverified=True))
-            except CaError:
-                learnt = False
-            if not learnt:
-                raise
-            await self._configure_client()
-            polled = await self._client.revocations(self._etag, self._instance, self._current_bundle().version)
-        if polled.bundle > bundle.version and await self._take_bundles(await self._client.bundles(bundle.version)):
-            await self._configure_client()
-        if polled.document is not None:
-            listed = await _off_the_loop(
-                accept.take_revocations, polled.document, self._listed, self._current_bundle(), self._clock()
-            )
-            await self._keep(statedir.REVOCATIONS, polled.document)
-            self._listed, self._etag = listed, polled.etag
-
-    async def _take_bundles(self, documents: list[bytes]) -> bool:
-        """Puts the newest valid bundle in force; returns whether there was one. One fault is reported for an answer, however
-        many documents it has: anybody may have sent them."""
-        learnt = await _off_the_loop(
-            accept.learn, documents, self._bundle, self._pin, self._trust_domain, self._clock()
-        )
-        if learnt.faults:
-            what, last = "a trust bundle from the CA is refused", learnt.faults[-1]
-            if len(learnt.faults) > 1:
-                what = f"{len(learnt.faults)} trust bundles from the CA are refused; the last"
-            self._faults.report("bundle", f"{what}: {last}")
-        if learnt.bundle is None:
-            return False
-        await self._keep(statedir.BUNDLE, learnt.document)
-        self._bundle = learnt.bundle
-        self._faults.report("bundle", None)
-        roots = [root.hex()[:16] for root in sorted(learnt.bundle.anchors)]
-        self._log.info("trust_bundle", service=self._service, version=learnt.bundle.version, roots=roots)
-        return True
-
-    async def _renew(self) -> None:
-        """Renews; re-enrols if the certificate has ended, or if renewal fails and the CA is verified."""
-        own, now = self.credentials, self._clock()
-        if own is None:
+    async def _obtain(self, step: Enrol | Renew | Reenrol) -> None:
+        """Gets one certificate for a fresh key, checks it, keeps it, and puts it in force."""
+        bundle, own = self._trust.bundle, self.credentials
+        if bundle is None or (own is None and not isinstance(step, Enrol)):
             raise RuntimeError("not enrolled yet")
-        if now <= own.svid.not_after:
-            try:
-                await self._obtain(Means.RENEWED)
-                return
-            except CaDeniedError as error:
-                if error.passing:
-                    raise
-                reason: CaError = error
-            except CaUnverifiedError:
-                raise
-            except CaError as error:
-                reason = error
-        else:
-            reason = CaError(f"our certificate ended at {own.svid.not_after:%F %T} UTC")
-        await self._reenrol(own, reason)
-
-    async def _reenrol(self, own: Credentials, reason: CaError) -> None:
-        """Gets a certificate by the old one's key; if the CA refuses that for good, by the token or secret. ``reason``: why
-        renewal failed, for the message."""
-        bundle = self._current_bundle()
-        await self._client.use(bundle.roots, Revocations(keys=bundle.distrusted))
-        try:
-            try:
-                await self._obtain(Means.RE_ENROLLED, own)
-            except CaDeniedError as error:
-                if error.passing or self._identity.enrolment is None:
-                    raise
-                try:
-                    await self._obtain(Means.ENROLLED_AGAIN)
-                except UsageError as unusable:
-                    raise CaDeniedError(error.denial, f"{error}; and {unusable}", passing=False) from unusable
-                except CaDeniedError as again:
-                    raise CaDeniedError(again.denial, f"{error}; and {again}", passing=again.passing) from again
-        except CaDeniedError as error:
-            raise CaDeniedError(error.denial, f"{reason}; {error}", passing=error.passing) from error
-        except CaUnverifiedError:
-            raise  # as it is: an attacker may be in the CA's place
-        except CaError as error:
-            raise CaError(f"{reason}; {error}") from error
-        finally:
-            await self._configure_client()
-
-    async def _obtain(self, how: Means, own: Credentials | None = None) -> None:
-        """Gets one certificate for a fresh key, checks it, keeps it, and puts it in force. ``own``: re-enrol by its key."""
-        first = how in (Means.ENROLLED, Means.ENROLLED_AGAIN)
-        key = await self._disk.run(self._saved.pending_key) if first else new_key()
+        key = await self._disk.run(self._saved.pending_key) if isinstance(step, Enrol) else new_key()
         csr = accept.csr_for(key)
-        if first:
-            text = await self._disk.run(self._read_enrolment)
-            await self._disk.run(partial(self._saved.keep_pending_key, key))
-            try:
-                chain = await self._client.enrol(self._service, text, csr)
-            except CaDeniedError as error:
-                if error.denial != Denial.KEY_REUSED:
-                    raise
-                await self._disk.run(self._saved.forget_pending_key)
-                raise CaError(f"an earlier answer was lost, and the CA does not repeat it any more; {error}") from error
-        elif own is not None:
-            old = own.keys.key
+        if own is None or isinstance(step, Enrol):
+            how = Means.ENROLLED if own is None else Means.ENROLLED_AGAIN
+            chain = await self._enrol(key, csr)
+        elif isinstance(step, Reenrol):
+            how, old = Means.RE_ENROLLED, own.keys.key
             if not isinstance(old, ec.EllipticCurvePrivateKey):
                 raise TypeError("our own key must be an elliptic-curve key")
+            await self._use(bundle.roots)
             chain = await self._client.reenrol(own.keys.chain[0], old, csr, key.public_key())
         else:
-            chain = await self._client.renew(csr)
-        mesh = self._mesh()
-        taken = accept.take_certificate(chain, key, self._own, self._current_bundle(), mesh.max_leaf_ttl, self._clock())
+            how, chain = Means.RENEWED, await self._client.renew(csr)
+        taken = accept.take_certificate(
+            chain, key, self._own, bundle.roots, self._trust.distrusted, self._mesh().max_leaf_ttl, self._clock()
+        )
         await self._keep(statedir.IDENTITY, accept.identity_pem(taken))
         self._put_in_force(taken)
         await self._forget_pending_key()
-        await self._configure_client()
         self._log.info(how, service=self._service, certificate_until=f"{taken.svid.not_after:%FT%TZ}")
 
+    async def _enrol(self, key: ec.EllipticCurvePrivateKey, csr: bytes) -> bytes:
+        text = await self._disk.run(self._read_enrolment)
+        await self._disk.run(partial(self._saved.keep_pending_key, key))
+        if self._trust.bundle is not None:
+            await self._use(self._trust.bundle.roots)
+        try:
+            return await self._client.enrol(self._service, text, csr)
+        except CaDeniedError as error:
+            if error.denial != Denial.KEY_REUSED:
+                raise
+            await self._disk.run(self._saved.forget_pending_key)
+            raise CaError(f"an earlier answer was lost, and the CA does not repeat it any more; {error}") from error
+
     def _put_in_force(self, taken: Credentials) -> None:
-        svid, chance = taken.svid, random.random()  # noqa: S311
         self.credentials = taken
-        life = svid.not_after - self._clock()
-        self._renewal = _Renewal(
-            refresh_at(svid.not_before, svid.not_after, chance),
-            trio.current_time() + refresh_after(life, chance).total_seconds(),
-        )
+        self._membership.obtained(Own(taken.svid, taken.keys.chain[1:]), self._now())
 
     async def _configure_client(self) -> None:
-        """Makes the CA client use the bundle and the certificate in force; the certificate only until it ends."""
-        bundle = self._current_bundle()
-        revoked = Revocations(keys=bundle.distrusted)
-        own = self.credentials
-        if own is None:
-            await self._client.use(bundle.roots, revoked)
+        """Makes the CA client use the bundle, the list and the certificate in force; the certificate only until it ends."""
+        trust, own = self._trust, self.credentials
+        if trust.bundle is None:
             return
-        if own.keys.roots != bundle.roots:
-            own = self.credentials = accept.with_roots(own, bundle)
-        usable = self._clock() <= own.svid.not_after
-        await self._client.use(own.keys if usable else bundle.roots, revoked)
+        if own is not None and own.keys.roots != trust.bundle.roots:
+            own = self.credentials = accept.with_roots(own, trust.bundle.roots)
+        usable = own is not None and self._clock() <= own.svid.not_after
+        await self._use(own.keys if own is not None and usable else trust.bundle.roots)
 
-    def _current_bundle(self) -> Bundle:
-        if self._bundle is None:
-            raise RuntimeError("not enrolled yet")
-        return self._bundle
+    async def _use(self, keys: KeyPair | Roots) -> None:
+        if keys == self._shown:
+            await self._client.judge_by(self._trust.of_the_ca())
+        else:
+            self._shown = keys
+            await self._client.use(keys, self._trust.of_the_ca())
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     async def _keep(self, name: str, data: bytes) -> None:
         """Writes a file of ``state_dir``. A failure, such as a full disk, is logged and does not keep ``data`` from use."""
+        await self._write(partial(self._saved.keep, name, data))
+
+    async def _keep_floors(self, trust: Trust) -> None:
+        await self._write(partial(self._saved.keep_floors, trust))
+
+    async def _write(self, write: Callable[[], None]) -> None:
         try:
-            await self._disk.run(partial(self._saved.keep, name, data))
+            await self._disk.run(write)
         except (UsageError, StalledError) as error:
             self._faults.report("state_dir", f"{error}; the new value is in force, but a restart would lose it")
         else:
@@ -447,13 +359,22 @@ class Agent:
             parsed = enrolment.parse(text)
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from error
-        if parsed.root != self._pin and parsed.root not in self._current_bundle().anchors:
+        if not self._trust.has_root(parsed.root):
             raise UsageError(
                 f"{path}: this {parsed.kind} is of a mesh under another root ({parsed.root.hex()[:16]}…); it is not sent"
             )
         return text
 
     # -- logging -------------------------------------------------------------------------------------------------------
+
+    def _log_reports(self) -> None:
+        """Each fault once; somebody in the CA's place is an alarm besides."""
+        reports, self._membership.reports = self._membership.reports, []
+        for report in reports:
+            is_news = self._faults.report(report.topic, report.message)
+            cause = None if report.failure is None else report.failure.cause
+            if is_news and isinstance(cause, CaUnverifiedError):
+                self._alarm(cause)
 
     def _alarm(self, error: CaUnverifiedError) -> None:
         if error.refusal.reason not in MITM_SUSPECTS:
@@ -476,7 +397,23 @@ class Agent:
         self._log.warning(event, service=self._service, message=message)
 
 
-async def _off_the_loop(function: Callable[..., _T], *arguments: Any) -> _T:
+def _end(revocations: Revocations) -> datetime:
+    return revocations.fresh_until or datetime.min.replace(tzinfo=UTC)
+
+
+def _why(error: Exception) -> Why:
+    if isinstance(error, CaUnverifiedError):
+        return Why.UNVERIFIED
+    if isinstance(error, CaDeniedError):
+        return Why.PASSING if error.passing else Why.DENIED
+    if isinstance(error, CaError):
+        return Why.OTHER
+    if isinstance(error, UsageError):
+        return Why.UNUSABLE
+    return Why.LOCAL if isinstance(error, OSError) else Why.INVALID
+
+
+async def _off_the_loop(function: Callable[..., _T], *arguments: object) -> _T:
     """Runs a verification in a thread: a list of revocations may have ten thousand entries, and an impostor's documents
     whatever takes longest. The relay goes on meanwhile."""
     return await trio.to_thread.run_sync(function, *arguments)

@@ -1,28 +1,32 @@
 """The state that a sidecar keeps between two starts, parsed and checked. I/O: ``state_dir``.
 
 :mod:`sidecar.agent.statedir` keeps bytes; this module parses them. The disk gets the same checks as the CA
-(:mod:`sidecar.agent.accept`): what is damaged, foreign or no longer trusted is logged, ignored, and requested again.
+(:mod:`sidecar.agent.trust`, :mod:`sidecar.agent.accept`): what is damaged, foreign or no longer trusted is logged, ignored,
+and requested again.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.protocol import wire
-from certs.protocol.documents import Bundle, RevocationList, UntrustedError, read_kept_bundle
+from certs.protocol.documents import Bundle, UntrustedError, read_kept_bundle
 from sidecar.agent import accept
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
 from sidecar.agent.statedir import BUNDLE, IDENTITY, MEMBER, PENDING, REVOCATIONS, StateDir
+from sidecar.agent.trust import Floor, Instant, Trust
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.transport.tls import Roots
 
 Warn = Callable[[str, str], None]
 """Logs a warning: the event's name, and a sentence."""
@@ -37,32 +41,48 @@ class SavedState:
         self._own = own
         self._warn = warn
         self._state = StateDir(path)
+        self.instance = ""
 
     def close(self) -> None:
         self._state.close()
 
-    def load_instance(self, pin: bytes, now: datetime) -> str:
-        """The random name of this replica of the service, made at the first start. State of a mesh under another root than
-        the pinned one (``pin``: its digest) is removed first."""
-        kept = self._state.read(MEMBER)
-        try:
-            fields = {} if kept is None else json.loads(kept)
-            instance, kept_pin = str(fields.get("instance", "")), str(fields.get("pin", ""))
-        except (ValueError, AttributeError):
-            instance, kept_pin = "", ""
-        bundle = self.bundle(now)
-        if bundle is not None and kept_pin != pin.hex() and pin not in bundle.anchors:
+    def load(self, pin: bytes, now: Instant) -> Trust:
+        """What is trusted, and ``instance``: the random name of this replica of the service, made at the first start. State
+        of a mesh under another root than the pinned one (``pin``: its digest) is removed first."""
+        trust = Trust(self._own.trust_domain, pin)
+        member, bundle = self._member(), self._bundle(now.wall)
+        if bundle is not None and member.get("pin") != pin.hex() and pin not in bundle.anchors:
             self._warn(
                 "state_forgotten",
                 f"{self.path}: was of a mesh under another root than the one that is pinned now; its files were removed",
             )
             self._state.remove(BUNDLE, REVOCATIONS, IDENTITY, PENDING)
-        if not wire.INSTANCE.fullmatch(instance):
-            instance = secrets.token_hex(16)
-        self.keep(MEMBER, json.dumps({"instance": instance, "pin": pin.hex()}).encode())
-        return instance
+            member, bundle = {"instance": member.get("instance")}, None
+        instance = str(member.get("instance", ""))
+        self.instance = instance if wire.INSTANCE.fullmatch(instance) else secrets.token_hex(16)
+        if bundle is not None:
+            trust = self._restored(trust, bundle, self._floors(member, now), now)
+        self.keep_floors(trust)
+        return trust
 
-    def bundle(self, now: datetime) -> Bundle | None:
+    def _member(self) -> dict[str, Any]:
+        try:
+            fields = json.loads(self._state.read(MEMBER) or b"{}")
+        except ValueError:
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
+    def _floors(self, member: Mapping[str, Any], now: Instant) -> dict[bytes, Floor]:
+        try:
+            floors = dict(member.get("floors", {}))
+            return {bytes.fromhex(key): Floor.from_json(said, now) for key, said in floors.items()}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            self._warn(
+                "state_ignored", f"{self.path / MEMBER}: the floors of revocation lists in it are damaged: {error}"
+            )
+            return {}
+
+    def _bundle(self, now: datetime) -> Bundle | None:
         """The newest bundle that was put in force; None before the first."""
         kept = self._state.read(BUNDLE)
         if kept is None:
@@ -75,24 +95,27 @@ class SavedState:
                 f"pinned root, remove {self.path}"
             ) from error
 
-    def revocations(self, bundle: Bundle, now: datetime) -> RevocationList | None:
-        """The newest list, if it is valid under this bundle."""
-        kept = self._state.read(REVOCATIONS)
-        if kept is None:
-            return None
+    def _restored(self, trust: Trust, bundle: Bundle, floors: Mapping[bytes, Floor], now: Instant) -> Trust:
+        """With the newest list, if it is valid under this bundle."""
         try:
-            return accept.take_revocations(kept, None, bundle, now)
-        except AnswerRefusedError as error:
-            self._warn("state_ignored", f"{self.path / REVOCATIONS}: {error}")
-            return None
+            return trust.restored(bundle, floors, self._state.read(REVOCATIONS), now)
+        except UntrustedError as error:
+            self._warn("state_ignored", f"{self.path / REVOCATIONS}: the list of revocations is refused: {error}")
+            return trust.restored(bundle, floors, None, now)
 
-    def credentials(self, bundle: Bundle) -> Credentials | None:
+    def keep_floors(self, trust: Trust) -> None:
+        """Raises :class:`UsageError`; then the old file stays."""
+        floors = {key.hex(): floor.as_json() for key, floor in trust.floors.items()}
+        fields = {"instance": self.instance, "pin": trust.pin.hex(), "floors": floors}
+        self.keep(MEMBER, json.dumps(fields).encode())
+
+    def credentials(self, roots: Roots) -> Credentials | None:
         """The certificate and its key. It may have ended."""
         kept = self._state.read(IDENTITY)
         if kept is None:
             return None
         try:
-            return accept.kept_certificate(kept, self._own, bundle)
+            return accept.kept_certificate(kept, self._own, roots)
         except AnswerRefusedError as error:
             self._warn("state_ignored", f"{self.path / IDENTITY}: {error}; enrolling again")
             return None

@@ -5,7 +5,8 @@
 ``pending.pem``        the key of an enrolment that has no answer yet
 ``bundle.json``        the newest trust bundle
 ``revocations.json``   the newest list of revocations
-``member.json``        ``{"instance", "pin"}``: the random name of this replica, and the pinned root's digest
+``member.json``        ``{"instance", "pin", "floors"}``: the random name of this replica, the pinned root's digest, and
+                       what was newest of each signer of lists (:class:`sidecar.agent.trust.Floor`)
 ====================== =========================================================================================
 
 The directory has mode 0700, each file 0600, and none is a symlink. A file is written under a temporary name, synced and

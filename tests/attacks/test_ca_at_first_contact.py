@@ -20,7 +20,7 @@ import trio
 from certs.authority import authority
 from certs.protocol import documents
 from certs.protocol.x509_profile import Issuer
-from sidecar.agent import accept
+from sidecar.agent.trust import Trust
 from sidecar.documents.address import Address
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
@@ -221,7 +221,7 @@ async def test_the_loop_goes_on_while_an_answer_is_verified(tmp_path: Path, monk
         waited: list[str] = []
 
         def slowly(name: str) -> None:
-            verify = getattr(accept, name)
+            verify = getattr(Trust, name)
 
             def run(*arguments: Any) -> Any:
                 waiting.set()
@@ -229,14 +229,14 @@ async def test_the_loop_goes_on_while_an_answer_is_verified(tmp_path: Path, monk
                 waited.append(name)
                 return verify(*arguments)
 
-            monkeypatch.setattr(accept, name, run)
+            monkeypatch.setattr(Trust, name, run)
 
         slowly("learn")
-        slowly("take_revocations")
+        slowly("take")
         sidecar = desk.membership(text=desk.make_credential("web"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(joins, sidecar)
             await trio.to_thread.run_sync(waiting.wait)
             go_on.set()
-        assert waited == ["learn", "take_revocations"]
+        assert waited == ["learn", "take"]
         await sidecar.agent.close()

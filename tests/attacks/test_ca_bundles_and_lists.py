@@ -28,7 +28,6 @@ from certs.registrar import revocations
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
-from sidecar.transport.http1 import Request, Response
 from tests.beds.asking import Desk, ca_desk, until
 from tests.beds.ca import Sidecar
 from tests.beds.ca_files import DOMAIN, HOUR, service_id
@@ -71,6 +70,7 @@ class Poll:
             version=known.version + 1,
             issued_at=self.desk.clock().replace(microsecond=0),
             identities={service_id("api"): self.desk.clock().replace(microsecond=0)},
+            bundle=self.bundle.name,
         )
 
     @property
@@ -88,17 +88,13 @@ class Poll:
         return self.sidecar.words(event)
 
     def lie(self, *, listed: bytes | None = None, bundles: list[bytes] | None = None) -> None:
-        version = str(self.bundle.version + 5 if bundles is not None else self.bundle.version)
-
-        async def answer(request: Request) -> Response:
-            if listed is not None:
-                return Response(200, listed, headers={"ETag": '"new"', "Mesh-Bundle": version})
-            truth = await self.desk.server.api.revocations(request)
-            return replace(truth, headers={**truth.headers, "Mesh-Bundle": version})
-
-        self.false.lies["/v1/revocations"] = answer
+        """``bundles``: what is sent as the bundle that the list names."""
         if bundles is not None:
+            name = documents.BundleName(self.bundle.version + 2, b"\1" * 32)
+            listed = documents.sign_revocations(replace(self.listed, bundle=name), self.signers.delegate)
             self.false.lies["/v1/bundle"] = always(200, {"bundles": [json.loads(one) for one in bundles]})
+        assert listed is not None
+        self.false.lies["/v1/revocations"] = always(200, listed, {"ETag": f'"{len(listed)}{listed[-40:].hex()}"'})
 
 
 @asynccontextmanager

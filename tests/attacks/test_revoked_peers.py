@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,7 +153,7 @@ async def test_without_any_list_nobody_is_let_in(tmp_path: Path) -> None:
         with trio.fail_after(PATIENCE):
             await sidecar.agent.enrol()
         assert (sidecar.agent.revocations().fresh_until or desk.clock()) > desk.clock()
-        sidecar.agent._listed = None
+        sidecar.agent._membership.trust = replace(sidecar.agent._trust, listed=None)
         until = sidecar.agent.revocations().fresh_until
         assert until is not None
         assert until < desk.clock() - timedelta(days=1000)

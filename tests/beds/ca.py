@@ -211,7 +211,8 @@ class CaBed:
         async with self.client() as client:
             polled = await client.revocations("", "", 0)
         assert polled.document is not None
-        return read_revocations(polled.document, self.server.in_force.bundle, self.clock()), polled.bundle
+        bundle = self.server.in_force.bundle
+        return read_revocations(polled.document, bundle, self.clock()), bundle.version
 
     async def enrolled(self, service: str, shown: str) -> tuple[x509.Certificate, ...]:
         """The chain that a token or secret is worth."""

@@ -89,6 +89,8 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "credentials": ("unit/lifecycle/test_reload.py", "attacks/test_ca_secrets.py"),
     "statedir": ("attacks/test_ca_secrets.py",),
     "accept": ("integration/agent/test_agent.py", *ATTACKS_ON_THE_CA),
+    "trust": ("attacks/test_ca_bundles_and_lists.py", "unit/agent/test_membership.py"),
+    "membership": ("integration/agent/test_agent.py", "attacks/test_ca_at_first_contact.py"),
     "agent": ATTACKS_ON_THE_CA,
     "saved_state": ("integration/agent/test_agent.py", "attacks/test_ca_secrets.py"),
     "process": (),

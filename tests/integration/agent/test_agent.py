@@ -369,7 +369,7 @@ async def test_past_the_window_without_a_secret_it_says_just_what_the_ca_says(
     bed: CaBed, mock_clock: MockClock
 ) -> None:
     api = await bed.joined("api", bed.token())
-    api.agent._identity = replace(api.agent._identity, enrolment=None)
+    api.agent._membership.has_secret = False
     bed.time.jump(25 * HOUR)
     await bed.time.passes(120)
     [said] = api.said("certificate_failed")
@@ -858,9 +858,14 @@ async def test_an_older_bundle_is_refused(bed: CaBed, mock_clock: MockClock) -> 
     async def bundles(_request: Request) -> Response:
         return Response.of(200, {"bundles": [json.loads(older)]})
 
-    async def newer(request: Request) -> Response:
-        honest = await bed.api.revocations(request)
-        return replace(honest, headers={**honest.headers, "Mesh-Bundle": str(made.bundle + 1)})
+    listed = documents.RevocationList("shop.internal", made.bundle, bed.time())
+    own = bed.server.in_force.policy.authority.delegate
+    assert own is not None
+    named = replace(listed, bundle=documents.BundleName(made.bundle + 1, b"\1" * 32))
+    document = documents.sign_revocations(named, own)
+
+    async def newer(_request: Request) -> Response:
+        return Response(200, document, headers={"ETag": '"newer"'})
 
     bed.api.bent |= {"/v1/bundle": bundles, "/v1/revocations": newer}
     await bed.time.passes(15)
@@ -880,17 +885,21 @@ async def test_somebody_in_the_ca_s_place_at_a_late_restart_is_an_alarm(bed: CaB
     assert len(again.log.alarms) == len(again.said("joining_failed")) == 1
 
 
-async def test_a_list_that_does_not_count_keeps_nobody_from_joining(bed: CaBed, mock_clock: MockClock) -> None:
-    """It lets nobody in, until there is one that does."""
+async def test_no_secret_leaves_before_a_list_that_counts(bed: CaBed, mock_clock: MockClock) -> None:
+    """Nothing else says that the CA that answers is still trusted."""
 
     async def bent(_request: Request) -> Response:
         return Response(200, b"garbage", headers={"ETag": '"bent"', "Mesh-Bundle": "1"})
 
     bed.api.bent["/v1/revocations"] = bent
-    api = await bed.joined()
-    assert verdict(api, api) == "revocations_stale"
+    api = bed.sidecar("api", bed.secret())
+    await bed.time.gives_up(api.agent.enrol, after=30)
+    assert asked(bed, "/v1/enrol") == 0
+    [said] = api.said("joining_failed")
+    assert "the CA's list of revocations is refused: it is not a signed document" in said
     bed.api.bent.clear()
-    await bed.time.until(lambda: verdict(api, api) == "ok", within=10)
+    await api.joins()
+    assert verdict(api, api) == "ok"
 
 
 @pytest.mark.parametrize("kind", ["secret", "token"])
@@ -950,16 +959,3 @@ async def test_a_start_with_a_bundle_and_no_certificate_has_nothing_to_ignore(
     again = bed.sidecar("api", bed.token())
     await again.joins()
     assert again.events == ["enrolled"]
-
-
-async def test_a_pass_is_under_the_pinned_root_or_one_that_is_trusted_by_now(bed: CaBed, mock_clock: MockClock) -> None:
-    api = await bed.joined("api", bed.token())
-    shown, pinned, nobody_s = api.agent._read_enrolment(), api.agent._pin, bytes(32)
-    api.agent._pin = nobody_s
-    assert api.agent._read_enrolment() == shown, "the bundle has its root"
-    assert api.agent._bundle is not None
-    api.agent._bundle = replace(api.agent._bundle, roots=())
-    with pytest.raises(UsageError, match="of a mesh under another root"):
-        api.agent._read_enrolment()
-    api.agent._pin = pinned
-    assert api.agent._read_enrolment() == shown, "it is the pinned root"

@@ -14,6 +14,7 @@ import pytest
 from trio.testing import MockClock
 
 from sidecar.agent import accept
+from sidecar.agent.membership import Renew
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from tests.beds.ca import CaBed, Sidecar, asked, ca_bed, files_of, verdict
@@ -91,7 +92,7 @@ async def test_killed_at_any_write_of_a_renewal_it_has_the_old_certificate_or_th
         before = api.serial
         with monkeypatch.context() as patched:
             Killer(patched, number)
-            killed = await bed.time.finishes(partial(_until_killed, api.agent._renew))
+            killed = await bed.time.finishes(partial(_until_killed, partial(api.agent._do, Renew())))
         await api.ends()
         again = bed.sidecar("api")
         await again.joins()

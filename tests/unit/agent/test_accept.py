@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import authority, pemfiles
 from certs.authority.authority import Made
 from certs.protocol import documents, x509_profile
-from certs.protocol.documents import Bundle, RevocationList
+from certs.protocol.documents import Bundle
 from sidecar.agent import accept
 from sidecar.agent.accept import MAX_CHAIN, AnswerRefusedError
 from sidecar.agent.credentials import Credentials
-from sidecar.identity.judge import Presented, VerifyParams, judge
 from sidecar.identity.keys import certificate_digest, key_digest, new_key
-from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from tests.beds.certificates import DAY, HOUR, rsa_key
 
@@ -48,111 +43,6 @@ def signed(wanted: Bundle, *signers: Made) -> bytes:
     return documents.sign_bundle(wanted, [signer.root for signer in signers])
 
 
-PIN = certificate_digest(FIRST.root.certificate)
-
-
-def learn(*documents: bytes, have: Bundle | None = None) -> accept.Learnt:
-    return accept.learn(documents, have, PIN, MESH, NOW)
-
-
-# -- trust bundles -----------------------------------------------------------------------------------------------------
-
-
-def test_the_first_bundle_is_one_that_the_pinned_root_signed() -> None:
-    document = signed(bundle(1, FIRST), FIRST)
-    assert learn(document) == accept.Learnt(bundle(1, FIRST), document, ())
-    foreign = learn(signed(bundle(1, SECOND), SECOND))
-    assert foreign.bundle is None
-    assert foreign.faults == ("it is signed not by a root that is trusted here",)
-
-
-def test_it_follows_the_signatures_from_one_root_to_the_next() -> None:
-    both = signed(bundle(2, FIRST, SECOND), FIRST, SECOND)
-    alone = signed(bundle(3, SECOND), SECOND)
-    again = signed(bundle(4, SECOND, THIRD), SECOND)
-    last = signed(bundle(5, THIRD), THIRD)
-    learnt = learn(both, alone, again, last)
-    assert learnt.bundle == bundle(5, THIRD)
-    assert learnt.document == last
-    assert learnt.faults == ()
-
-
-def test_a_link_that_is_missing_ends_the_way() -> None:
-    both, last = signed(bundle(2, FIRST, SECOND), FIRST), signed(bundle(5, THIRD), THIRD)
-    learnt = learn(both, last)
-    assert learnt.bundle == bundle(2, FIRST, SECOND)
-    assert len(learnt.faults) == 1
-
-
-def test_an_older_bundle_is_no_news() -> None:
-    have = bundle(7, FIRST)
-    for version in (1, 6, 7):
-        learnt = learn(signed(bundle(version, FIRST), FIRST), have=have)
-        assert learnt.bundle is None
-        assert learnt.faults == (f"version {version} is no newer than 7, which is in force",)
-    assert learn(signed(bundle(8, FIRST), FIRST), have=have).bundle == bundle(8, FIRST)
-
-
-def test_a_root_that_is_retired_signs_nothing_more() -> None:
-    learnt = learn(signed(bundle(8, FIRST), FIRST), have=bundle(7, SECOND))
-    assert learnt.bundle is None
-
-
-def test_the_pinned_root_counts_no_more_once_there_is_a_bundle() -> None:
-    """It is for the first contact; whoever has stolen an old root's key must not bring it back."""
-    assert learn(signed(bundle(9, FIRST), FIRST), have=bundle(7, SECOND)).bundle is None
-
-
-def test_nothing_and_garbage() -> None:
-    assert learn() == accept.Learnt(None, b"", ())
-    assert learn(b"", b"garbage", b"[]").bundle is None
-    assert learn(b"garbage", signed(bundle(1, FIRST), FIRST)).bundle == bundle(1, FIRST)
-
-
-# -- lists of revocations ----------------------------------------------------------------------------------------------
-
-
-def listed(version: int, at: datetime = NOW, signer: Made = FIRST) -> bytes:
-    return documents.sign_revocations(RevocationList(MESH, version, at, {WEB: at}), signer.delegate)
-
-
-def take(document: bytes, have: RevocationList | None = None) -> RevocationList:
-    return accept.take_revocations(document, have, bundle(1, FIRST), NOW)
-
-
-def test_a_list_is_taken_if_it_is_no_older_than_the_one_in_force() -> None:
-    have = RevocationList(MESH, 5, NOW - HOUR)
-    assert take(listed(5), have).version == 5  # the same, signed anew
-    assert take(listed(5, NOW - HOUR), have).issued_at == have.issued_at  # the very same
-    assert take(listed(6, NOW - 2 * HOUR), have).version == 6
-    assert take(listed(1)).identities == {WEB: NOW}
-    for version, at in ((4, NOW), (5, NOW - 2 * HOUR)):
-        with pytest.raises(AnswerRefusedError, match=r"it is older \(version"):
-            take(listed(version, at), have)
-
-
-def test_a_list_that_nobody_trusted_signed_is_refused() -> None:
-    with pytest.raises(AnswerRefusedError, match="by a certificate that no trusted root issued"):
-        take(listed(6, signer=SECOND))
-    issuing = documents.sign_revocations(RevocationList(MESH, 6, NOW), FIRST.issuing)
-    with pytest.raises(AnswerRefusedError, match="such as an issuing CA's"):
-        take(issuing)
-
-
-def test_without_any_list_nobody_is_let_in() -> None:
-    roots = bundle(1, FIRST)
-    svid = taken()
-    path = tuple(one.public_bytes(serialization.Encoding.DER) for one in (*svid.keys.chain, FIRST.root.certificate))
-    params = VerifyParams(MESH, revocations=accept.revocations(roots, None, HOUR))
-    with pytest.raises(Refused) as refused:
-        judge(Presented(path[:2], path), params, NOW)
-    assert refused.value.reason is Reason.REVOCATIONS_STALE
-    fresh = VerifyParams(MESH, revocations=accept.revocations(roots, RevocationList(MESH, 1, NOW), HOUR))
-    assert judge(Presented(path[:2], path), fresh, NOW + timedelta(minutes=30)).id == API
-    with pytest.raises(Refused):
-        judge(Presented(path[:2], path), fresh, NOW + timedelta(minutes=61))
-
-
 # -- a certificate -----------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +60,10 @@ def chain(
 def taken(
     pem: bytes | None = None, *, trusted: Bundle | None = None, longest: timedelta = 25 * HOUR, now: datetime = NOW
 ) -> Credentials:
-    return accept.take_certificate(chain() if pem is None else pem, KEY, API, trusted or bundle(1, FIRST), longest, now)
+    believed = trusted or bundle(1, FIRST)
+    return accept.take_certificate(
+        chain() if pem is None else pem, KEY, API, believed.roots, believed.distrusted, longest, now
+    )
 
 
 def test_what_was_asked_for_is_taken() -> None:
@@ -232,45 +125,16 @@ def test_a_chain_has_at_most_three() -> None:
         taken(chain() + extra + extra)
 
 
-# -- when it has to be replaced whatever its age -----------------------------------------------------------------------
-
-
-def test_a_certificate_is_replaced_when_it_is_not_under_the_active_root() -> None:
-    own = taken()
-    assert not accept.must_renew(own, bundle(1, FIRST), None)
-    assert not accept.must_renew(own, bundle(2, FIRST, SECOND), None)
-    assert accept.must_renew(own, bundle(3, FIRST, SECOND, active=SECOND), None)
-    assert accept.must_renew(own, bundle(4, SECOND), None)
-
-
-def test_a_certificate_is_replaced_when_its_issuer_counts_no_longer() -> None:
-    own = taken()
-    assert accept.must_renew(own, bundle(2, FIRST, distrusted=frozenset({key_digest(FIRST.issuing.certificate)})), None)
-    assert not accept.must_renew(
-        own, bundle(2, FIRST, distrusted=frozenset({key_digest(SECOND.issuing.certificate)})), None
-    )
-
-
-def test_a_certificate_is_replaced_when_it_was_revoked() -> None:
-    own, roots = taken(), bundle(1, FIRST)
-    assert accept.must_renew(own, roots, RevocationList(MESH, 2, NOW, {API: NOW}))
-    assert accept.must_renew(
-        own, roots, RevocationList(MESH, 2, NOW, {}, frozenset({(own.svid.issuer, own.svid.serial)}))
-    )
-    assert not accept.must_renew(own, roots, RevocationList(MESH, 2, NOW, {WEB: NOW}))
-    assert not accept.must_renew(own, roots, RevocationList(MESH, 2, NOW, {API: NOW - HOUR}))
-
-
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_kept_is_read_again_also_when_it_has_ended_or_its_root_is_gone() -> None:
     own = taken()
-    again = accept.kept_certificate(accept.identity_pem(own), API, bundle(9, SECOND))
+    again = accept.kept_certificate(accept.identity_pem(own), API, bundle(9, SECOND).roots)
     assert again.svid == own.svid
     assert accept.key_pem(again.keys.key) == accept.key_pem(KEY)
     assert again.keys.roots == (SECOND.root.certificate,)
-    assert accept.with_roots(own, bundle(9, SECOND)).keys.roots == (SECOND.root.certificate,)
+    assert accept.with_roots(own, bundle(9, SECOND).roots).keys.roots == (SECOND.root.certificate,)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +152,7 @@ def test_what_is_kept_is_read_again_also_when_it_has_ended_or_its_root_is_gone()
 )
 def test_what_is_damaged_is_not_taken_and_none_of_it_is_said(pem: bytes, why: str) -> None:
     with pytest.raises(AnswerRefusedError, match=why) as refused:
-        accept.kept_certificate(pem, API, bundle(1, FIRST))
+        accept.kept_certificate(pem, API, bundle(1, FIRST).roots)
     assert "PRIVATE KEY-----" not in str(refused.value)
 
 
@@ -302,10 +166,3 @@ def test_a_csr_gives_its_key_and_asks_for_nothing() -> None:
 def test_what_a_ca_says_forges_no_line() -> None:
     assert accept.describe(ValueError("no\n{'event': 'started'}\x1b[2J")).isprintable()
     assert len(accept.describe(ValueError("x" * 10_000))) < 600
-
-
-def test_a_document_of_a_wrong_shape_is_no_bundle() -> None:
-    payload = b64encode(json.dumps({"trust_domain": MESH}).encode()).decode()
-    assert learn(json.dumps({"type": documents.BUNDLE, "payload": payload, "signatures": []}).encode()).faults == (
-        "it is not signed",
-    )
