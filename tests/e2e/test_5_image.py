@@ -101,7 +101,7 @@ def test_it_is_nobody_and_can_write_nothing(container: str) -> None:
 
 
 def test_a_start_compiles_nothing(image: str) -> None:
-    """It could not write it, so each start would do it again: three times the work."""
+    """It could not write it, so each start would do it again, and take nearly twice as long."""
     loads = "import sys, sidecar.__main__, sidecar.cli.run, sidecar.observe.admin, certs.__main__, certs.cli.serve"
     told = docker("run", "--rm", *HARDENED, image, "sh", "-c", f"python -v -c '{loads}' 2>&1")
     compiled = [line for line in told.splitlines() if "code object from" in line and ".pyc" not in line]
