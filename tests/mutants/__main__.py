@@ -52,7 +52,9 @@ def run(wanted: Sequence[Mutant], keep: Callable[[Sequence[Outcome]], None]) -> 
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = place
         os.environ["PYTHONPATH"] = str(ROOT)
         os.chdir(ROOT)
-        code = pytest.main(["-q", "-s", "--no-header", *(f"tests/{file}" for file in runner.files())], [runner])
+        # Nobody reads tracebacks, and to write one costs more than twice the test.
+        options = ["-q", "-s", "--no-header", "--tb=no"]
+        code = pytest.main([*options, *(f"tests/{file}" for file in runner.files())], [runner])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise SystemExit(f"the tests could not be collected: {code!r}")
     return runner.outcomes
