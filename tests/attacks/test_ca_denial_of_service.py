@@ -3,22 +3,29 @@ renewals beside them."""
 
 from __future__ import annotations
 
+import gc
 import resource
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from OpenSSL import SSL
 from trio.testing import MockClock
 
 from certs.service import listener
 from certs.service.listener import ANONYMOUS_SECONDS, HANDSHAKE_SECONDS
 from sidecar.transport import sockets
+from sidecar.transport.gate import Gate
 from sidecar.transport.http1 import IDLE_SECONDS, REQUEST_SECONDS
-from sidecar.transport.tls import KeyPair
+from sidecar.transport.lobby import Guest, Lobby
+from sidecar.transport.strangers import Stranger
+from sidecar.transport.tls import KeyPair, TlsChannel
 from tests.attacks.records import KeyLog, Writer
 from tests.beds.asking import Desk, ca_desk, drop, until
 from tests.beds.ca_processes import CALLS_API, CaSite, member_process
@@ -303,3 +310,62 @@ async def enrols(site: CaSite) -> None:
     file = site.agent("api", 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n')
     async with member_process(file):
         pass
+
+
+async def test_who_comes_from_where_a_peer_proved_its_identity_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = list[bool]()
+    enter = Lobby.enter
+
+    def noting(lobby: Lobby, *arguments: Any, goes_first: bool = False) -> Guest:
+        order.append(goes_first)
+        return enter(lobby, *arguments, goes_first=goes_first)
+
+    monkeypatch.setattr(Lobby, "enter", noting)
+    async with ca_desk(tmp_path) as desk:
+        for _ in range(2):
+            await renews(desk, desk.keys("web"))
+    assert order == [False, True]
+
+
+async def test_anonymous_connections_that_end_at_once_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two turns are for the handshake; a third is for the end."""
+    turns = Counter[str | None]()
+    turn = Gate.turn
+
+    async def noting(gate: Gate, address: str | None = None) -> None:
+        turns[address] += 1
+        await turn(gate, address)
+
+    monkeypatch.setattr(Gate, "turn", noting)
+    async with ca_desk(tmp_path) as desk:
+        stream = await desk.stream()
+        await until(lambda: desk.strangers == 1)
+        before = turns["127.0.0.1"]
+        drop(stream)
+        await until(lambda: not desk.strangers)
+        assert turns["127.0.0.1"] - before >= 1
+
+
+async def test_a_connection_that_ended_leaves_nothing_for_the_collector(tmp_path: Path) -> None:
+    """Thousands that do would stop the loop while it works them off."""
+    async with ca_desk(tmp_path) as desk:
+        await desk.honest()
+        await until(lambda: not desk.strangers)
+        gc.collect()
+        gc.disable()
+        try:
+            for sent in (b"", hello()[:50], hello(), b"GET / HTTP/1.1\r\n\r\n"):
+                with await connect(desk.address) as sock:
+                    if sent:
+                        await sockets.send_all(sock, sent)
+                    await until(lambda: desk.strangers == 1)
+                await until(lambda: not desk.strangers)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            left = [type(one).__name__ for one in gc.get_objects() if isinstance(one, Guest | Stranger | TlsChannel)]
+        finally:
+            gc.enable()
+        assert not left

@@ -18,6 +18,7 @@ from sidecar.documents.address import Address
 from sidecar.observe.folding import Folding
 from sidecar.proxy.peer import SPREAD
 from sidecar.transport import sockets
+from sidecar.transport.lobby import Guest, Lobby
 from sidecar.transport.strangers import SAFE_SECONDS
 from tests.attacks.records import ALERT, HANDSHAKE, plain_record
 from tests.attacks.stage import HONEST, STOLEN, WEB, Port, assert_reset, attacked_call, attacked_port
@@ -425,3 +426,20 @@ async def test_a_bug_in_one_report_ends_nothing_else(monkeypatch: pytest.MonkeyP
         caller = await port.foreigner(port.bed.authority.leaf("web"))  # the twin: it is still served
         with caller.sock:
             await caller.handshake()
+
+
+async def test_who_comes_from_where_a_peer_proved_its_identity_is_looked_at_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = list[bool]()
+    enter = Lobby.enter
+
+    def noting(lobby: Lobby, *arguments: Any, goes_first: bool = False) -> Guest:
+        order.append(goes_first)
+        return enter(lobby, *arguments, goes_first=goes_first)
+
+    monkeypatch.setattr(Lobby, "enter", noting)
+    async with attacked_port() as port:
+        for _ in range(2):
+            await port.honest()
+        assert order == [False, True]
