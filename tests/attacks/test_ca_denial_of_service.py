@@ -343,7 +343,7 @@ async def test_anonymous_connections_that_end_at_once_take_turns(
     monkeypatch.setattr(Gate, "turn", noting)
     async with ca_desk(tmp_path) as desk:
         stream = await desk.stream()
-        await until(lambda: desk.strangers == 1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
         before = turns["127.0.0.1"]
         drop(stream)
         await until(lambda: not desk.strangers)
