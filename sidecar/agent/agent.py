@@ -94,7 +94,7 @@ class Agent:
         self._mesh = mesh
         self._log = log
         self._clock = clock
-        pin = _pin(identity)
+        pin = pinned(identity)
         trust_domain = mesh().trust_domain
         self._own = SpiffeId(trust_domain, (service,))
         self._client = CaClient(ca_address(identity.ca), trust_domain, clock, self._alarm_once)
@@ -133,7 +133,7 @@ class Agent:
         return Instant(self._clock(), trio.current_time())
 
     def follow(self, mesh: Callable[[], Mesh]) -> None:
-        """From now on reads ``max_leaf_ttl`` and ``revocation_staleness`` from this mesh."""
+        """From now on reads ``max_leaf_ttl``, ``revocation_staleness`` and ``bundle_at_least`` from this mesh."""
         self._mesh = mesh
 
     async def close(self) -> None:
@@ -164,7 +164,7 @@ class Agent:
         it is tried again. Raises :class:`UsageError` if the CA refuses for good."""
         was_usable = self._membership.is_usable(self._now())
         while not self._membership.is_usable(self._now()):
-            await self._do(self._membership.next(self._now()))
+            await self._do(self._next())
             self._log_reports()
         self._membership.joined()
         if not was_usable:
@@ -176,7 +176,7 @@ class Agent:
         self._membership.joined()
         self._adopted = self.credentials, self.revocations()
         while True:
-            step = self._membership.next(self._now())
+            step = self._next()
             try:
                 await self._do(step)
             except Exception as error:
@@ -185,6 +185,11 @@ class Agent:
                 self._membership.reports.clear()
             self._log_reports()
             await self._adopt(adopt)
+
+    def _next(self) -> Step:
+        """The next step, by what the mesh file demands now."""
+        self._membership.demand(self._mesh().bundle_at_least, self._now())
+        return self._membership.next(self._now())
 
     async def _do(self, step: Step) -> None:
         """One step; what came of it is reported to the membership. Raises :class:`UsageError` at the last one."""
@@ -419,7 +424,7 @@ async def _off_the_loop(function: Callable[..., _T], *arguments: object) -> _T:
     return await trio.to_thread.run_sync(function, *arguments)
 
 
-def _pin(identity: CaIdentity) -> bytes:
+def pinned(identity: CaIdentity) -> bytes:
     """The digest of the pinned root. Raises :class:`UsageError`."""
     if identity.root_sha256 is not None:
         return bytes.fromhex(identity.root_sha256)

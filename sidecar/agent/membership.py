@@ -175,6 +175,14 @@ class Membership:
         """From now on failures are those of a member."""
         self.joining = False
 
+    def demand(self, version: int, now: Instant) -> None:
+        """The operator demands a trust bundle of at least this version. If it is missing, the CA is asked for it."""
+        demanded = self.trust.demand(version, now)
+        if demanded is not self.trust:
+            self.trust = demanded
+            if demanded.bundle is not None and demanded.missing is not None:
+                self._fetch = FetchBundles(verified=True)
+
     def next(self, now: Instant) -> Step:
         if (given_up := self._given_up) is not None:
             self._given_up = None

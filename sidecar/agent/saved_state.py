@@ -65,6 +65,16 @@ class SavedState:
         self.keep_floors(trust)
         return trust
 
+    def learn(self, document: bytes, pin: bytes, now: Instant) -> Bundle:
+        """Keeps a trust bundle that the operator brought: for what the CA is not asked, since a thief may answer. It must be
+        signed by a root that is trusted here, and be newer, as any. Raises :class:`UsageError`."""
+        learnt = self.load(pin, now).learn([document], now)
+        if learnt.trust.bundle is None or not learnt.document:
+            raise UsageError(f"the trust bundle is refused: {'; '.join(learnt.faults)}")
+        self.keep(BUNDLE, learnt.document)
+        self.keep_floors(learnt.trust)
+        return learnt.trust.bundle
+
     def _member(self) -> dict[str, Any]:
         try:
             fields = json.loads(self._state.read(MEMBER) or b"{}")

@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "sidecar.cli.run:run",
     "schema": "sidecar.cli.schema:schema",
     "status": "sidecar.cli.status:status",
+    "trust": "sidecar.cli.trust:trust",
 }
 
 

@@ -238,6 +238,10 @@ class MeshShape(Shape):
     """How old the list of revocations may be. With an older one a sidecar accepts no new connection."""
     reenrol_window: _Duration = timedelta(hours=24)
     """How long after its end a certificate may still be renewed with its key."""
+    bundle_at_least: Annotated[int, Between(0, 2**53 - 1, "a version is")] = 0
+    """The oldest version of the trust bundle that counts, as `certs renew-issuing --distrust` prints it. A sidecar with an
+    older one sends no secret, takes no certificate, and lets no new connection in after `revocation_staleness`. For when
+    the keys in the CA's directory were stolen: the thief may be what sidecars reach as their CA."""
 
 
 # --- keys that go together: checked in raw data, every part of which may have a wrong shape ------------------------------

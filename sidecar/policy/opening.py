@@ -27,6 +27,7 @@ from sidecar.policy.mesh_yaml import Action, MeshShape, ServiceShape
 from sidecar.policy.names import Target
 
 LONGER_OPENS = frozenset({"max_leaf_ttl", "revocation_staleness", "reenrol_window"})
+LOWER_OPENS = frozenset({"bundle_at_least"})
 COMPARED_APART = frozenset({"services", "rules", "tests"})
 
 MAX_COMPARISONS = 1_000_000
@@ -50,7 +51,7 @@ def _wider_keys(old: Mesh, new: Mesh) -> Iterator[str]:
     """The keys that stand for themselves. One that is not known here opens if it differs."""
     for key in fields_of(MeshShape).keys() - COMPARED_APART:
         before, now = getattr(old, key), getattr(new, key)
-        if now > before if key in LONGER_OPENS else now != before:
+        if now > before if key in LONGER_OPENS else now < before if key in LOWER_OPENS else now != before:
             yield f"{key} is {now}, and was {before}"
 
 

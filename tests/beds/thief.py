@@ -79,11 +79,12 @@ def table() -> str:
 
 @dataclass
 class Field:
-    """``path``: where api's connections to the CA lead; ``at_ca``: to the CA itself."""
+    """``file``: api's. ``path``: where api's connections to the CA lead; ``at_ca``: to the CA itself."""
 
     site: CaSite
     ca: Running
     api: SidecarProcess
+    file: Path
     path: Wire
     at_ca: tuple[str, int]
     callers: list[Caller] = dataclasses.field(default_factory=list)
@@ -111,11 +112,11 @@ class Field:
             await trio.sleep(0.5)
         raise AssertionError(f"{reason} was waited for, and api ended its calls with {met}")
 
-    def staleness(self, seconds: int | None) -> None:
-        """How old a list of revocations may be, in mesh.yaml: None for an hour."""
-        more = "" if seconds is None else f"revocation_staleness: {seconds}s\n"
+    def edit(self, more: str) -> None:
+        """Other keys in mesh.yaml, in force now."""
         (self.site.path / "mesh.yaml").write_text(CALLS_API + more)
-        self.api.program.signal(signal.SIGHUP)
+        if self.api.program.process.returncode is None:
+            self.api.program.signal(signal.SIGHUP)
 
     async def joined(self, service: str, shown: EnrolmentCredential | None = None) -> Caller:
         """A service with an honest certificate, or whoever has its secret."""
@@ -152,7 +153,7 @@ async def field(path: Path, *, init: Sequence[str] = ()) -> AsyncIterator[Field]
         await nursery.start(wire.serve, site.port)
         file = site.agent("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
         async with member_process(file) as api:
-            mesh = Field(site, ca, api, wire, at_ca)
+            mesh = Field(site, ca, api, file, wire, at_ca)
             try:
                 yield mesh
             finally:

@@ -323,6 +323,20 @@ def test_a_failing_bundle_does_not_keep_the_list_from_being_taken() -> None:
     assert it.said("revocations") == []
 
 
+def test_a_bundle_that_the_operator_demands_is_asked_for_at_once_and_no_certificate_is_taken_without_it() -> None:
+    it = It()
+    it.learns(signed(1)[0])
+    it.lists()
+    it.membership.demand(1, it.now)
+    assert it.next == Enrol(), "it is here"
+    it.membership.demand(2, it.now)
+    it.does(FetchBundles(verified=True))
+    it.membership.failed(it.next, Failure(Why.OTHER, "no answer"), it.now)
+    assert not isinstance(it.next, Enrol)
+    it.membership.demand(0, it.now)
+    assert it.membership.trust.missing is None
+
+
 def test_while_a_bundle_is_missing_no_certificate_is_taken_and_with_it_one_is() -> None:
     it = It().joins()
     it.passes(31 * 60)

@@ -146,6 +146,12 @@ def test_a_limit_that_is_longer_opens_and_a_shorter_one_closes(key: str) -> None
     assert opening(long, short) is None
 
 
+def test_an_older_trust_bundle_that_counts_opens_and_a_newer_one_closes() -> None:
+    low, high = mesh(more="bundle_at_least: 7\n"), mesh(more="bundle_at_least: 8\n")
+    assert "bundle_at_least is 7, and was 8" in str(opening(high, low))
+    assert opening(low, high) is None
+
+
 def test_another_trust_domain_opens_and_another_test_does_not() -> None:
     one = mesh(WEB_API)
     assert may_open(one, replace(one, trust_domain="else.internal"))
@@ -163,7 +169,9 @@ def test_every_key_of_a_rule_and_of_a_service_is_compared() -> None:
     """A key that is added to the file must be given a meaning here: it would open unseen."""
     assert set(fields_of(RuleShape)) == {"name", "from_", "to", "action", "mode", "until"}
     assert set(fields_of(ServiceShape)) == {"ports", "dev"}
-    assert module.COMPARED_APART | module.LONGER_OPENS | {"trust_domain"} == set(fields_of(MeshShape))
+    assert module.COMPARED_APART | module.LONGER_OPENS | module.LOWER_OPENS | {"trust_domain"} == set(
+        fields_of(MeshShape)
+    )
 
 
 def test_what_is_too_much_to_compare_opens(monkeypatch: pytest.MonkeyPatch) -> None:
