@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test pythons e2e images shop drill lint types format mutants bench bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test pythons e2e images shop drill key-drill lint types format mutants bench bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -49,6 +49,9 @@ shop: $(READY)  ## the Compose demo: a shop as it is, and then in the mesh, side
 
 drill: $(READY) ## an attacker in the middle of a Compose application, without the mesh and with it, side by side
 	@$(ENGINE) compose/mitm-drill/drill.py
+
+key-drill: $(READY) ## practises a stolen issuing key: from the discovery to the last sidecar on the new key, timed
+	@$(BIN)/python compose/key-drill/practise.py
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
