@@ -141,7 +141,8 @@ def run(words: list[str]) -> int:
         return 2
     failed = []
     try:
-        trio.run(main, *([Path(word).absolute() for word in words] or [None, None]))
+        directory, policy = (Path(word).absolute() for word in words) if words else (None, None)
+        trio.run(main, directory, policy)
     except* StoryError as group:
         failed = [str(error) for error in leaves(group)]
     for sentence in failed:
