@@ -38,6 +38,7 @@ from certs.authority import authority
 from certs.authority.authority import Authority
 from certs.protocol import wire
 from certs.protocol.documents import MAX_BYTES, Bundle, RevocationList, UntrustedError, sign_revocations
+from certs.protocol.x509_profile import Issuer
 from certs.registrar import bundles, followers, registrar, revocations
 from certs.registrar.commands import ANYWHERE, Commands
 from certs.registrar.registrar import IssuingPolicy
@@ -143,7 +144,9 @@ class CaServer:
             self._trust_domain = own.trust_domain
             mesh = self._load_mesh()
             self._seed(own)
+            self._signed = b""  # the list in force
             self._state = self._build(own, mesh, self.store.read(self._read_store))
+            self._signed = self._state.in_force.revocations
             self._newest = self._state.stored.bundle
             self.store.write(partial(followers.forget_all_but, identities=self._identities()))
             self.sockets = sockets.listen_all("--listen", settings.listen.host, settings.listen.port)
@@ -228,19 +231,7 @@ class CaServer:
                 f"with the root's key, run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
             )
         bundle = self._read_bundle(stored.bundle, own)
-        if key_digest(own.delegate.certificate) in bundle.distrusted:  # `renew-issuing --distrust` replaces it next
-            raise UsageError(
-                f"{self.settings.directory / authority.DELEGATE} has a key that trust bundle {bundle.version} distrusts, so "
-                f"no sidecar takes its lists; run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
-            )
-        signed = sign_revocations(
-            replace(stored.revoked, bundle=bundle.name, distrusted=bundle.distrusted), own.delegate
-        )
-        if len(signed) > MAX_BYTES:
-            raise UsageError(
-                f"the list of revocations has {len(signed)} bytes, and its readers read {MAX_BYTES}, so it is not signed: "
-                "revoke whole services in place of their single certificates: certs revoke SERVICE"
-            )
+        signed = self._sign(own.delegate, bundle, stored)
         policy = IssuingPolicy(
             own,
             frozenset(mesh.services),
@@ -253,6 +244,24 @@ class CaServer:
         )
         revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
         return Snapshot(policy, bundle, signed, etag(signed), revoked)
+
+    def _sign(self, delegate: Issuer, bundle: Bundle, stored: _StoreContents) -> bytes:
+        """The signed list. With a distrusted delegate it is the last one, as no reader takes anything newer; at the start
+        that is an error."""
+        if key_digest(delegate.certificate) in bundle.distrusted:  # `renew-issuing --distrust` replaces it next
+            if self._signed:
+                return self._signed
+            raise UsageError(
+                f"{self.settings.directory / authority.DELEGATE} has a key that trust bundle {bundle.version} distrusts, so "
+                f"no sidecar takes its lists; run: {self.settings.commands.renew_issuing(str(self.settings.directory))}"
+            )
+        signed = sign_revocations(replace(stored.revoked, bundle=bundle.name, distrusted=bundle.distrusted), delegate)
+        if len(signed) > MAX_BYTES:
+            raise UsageError(
+                f"the list of revocations has {len(signed)} bytes, and its readers read {MAX_BYTES}, so it is not signed: "
+                "revoke whole services in place of their single certificates: certs revoke SERVICE"
+            )
+        return signed
 
     def _issue_own_certificate(self, own: Authority, mesh: Mesh, bundle: Bundle) -> tuple[x509.Certificate, Context]:
         """A new certificate of the CA, and the TLS context of its listener. The context accepts a client without a
@@ -334,6 +343,7 @@ class CaServer:
 
     def _swap(self, state: _State) -> None:
         before, self._state = self._state, state
+        self._signed = state.in_force.revocations
         if state.authority is not before.authority:
             end = state.authority.issuer.certificate.not_valid_after_utc
             self.log.info("reloaded", message=f"the CA in {self.settings.directory}, issuing until {end:%FT%TZ}")
