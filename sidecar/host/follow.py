@@ -220,7 +220,7 @@ class _Followed:
         if (now, times) != self._seen:
             self._seen, self.since = (now, times), trio.current_time()
         settled = self.watch.look(now)
-        return now if settled is None and now == self.waiting and self.lasting else settled
+        return now if now == self.waiting and self.lasting else settled
 
     async def read(self) -> Contents:
         """The current contents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -268,3 +269,16 @@ def test_the_version_is_of_what_the_file_says() -> None:
     assert len(one) == 12
     assert parse_mesh(f"# about it\n{text.replace('policy:', 'policy:  ')}", "other.yaml").version == one
     assert parse_mesh(text.replace("to: db", "to: 'db:1'"), "mesh.yaml").version != one
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"), [("...\n", "", True), ("...\n", "...\n", False), ("", "", False), (None, "", False)]
+)
+def test_a_text_without_its_last_line_is_incomplete_if_the_one_in_force_has_it(
+    before: str | None, now: str, refused: bool, tmp_path: Path
+) -> None:
+    text = "trust_domain: shop.internal\nservices: {web: {}}\n"
+    in_force = None if before is None else parse_mesh(text + before, "mesh.yaml")
+    (path := tmp_path / "mesh.yaml").write_text(text + now)
+    with pytest.raises(UsageError, match="is incomplete") if refused else nullcontext():
+        assert load_mesh(path, in_force=in_force).ended is bool(now)

@@ -191,3 +191,13 @@ def test_a_pattern_with_too_many_samples_is_within_nothing_but_itself() -> None:
 def test_the_rule_is_named_with_its_line() -> None:
     assert opening(mesh(), mesh(WEB_API)) == "rule 'web->api:http' (mesh.yaml:8) allows more than before"
     assert opening(mesh(NOT_WEB), mesh()) == "rule 'no' is gone, or denies less than before"
+
+
+def test_a_pattern_with_more_samples_than_are_tried_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = mesh("{from: 'spiffe://shop.internal/**', to: db}")
+    deep = mesh(DEEP)
+    (pattern,), (other,) = deep.rules[0].patterns, wide.rules[0].patterns
+    number = len(list(pattern.samples(len(other.segments))))
+    for most, opens in ((number, False), (number - 1, True)):
+        monkeypatch.setattr(module, "MAX_SAMPLES", most)
+        assert may_open(wide, deep) is opens
