@@ -57,7 +57,8 @@ class IssuingPolicy:
     ``services``: those of ``mesh.yaml``; only these get a certificate. ``window``: how long an expired certificate still
     counts for re-enrolment. ``distrusted``: digests of issuer keys that are no longer trusted. ``admit``: whether the rate
     limit allows one more certificate for an identity; called last. ``commands``: what a refusal tells people to do.
-    ``unfit``: why no reader of the newest bundle would accept what this CA signs; it then issues nothing.
+    ``unfit``: why no reader of the newest bundle would accept what this CA signs; it then issues nothing. ``coming``: the
+    services of the newest ``mesh.yaml``, which may not be in force yet.
     """
 
     authority: Authority
@@ -68,10 +69,13 @@ class IssuingPolicy:
     admit: Callable[[str], bool] = lambda _identity: True
     commands: Commands = ANYWHERE
     unfit: str = ""
+    coming: Callable[[], Collection[str]] = tuple
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a service in ``mesh.yaml``. Raises :class:`Denied`."""
         if not is_segment(service) or service not in self.services:
+            if service in self.coming():  # its sidecar is to try again, and not to give up
+                raise Denied(Denial.UNAVAILABLE, f"service {shown(service)} is new, and not in force yet")
             raise Denied(Denial.UNKNOWN_SERVICE, f"there is no service {shown(service)} in the CA's mesh.yaml")
         return SpiffeId(self.authority.trust_domain, (service,))
 

@@ -145,6 +145,7 @@ class CaServer:
             mesh = self._load_mesh()
             self._seed(own)
             self._signed = b""  # the list in force
+            self._coming = frozenset[str]()  # the services of the newest mesh.yaml, in force or not
             self._state = self._build(own, mesh, self.store.read(self._read_store))
             self._signed = self._state.in_force.revocations
             self._newest = self._state.stored.bundle
@@ -241,6 +242,7 @@ class CaServer:
             self.api.admit,
             self.settings.commands,
             _unfit(own, bundle),
+            lambda: self._coming,
         )
         revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
         return Snapshot(policy, bundle, signed, etag(signed), revoked)
@@ -370,6 +372,7 @@ class CaServer:
     def _with_mesh(self, read: Read) -> _State:
         current = self._state
         mesh = self._load_mesh(read, current.mesh)
+        self._coming = frozenset(mesh.services)
         return current if mesh == current.mesh else self._build(current.authority, mesh, current.stored)
 
     def _with_store(self, stored: _StoreContents) -> _State:

@@ -355,16 +355,18 @@ async def test_a_new_service_can_enrol_and_a_removed_one_cannot(
 ) -> None:
     async with serving(site, mock_clock) as ca:
         db, api = site.make_secret(SpiffeId(DOMAIN, ("db",))), site.make_secret(API)
-        with pytest.raises(CaDeniedError, match="no service 'db'"):
+        with pytest.raises(CaDeniedError, match="no service 'db'") as denied:
             await ca.enrolled("db", db)
+        assert not denied.value.passing
         site.mesh.write_text("trust_domain: shop.internal\nservices: {db: {}, web: {}, cache: {}}\n")
         await ca.look()
         (waiting,) = ca.said("reload_waiting")
         assert waiting.startswith(
             f"{site.mesh}: service 'db' is new; takes effect when the file has not changed for 5 s"
         )
-        with pytest.raises(CaDeniedError, match="no service 'db'"):
+        with pytest.raises(CaDeniedError, match="service 'db' is new, and not in force yet") as denied:
             await ca.enrolled("db", db)
+        assert denied.value.passing
         assert await ca.enrolled("api", api)
         await ca.opens()
         assert ca.reloaded() == [f"{site.mesh}: 3 services"]
