@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from sidecar.agent import agent
+from sidecar.agent import agent, membership
 from sidecar.agent.agent import Agent
 from sidecar.agent.credentials import Credentials
 from sidecar.config.sidecar_yaml import CaIdentity
@@ -25,7 +25,8 @@ from sidecar.observe.logs import Log
 
 
 def main() -> None:
-    vars(agent).update(POLL_SECONDS=0.001, refresh_at=_at_once)
+    vars(agent).update(POLL_SECONDS=0.001)
+    vars(membership).update(refresh_at=_at_once)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from certs.protocol.client import CaDeniedError
-from sidecar.agent import agent as membership
+from sidecar.agent import membership
 from tests.beds.ca_processes import CaSite, denial, echo_app, load
 from tests.beds.processes import DEADLINE
 from tests.integration.members import LiveMember, hasty, live_ca

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sidecar.agent import agent as membership
+from sidecar.agent import membership
 from sidecar.host.clock import utc_now
 from tests.beds.ca_processes import CaSite, echo_app, load
 from tests.integration.members import LiveMember, hasty, live_ca
