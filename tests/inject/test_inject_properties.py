@@ -120,7 +120,8 @@ def as_compose_tells(application: dict[str, Any]) -> Inputs:
 def test_nothing_that_runs_moves_for_newcomers(
     application: dict[str, Any], number: int, is_called: bool, data: st.DataObject
 ) -> None:
-    """But for those who call one, share its network namespace, or reach a port that nobody knew of."""
+    """But for those who call one, share its network namespace, reach a port that nobody knew of, or are no longer foreseen
+    to call somebody: a database that was given a variable of a newcomer's does not use it."""
     old = list(application["services"])[:number]
     new = [name for name in application["services"] if name not in old]
     for raw in (application["services"][name] for name in new):
@@ -149,6 +150,8 @@ def test_nothing_that_runs_moves_for_newcomers(
     called = {edge.caller for edge in after.edges if edge.callee in new}
     known_better = {name for name, ports in first.ports.items() if ports != after.ports[name]}
     moved |= called | known_better
+    still = {(edge.caller, edge.callee) for edge in after.edges}
+    moved |= {edge.caller for edge in first.edges if (edge.caller, edge.callee) not in still}
     moved |= {name for name, slots in first.topology.slots.items() for it in slots if known_better & {*it.callees}}
     for name in set(first.services) - moved:
         assert (was[name], was[f"{name}-mesh"]) == (now[name], now[f"{name}-mesh"])
