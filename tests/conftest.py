@@ -1,11 +1,11 @@
-"""For all tests: hypothesis sets no time for one example, since a loaded machine is slow; and in which order they run."""
+"""For all tests: hypothesis sets no time for examples, since a loaded machine is slow; and in which order they run."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("no deadline", deadline=None)
+settings.register_profile("no deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no deadline")
 
 LONG = ("integration", "protocols", "attacks")
