@@ -37,6 +37,8 @@ def main() -> int:
         return 0
     everything = mutants.all_mutants()
     wanted = [one for one in everything if not options.words or any(w in f"{one.id} {one.name}" for w in options.words)]
+    unseen = mutants.awaited() - {*options.words}
+    wanted = [one for one in wanted if one.id not in unseen]
     if options.list:
         tables.print_list(wanted, options.words)
         return 0

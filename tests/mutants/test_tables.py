@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import AND, all_mutants, equivalent, kills, named, read_rows, site
+from tests.mutants.mutant import AND, all_mutants, awaited, equivalent, kills, named, read_rows, site
 
 KEPT_BY_HAND = 175
 """Of the 176 of that list one cannot be written any more: a "yes" before the policy's answer. The callee's verdict is sent
 behind the block that decides, so no single statement can be moved before it."""
 MAX_EQUIVALENT = 0.05
+MAX_AWAITED = 19
+"""This number may only fall."""
 
 
 def test_every_named_mutant_is_in_the_code_and_killed() -> None:
@@ -22,7 +24,9 @@ def test_every_named_mutant_is_in_the_code_and_killed() -> None:
 def test_every_mutant_is_killed_or_has_its_reason() -> None:
     ids = {mutant.id for mutant in all_mutants()}
     reasons = equivalent()
-    assert ids - kills().keys() - reasons.keys() == set()
+    assert ids - kills().keys() - reasons.keys() - awaited() == set()
+    assert awaited() <= ids - kills().keys() - reasons.keys()
+    assert len(awaited()) <= MAX_AWAITED
     assert all(reasons.values())
     assert reasons.keys() <= ids
     assert reasons.keys() & kills().keys() == set()
