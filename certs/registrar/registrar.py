@@ -309,10 +309,10 @@ def _certify(
         if earlier.identity == str(identity) and transaction.now - earlier.issued_at <= AGAIN_SECONDS:
             return str(earlier.certificate)
         raise Denied(Denial.KEY_REUSED, "the key in the CSR was certified before; make a new one")
-    if not policy.admit(str(identity)):
-        raise Denied(Denial.RATE_LIMITED, f"too many certificates for {identity}, or in all; try again later")
     if policy.unfit:
         raise Denied(Denial.UNAVAILABLE, f"this CA cannot issue now: {policy.unfit}")
+    if not policy.admit(str(identity)):
+        raise Denied(Denial.RATE_LIMITED, f"too many certificates for {identity}, or in all; try again later")
     issuer = policy.authority.issuer
     try:
         leaf = x509_profile.leaf(
