@@ -168,7 +168,7 @@ class Agent:
             self._log_reports()
         self._membership.joined()
         if not was_usable:
-            await self._do(Poll())  # the CA hears who follows it now: a root rotation waits for it
+            await self._do(Poll())  # the CA hears that this sidecar follows it now: a root rotation waits for that
             self._log_reports()
 
     async def run(self, adopt: Adopt) -> None:
@@ -229,7 +229,7 @@ class Agent:
     async def _poll(self) -> None:
         bundle, trust = self._trust.bundle, self._trust
         if self.credentials is None:
-            await self._disk.run(self._read_enrolment)  # whoever cannot enrol hears why before it waits for anything
+            await self._disk.run(self._read_enrolment)  # a sidecar that cannot enrol says why before it waits for anything
         version = 0 if bundle is None else bundle.version
         polled = await self._client.revocations(
             self._etag if trust.listed is not None else "", self._saved.instance, version

@@ -9,8 +9,8 @@ connection, which owns the sockets. The invariants:
   that name it are being handled.
 * An event only sets readiness and puts its link on the run queue. So no edge is lost when a pass ends early.
 * trio's other tasks (handshakes, timers, the control plane) run between two passes. A pass may last as long as they took
-  since the last one: at least :data:`PASS_SECONDS`, at most :data:`MAX_PASS_SECONDS`. So whatever strangers ask for, those
-  who are connected get half of the time.
+  since the last one: at least :data:`PASS_SECONDS`, at most :data:`MAX_PASS_SECONDS`. So whatever else is asked of the loop,
+  connections get half of the time while a turn of it is short, and never less than a fixed part of each turn.
 * A link that has news moves about :data:`NEWS_BYTES`. If it has more to do, or moved as much the last time, it waits in a
   queue of its own, where a turn is about :data:`PUMP_BYTES` or :data:`PUMP_SECONDS`. One of that queue has a turn after at
   most :data:`ROUND` links that have news. So a link with little to do waits for one that has much, not for all of them,
