@@ -37,7 +37,7 @@ RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/mesh && /opt/
 
 FROM ${{BASE}}
 COPY --from=build /opt/mesh /opt/mesh
-# Images of Python have no compiled modules of its library, and the image's user can write none: each start would compile them.
+# Images of Python have no compiled modules of its library, and its user can write none: each start would compile them.
 RUN ["/opt/mesh/bin/python", "-c", "import sqlite3, certs.cli.serve, sidecar.cli.run, sidecar.observe.admin"]
 # The admin address, in the container itself: `sidecar status` and `sidecar health` connect to it.
 ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
