@@ -229,7 +229,7 @@ class Agent:
     async def _poll(self) -> None:
         bundle, trust = self._trust.bundle, self._trust
         if self.credentials is None:
-            await self._disk.run(self._read_enrolment)  # a sidecar that cannot enrol says why before it waits for anything
+            await self._disk.run(self._read_enrolment)  # if it cannot enrol, it says why before it waits for anything
         version = 0 if bundle is None else bundle.version
         polled = await self._client.revocations(
             self._etag if trust.listed is not None else "", self._saved.instance, version
