@@ -632,7 +632,7 @@ async def test_our_own_certificate_s_end_is_told_before_and_when_it_comes(
 
 async def test_of_a_short_life_a_quarter_is_soon(tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery) -> None:
     """A sidecar that renews at half of it, give or take a tenth, is never warned; one that does not is."""
-    site = Site(tmp_path, credential=AUTHORITY.leaf("api", lifetime=timedelta(minutes=5)))
+    site = Site(tmp_path, credential=Authority().leaf("api", lifetime=timedelta(minutes=5)))
     svid = site.reloader.loaded.svid
     life = svid.not_after - svid.not_before
     site.now = refresh_at(svid.not_before, svid.not_after, 1.0)

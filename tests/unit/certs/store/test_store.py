@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -473,6 +474,46 @@ def test_two_that_open_a_new_store_at_once(path: Path) -> None:
     assert sorted(map(str, outcomes)) == ["t0", "t1", "t2", "t3"]
     with opened(file_url(path), clock=Clock().seconds) as kept:
         assert len(told(kept)) == 4
+
+
+class Contended:
+    """A connection to a new file on which somebody else is about to write: SQLite says so at once, and waits for nobody."""
+
+    isolation_level: str | None = ""
+
+    def __init__(self, refusals: float, code: int = sqlite3.SQLITE_BUSY) -> None:
+        self.refusals = refusals
+        self.code = code
+        self.said: list[str] = []
+
+    def execute(self, statement: str) -> None:
+        self.said.append(statement)
+        if "journal_mode" in statement and len(self.said) <= self.refusals:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = self.code
+            raise error
+
+
+def test_a_new_store_that_another_is_about_to_write_is_waited_for() -> None:
+    contended: Any = Contended(2)
+    store._set_up_sqlite(contended, None)
+    assert contended.said[:3] == ["PRAGMA journal_mode=WAL"] * 3
+
+
+def test_it_is_waited_for_no_longer_than_for_any_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds))
+    waits: list[float] = []
+    contended: Any = Contended(float("inf"))
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        store._set_up_sqlite(contended, None)
+    assert sum(waits) == pytest.approx(10)
+
+
+def test_another_fault_is_not_waited_for() -> None:
+    broken: Any = Contended(float("inf"), sqlite3.SQLITE_IOERR)
+    with pytest.raises(sqlite3.OperationalError):
+        store._set_up_sqlite(broken, None)
+    assert broken.said == ["PRAGMA journal_mode=WAL"]
 
 
 def test_a_key_is_certified_once_by_the_table_itself(kept: Store) -> None:
