@@ -24,7 +24,9 @@ exactly the fields above, each once: a reader that skipped a field would enforce
 therefore a new type. Other fields of the envelope mean nothing, whoever added them.
 
 **Versions.** ``version`` is an integer from 1 to 2^53 - 1. It only rises, separately for each document
-(:func:`next_version`). Readers do not go back to an older version. A list that names no bundle has 0 there.
+(:func:`next_version`). It is at least the time: a bundle's in seconds, a list's in microseconds, since no CA revokes a
+million times a second. So it is never far ahead of the time, and a reader refuses one that is. Readers do not go back to an
+older version. A list that names no bundle has 0 there.
 
 **Signers.** A bundle must be signed by *a root that its reader already trusts*. So the issuing key alone cannot add a root,
 and a reader that missed a rotation follows the old root's signature to the new root. A revocation list must be signed by a
@@ -63,6 +65,8 @@ MAX_BYTES = 1 << 20
 MAX_ROOTS = 8
 MAX_SIGNATURES = 8
 MAX_DISTRUSTED = 1000
+LISTS_A_SECOND = 1_000_000
+"""As many versions has a list of revocations in a second."""
 
 
 class UntrustedError(ValueError):
@@ -126,10 +130,15 @@ class RevocationList:
     signer: Signer | None = field(default=None, compare=False)
 
 
-def next_version(last: int, now: datetime) -> int:
-    """One more than the last version, and at least the time in Unix seconds. So a store that was restored from an old copy
-    does not reuse a version that readers have already accepted."""
-    return max(last + 1, int(now.timestamp()))
+def version_at(time: datetime, per_second: int = 1) -> int:
+    """The version that belongs to a time. ``per_second``: of a list :data:`LISTS_A_SECOND`."""
+    return int(time.timestamp()) * per_second
+
+
+def next_version(last: int, now: datetime, per_second: int = 1) -> int:
+    """One more than the last version, and at least the one of this time. So a store that was restored from an old copy does
+    not reuse a version that readers have already accepted."""
+    return max(last + 1, version_at(now, per_second))
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from certs.protocol import x509_profile
-from certs.protocol.documents import MAX_BYTES, RevocationList, next_version
+from certs.protocol.documents import LISTS_A_SECOND, MAX_BYTES, RevocationList, next_version
 from certs.registrar.registrar import end_credentials, revoked_until
 from certs.store.store import Transaction, followers, issued, meta, revoked_identities, revoked_serials
 from sidecar.identity.reasons import UsageError
@@ -182,4 +182,5 @@ def _has_room(transaction: Transaction, more: Iterable[x509.Certificate] = ()) -
 def raise_version(transaction: Transaction) -> None:
     """The list has changed, or must count as newer than one that was signed by a clock that has been set back since."""
     last = int(transaction.get("revocations_version") or 0)
-    transaction.put("revocations_version", str(next_version(last, datetime.fromtimestamp(transaction.now, UTC))))
+    now = datetime.fromtimestamp(transaction.now, UTC)
+    transaction.put("revocations_version", str(next_version(last, now, LISTS_A_SECOND)))

@@ -13,8 +13,8 @@ Invariants:
 * A bundle that distrusts a signer, or no longer has its root, erases all that the signer said: its floor, and, if the key is
   distrusted, its list. So what a thief signed with a stolen key ends with that key.
 * A list is refused if its date, its version, or the bundle that it names is more than :data:`AHEAD` ahead of this clock.
-  Versions are at least the time in Unix seconds (:func:`~certs.protocol.documents.next_version`). So no list can be numbered
-  so high that no honest one counts again.
+  Versions are at least the time, and hardly more (:func:`~certs.protocol.documents.next_version`). So no list can be
+  numbered so high that no honest one counts again.
 * A key that a list distrusts counts as distrusted at once.
 * While a bundle that a list named is missing (:attr:`Trust.missing`), no secret is sent and no certificate is taken. The
   sidecar serves by its present bundle, without the distrusted keys, until ``revocation_staleness`` is over.
@@ -34,12 +34,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from certs.protocol.documents import (
+    LISTS_A_SECOND,
     Bundle,
     BundleName,
     RevocationList,
     UntrustedError,
     read_bundle,
     read_revocations,
+    version_at,
 )
 from sidecar.identity.judge import Revocations
 
@@ -183,14 +185,13 @@ class Trust:
             raise UntrustedError(
                 f"it is dated {listed.issued_at:%FT%TZ}, and our clock shows {now.wall:%FT%TZ}; are both clocks right?"
             )
-        for what, version in (
-            ("its version", listed.version),
-            ("the bundle that it names", self._unmet(listed.bundle)),
+        for what, version, highest in (
+            ("its version", listed.version, version_at(latest, LISTS_A_SECOND)),
+            ("the bundle that it names", self._unmet(listed.bundle), version_at(latest)),
         ):
-            if version > latest.timestamp():
+            if version > highest:
                 raise UntrustedError(
-                    f"{what} is {version}, but at {now.wall:%FT%TZ} there are none above {latest.timestamp():.0f}; are both "
-                    "clocks right?"
+                    f"{what} is {version}, but at {now.wall:%FT%TZ} there are none above {highest}; are both clocks right?"
                 )
         newest = max(map(_order, self.floors.values()), default=(0, _NEVER))
         if (listed.version, listed.issued_at) < newest:

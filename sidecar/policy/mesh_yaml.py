@@ -37,6 +37,9 @@ Mode = Literal["enforce", "dry-run"]
 
 _T = TypeVar("_T")
 
+LEAST_STALENESS_SECONDS = 120
+"""The CA signs the list of revocations once a minute, and a sidecar fetches it every five seconds."""
+
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -133,6 +136,15 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError as error:
         raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
+
+
+def _staleness(duration: timedelta) -> timedelta:
+    if duration.total_seconds() < LEAST_STALENESS_SECONDS:
+        raise ValueError(
+            f"must be {LEAST_STALENESS_SECONDS}s or longer, not {duration.seconds}s: the CA signs a list once a minute, "
+            "and with an older one no new connection is accepted"
+        )
+    return duration
 
 
 _UNCHANGING = AfterValidator(MappingProxyType)
@@ -234,8 +246,8 @@ class MeshShape(Shape):
     """What the policy must decide; `sidecar policy test` checks it."""
     max_leaf_ttl: _Duration = DEFAULT_MAX_LEAF_TTL
     """The longest life of a certificate that is accepted."""
-    revocation_staleness: _Duration = timedelta(hours=1)
-    """How old the list of revocations may be. With an older one a sidecar accepts no new connection."""
+    revocation_staleness: Annotated[_Duration, AfterValidator(_staleness)] = timedelta(hours=1)
+    """How old the list of revocations may be, at least `2m`. With an older one a sidecar accepts no new connection."""
     reenrol_window: _Duration = timedelta(hours=24)
     """How long after its end a certificate may still be renewed with its key."""
     bundle_at_least: Annotated[int, Between(0, 2**53 - 1, "a version is")] = 0

@@ -17,7 +17,13 @@ import pytest
 import trio
 
 from certs.authority import authority
-from certs.protocol.documents import BundleName, RevocationList, sign_revocations
+from certs.protocol.documents import (
+    LISTS_A_SECOND,
+    BundleName,
+    RevocationList,
+    sign_revocations,
+    version_at,
+)
 from certs.protocol.x509_profile import Issuer
 from certs.registrar import bundles
 from sidecar.identity.keys import key_digest
@@ -138,9 +144,12 @@ async def test_the_revocation_key_s_poison_ends_with_the_bundle_that_distrusts_i
     async with theft(tmp_path) as it:
         sidecar = await it.joined()
         latest = it.desk.clock().replace(microsecond=0) + timedelta(seconds=280)
-        number = int(latest.timestamp())
         worst = RevocationList(
-            "shop.internal", number, latest, bundle=BundleName(number, b"\7" * 32), distrusted=frozenset({b"\7" * 32})
+            "shop.internal",
+            version_at(latest, LISTS_A_SECOND),
+            latest,
+            bundle=BundleName(version_at(latest), b"\7" * 32),
+            distrusted=frozenset({b"\7" * 32}),
         )
         too_late = replace(worst, issued_at=latest + timedelta(days=3650))
         it.false.lies["/v1/revocations"] = always(200, sign_revocations(too_late, it.delegate), {"ETag": '"1"'})

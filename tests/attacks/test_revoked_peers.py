@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from certs.registrar import revocations
+from certs.store.store import Transaction
 from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations
 from sidecar.lifecycle.reload import snapshot
@@ -96,6 +98,21 @@ async def test_a_revoked_callee_is_cut_and_met_with_an_alarm(tmp_path: Path) -> 
                 assert alarm["expected"] == "spiffe://shop.internal/api"
                 assert app.connections == 1
                 assert bytes(app.received) == b"ping"
+
+
+async def test_the_last_of_a_thousand_that_are_revoked_at_once_is_cut_as_soon(tmp_path: Path) -> None:
+    def burst(transaction: Transaction) -> None:
+        for _ in range(1000):
+            revocations.raise_version(transaction)  # as each revocation does
+
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        async with ca_mesh(tmp_path, app.address) as mesh:
+            with await call(mesh.entry) as live:
+                with mesh.site.opened() as store:
+                    store.write(burst)
+                print(f"cut after {await cut(mesh, live, 'web'):.1f} s")
+            await assert_refused(mesh.entry)
 
 
 # -- a list that is too old --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def the_bundle(mesh: Field) -> Bundle:
 def empty_list(signer: Issuer, version: int | None = None) -> bytes:
     """As new as any, and nobody is revoked in it."""
     now = utc_now()
-    listed = RevocationList(TRUST_DOMAIN, version or int(now.timestamp()) + 60, now, bundle=BundleName())
+    newest = documents.version_at(now + timedelta(minutes=1), documents.LISTS_A_SECOND)
+    listed = RevocationList(TRUST_DOMAIN, version or newest, now, bundle=BundleName())
     return documents.sign_revocations(listed, signer)
 
 
@@ -173,9 +175,9 @@ async def test_both_and_the_path(tmp_path: Path) -> None:
             await mesh.until("revocations_stale", held(web))
             mesh.api.program.signal(signal.SIGTERM)
             assert await mesh.api.program.ended() == 0
+            mesh.edit("")
             brought = mesh.site.directory / authority.BUNDLE_DOCUMENT
             assert "keys distrusted: 2" in await output(*SIDECAR, "trust", "import", brought, mesh.file)
-            mesh.edit("")
             async with running(*SIDECAR, "run", mesh.file) as again:
                 await again.event("mitm_suspected")
                 asked = list(false.asked)

@@ -271,9 +271,10 @@ async def denial(asking: Any) -> CaDeniedError:
 
 
 @asynccontextmanager
-async def member_process(file: Path) -> AsyncIterator[SidecarProcess]:
+async def member_process(file: Path, *, variables: Mapping[str, str] | None = None) -> AsyncIterator[SidecarProcess]:
     """``sidecar run`` on a member's file, once it serves."""
-    async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as program:
+    variables = {"SIDECAR_LOG_FORMAT": "json", **(variables or {})}
+    async with running(*SIDECAR, "run", file, variables=variables) as program:
         yield SidecarProcess(program, await program.event("started"))
 
 

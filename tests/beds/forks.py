@@ -6,6 +6,8 @@ arguments, environment, directory and descriptors of this start. It forks twice,
 that the program is a child of the tests (a subreaper, prctl(2), gets what its descendants leave), which signal it and wait
 for it as for any other.
 
+A start may have other values of a program's constants (:data:`CONSTANTS`), where a test waits for what takes a minute.
+
 What differs from a start of Python: ``/proc/PID`` shows command, environment and resident memory of the process that
 forked. Where these, or the start itself, are what is tested, :func:`can_start` is to say no.
 """
@@ -39,6 +41,9 @@ LOADED_LATER = ("psycopg", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.po
 
 OF_PYTHON = ("PYTHON", "LANG", "LC_", "TZ")
 """Variables that Python, or its C library, reads when it starts."""
+
+CONSTANTS = "TESTS_CONSTANTS"
+"""The variable with other values of constants of modules: JSON, such as ``{"certs.service.serve.SIGN_SECONDS": 1}``."""
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _MOST_BYTES = 1 << 17
@@ -191,6 +196,9 @@ def become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     sys.argv = asked["words"]
+    for name, value in json.loads(os.environ.pop(CONSTANTS, "{}")).items():
+        module, _, constant = name.rpartition(".")
+        setattr(sys.modules[module], constant, value)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import new_key
 from sidecar.identity.spiffe import SpiffeId
+from tests.beds import forks
 from tests.beds.ca_processes import CALLS_API, TRUST_DOMAIN, Caller, CaSite, echo_app, member_process
 from tests.beds.certificates import Credential
 from tests.beds.mesh import Foreigner, connect
@@ -39,6 +40,9 @@ from tests.siege.wire import Wire
 
 LOOPBACK = "127.0.0.1"
 ATTEMPTS = 40
+CONSTANTS = {"sidecar.policy.mesh_yaml.LEAST_STALENESS_SECONDS": 1}
+"""api's, so that a test has its lists too old within seconds."""
+
 _Test = TypeVar("_Test", bound=Callable[..., Any])
 
 
@@ -152,7 +156,7 @@ async def field(path: Path, *, init: Sequence[str] = ()) -> AsyncIterator[Field]
     async with trio.open_nursery() as nursery, site.serves(port=at_ca[1]) as ca, echo_app() as app:
         await nursery.start(wire.serve, site.port)
         file = site.agent("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
-        async with member_process(file) as api:
+        async with member_process(file, variables={forks.CONSTANTS: json.dumps(CONSTANTS)}) as api:
             mesh = Field(site, ca, api, file, wire, at_ca)
             try:
                 yield mesh

@@ -22,12 +22,15 @@ from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import x509_profile
 from certs.protocol.documents import (
+    LISTS_A_SECOND,
     Bundle,
     BundleName,
     RevocationList,
     UntrustedError,
+    next_version,
     sign_bundle,
     sign_revocations,
+    version_at,
 )
 from certs.protocol.x509_profile import Issuer
 from sidecar.agent.membership import (
@@ -542,12 +545,13 @@ class Schedules(RuleBasedStateMachine):
 
     def _poison(self, kind: int) -> bytes:
         """What a thief of the old delegate's key signs."""
-        seconds = int(self.wall.timestamp())
+        late = self.wall + 299 * SECOND
+        version, latest = (version_at(time, LISTS_A_SECOND) for time in (self.wall, late))
         listed = (
-            RevocationList(MESH, seconds + 299, self.wall + 299 * SECOND),
+            RevocationList(MESH, latest, late),
             RevocationList(MESH, (1 << 53) - 1, self.wall + 10 * 365 * DAY),
-            RevocationList(MESH, seconds, self.wall, bundle=BundleName(seconds, b"\1" * 32)),
-            RevocationList(MESH, seconds, self.wall, distrusted=frozenset({key_digest(DELEGATE.certificate)})),
+            RevocationList(MESH, version, self.wall, bundle=BundleName(version_at(self.wall), b"\1" * 32)),
+            RevocationList(MESH, version, self.wall, distrusted=frozenset({key_digest(DELEGATE.certificate)})),
         )[kind]
         return sign_revocations(replace(listed, issued_at=listed.issued_at.replace(microsecond=0)), MADE.delegate)
 
@@ -637,7 +641,7 @@ class Schedules(RuleBasedStateMachine):
         """Everything is honest again, the thief gone, his keys distrusted, and the clock right: it must come back."""
         self.wall = max(self.wall, START) + 8 * HOUR  # what was dated ahead is past
         self.monotonic += 8 * 3600.0
-        self.truth.version = max(self.truth.version + 1, int(self.wall.timestamp()))
+        self.truth.version = next_version(self.truth.version, self.wall, LISTS_A_SECOND)
         self._publish(distrusting=True)
         honest = Replica()
         self._catch_up(honest)

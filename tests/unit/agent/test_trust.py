@@ -14,7 +14,14 @@ from cryptography.hazmat.primitives import serialization
 from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents, x509_profile
-from certs.protocol.documents import Bundle, BundleName, RevocationList, UntrustedError
+from certs.protocol.documents import (
+    LISTS_A_SECOND,
+    Bundle,
+    BundleName,
+    RevocationList,
+    UntrustedError,
+    version_at,
+)
 from certs.protocol.x509_profile import Issuer
 from sidecar.agent import trust as trust_module
 from sidecar.agent.trust import AHEAD, PROOF_AGE, Floor, Instant, Learnt, Trust
@@ -181,8 +188,9 @@ def test_a_list_that_is_dated_or_numbered_ahead_is_refused() -> None:
     have = believing()
     assert have.take(listed(1, NOW + AHEAD), at()).listed
     assert "are both clocks right" in why(have, listed(1, NOW + AHEAD + SECOND))
-    assert have.take(listed(edge), at()).listed
-    assert f"its version is {beyond}" in why(have, listed(beyond))
+    highest = version_at(NOW + AHEAD, LISTS_A_SECOND)
+    assert have.take(listed(highest), at()).listed
+    assert f"its version is {highest + 1}" in why(have, listed(highest + 1))
     assert "its version is" in why(have, listed((1 << 53) - 1))
     assert have.take(listed(bundle=BundleName(edge, b"\1")), at()).missing
     assert f"the bundle that it names is {beyond}" in why(have, listed(bundle=BundleName(beyond, b"\1")))
@@ -326,10 +334,14 @@ def test_a_secret_is_sent_with_a_list_of_the_last_three_minutes_by_both_clocks()
 def test_a_bundle_that_distrusts_a_signer_erases_all_that_it_said() -> None:
     """As high as the thief may number, and dated as late."""
     worst = listed(
-        SECONDS + 300, NOW + AHEAD, STOLEN, bundle=BundleName(SECONDS + 300, b"\1"), distrusted=frozenset({b"\7"})
+        version_at(NOW + AHEAD, LISTS_A_SECOND),
+        NOW + AHEAD,
+        STOLEN,
+        bundle=BundleName(SECONDS + 300, b"\1"),
+        distrusted=frozenset({b"\7"}),
     )
     poisoned = believing().take(worst, at())
-    honest = listed(SECONDS, NOW, RENEWED, identities={WEB: NOW})
+    honest = listed(version_at(NOW, LISTS_A_SECOND), NOW, RENEWED, identities={WEB: NOW})
     assert "it is older" in why(poisoned, honest)
     clean = poisoned.learn([signed(bundle(2, FIRST, distrusted=STOLEN_KEYS))], at()).trust
     assert clean.listed is None
@@ -345,7 +357,9 @@ def test_a_bundle_that_distrusts_a_signer_erases_all_that_it_said() -> None:
 def test_a_bundle_without_a_root_erases_the_floors_of_its_signers_and_keeps_the_list_until_the_next() -> None:
     """An ordinary rotation closes nothing."""
     both, alone = bundle(2, FIRST, SECOND_CA), bundle(3, SECOND_CA)
-    have = believing(both).take(listed(SECONDS + 200, bundle=BundleName(SECONDS + 200, b"\1")), at())
+    have = believing(both).take(
+        listed(version_at(NOW + 3 * MINUTE, LISTS_A_SECOND), bundle=BundleName(SECONDS + 200, b"\1")), at()
+    )
     retired = have.learn([signed(alone)], at()).trust
     assert retired.listed == have.listed
     assert retired.floors == {}

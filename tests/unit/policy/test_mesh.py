@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from certs.service.serve import SIGN_SECONDS
+from sidecar.agent.agent import POLL_SECONDS
+from sidecar.host.follow import LOOK_SECONDS
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.mesh import Mesh, Pattern, load_mesh, parse_mesh
-from sidecar.policy.mesh_yaml import Dev
+from sidecar.policy.mesh_yaml import LEAST_STALENESS_SECONDS, Dev
 from sidecar.policy.names import Target
 from tests.specimens import mesh_with
 
@@ -183,6 +186,19 @@ def test_default_leaf_ttl() -> None:
     said = "trust_domain: a\nservices: {}\nrevocation_staleness: 5m\nreenrol_window: 7d"
     mesh = parse_mesh(said, "mesh.yaml")
     assert (mesh.revocation_staleness, mesh.reenrol_window) == (timedelta(minutes=5), timedelta(days=7))
+
+
+def test_a_staleness_that_the_ca_s_lists_cannot_keep_is_refused() -> None:
+    """A good list is up to this old before the next one is here."""
+    oldest = SIGN_SECONDS + LOOK_SECONDS + POLL_SECONDS
+    assert 1.5 * oldest < LEAST_STALENESS_SECONDS
+    for text in ("1s", "1m59s"):
+        with pytest.raises(
+            UsageError, match=r"^f:3: revocation_staleness: must be 120s or longer, not [0-9]+s: the CA"
+        ):
+            parse_mesh(f"trust_domain: a\nservices: {{}}\nrevocation_staleness: {text}", "f")
+    mesh = parse_mesh("trust_domain: a\nservices: {}\nrevocation_staleness: 2m", "f")
+    assert mesh.revocation_staleness == timedelta(minutes=2)
 
 
 @pytest.mark.parametrize("name", ["no", "on", "yes", "null", "true", "5432", "1.5", "a.b", "A_b-c", "..."])

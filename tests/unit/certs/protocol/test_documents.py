@@ -561,6 +561,8 @@ def test_versions_only_rise() -> None:
     assert next_version(seconds, NOW) == seconds + 1
     assert next_version(seconds + 7200, NOW) == seconds + 7201, "a clock that was set back does not take them back"
     assert next_version(seconds - 7200, NOW) == seconds, "a store from yesterday's copy does not repeat what was used"
+    assert next_version(0, NOW, 1000) == 1000 * seconds
+    assert next_version(1000 * seconds, NOW, 1000) == 1000 * seconds + 1
 
 
 def test_a_document_says_its_type_and_whose_signatures_it_has() -> None:

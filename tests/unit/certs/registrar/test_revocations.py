@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from certs.authority import authority
 from certs.authority.authority import Made
 from certs.protocol import documents
-from certs.protocol.documents import Bundle, RevocationList
+from certs.protocol.documents import LISTS_A_SECOND, Bundle, RevocationList
 from certs.registrar import revocations
-from certs.store.store import enrolment_credentials, revoked_identities, revoked_serials
+from certs.store.store import Transaction, enrolment_credentials, revoked_identities, revoked_serials
+from sidecar.agent.trust import Instant, Trust
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId, Svid, parse_svid
@@ -54,7 +55,7 @@ def test_an_identity_is_revoked_with_all_that_was_issued_in_this_second_too(ca: 
     found = listed(ca)
     assert found.identities == {API: NOW + SECOND}
     assert parse_svid(chain[0]).not_before < found.identities[API]
-    assert found.version == int(NOW.timestamp())
+    assert found.version == documents.version_at(NOW, LISTS_A_SECOND)
     assert ca.events()[-1] == ("revoked", str(API))
     query = sa.select(enrolment_credentials).where(enrolment_credentials.c.ended_at > 0)
     ended = ca.store.read(lambda connection: connection.execute(query).all())
@@ -72,6 +73,22 @@ def test_each_change_has_a_higher_version(ca: MiniCa) -> None:
     ca.clock.pass_by(hours=-5)
     ca.revoke(WEB)
     assert listed(ca).version > versions[-1], "whatever the clock says"
+
+
+def test_a_list_after_a_thousand_revocations_in_a_second_is_taken_by_a_sidecar(ca: MiniCa) -> None:
+    """Its version is not so far ahead of the clock that it looks like one by a thief, who wants no other to count."""
+
+    def burst(transaction: Transaction) -> None:
+        revocations.revoke_identity(transaction, API)
+        for _ in range(998):
+            revocations.raise_version(transaction)  # as each revocation does
+        revocations.revoke_identity(transaction, WEB)
+
+    ca.store.write(burst)
+    bundle = Bundle(DOMAIN, 1, (ROOT,), certificate_digest(ROOT))
+    trust = Trust(DOMAIN, bundle.active, bundle)
+    taken = trust.take(documents.sign_revocations(listed(ca), MADE.delegate), Instant(ca.clock.now, 0.0))
+    assert set(taken.of_the_ca().identities) == {API, WEB}
 
 
 def test_revoked_again_is_revoked_until_then(ca: MiniCa) -> None:
