@@ -91,12 +91,14 @@ class Field:
     file: Path
     path: Wire
     at_ca: tuple[str, int]
+    app: str
     callers: list[Caller] = dataclasses.field(default_factory=list)
 
-    async def call(self, credential: Credential | None) -> str:
-        """The reason with which api's sidecar ends a call with this certificate: ``ok`` if it was served."""
-        before = len(self.api.program.connections)
-        with await connect(Address(*self.api.address("http"))) as sock:
+    async def call(self, credential: Credential | None, at: SidecarProcess | None = None) -> str:
+        """The reason with which api's sidecar, or another, ends a call with this certificate: ``ok`` if it was served."""
+        called = at or self.api
+        before = len(called.program.connections)
+        with await connect(Address(*called.address("http"))) as sock:
             peer = Foreigner(sock, credential)
             with contextlib.suppress(SSL.Error, EOFError, OSError):
                 await peer.handshake()
@@ -104,13 +106,13 @@ class Field:
                     await peer.send(b"to be read")
                     assert await peer.receive() == b"to be read"
                     await peer.close()
-        return str((await self.api.program.connection(before + 1))["reason"])
+        return str((await called.program.connection(before + 1))["reason"])
 
-    async def until(self, reason: str, credential: Credential) -> None:
+    async def until(self, reason: str, credential: Credential, at: SidecarProcess | None = None) -> None:
         """Calls until api answers so: within seconds, or the test fails."""
         met = []
         for _ in range(ATTEMPTS):
-            met.append(await self.call(credential))
+            met.append(await self.call(credential, at))
             if met[-1] == reason:
                 return
             await trio.sleep(0.5)
@@ -122,9 +124,30 @@ class Field:
         if self.api.program.process.returncode is None:
             self.api.program.signal(signal.SIGHUP)
 
-    async def joined(self, service: str, shown: EnrolmentCredential | None = None) -> Caller:
-        """A service with an honest certificate, or whoever has its secret."""
-        caller = self.site.caller(service, port=self.at_ca[1])
+    async def says(self, event: str, words: str) -> None:
+        """Once api has a line of this event with these words."""
+        program = self.api.program
+        await program.until(lambda: words in str(program.events(event)), f"{event}: {words}")
+
+    def another(self, pinned: str = "pinned.pem") -> Path:
+        """The file of one more sidecar of api's, on the same path to the CA. ``pinned``: the file of the root that it was
+        told."""
+        file = self.site.agent("api", inbound(self.app))
+        text = file.read_text().replace("pinned.pem", pinned).replace("state-", f"state-{file.stem}-")
+        file.write_text(text)
+        return file
+
+    @asynccontextmanager
+    async def elsewhere(self) -> AsyncIterator[SidecarProcess]:
+        """One more sidecar of api's, with another path to the CA."""
+        file = self.another()
+        file.write_text(file.read_text().replace(str(self.site.address), str(Address(*self.at_ca))))
+        async with member_process(file) as other:
+            yield other
+
+    async def joined(self, service: str, shown: EnrolmentCredential | None = None, port: int = 0) -> Caller:
+        """A service with an honest certificate, or whoever has its secret. ``port``: of another path to the CA."""
+        caller = self.site.caller(service, port=port or self.at_ca[1])
         self.callers.append(caller)
         await caller.enrol(shown or self.site.make_credentials(service)[service])
         return caller
@@ -142,6 +165,11 @@ class Field:
         return await self.site.certs(name, *arguments)
 
 
+def inbound(app: str) -> str:
+    """Before this app, at any port."""
+    return f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n'
+
+
 def held(caller: Caller) -> Credential:
     """What is in the state_dir of a service: its key and certificate."""
     return Credential(caller.chain[0], caller.key, caller.chain)
@@ -155,9 +183,9 @@ async def field(path: Path, *, init: Sequence[str] = ()) -> AsyncIterator[Field]
     wire = Wire(at_ca)
     async with trio.open_nursery() as nursery, site.serves(port=at_ca[1]) as ca, echo_app() as app:
         await nursery.start(wire.serve, site.port)
-        file = site.agent("api", f'inbound: [{{port: http, listen: "127.0.0.1:0", app: "{app}"}}]\n')
+        file = site.agent("api", inbound(app))
         async with member_process(file, variables={forks.CONSTANTS: json.dumps(CONSTANTS)}) as api:
-            mesh = Field(site, ca, api, file, wire, at_ca)
+            mesh = Field(site, ca, api, file, wire, at_ca, app)
             try:
                 yield mesh
             finally:
@@ -169,8 +197,8 @@ async def field(path: Path, *, init: Sequence[str] = ()) -> AsyncIterator[Field]
 # -- what a thief makes ------------------------------------------------------------------------------------------------
 
 
-def forged(service: str, issuer: Issuer, *above: x509.Certificate) -> Credential:
+def forged(service: str, issuer: Issuer, *above: x509.Certificate, trust_domain: str = TRUST_DOMAIN) -> Credential:
     """A certificate of this service, by a stolen CA's key; ``above``: what is sent between that CA and a root."""
     key = new_key()
-    leaf = x509_profile.leaf(SpiffeId(TRUST_DOMAIN, tuple(service.split("/"))), key.public_key(), issuer, utc_now())
+    leaf = x509_profile.leaf(SpiffeId(trust_domain, tuple(service.split("/"))), key.public_key(), issuer, utc_now())
     return Credential(leaf, key, (leaf, issuer.certificate, *above), ())
