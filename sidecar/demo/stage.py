@@ -62,10 +62,13 @@ class Stage:
         self._nursery = nursery
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
 
-    async def certs(self, *words: str) -> None:
-        """Runs ``certs`` with these arguments."""
+    async def certs(self, *words: str, **variables: str) -> None:
+        """Runs ``certs`` with these arguments; ``variables`` are added to its environment. Raises :class:`StoryError`."""
         command = [sys.executable, "-m", "certs", *words]
-        await trio.run_process(command, cwd=self.directory, env=self._environ, capture_stdout=True)
+        environ = {**self._environ, **variables}
+        done = await trio.run_process(command, cwd=self.directory, env=environ, capture_stdout=True, check=False)
+        if done.returncode:
+            raise StoryError(f"certs {' '.join(words)} ended with exit code {done.returncode}; see above")
 
     def write(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text)
