@@ -154,6 +154,7 @@ class Store:
         parsed = _parse(url)
         self._where = _without_secrets(parsed)
         self._engine = _engine(parsed)
+        self._closed = False
         try:
             self._migrate()
         except (sa.exc.SQLAlchemyError, OSError) as error:
@@ -164,7 +165,13 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._engine.dispose()
+        """Closes its connections. One that a thread still uses is closed when the thread gives it back."""
+        self._closed = True
+        self._engine.pool.dispose()
+
+    def _given_back(self) -> None:
+        if self._closed:  # the pool has taken it, and closes by itself only what it held before
+            self._engine.pool.dispose()
 
     def write(self, operation: Operation[_T]) -> _T:
         """Runs one operation in a transaction and returns its result once it is on disk. An exception rolls it back."""
@@ -199,6 +206,8 @@ class Store:
         except (sa.exc.SQLAlchemyError, OSError) as error:
             why = _reason(fault or error)
             raise StoreUnavailableError(f"the store {self._where} cannot be written: {why}") from error
+        finally:
+            self._given_back()
         return outcomes
 
     def read(self, query: Callable[[sa.Connection], _T]) -> _T:
@@ -208,6 +217,8 @@ class Store:
                 return query(connection)
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise StoreUnavailableError(f"the store {self._where} cannot be read: {_reason(error)}") from error
+        finally:
+            self._given_back()
 
     def _locked(self, connection: sa.Connection) -> Transaction:
         head = connection.execute(

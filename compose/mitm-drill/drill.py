@@ -191,7 +191,7 @@ def meshed(half: Half) -> None:
 def attack(environ: dict[str, str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Runs both halves; returns the results of each, and the alarms."""
     with shop("sidecar-drill", environ) as application:
-        base = application.environ.get("PYTHON_IMAGE", "python:3.13-slim")
+        base = application.environ.get("PYTHON_IMAGE", "python:3.14-slim")
         image = f"{application.project}-attacker"
         run("docker", "build", "--quiet", "--build-arg", f"BASE={base}", "--tag", image, str(ATTACKER),
             env=application.environ)  # fmt: skip

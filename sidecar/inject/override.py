@@ -22,7 +22,7 @@ from sidecar.inject.yamltext import Commented, Flow, Tagged, block
 CA_STATE = "/var/lib/mesh-ca"
 IMAGES = "mesh/image"
 """Each image's build context is below, in the directory of its tag."""
-BASE_IMAGE = "python:3.13-slim"
+BASE_IMAGE = "python:3.14-slim"
 
 NEEDS = "mesh.wiring"
 """The label with a digest of what the application needs of a sidecar's wiring."""

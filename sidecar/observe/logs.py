@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import click
-import structlog
-from structlog.typing import Processor
 
 from sidecar.documents.printable import printable
 from sidecar.identity.reasons import Reason
@@ -22,7 +25,22 @@ _EXPECTED = frozenset(
 )
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
 
-Event = MutableMapping[str, Any]
+_encode = json.JSONEncoder(default=repr).encode
+
+
+def _float(value: float) -> str:
+    return repr(value) if math.isfinite(value) else _encode(value)
+
+
+_PLAIN: dict[type, Callable[[Any], str]] = {
+    str: encode_basestring_ascii,
+    bool: lambda value: "true" if value else "false",
+    int: int.__repr__,
+    float: _float,
+    type(None): lambda _: "null",
+}
+"""How the values that most fields have are written, exactly as ``_encode`` writes them, and in a third of its time: every
+connection has a line."""
 
 
 class Log:
@@ -40,12 +58,9 @@ class Log:
         # There is no sys.stdout if its descriptor was closed when the process began.
         stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
-        self._processors: list[Processor] = [
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            *([_Console(colours=stream.isatty())] if console else [_order_fields, structlog.processors.JSONRenderer()]),
-        ]
+        self._write: Callable[[str, str, str, Mapping[str, Any]], str] = (
+            _Console(colours=stream.isatty()) if console else json_line
+        )
         self._output = log_queue.output(stream, lambda number: self._line("error", "log_lost", {"writes": number}))
 
     @property
@@ -87,18 +102,19 @@ class Log:
 
     def bug(self, event: str, error: BaseException, **fields: Any) -> None:
         """Reports a fault of this program, with its traceback."""
-        self._output.write(self._line("error", event, {"exc_info": error, **fields}))
+        exception = "".join(traceback.format_exception(error)).removesuffix("\n")
+        self._output.write(self._line("error", event, {**fields, "exception": exception}))
 
     def _line(self, level: str, event: str, fields: Mapping[str, Any]) -> str:
-        made: Any = {**fields, "event": event}
-        for process in self._processors:
-            made = process(None, level, made)
-        return f"{made}\n"
+        time = f"{datetime.now(UTC).isoformat()[:-6]}Z"  # without +00:00
+        return f"{self._write(time, level, event, fields)}\n"
 
 
-def _order_fields(_logger: Any, _name: str, event: Event) -> Event:
-    first = {key: event.pop(key) for key in ("time", "level", "event")}
-    return {**first, **event}
+def json_line(time: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+    """An event as one JSON object in ASCII: the same text as of ``json.dumps``."""
+    every = ("time", time), ("level", level), ("event", event), *fields.items()
+    written = [f"{encode_basestring_ascii(name)}: {_PLAIN.get(type(value), _encode)(value)}" for name, value in every]
+    return f"{{{', '.join(written)}}}"
 
 
 class _Console:
@@ -107,19 +123,19 @@ class _Console:
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
 
-    def __call__(self, _logger: Any, _name: str, event: Event) -> str:
-        time, level, name = (event.pop(key) for key in ("time", "level", "event"))
-        traceback = event.pop("exception", None)
+    def __call__(self, time: str, level: str, name: str, fields: Mapping[str, Any]) -> str:
+        event = dict(fields)
+        exception = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
         # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
         line = f"{time[11:19]} {printable(text)}"
         if self._colours and _COLOURS[level]:
             line = click.style(line, fg=_COLOURS[level])
         # Indented: the text of an exception may quote a peer, and may have several lines.
-        return "\n".join([line, *(f"  {printable(part)}" for part in (traceback or "").splitlines())])
+        return "\n".join([line, *(f"  {printable(part)}" for part in (exception or "").splitlines())])
 
 
-def _connection(event: Event) -> str:
+def _connection(event: Mapping[str, Any]) -> str:
     peer = event["peer_id"] or event["peer_address"] or "unknown peer"
     if event["direction"] == "inbound":
         ends = f"{event['service']}:{event['port']} <- {peer}"
@@ -134,7 +150,7 @@ def _connection(event: Event) -> str:
     return " | ".join(filter(None, parts))
 
 
-def _other(name: str, event: Event) -> str:
+def _other(name: str, event: dict[str, Any]) -> str:
     message = event.pop("message", None)
     rest = " ".join(f"{key}={value}" for key, value in event.items())
     return " | ".join(filter(None, [name, message, rest]))

@@ -166,6 +166,7 @@ def main() -> None:
         import_module(name)
     gc.collect()
     gc.freeze()
+    kept = _open_descriptors() - {channel.fileno()}
     while True:
         text, files, _, _ = socket.recv_fds(channel, _MOST_BYTES, _DESCRIPTORS)
         if not text:
@@ -176,7 +177,7 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 channel.detach()
-                become(json.loads(text), files)
+                become(json.loads(text), files, kept)
                 return
             os.write(writing, str(pid).encode())
             os._exit(0)
@@ -186,11 +187,18 @@ def main() -> None:
             os.close(number)
 
 
-def become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
-    """What the system does at a start."""
+def _open_descriptors() -> set[int]:
+    found = list(Path("/proc/self/fd").iterdir())
+    return {int(link.name) for link in found if link.is_symlink()}  # one was of the listing itself
+
+
+def become(asked: Mapping[str, Any], files: Sequence[int], kept: set[int]) -> None:
+    """What the system does at a start. ``kept`` are the standard descriptors, and what libraries opened as they were loaded
+    (libffi 3.5 keeps its own file open, and maps it later)."""
     for number, file in enumerate(files[:3]):
         os.dup2(file, number)
-    os.closerange(3, 1 << 20)
+    for number in _open_descriptors() - kept:
+        os.close(number)
     resource.setrlimit(resource.RLIMIT_NOFILE, asked["descriptors"])
     os.environ.clear()
     os.environ.update(asked["env"])

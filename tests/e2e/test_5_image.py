@@ -35,7 +35,7 @@ inbound: [{port: redis, listen: "127.0.0.1:16379", app: "127.0.0.1:6379"}]
 def image() -> Iterator[str]:
     base = BARE
     environ = os.environ | {"DOCKER_BUILDKIT": "0"}
-    run("docker", "build", "--tag", BARE, "--build-arg", f"FROM={os.environ.get('MESH_BASE', 'python:3.13-slim')}", "-",
+    run("docker", "build", "--tag", BARE, "--build-arg", f"FROM={os.environ.get('MESH_BASE', 'python:3.14-slim')}", "-",
         env=environ, stdin=_BARE)  # fmt: skip
     run("docker", "build", "--file", "compose/Dockerfile", "--build-arg", f"BASE={base}", "--tag", IMAGE, ".",
         env=environ, cwd=ROOT)  # fmt: skip

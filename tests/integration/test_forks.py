@@ -19,12 +19,14 @@ def seen(program: Running) -> dict[str, object]:
     """A running process, as the system knows it."""
     process = Path(f"/proc/{program.process.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    descriptors = {file.name: re.sub(r"\d+", "", str(file.readlink())) for file in (process / "fd").iterdir()}
     names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
     return {
         **{name: status[name] for name in names},
         "limits": (process / "limits").read_text(),
         "directory": (process / "cwd").readlink(),
-        "descriptors": {file.name: re.sub(r"\d+", "", str(file.readlink())) for file in (process / "fd").iterdir()},
+        "standard": [descriptors.pop(number) for number in "012"],
+        "descriptors": sorted(descriptors.values()),
     }
 
 

@@ -99,7 +99,7 @@ def test_the_sidecar_s_place() -> None:
     assert state == ["${MESH_STATE:-/state}/sidecars/web"]
     assert all(not it["bind"]["create_host_path"] for it in sidecar["volumes"])
     assert "build" not in sidecar
-    assert found["services"]["mesh-ca"]["build"]["args"] == {"BASE": "${MESH_BASE:-python:3.13-slim}"}
+    assert found["services"]["mesh-ca"]["build"]["args"] == {"BASE": "${MESH_BASE:-python:3.14-slim}"}
     assert found["services"]["mesh-ca"]["image"] == sidecar["image"] == "shop-sidecar:0123456789ab"
 
 

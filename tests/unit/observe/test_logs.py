@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.observe.logs import Log
+from sidecar.observe.logs import Log, json_line
 from sidecar.observe.record import ConnectionRecord
 
 EVIL = 'x\n{"event": "connection", "reason": "ok"}\r\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\u2028\x00"'
@@ -131,6 +132,20 @@ def test_no_text_forges_a_line_or_leaves_ascii(one: str, other: str) -> None:
     assert line.isprintable()
     said = json.loads(line)
     assert (said["rule"], said.get("unverified", {"subject": ""})["subject"]) == (other, one)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(Reason) | st.just(Path("x")),
+    lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.text(), _VALUES, max_size=6).filter(lambda one: not one.keys() & {"time", "level", "event"}))
+def test_a_line_is_what_the_library_writes(fields: dict[str, Any]) -> None:
+    """Invariant: byte for byte the text of ``json.dumps``, whatever is logged."""
+    every = {"time": "2026-11-30T00:00:00Z", "level": "info", "event": "x", **fields}
+    assert json_line("2026-11-30T00:00:00Z", "info", "x", fields) == json.dumps(every, default=repr)
 
 
 # -- for eyes ----------------------------------------------------------------------------------------------------------

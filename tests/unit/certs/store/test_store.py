@@ -283,6 +283,30 @@ def test_a_question_that_cannot_be_answered(kept: Store) -> None:
         kept.read(lambda connection: connection.exec_driver_sql("SELECT * FROM none_such"))
 
 
+@pytest.mark.parametrize("closing", [True, False])
+@pytest.mark.parametrize("how", ["write", "read"])
+def test_what_is_used_while_the_store_is_closed_is_closed_when_it_is_given_back(
+    path: Path, how: str, closing: bool
+) -> None:
+    """As by a thread that nobody waits for any longer. Python 3.13 and later warn of a connection that nobody closes."""
+    kept = Store(file_url(path), clock=Clock().seconds)
+    used: list[Any] = []
+
+    def use(connection: sa.Connection) -> None:
+        used.append(connection.connection.dbapi_connection)
+        if closing:
+            kept.close()
+        connection.exec_driver_sql("SELECT 1")
+
+    kept.read(use) if how == "read" else kept.write(lambda transaction: use(transaction.connection))
+    if closing:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            used[0].execute("SELECT 1")
+    else:
+        assert used[0].execute("SELECT 1").fetchone() == (1,), "it is there for the next"
+        kept.close()
+
+
 # -- its file ----------------------------------------------------------------------------------------------------------
 
 
