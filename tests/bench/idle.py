@@ -1,4 +1,5 @@
-"""Memory: what a pair takes when nothing happens, and with many established connections on which nothing happens."""
+"""Memory: what a pair takes when nothing happens, with many established connections on which nothing happens, and when all
+of that is over."""
 
 from __future__ import annotations
 
@@ -8,20 +9,26 @@ from dataclasses import dataclass
 import trio
 
 from tests.bench.errors import BenchError
+from tests.bench.loads import BURST, measure
 from tests.bench.pairs import Pair, is_success, request
 from tests.bench.procfs import Memory
 
 AT_ONCE = 16
 OPEN_SECONDS = 60.0
+BURST_SECONDS = 5.0
+REST_SECONDS = 2.0
+"""After the burst, for what is given back when there is time for it."""
 _SPARE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Memory of the caller's proxy and the callee's: alone, and with ``connections`` held."""
+    """Memory of the caller's proxy and the callee's: just started, with ``connections`` held, and after those were let go
+    and a burst of new ones was over."""
 
     idle: tuple[Memory, Memory]
     held: tuple[Memory, Memory]
+    after: tuple[Memory, Memory]
     connections: int
 
     def rss_per_thousand(self, side: int) -> float:
@@ -47,7 +54,12 @@ async def weigh(pair: Pair, connections: int) -> Footprint:
     finally:
         for stream in streams:
             stream.socket.close()
-    return Footprint(idle, held, connections)
+    try:
+        await measure(BURST, pair, 0, BURST_SECONDS)
+    except BenchError as error:
+        raise BenchError(f"{pair.label}, {BURST.title}: {error}") from error
+    await trio.sleep(REST_SECONDS)
+    return Footprint(idle, held, pair.memory(), connections)
 
 
 async def _open(pair: Pair, places: trio.CapacityLimiter, streams: list[trio.SocketStream]) -> None:

@@ -1,4 +1,4 @@
-"""nginx, from the distribution: as a contestant (stream), and as the origin that everybody is measured in front of."""
+"""nginx: as a contestant (stream), of a root of Debian or this machine's; and, always this machine's, as the origin."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from tests.bench.contestants import (
     CALLEE,
     CALLER,
     CIPHER,
+    HYBRID,
+    PARTS,
     X25519,
     Certificates,
     Command,
     Missing,
+    Mode,
     Route,
     Side,
     find_program,
 )
+from tests.bench.roots import Root
 
-_MODULES = ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules")
+_MODULES = ("usr/lib/nginx/modules", "usr/lib64/nginx/modules", "usr/share/nginx/modules")
 _STREAM = "ngx_stream_module.so"
 
 COMMON = """\
@@ -61,8 +65,7 @@ CALLER_ROUTE = """\
     proxy_ssl_verify_depth 2;
     proxy_ssl_name {peer};
     proxy_ssl_server_name on;
-    proxy_ssl_session_reuse off;
-    proxy_ssl_protocols TLSv1.3;
+{cold}    proxy_ssl_protocols TLSv1.3;
     proxy_ssl_conf_command Ciphersuites {cipher};
     proxy_ssl_conf_command Groups {group};
   }}
@@ -81,35 +84,52 @@ CALLEE_ROUTE = """\
     ssl_client_certificate {roots};
     ssl_verify_client on;
     ssl_verify_depth 2;
-    ssl_session_cache off;
-    ssl_session_tickets off;
-    ssl_protocols TLSv1.3;
+{cold}    ssl_protocols TLSv1.3;
     ssl_ecdh_curve {group};
     ssl_conf_command Ciphersuites {cipher};
   }}
 """
 
 
+COLD = {
+    "caller": "    proxy_ssl_session_reuse off;\n",
+    "callee": "    ssl_session_cache off;\n    ssl_session_tickets off;\n",
+}
+
+
 class Nginx:
     """It finds the callee by its DNS name, and the caller by its certificate's fingerprint: it reads no subject
-    alternative names of clients."""
+    alternative names of clients. This machine's own, if there is no ``root``, may be too old for the hybrid group."""
 
     name = "nginx"
-    groups = (X25519,)
+    parts = PARTS
+
+    def __init__(self, root: Root | None) -> None:
+        self._root = root
+        self.groups = (X25519,) if root is None else (HYBRID, X25519)
 
     def missing(self) -> Missing | None:
-        return None if _stream_module() else Missing(f"nginx's {_STREAM}", "libnginx-mod-stream")
+        if self._root is not None:
+            return self._root.missing()
+        return None if self._stream_module() else Missing(f"nginx's {_STREAM}", "libnginx-mod-stream")
 
     def version_command(self) -> Sequence[str | Path]:
-        return (program(), "-V")
+        return (*self._program(), "-V")
+
+    def _program(self) -> Sequence[str]:
+        return (program(),) if self._root is None else self._root.command("usr/sbin/nginx")
+
+    def _stream_module(self) -> Path | None:
+        top = Path("/") if self._root is None else self._root.path
+        return next((path for path in (top / place / _STREAM for place in _MODULES) if path.is_file()), None)
 
     def version(self, printed: str) -> str:
         found = re.search(r"nginx/(\S+)", printed)
-        library = re.search(r"(?:built|running) with (OpenSSL \S+)", printed)
-        return f"{found[1] if found else '?'} ({library[1] if library else '?'})"
+        libraries = re.findall(r"(?:built|running) with (OpenSSL [^\s)]+)", printed)
+        return f"{found[1] if found else '?'} ({libraries[-1] if libraries else '?'})"
 
     def prepare(
-        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str
+        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str, mode: Mode
     ) -> Command:
         own, peer = (CALLER, CALLEE) if side == "caller" else (CALLEE, CALLER)
         template = CALLER_ROUTE if side == "caller" else CALLEE_ROUTE
@@ -123,29 +143,26 @@ class Nginx:
                 fingerprint=certificates.fingerprints[peer],
                 cipher=CIPHER,
                 group=group,
+                cold=COLD[side] if mode == "cold" else "",
             )
             for route in routes
         )
-        text = f"load_module {_stream_module()};\n{COMMON}{STREAM % servers}"
-        return _command(directory, text)
+        text = f"load_module {self._stream_module()};\n{COMMON}{STREAM % servers}"
+        return _command(self._program(), directory, text)
 
-    def faults(self, log: str, group: str) -> list[str]:
+    def faults(self, log: str, group: str, mode: Mode) -> list[str]:
         return []
 
 
 def origin(directory: Path, port: int) -> Command:
     """An HTTP server with a small answer and connections that stay."""
-    return _command(directory, COMMON + ORIGIN.format(port=port, body=BODY))
+    return _command((program(),), directory, COMMON + ORIGIN.format(port=port, body=BODY))
 
 
 def program() -> str:
     return find_program("nginx") or "nginx"
 
 
-def _command(directory: Path, text: str) -> Command:
+def _command(started: Sequence[str], directory: Path, text: str) -> Command:
     (directory / "nginx.conf").write_text(text)
-    return Command((program(), "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf"))
-
-
-def _stream_module() -> Path | None:
-    return next((path for path in (Path(place) / _STREAM for place in _MODULES) if path.is_file()), None)
+    return Command((*started, "-p", directory, "-e", "stderr", "-c", directory / "nginx.conf"))

@@ -1,27 +1,30 @@
-"""The sidecar of this checkout."""
+"""The sidecar of this checkout, on a Python of our choice."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from sidecar.config import reference
 from tests.bench.contestants import (
     CALLEE,
     CALLER,
     HYBRID,
+    PARTS,
     STRANGER,
     TRUST_DOMAIN,
     X25519,
     Certificates,
     Command,
     Missing,
+    Mode,
     Route,
     Side,
 )
+from tests.bench.roots import Python
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,34 +50,34 @@ Groups = %s
 """What makes OpenSSL offer and take one group: the sidecar leaves its groups to the library's defaults, and the library asks
 the file that OPENSSL_CONF names."""
 
-_ANY = {"ok", "client_reset", "app_reset", "truncated"}
-_ENDINGS = {
-    ("outbound", "http"): {"ok", "client_reset"},
-    ("inbound", "http"): {"ok", "client_reset", "truncated"},
-    ("outbound", "bulk"): _ANY,
-    ("inbound", "bulk"): _ANY,
-}
-"""How a connection that was let in may end. wrk and iperf3 cut what is open when their time is over, iperf3 at both ends,
-and the sidecar at the other end can only see it cut. An answer that is cut on its way to wrk is a fault."""
+_OUTBOUND = {"ok", "client_reset"}
+_ENDINGS = {"outbound": _OUTBOUND, "inbound": _OUTBOUND | {"truncated"}}
+_BULK_ENDINGS = _ENDINGS["inbound"] | {"app_reset"}
+"""How a connection that was let in may end. Loads cut what is open when their time is over, iperf3 at both ends, and the
+sidecar at the other end can only see it cut. An answer that is cut on its way to a load is a fault."""
 
 
 class Sidecar:
     """Measured as it is run: as a process of its own, with its access log."""
 
-    name = "sidecar"
-    groups = (X25519, HYBRID)
+    groups = (HYBRID, X25519)
+    parts = PARTS
+
+    def __init__(self, name: str, python: Python) -> None:
+        self.name = name
+        self._python = python
 
     def missing(self) -> Missing | None:
-        return None
+        return self._python.missing()
 
     def version_command(self) -> Sequence[str | Path]:
-        return (sys.executable, "-m", "sidecar", "--version")
+        return (self._python.path, "-m", "sidecar", "--version")
 
     def version(self, printed: str) -> str:
-        return f"{printed.split()[-1]} ({_commit()})"
+        return f"{printed.split()[-1]} ({_commit()}) on Python {self._python.version}"
 
     def prepare(
-        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str
+        self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str, mode: Mode
     ) -> Command:
         ports = ", ".join(f"{route.name}: {route.origin}" for route in routes)
         (directory / "mesh.yaml").write_text(MESH % {"ports": ports})
@@ -88,6 +91,8 @@ class Sidecar:
             "log_format: json",
             "inbound:" if side == "callee" else "outbound:",
         ]
+        keys = {key.path for key in reference.keys("sidecar")} if mode == "cold" else set()
+        alone = ", keep: 0" if "outbound[].keep" in keys else ""
         for route in routes:
             if side == "callee":
                 lines.append(
@@ -96,31 +101,43 @@ class Sidecar:
             else:
                 lines.append(
                     f'  - {{to: "{CALLEE}:{route.name}", listen: "127.0.0.1:{route.entrance}", '
-                    f'peers: ["127.0.0.1:{route.towards}"]}}'
+                    f'peers: ["127.0.0.1:{route.towards}"]{alone}}}'
                 )
+        lines += no_kept_channels(keys)
         (directory / "sidecar.yaml").write_text("\n".join(lines) + "\n")
         return Command(
-            (sys.executable, "-m", "sidecar", "run", directory / "sidecar.yaml"),
+            (self._python.path, "-m", "sidecar", "run", directory / "sidecar.yaml"),
             {"OPENSSL_CONF": str(directory / "openssl.cnf"), "PYTHONPATH": str(ROOT)},
         )
 
-    def faults(self, log: str, group: str) -> list[str]:
-        """Every connection was let in, with the group that is measured and a full handshake, and ended well."""
-        found = Counter(filter(None, (_fault(text, group) for text in log.splitlines())))
+    def faults(self, log: str, group: str, mode: Mode) -> list[str]:
+        """Every connection was let in, with the group that is measured, and ended well; if ``cold``, on a channel that was
+        made for it."""
+        found = Counter(filter(None, (_fault(text, group, mode) for text in log.splitlines())))
         return [f"{fault} ({count} times)" for fault, count in found.items()]
 
 
-def _fault(text: str, group: str) -> str | None:
+def no_kept_channels(keys: Collection[str]) -> list[str]:
+    """The lines that have each connection make its own channel, where ``keep`` is a key of the whole file."""
+    where = next((key for key in sorted(keys) if key.rpartition(".")[2] == "keep" and "[]" not in key), "")
+    parts = where.split(".") if where else []
+    return [f"{'  ' * depth}{part}:{' 0' if part == 'keep' else ''}" for depth, part in enumerate(parts)]
+
+
+def _fault(text: str, group: str, mode: Mode) -> str | None:
     """What is wrong with one line of the log."""
     if not text.startswith("{"):
         return f"it wrote {text!r}"
     line = json.loads(text)
     if line["event"] != "connection":
         return None if line["level"] == "info" else f"{line['event']}: {line.get('message')}"
-    if line["decision"] != "allow" or line["reason"] not in _ENDINGS[line["direction"], line["port"]]:
+    endings = _BULK_ENDINGS if line["port"] == "bulk" else _ENDINGS[line["direction"]]
+    if line["decision"] != "allow" or line["reason"] not in endings:
         return f"a connection of {line['port']} ended with {line['reason']} ({line['decision']})"
     if (str(line["tls_group"]).lower(), line["resumed"]) != (group.lower(), False):
         return f"a connection had the group {line['tls_group']}, resumed: {line['resumed']}"
+    if mode == "cold" and line.get("reused"):
+        return "a connection was carried by a kept channel"
     return None
 
 

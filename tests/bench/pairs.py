@@ -1,14 +1,14 @@
-"""A running pair: one contestant's two proxies, for one key-exchange group."""
+"""A running pair: one contestant's two proxies, for one key-exchange group, in one mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
-from tests.bench.contestants import Certificates, Contestant, Route, Side
+from tests.bench.contestants import Certificates, Contestant, Mode, Route, Side
 from tests.bench.errors import BenchError
 from tests.bench.procfs import Memory, ProcessTree
 from tests.bench.stage import Ports, Program, Stage
@@ -17,26 +17,19 @@ ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Origins:
-    """Where the plaintext ends: an HTTP server and an iperf3 server."""
-
-    http: int
-    bulk: int
-
-
-@dataclass(frozen=True, slots=True)
 class Pair:
     """Two proxies that listen, and answered once; so all their processes are there."""
 
     contestant: Contestant
     group: str
+    mode: Mode
     routes: Sequence[Route]
     programs: tuple[Program, Program]
     trees: tuple[ProcessTree, ProcessTree]
 
     @property
     def label(self) -> str:
-        return f"{self.contestant.name} ({self.group})"
+        return f"{self.contestant.name} ({self.group}, {self.mode})"
 
     @property
     def http(self) -> Route:
@@ -54,7 +47,7 @@ class Pair:
         return [
             f"{self.label}, {program.log.parent.name}: {fault}"
             for program in self.programs
-            for fault in self.contestant.faults(program.log.read_text(errors="replace"), self.group)
+            for fault in self.contestant.faults(program.log.read_text(errors="replace"), self.group, self.mode)
         ]
 
 
@@ -62,18 +55,20 @@ async def start_pair(
     stage: Stage,
     contestant: Contestant,
     group: str,
+    mode: Mode,
     directory: Path,
-    origins: Origins,
+    origins: Mapping[str, int],
     certificates: Certificates,
     ports: Ports,
     *,
     tap: int | None = None,
 ) -> Pair:
-    """Starts both proxies. With ``tap``, the caller's HTTP route leads there instead of to the callee's proxy."""
-    http, bulk = ports.take(), ports.take()
-    routes = (
-        Route("http", ports.take(), tap or http, http, origins.http),
-        Route("bulk", ports.take(), bulk, bulk, origins.bulk),
+    """Starts both proxies, with a route to each of the origins: ports by name, ``http`` first. With ``tap``, the caller's
+    HTTP route leads there instead of to the callee's proxy."""
+    between = {name: ports.take() for name in origins}
+    routes = tuple(
+        Route(name, ports.take(), (name == "http" and tap) or between[name], between[name], origin)
+        for name, origin in origins.items()
     )
     entrances: dict[Side, Callable[[Route], int]] = {
         "callee": lambda route: route.between,
@@ -83,13 +78,13 @@ async def start_pair(
     for side, entrance in entrances.items():
         home = directory / side
         home.mkdir(parents=True)
-        command = contestant.prepare(home, side, routes, certificates, group)
-        name = f"{contestant.name} ({group}), the {side}'s"
+        command = contestant.prepare(home, side, routes, certificates, group, mode)
+        name = f"{contestant.name} ({group}, {mode}), the {side}'s"
         programs[side] = await stage.start(name, command, home, [entrance(route) for route in routes])
     both = programs["caller"], programs["callee"]
     if tap is None:
         await get(routes[0].entrance)
-    return Pair(contestant, group, routes, both, (both[0].tree(), both[1].tree()))
+    return Pair(contestant, group, mode, routes, both, (both[0].tree(), both[1].tree()))
 
 
 async def get(port: int) -> bytes:

@@ -113,6 +113,11 @@ class ProcessTree:
         return [(stat.pid, stat.started) for stat in stats]
 
 
+def ticks_below(root: int) -> int:
+    """Of a process and all that came from it, those that have ended included."""
+    return sum(stat.ticks for stat in descendants(_all_stats(), root))
+
+
 def listening() -> frozenset[int]:
     """The TCP ports of this machine that somebody listens on, over IPv4."""
     return parse_listening(Path("/proc/net/tcp").read_text())

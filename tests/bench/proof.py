@@ -2,7 +2,8 @@
 
 A pair is started with a tap between its proxies, in the very configuration that is measured later (but for one port):
 
-* the hellos of two connections, one after the other, tell version, cipher, group, and that no session is resumed;
+* the hellos of two connections, one after the other, tell version, cipher and group; if ``cold``, also that there are two
+  of them, and that no session is resumed;
 * a client with the caller's certificate is let in at the callee's proxy, one with another service's or with none is not;
 * a server with the callee's certificate is spoken to by the caller's proxy, one with another service's is told nothing.
 
@@ -30,19 +31,33 @@ _READ = 64 * 1024
 IMPOSTOR_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-async def prove(pair: Pair, tap: Tap, certificates: Certificates) -> Negotiated:
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``channels``: how many connections between the proxies carried two of the caller's, one after the other."""
+
+    negotiated: Negotiated
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.negotiated}{', keeps channels' if self.channels == 1 else ''}"
+
+
+async def prove(pair: Pair, tap: Tap, certificates: Certificates) -> Proof:
     """What the pair negotiates. Raises :class:`BenchError` naming the condition that it does not keep."""
-    tap.target = pair.http.between
+    tap.aim(pair.http.between)
     for _ in range(2):
         await get(pair.http.entrance)
-    expected = Negotiated("TLS 1.3", CIPHER, pair.group)
-    for recording in tap.recordings[-2:]:
-        negotiated = read_hellos(bytes(recording.from_client), bytes(recording.from_server))
+    channels = len(tap.recordings)
+    found = [read_hellos(bytes(one.from_client), bytes(one.from_server)) for one in tap.recordings]
+    for negotiated in found:
+        expected = Negotiated("TLS 1.3", CIPHER, pair.group, resumes=pair.mode == "run" and negotiated.resumes)
         if negotiated != expected:
             raise BenchError(f"{pair.label} negotiated {negotiated} instead of {expected}")
+    if pair.mode == "cold" and channels != 2:
+        raise BenchError(f"{pair.label} carried two connections over {channels} between its proxies")
     await _prove_callee(pair, certificates)
     await _prove_caller(pair, tap, certificates)
-    return expected
+    return Proof(found[-1], channels)
 
 
 async def _prove_callee(pair: Pair, certificates: Certificates) -> None:
@@ -57,14 +72,13 @@ async def _prove_caller(pair: Pair, tap: Tap, certificates: Certificates) -> Non
     for service, welcome in ((CALLEE, True), (STRANGER, False)):
         impostor = Impostor(_context(certificates, service))
         async with trio.open_nursery() as nursery:
-            tap.target = await nursery.start(impostor.serve)
+            tap.aim(await nursery.start(impostor.serve))
             answer = await try_get(pair.http.entrance)
             nursery.cancel_scope.cancel()
         if is_success(answer) is not welcome or bool(impostor.heard) is not welcome:
             raise BenchError(
                 f"{pair.label}: the caller's proxy {_did(welcome)} a server with the certificate of {service}"
             )
-    tap.target = pair.http.between
 
 
 def _did(welcome: bool) -> str:
@@ -83,11 +97,18 @@ class Recording:
 
 
 class Tap:
-    """Carries bytes between the two proxies, unchanged, and keeps the first of them. ``target`` is the port it leads to."""
+    """Carries bytes between the two proxies, unchanged, and keeps the first of them."""
 
     def __init__(self) -> None:
-        self.target = 0
+        self._target = 0
+        self._carrying: set[trio.CancelScope] = set()
         self.recordings: list[Recording] = []
+
+    def aim(self, port: int) -> None:
+        """Leads to this port from now on. What it carries is cut, or a kept channel would go on to where it led before."""
+        self._target = port
+        for scope in self._carrying:
+            scope.cancel()
 
     async def serve(self, port: int, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
         await trio.serve_tcp(self._carry, port, host="127.0.0.1", task_status=task_status)
@@ -95,12 +116,19 @@ class Tap:
     async def _carry(self, client: trio.SocketStream) -> None:
         recording = Recording(bytearray(), bytearray())
         self.recordings.append(recording)
-        try:
-            async with await trio.open_tcp_stream("127.0.0.1", self.target) as server, trio.open_nursery() as nursery:
-                nursery.start_soon(_pump, client, server, recording.from_client)
-                nursery.start_soon(_pump, server, client, recording.from_server)
-        except OSError:
-            return
+        with trio.CancelScope() as scope:
+            self._carrying.add(scope)
+            try:
+                async with (
+                    await trio.open_tcp_stream("127.0.0.1", self._target) as server,
+                    trio.open_nursery() as nursery,
+                ):
+                    nursery.start_soon(_pump, client, server, recording.from_client)
+                    nursery.start_soon(_pump, server, client, recording.from_server)
+            except OSError:
+                return
+            finally:
+                self._carrying.discard(scope)
 
 
 async def _pump(source: trio.SocketStream, sink: trio.SocketStream, kept: bytearray) -> None:

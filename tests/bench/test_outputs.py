@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.bench.errors import BenchError
-from tests.bench.outputs import Done, parse_iperf3, parse_wrk
+from tests.bench.outputs import Done, parse_h2load, parse_iperf3, parse_pgbench, parse_redis, parse_wrk
 
 GOOD_WRK = """\
 Running 2s test @ http://127.0.0.1:21000/
@@ -87,3 +87,84 @@ def test_a_good_run_of_iperf3_counts_what_arrived() -> None:
 def test_any_other_run_of_iperf3_is_refused(text: str, fault: str) -> None:
     with pytest.raises(BenchError, match=fault):
         parse_iperf3(text)
+
+
+def h2load(took: list[int], failed: int = 0, step: int = 10_000) -> str:
+    """A request each ``step`` microseconds, in the order in which they were answered."""
+    log = "".join(f"{1796005966675778 + number * step}\t200\t{micros}\n" for number, micros in enumerate(took))
+    return (
+        f"starting benchmark...\n{''.join(sorted(log.splitlines(keepends=True), reverse=True))}\n"
+        f"finished in 2.02s, 99.01 req/s, 14.65KB/s\n"
+        f"requests: {len(took)} total, {len(took)} started, {len(took)} done, {len(took) - failed} succeeded, "
+        f"{failed} failed, {failed} errored, 0 timeout\n"
+    )
+
+
+def test_a_good_run_of_h2load_without_its_first_quarter_of_a_second() -> None:
+    done = parse_h2load(h2load([90_000] * 25 + [1000] * 98 + [7000] * 2))
+    assert (done.units, done.seconds) == (125, 2.02)
+    assert done.p50 == pytest.approx(0.001)
+    assert done.p99 == pytest.approx(0.007)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "no total"),
+        (h2load([]), "0 requests succeeded"),
+        (h2load([1000] * 100, failed=3), "97 requests succeeded, 3 failed"),
+        (h2load([1000] * 5), "no request after its first"),
+    ],
+)
+def test_any_other_run_of_h2load_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(BenchError, match=fault):
+        parse_h2load(text)
+
+
+REDIS = (
+    '"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"\n'
+    '"GET","2500.00","5.488","0.280","3.183","14.831","20.207","40.191"\n'
+)
+
+
+def test_a_good_run_of_redis_benchmark() -> None:
+    warned = REDIS + "WARNING: Keepalive disabled. You probably need 'echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse'\n"
+    done = parse_redis(warned, 5000)
+    assert (done.units, done.seconds) == (5000, 2.0)
+    assert done.p50 == pytest.approx(0.003183)
+    assert done.p99 == pytest.approx(0.020207)
+
+
+@pytest.mark.parametrize(
+    "text", ["", REDIS.splitlines()[0], REDIS.replace("2500.00", "0.00"), REDIS.replace("rps", "x")]
+)
+def test_any_other_run_of_redis_benchmark_is_refused(text: str) -> None:
+    with pytest.raises(BenchError, match="redis-benchmark"):
+        parse_redis(text, 5000)
+
+
+PGBENCH = """\
+transaction type: <builtin: select only>
+number of transactions actually processed: 250
+number of failed transactions: 0 (0.000%)
+latency average = 16.000 ms
+average connection time = 15.000 ms
+tps = 125.000000 (including reconnection times)
+"""
+
+
+def test_a_good_run_of_pgbench() -> None:
+    assert parse_pgbench(PGBENCH) == Done(250, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "no total"),
+        (PGBENCH.replace("processed: 250", "processed: 0"), "no total"),
+        (PGBENCH.replace("transactions: 0", "transactions: 4"), "4 transactions failed"),
+    ],
+)
+def test_any_other_run_of_pgbench_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(BenchError, match=fault):
+        parse_pgbench(text)
