@@ -237,6 +237,18 @@ def test_a_renewal_that_fails_goes_on_to_the_old_key_and_that_to_the_secret() ->
     it.waits(0.375)
 
 
+@pytest.mark.parametrize(("last", "reported"), [(Why.UNUSABLE, Why.DENIED), (Why.OTHER, Why.OTHER)])
+def test_without_a_usable_secret_what_failed_is_what_the_ca_refused(last: Why, reported: Why) -> None:
+    it = It().joins()
+    it.passes(70 * 60)
+    it.lists()
+    it.fails(Reenrol(), Why.DENIED, "revoked")
+    it.fails(Enrol(), last)
+    [failure] = [one.failure for one in it.membership.reports if one.topic == "certificate" and one.message is not None]
+    assert failure is not None
+    assert failure.why is reported
+
+
 @pytest.mark.parametrize(
     ("means", "failure", "then"),
     [
@@ -399,6 +411,7 @@ def test_what_must_be_replaced_whatever_its_age() -> None:
     for one in (bundle(2, MADE, NEXT), bundle(2, NEXT), bundle(2, distrusted=STOLEN)):
         later = trust.learn([sign_bundle(one, [MADE.root])], Instant(START, 0.0)).trust
         assert mine.must_be_replaced(later), one
+    assert mine.must_be_replaced(replace(trust, bundle=replace(bundle(2), active=b"unknown")))
     both = Bundle(MESH, 2, bundle(2, MADE, NEXT).roots, certificate_digest(MADE.root.certificate))
     assert not mine.must_be_replaced(trust.learn([sign_bundle(both, [MADE.root])], Instant(START, 0.0)).trust)
     for listed, must in (

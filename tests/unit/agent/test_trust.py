@@ -319,6 +319,8 @@ def test_a_secret_is_sent_with_a_list_of_the_last_three_minutes_by_both_clocks()
     assert believing().why_no_secret(at()) == "there is no list of revocations in force"
     have = believing().take(listed(bundle=name_of(bundle(1, FIRST))), at())
     assert have.why_no_secret(at(PROOF_AGE)) is None
+    ahead = believing().take(listed(5, NOW + AHEAD, bundle=name_of(bundle(1, FIRST))), at())
+    assert ahead.why_no_secret(at()) is None
     for now in (
         at(PROOF_AGE + SECOND),
         at(PROOF_AGE + SECOND, set_by=-MINUTE),
@@ -348,6 +350,8 @@ def test_a_bundle_that_distrusts_a_signer_erases_all_that_it_said() -> None:
     assert clean.fresh_until(at(), HOUR) < NOW, "until there is an honest one"
     assert clean.missing is None
     assert b"\7" not in clean.distrusted
+    later = clean.take(listed(version_at(NOW, LISTS_A_SECOND), NOW + AHEAD, RENEWED), at(MINUTE))
+    assert later.heard == at(MINUTE).of(NOW + AHEAD), "which was never heard before, though the thief's had its date"
     taken = clean.take(honest, at())
     assert taken.listed is not None
     assert taken.listed.identities == {WEB: NOW}
