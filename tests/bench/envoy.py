@@ -49,7 +49,8 @@ class Envoy:
 
     def version(self, printed: str) -> str:
         found = re.search(r"/(\d[\d.]+)/.*/(\w+)\s*$", printed)
-        return f"{found[1]} ({found[2]})" if found else printed.strip()
+        sessions = f", {self._sessions} sessions" if self._sessions else ""
+        return f"{found[1]} ({found[2]}{sessions})" if found else printed.strip()
 
     def prepare(
         self, directory: Path, side: Side, routes: Sequence[Route], certificates: Certificates, group: str, mode: Mode

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import trio
 
 from tests.bench.contestants import MODES, Mode, Route
+from tests.bench.errors import BenchError
 from tests.bench.figures import Reading
 from tests.bench.machine import Taken
 from tests.bench.outputs import Done, parse_h2load, parse_iperf3, parse_pgbench, parse_redis, parse_wrk
-from tests.bench.pairs import Pair
+from tests.bench.pairs import ANSWER_SECONDS, Pair, request
 from tests.bench.stage import run
 
 GRACE_SECONDS = 20.0
@@ -22,7 +23,8 @@ SETTLE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One way to put a pair under load. ``unit`` is what its cost is counted by, ``short`` how overviews name it, and
+    """One way to put a pair under load. ``unit`` is what its cost is counted by, ``short`` how overviews name it;
+    so many connections as ``warm`` says are made and ended before it begins, so that what proxies keep of them is there;
     ``rate`` is what it offers a second if that is fixed, so that latency is what it is about."""
 
     name: str
@@ -35,6 +37,7 @@ class Load:
     parse: Callable[[str, float], Done]
     mode: Mode = "run"
     rate: int | None = None
+    warm: int = 0
 
 
 def _wrk(connections: int, *more: str) -> Callable[[int, float], Sequence[str]]:
@@ -64,6 +67,7 @@ def _new_connections(mode: Mode, at_once: int) -> Load:
         _wrk(at_once, "-H", "Connection: close"),
         lambda text, _: parse_wrk(text),
         mode,
+        warm=at_once if mode == "run" else 0,
     )
 
 
@@ -108,6 +112,7 @@ def _redis(kept: bool, a_second: int) -> Load:
         "redis",
         command,
         lambda text, seconds: parse_redis(text, round(a_second * seconds)),
+        warm=0 if kept else 16,
     )
 
 
@@ -158,6 +163,7 @@ POSTGRESQL = Load(
     "postgresql",
     _pgbench,
     lambda text, _: parse_pgbench(text),
+    warm=8,
 )
 
 LOADS = (
@@ -194,9 +200,37 @@ TOOLS = {
 """Programs that a part needs, and Debian's packages of them."""
 
 
+QUESTIONS = {
+    "http": request(close=True),
+    "redis": b"PING\r\n",
+    "postgresql": bytes.fromhex("0000000804d2162f"),  # SSLRequest, which is answered by one byte
+}
+"""What each origin answers at once."""
+
+
+async def _warm(load: Load, port: int) -> None:
+    """All connections are there at the same time, from end to end. Raises :class:`BenchError` if one is not answered."""
+    streams: list[trio.SocketStream] = []
+    try:
+        with trio.fail_after(ANSWER_SECONDS):
+            for _ in range(load.warm):
+                streams.append(await trio.open_tcp_stream("127.0.0.1", port))
+                await streams[-1].send_all(QUESTIONS[load.route])
+            for stream in streams:
+                if not await stream.receive_some():
+                    raise BenchError("a connection was ended without an answer")
+    except (trio.TooSlowError, OSError, trio.BrokenResourceError) as error:
+        raise BenchError(f"of {load.warm} connections at once, one was not answered: {error!r}") from error
+    finally:
+        for stream in streams:
+            stream.socket.close()
+    await trio.sleep(SETTLE_SECONDS if streams else 0)
+
+
 async def measure(load: Load, pair: Pair, number: int, seconds: float) -> Reading:
     """One reading. Raises :class:`BenchError` if anything at all went wrong with the load, or a proxy died."""
     port = _route(pair, load).entrance
+    await _warm(load, port)
     taken, before = Taken.now(), pair.cpu_seconds()
     done = load.parse(await run(load.command(port, seconds), seconds + GRACE_SECONDS), seconds)
     await trio.sleep(SETTLE_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sidecar.config import reference
@@ -24,9 +24,7 @@ from tests.bench.contestants import (
     Route,
     Side,
 )
-from tests.bench.roots import Python
-
-ROOT = Path(__file__).parents[2]
+from tests.bench.roots import PROJECT, Python
 
 MESH = f"""\
 trust_domain: {TRUST_DOMAIN}
@@ -91,8 +89,6 @@ class Sidecar:
             "log_format: json",
             "inbound:" if side == "callee" else "outbound:",
         ]
-        keys = {key.path for key in reference.keys("sidecar")} if mode == "cold" else set()
-        alone = ", keep: 0" if "outbound[].keep" in keys else ""
         for route in routes:
             if side == "callee":
                 lines.append(
@@ -101,13 +97,16 @@ class Sidecar:
             else:
                 lines.append(
                     f'  - {{to: "{CALLEE}:{route.name}", listen: "127.0.0.1:{route.entrance}", '
-                    f'peers: ["127.0.0.1:{route.towards}"]{alone}}}'
+                    f'peers: ["127.0.0.1:{route.towards}"]}}'
                 )
-        lines += no_kept_channels(keys)
+        if mode == "cold" and any(
+            key.path == "keep" for key in reference.keys("sidecar")
+        ):  # older ones keep no channel
+            lines.append("keep: 0")
         (directory / "sidecar.yaml").write_text("\n".join(lines) + "\n")
         return Command(
             (self._python.path, "-m", "sidecar", "run", directory / "sidecar.yaml"),
-            {"OPENSSL_CONF": str(directory / "openssl.cnf"), "PYTHONPATH": str(ROOT)},
+            {"OPENSSL_CONF": str(directory / "openssl.cnf"), "PYTHONPATH": str(PROJECT)},
         )
 
     def faults(self, log: str, group: str, mode: Mode) -> list[str]:
@@ -115,13 +114,6 @@ class Sidecar:
         made for it."""
         found = Counter(filter(None, (_fault(text, group, mode) for text in log.splitlines())))
         return [f"{fault} ({count} times)" for fault, count in found.items()]
-
-
-def no_kept_channels(keys: Collection[str]) -> list[str]:
-    """The lines that have each connection make its own channel, where ``keep`` is a key of the whole file."""
-    where = next((key for key in sorted(keys) if key.rpartition(".")[2] == "keep" and "[]" not in key), "")
-    parts = where.split(".") if where else []
-    return [f"{'  ' * depth}{part}:{' 0' if part == 'keep' else ''}" for depth, part in enumerate(parts)]
 
 
 def _fault(text: str, group: str, mode: Mode) -> str | None:
@@ -146,7 +138,7 @@ def _commit() -> str:
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty=, modified"],
-            cwd=ROOT, capture_output=True, text=True, check=True, timeout=10,
+            cwd=PROJECT, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "no checkout"

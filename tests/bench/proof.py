@@ -26,6 +26,9 @@ from tests.bench.pairs import ANSWER_SECONDS, Pair, get, is_success, request, tr
 
 T = TypeVar("T")
 
+SETTLE_SECONDS = 0.1
+"""For a proxy to put by what it keeps of a connection."""
+
 _KEPT = 64 * 1024
 _READ = 64 * 1024
 IMPOSTOR_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -47,6 +50,7 @@ async def prove(pair: Pair, tap: Tap, certificates: Certificates) -> Proof:
     tap.aim(pair.http.between)
     for _ in range(2):
         await get(pair.http.entrance)
+        await trio.sleep(SETTLE_SECONDS)
     channels = len(tap.recordings)
     found = [read_hellos(bytes(one.from_client), bytes(one.from_server)) for one in tap.recordings]
     for negotiated in found:

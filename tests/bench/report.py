@@ -30,9 +30,13 @@ def summary(settings: Settings, results: Results, machine: Mapping[str, Any]) ->
     peer = first_peer(settings)
     made = (
         f"{machine['time'][:10]}, {machine['cpu']}, {machine['cpus']} CPUs, {machine['kernel']}; "
-        f"{settings.rounds} rounds of {settings.seconds:g} s"
+        f"{settings.rounds} rounds of {settings.seconds:g} s; {settings.group}"
     )
-    columns = {name: f"{name} {version}" for name, version in results.versions.items()}
+    groups = {one.name: settings.group_of(one) for one in settings.contestants}
+    columns = {
+        name: f"{name} {version}{'' if groups[name] == settings.group else f' with {groups[name]}'}"
+        for name, version in results.versions.items()
+    }
     return Overview(made, peer, columns, overview.rows(results.readings, results.footprints, peer))
 
 

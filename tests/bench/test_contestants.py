@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from sidecar.config import reference
 from tests.bench import comparison
-from tests.bench.comparison import OLDEST, Settings, contestants, missing_packages
+from tests.bench.comparison import IMAGE, OLDEST, Settings, contestants, missing_packages
 from tests.bench.contestants import HYBRID, PARTS, X25519, Certificates, Contestant, Missing, Mode, Route, Side
 from tests.bench.errors import MissingError
 from tests.bench.haproxy import uri_name
 from tests.bench.loads import LOADS, TOOLS
-from tests.bench.ours import Sidecar, no_kept_channels
+from tests.bench.ours import Sidecar
+from tests.bench.roots import PROJECT
 
 ROUTES = (Route("http", 10001, 10009, 10002, 9000), Route("bulk", 10003, 10004, 10004, 9001))
 CERTIFICATES = Certificates(Path("/certificates"), {"web": "aa11", "api": "bb22", "batch": "cc33"})
@@ -111,17 +114,13 @@ def test_envoy_with_a_larger_cache_is_measured_at_new_connections_alone(tmp_path
     assert BY_NAME["envoy-64"].parts == ("connections",)
 
 
-@pytest.mark.parametrize(
-    ("keys", "lines"),
-    [
-        ({"service", "limits.connections"}, []),
-        ({"service", "keep"}, ["keep: 0"]),
-        ({"limits.connections", "limits.keep"}, ["limits:", "  keep: 0"]),
-        ({"outbound[].to", "outbound[].keep"}, []),  # written at each
-    ],
-)
-def test_kept_channels_are_off_where_there_is_such_a_key(keys: set[str], lines: list[str]) -> None:
-    assert no_kept_channels(keys) == lines
+@pytest.mark.parametrize(("mode", "keys", "kept"), [("cold", ["keep"], 0), ("cold", [], None), ("run", ["keep"], None)])
+def test_channels_are_not_kept_where_all_is_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, keys: list[str], kept: int | None
+) -> None:
+    monkeypatch.setattr(reference, "keys", lambda kind: [reference.Key(path, "", "", "") for path in keys])
+    OURS.prepare(tmp_path, "caller", ROUTES, CERTIFICATES, X25519, mode)
+    assert yaml.safe_load((tmp_path / "sidecar.yaml").read_text()).get("keep") == kept
 
 
 def settings(group: str = HYBRID, parts: Sequence[str] = PARTS, peers: Sequence[Contestant] = CONTESTANTS) -> Settings:
@@ -161,6 +160,11 @@ def test_a_name_that_begins_or_ends_the_same_is_another() -> None:
     whole = uri_name("spiffe://mesh.local/web")
     assert whole not in uri_name("spiffe://mesh.local/web2")
     assert whole not in uri_name("spiffe://mesh.local/web/spiffe://mesh.local/web")
+
+
+def test_ours_is_measured_on_the_image_s_python_and_on_the_oldest() -> None:
+    assert f"ARG BASE=python:{IMAGE.version}-slim\n" in (PROJECT / "compose/Dockerfile").read_text()
+    assert f'requires-python = ">={OLDEST.version}"' in (PROJECT / "pyproject.toml").read_text()
 
 
 # -- our own access log ------------------------------------------------------------------------------------------------
