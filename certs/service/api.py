@@ -49,6 +49,7 @@ from certs.service.limits import Buckets, Rate
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.identity.judge import Revocations, revoked
+from sidecar.observe import exposition
 from sidecar.observe.logs import Log
 from sidecar.transport.http1 import Handler, Peer, Request, Response, Routes, error
 
@@ -220,7 +221,7 @@ class CaApi:
         current = self.source.in_force
         issuing = current.policy.authority.issuer.certificate
         text = self.metrics.text(issuing.not_valid_after_utc, current.bundle.version, len(self._seen))
-        return Response(wire.OK, text, "text/plain; version=0.0.4; charset=utf-8")
+        return Response(wire.OK, text, exposition.CONTENT_TYPE)
 
     # -- certificates --------------------------------------------------------------------------------------------------
 

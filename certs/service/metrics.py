@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from sidecar.observe import exposition
+from sidecar.observe.exposition import Family, single
 
 
 class Metrics:
-    """The metrics of one CA, in their own registry."""
+    """The metrics of one CA."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter("mesh_ca_requests", "Answers.", ["path", "status"], registry=self._registry)
-        self._issued = Counter(
-            "mesh_ca_issued", "Certificates, by how they were obtained.", ["how"], registry=self._registry
-        )
-        self._denied = Counter("mesh_ca_denied", "Denials, by their reason.", ["reason"], registry=self._registry)
-        self._refused = Counter(
-            "mesh_ca_handshakes_refused", "Connections refused before any request.", ["reason"], registry=self._registry
-        )
-        self._issuing = Gauge("mesh_ca_issuing_not_after_seconds", "When the issuing CA ends.", registry=self._registry)
-        self._bundle = Gauge("mesh_ca_bundle_version", "The newest trust bundle.", registry=self._registry)
-        self._followers = Gauge("mesh_ca_followers", "Sidecars that have polled this process.", registry=self._registry)
-        self._store = Gauge("mesh_ca_store_up", "1 while the store answers.", registry=self._registry)
+        self._requests = Counter[tuple[str, ...]]()
+        self._issued = Counter[tuple[str, ...]]()
+        self._denied = Counter[tuple[str, ...]]()
+        self._refused = Counter[tuple[str, ...]]()
+        self._is_store_up = False
 
     def answered(self, path: str, status: int) -> None:
-        self._requests.labels(path, str(status)).inc()
+        self._requests[path, str(status)] += 1
 
     def issued(self, how: str) -> None:
-        self._issued.labels(how).inc()
+        self._issued[how,] += 1
 
     def denied(self, reason: str) -> None:
-        self._denied.labels(reason).inc()
+        self._denied[reason,] += 1
 
     def refused(self, reason: str) -> None:
-        self._refused.labels(reason).inc()
+        self._refused[reason,] += 1
 
     def store_up(self, *, up: bool) -> None:
-        self._store.set(int(up))
+        self._is_store_up = up
 
     def text(self, issuing_not_after: datetime, bundle: int, followers: int) -> bytes:
         """All metrics, in Prometheus's text format."""
-        self._issuing.set(issuing_not_after.timestamp())
-        self._bundle.set(bundle)
-        self._followers.set(followers)
-        return generate_latest(self._registry)
+        return exposition.text(
+            [
+                Family("mesh_ca_requests_total", "counter", "Answers.", ("path", "status"), self._requests),
+                Family(
+                    "mesh_ca_issued_total",
+                    "counter",
+                    "Certificates, by how they were obtained.",
+                    ("how",),
+                    self._issued,
+                ),
+                Family("mesh_ca_denied_total", "counter", "Denials, by their reason.", ("reason",), self._denied),
+                Family(
+                    "mesh_ca_handshakes_refused_total",
+                    "counter",
+                    "Connections refused before any request.",
+                    ("reason",),
+                    self._refused,
+                ),
+                single(
+                    "mesh_ca_issuing_not_after_seconds",
+                    "gauge",
+                    "When the issuing CA ends.",
+                    issuing_not_after.timestamp(),
+                ),
+                single("mesh_ca_bundle_version", "gauge", "The newest trust bundle.", bundle),
+                single("mesh_ca_followers", "gauge", "Sidecars that have polled this process.", followers),
+                single("mesh_ca_store_up", "gauge", "1 while the store answers.", self._is_store_up),
+            ]
+        )

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import ast
 import inspect
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from textwrap import dedent
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import core_schema
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from sidecar.config.environment import variables
 from sidecar.config.sidecar_yaml import ConfigShape
 from sidecar.documents.durations import PATTERN
 from sidecar.documents.schema import (
+    Before,
+    Between,
+    Mark,
+    Pattern,
     Shape,
     fields_of,
     is_shape,
@@ -54,11 +55,7 @@ class Key:
 
 def file_schema(kind: FileKind) -> dict[str, Any]:
     """The JSON Schema of a ``mesh.yaml`` or of a ``sidecar.yaml``."""
-    made = TypeAdapter(_SHAPES[kind]).json_schema(by_alias=True, schema_generator=_AsWritten)
-    for shape in (made, *made.get("$defs", {}).values()):
-        shape.pop("title", None)
-        shape.pop("description", None)  # the docstring of the class, which is for developers
-    return {"$schema": _DIALECT, "title": f"{kind}.yaml", **made}
+    return {"$schema": _DIALECT, "title": f"{kind}.yaml", **shape_schema(_SHAPES[kind])}
 
 
 def keys(kind: FileKind) -> list[Key]:
@@ -97,51 +94,86 @@ def duration_text(seconds: float) -> str:
     return text
 
 
-class _AsWritten(GenerateJsonSchema):
-    """The schema of a value as it is written in the file, before it is parsed."""
+def shape_schema(shape: type[Shape]) -> dict[str, Any]:
+    """The JSON Schema of a mapping with this shape. Raises :class:`TypeError` for a key that is not described."""
+    schema = _AsWritten()
+    made = schema.of_shape(shape)
+    return ({"$defs": dict(sorted(schema.defs.items()))} if schema.defs else {}) | made
 
-    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        made = super().dataclass_schema(schema)
-        shape: type[Shape] = schema["cls"]
-        described = _meanings(shape)
-        for name, info in fields_of(shape).items():
+
+class _AsWritten:
+    """Makes the schemas of values as they are written in the file, before they are parsed. ``defs``: those of the shapes in
+    it, by name."""
+
+    def __init__(self) -> None:
+        self.defs: dict[str, dict[str, Any]] = {}
+
+    def of_shape(self, shape: type[Shape]) -> dict[str, Any]:
+        described, properties = _meanings(shape), {}
+        fields = fields_of(shape)
+        for name, one in fields.items():
             if name not in described:
                 raise TypeError(f"{shape.__name__}.{name} has no description: write one below the key")
-            made["properties"][info.alias or name]["description"] = described[name]
-        return made
+            default = {} if one.make_default is None else {"default": _written(one.make_default())}
+            made = self.of(one.annotation) | default | {"description": described[name]}
+            properties[one.key] = dict(sorted(made.items()))
+        required = [one.key for one in fields.values() if one.is_required]
+        made = {"additionalProperties": False, "properties": properties}
+        return made | ({"required": required} if required else {}) | {"type": "object"}
 
-    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        made = super().function_before_schema(schema)
-        read = schema["function"]["function"]
-        if read is one_is_a_list:
+    def of(self, kind: Any) -> dict[str, Any]:
+        """The schema of a value of this type, as it is written."""
+        origin, inner = get_origin(kind), get_args(kind)
+        if origin is Annotated:
+            made = (
+                self.of(inner[0]) if not any(isinstance(it, Before) and it.written for it in kind.__metadata__) else {}
+            )
+            for mark in kind.__metadata__:
+                made = self._marked(made, mark)
+            return dict(sorted(made.items()))
+        if origin in {Union, types.UnionType}:
+            some = [{"type": "null"} if one is types.NoneType else self.of(one) for one in inner]
+            return {"anyOf": some}
+        if origin is Literal:
+            return {"enum": list(inner), "type": "string"}
+        if origin is tuple:
+            return {"items": self.of(inner[0]), "type": "array"}
+        if origin in {dict, Mapping}:
+            return {"additionalProperties": self.of(inner[1]), "type": "object"}
+        if is_shape(kind):
+            self.defs[kind.__name__] = self.of_shape(kind)
+            return {"$ref": f"#/$defs/{kind.__name__}"}
+        return {"type": {str: "string", int: "integer", bool: "boolean"}[kind]}
+
+    def _marked(self, made: dict[str, Any], mark: Mark) -> dict[str, Any]:
+        if isinstance(mark, Between):
+            return made | {"minimum": mark.first, "maximum": mark.last}
+        if isinstance(mark, Pattern) and mark.regex is not None:
+            return made | {"pattern": mark.regex}
+        if not isinstance(mark, Before):
+            return made
+        if mark.change is one_is_a_list:
             return {"anyOf": [made["items"], made]}
-        if read in (nothing_is_empty, nothing_is_none_of_them, nothing_is_the_default):
+        if mark.change in (nothing_is_empty, nothing_is_none_of_them, nothing_is_the_default):
             return {"anyOf": [made, {"type": "null"}]}
-        if "json_schema_input_schema" not in schema:
-            raise TypeError(f"{read} has no input type: give its BeforeValidator a json_schema_input_type")
-        return made
+        if mark.written is None:
+            raise TypeError(f"{mark.change} has no input type: say by `written` what a file has")
+        return self.of(mark.written)
 
-    def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
-        made: Any = schema.get("default_factory")
-        return super().get_default_value(schema) if made is None else made()
 
-    def encode_default(self, dft: Any) -> Any:
-        if isinstance(dft, Shape):
-            fields = fields_of(type(dft))
-            return {info.alias or name: self.encode_default(getattr(dft, name)) for name, info in fields.items()}
-        if isinstance(dft, tuple | Mapping) and not dft:
-            return None  # a key that has a default may be left empty, but `allow_from: []` is refused
-        if isinstance(dft, float | timedelta):  # every number that is not whole is a duration
-            return duration_text(dft.total_seconds() if isinstance(dft, timedelta) else dft)
-        return super().encode_default(dft)
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
+def _written(value: Any) -> Any:
+    """A default as a file would have it."""
+    if isinstance(value, Shape):
+        return {one.key: _written(getattr(value, name)) for name, one in fields_of(type(value)).items()}
+    if isinstance(value, tuple | Mapping) and not value:
+        return None  # a key that has a default may be left empty, but `allow_from: []` is refused
+    if isinstance(value, float | timedelta):  # every number that is not whole is a duration
+        return duration_text(value.total_seconds() if isinstance(value, timedelta) else value)
+    return value
 
 
 def _meanings(shape: type[Shape]) -> dict[str, str]:
-    """The text below each key of a shape and of its parents. (pydantic's ``use_attribute_docstrings`` does the same when a
-    class is made, so in every process that reads a file: 45 ms.)"""
+    """The text below each key of a shape and of its parents. Python keeps it in the source alone."""
     found: dict[str, str] = {}
     for cls in reversed(shape.__mro__):
         if is_shape(cls) and cls is not Shape:

@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
-
 from sidecar.config.collisions import add_listener_faults
 from sidecar.documents.address import DEVICE, Address, ca_address, parse_address
+from sidecar.documents.checks import Info, as_text
 from sidecar.documents.document import part, parts
 from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
+    After,
+    Before,
     Between,
+    Named,
     Shape,
-    as_text,
     fields_of,
     fit,
     frozen,
@@ -78,14 +79,14 @@ def parse_shape(data: Any, problems: Problems, mesh: Mesh | None) -> ConfigShape
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def _service(text: str, info: ValidationInfo) -> str:
+def _service(text: str, info: Info) -> str:
     mesh: Mesh | None = info.context and info.context.mesh
     if mesh is not None and text not in mesh.services:
         raise ValueError(f"unknown service {shown(text)}{did_you_mean(text, mesh.services)}")
     return text
 
 
-def _to(value: object, info: ValidationInfo) -> object:
+def _to(value: object, info: Info) -> object:
     if info.context is None:
         return value
     text, mesh = as_text(value), info.context.mesh
@@ -111,7 +112,7 @@ def _admin_listen(text: str) -> Address | Path:
     return address
 
 
-def _plaintext_listen(value: object, info: ValidationInfo) -> Address:
+def _plaintext_listen(value: object, info: Info) -> Address:
     """Fails closed: only its own app can reach a plaintext listener, or ``allow_from`` lists the networks that may."""
     text = str(value) if isinstance(value, Address) else as_text(value)
     why = "a neighbour could connect and use the service's identity"
@@ -157,7 +158,7 @@ def _fingerprint(text: str) -> str:
     return digits
 
 
-def _file(value: object, info: ValidationInfo) -> object:
+def _file(value: object, info: Info) -> object:
     """A file's name, relative to the file that it is written in; already a path if the program or a variable gave it."""
     if info.context is None or isinstance(value, Path):
         return value
@@ -167,24 +168,22 @@ def _file(value: object, info: ValidationInfo) -> object:
     return info.context.directory / text
 
 
-def _not_empty(items: tuple[_T, ...], info: ValidationInfo) -> tuple[_T, ...]:
+def _not_empty(items: tuple[_T, ...], info: Info) -> tuple[_T, ...]:
     if not items and info.context is not None:
         raise ValueError("is empty: name at least one")
     return items
 
 
-_File = Annotated[Path, BeforeValidator(_file, json_schema_input_type=str)]
-_CaUrl = Annotated[str, AfterValidator(_ca_url)]
+_File = Annotated[Path, Before(_file, str)]
+_CaUrl = Annotated[str, After(_ca_url)]
 _Seconds = Annotated[float, read_by(_seconds, PATTERN)]
 _Listen = Annotated[Address, read_by(_listen)]
-_Some = Annotated[tuple[_T, ...], AfterValidator(_not_empty), BeforeValidator(one_is_a_list)]
+_Some = Annotated[tuple[_T, ...], After(_not_empty), Before(one_is_a_list)]
 _Destinations = _Some[Annotated[Address, read_by(parse_address)]]
-_Target = Annotated[Target, BeforeValidator(_to, json_schema_input_type=str)]
+_Target = Annotated[Target, Before(_to, str)]
 _Networks = _Some[Annotated[Network, read_by(_network)]]
 # A port named by its number may be written as a number.
-_PortName = Annotated[
-    str, BeforeValidator(lambda value: str(value) if type(value) is int else value, json_schema_input_type=str | int)
-]
+_PortName = Annotated[str, Before(lambda value: str(value) if type(value) is int else value, str | int)]
 
 
 # --- the keys --------------------------------------------------------------------------------------------------------
@@ -228,7 +227,7 @@ class CaIdentity(_Identity):
     state_dir: _File
 
 
-def _which_identity(value: object, info: ValidationInfo) -> object:
+def _which_identity(value: object, info: Info) -> object:
     if info.context is None:
         return value
     keys = read(_Identity, value, info.context)
@@ -238,9 +237,7 @@ def _which_identity(value: object, info: ValidationInfo) -> object:
 
 
 # CaIdentity comes first: it has the keys of both, and `keys_at` looks at the first alternative.
-_EitherIdentity = Annotated[
-    CaIdentity | FileIdentity, BeforeValidator(_which_identity, json_schema_input_type=_Identity)
-]
+_EitherIdentity = Annotated[CaIdentity | FileIdentity, Before(_which_identity, _Identity)]
 
 
 @frozen(kw_only=True)
@@ -265,7 +262,7 @@ class Inbound(_Listener):
     """Which port of the service this is: its name in the mesh file, or its number if it is named by that."""
     listen: _Listen
     """Where other sidecars connect, with mutual TLS: `host:port`."""
-    apps: Annotated[_Destinations, Field(alias="app")]
+    apps: Annotated[_Destinations, Named("app")]
     """Where the service's app listens, in plaintext: `host:port`. One, or a list: if one fails, the next is tried."""
 
 
@@ -276,20 +273,20 @@ class Outbound(_Listener):
     ``allow_from``: the networks that may connect. It is empty only if ``listen`` is on loopback; then nothing is limited.
     """
 
-    target: Annotated[_Target, Field(alias="to")]
+    target: Annotated[_Target, Named("to")]
     """What is called: `service:port`, or a service's name if it has one port."""
     peers: _Destinations
     """Where the sidecars of that service listen: `host:port`. One, or a list: if one fails, the next is tried."""
-    ambiguous_with: Annotated[_Some[_Target], BeforeValidator(nothing_is_the_default)] = ()
+    ambiguous_with: Annotated[_Some[_Target], Before(nothing_is_the_default)] = ()
     """What else has this address, so that nobody can tell which of them a call means: every call is refused, and the refusal
     names all. Written by `sidecar inject` for calls that nobody foresees."""
-    allow_from: Annotated[_Networks, BeforeValidator(nothing_is_the_default)] = ()
+    allow_from: Annotated[_Networks, Before(nothing_is_the_default)] = ()
     """The networks that may connect, such as `172.30.5.0/26`. Needed where `listen` is not on loopback. One, or a list."""
-    device: Annotated[str, AfterValidator(_device)] | None = None
+    device: Annotated[str, After(_device)] | None = None
     """The network interface that `listen` is bound to; `auto` is the one that has its address. If it is made anew, the
     sidecar listens anew. Linux only. Default: any."""
     # Validated after `allow_from`, which its validator reads.
-    listen: Annotated[Address, BeforeValidator(_plaintext_listen, json_schema_input_type=str)]
+    listen: Annotated[Address, Before(_plaintext_listen, str)]
     """Where the service's app connects, in plaintext: `host:port`, never on every address of the machine."""
 
     @property
@@ -342,21 +339,21 @@ class Limits(Shape):
 class ConfigShape(Shape):
     """The keys of a ``sidecar.yaml``."""
 
-    service: Annotated[str, AfterValidator(_service)]
+    service: Annotated[str, After(_service)]
     """The service beside which this sidecar runs, as the mesh file names it."""
-    mesh_path: Annotated[_File, Field(alias="mesh")]
+    mesh_path: Annotated[_File, Named("mesh")]
     """The mesh file. It is followed. Relative to this file, as all file names here."""
     identity: _EitherIdentity
     """How the sidecar gets its certificate: from a CA, or from `files`."""
-    inbound: Annotated[tuple[Inbound, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    inbound: Annotated[tuple[Inbound, ...], Before(nothing_is_none_of_them)] = ()
     """The service's ports: mutual TLS in, plaintext to the app."""
-    outbound: Annotated[tuple[Outbound, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    outbound: Annotated[tuple[Outbound, ...], Before(nothing_is_none_of_them)] = ()
     """What the service calls: plaintext from the app, mutual TLS out."""
     admin: Admin | None = None
     """The admin port. Default: none."""
-    timeouts: Annotated[Timeouts, BeforeValidator(nothing_is_empty)] = Timeouts()
+    timeouts: Annotated[Timeouts, Before(nothing_is_empty)] = Timeouts()
     """Time limits."""
-    limits: Annotated[Limits, BeforeValidator(nothing_is_empty)] = Limits()
+    limits: Annotated[Limits, Before(nothing_is_empty)] = Limits()
     """Limits of resources."""
     has_replicas: bool = False
     """Whether another sidecar serves this service too, so that `peers` of callers name several: then this one refuses new
@@ -396,7 +393,7 @@ def _identity_faults(given: Set[str]) -> Iterator[str]:
         yield "has neither 'files' (certificate, key, bundle) nor 'ca': exactly one of the two"
     elif "files" not in given:
         for key, field in fields_of(CaIdentity).items():
-            if field.is_required() and key not in given:
+            if field.is_required and key not in given:
                 yield f"'{key}' is missing"
         if len(given & {"root", "root_sha256"}) != 1:
             yield "needs exactly one of 'root' and 'root_sha256', to verify the CA at first contact"

@@ -17,11 +17,10 @@ from itertools import accumulate
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator
 
 from sidecar.documents.document import DataPath, Document
 from sidecar.documents.problems import Problems, did_you_mean
-from sidecar.documents.schema import Shape, fit, frozen, nothing_is_empty
+from sidecar.documents.schema import Before, Shape, fit, frozen, nothing_is_empty
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.visibility import App
@@ -47,11 +46,9 @@ def _numbers_are_names(value: Any) -> Any:
 
 @frozen(kw_only=True)
 class _Shape(Shape):
-    ports: Annotated[Ports, BeforeValidator(_numbers_are_names, json_schema_input_type=Any)] | None = None
+    ports: Annotated[Ports, Before(_numbers_are_names, Any)] | None = None
     mesh: bool | None = None
-    sidecar: Annotated[dict[str, Any], BeforeValidator(nothing_is_empty, json_schema_input_type=Any)] = field(
-        default_factory=dict
-    )
+    sidecar: Annotated[dict[str, Any], Before(nothing_is_empty, Any)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

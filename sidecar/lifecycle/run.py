@@ -30,6 +30,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe import stray
+from sidecar.observe.admin import AdminServer, Source
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
@@ -118,8 +119,6 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     stop = trio.Event()
     admin = None
     if config.admin is not None:
-        from sidecar.observe.admin import AdminServer, Source  # only where it is wanted: it loads prometheus_client
-
         source = Source(
             partial(_unwell, server, reloader),
             stop.is_set,

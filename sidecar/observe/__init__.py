@@ -2,6 +2,6 @@
 
 ``logs`` (JSON lines, or text on a terminal), ``log_queue`` (their way out, which never waits), ``stray`` (what libraries
 write to stderr), ``record`` (one connection's log line), ``folding`` (which lines of strangers become summaries),
-``summaries`` (writes these), ``metrics`` (counters), ``admin`` (the admin port), ``probe`` (a client of the admin port that
-imports nothing else).
+``summaries`` (writes these), ``metrics`` (counters), ``exposition`` (as Prometheus reads them), ``admin`` (the admin port),
+``probe`` (a client of the admin port that imports nothing else).
 """

@@ -20,19 +20,18 @@ import math
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from sidecar.documents.address import Address
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import UsageError
+from sidecar.observe import exposition
+from sidecar.observe.exposition import Family, single
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.transport import sockets
@@ -69,8 +68,6 @@ class AdminServer:
         else:
             self.sockets = sockets.listen_all(where, listen.host, listen.port)
         self._open: dict[_PlainStream, None] = {}  # in order of arrival
-        self._registry = CollectorRegistry()
-        self._registry.register(_MetricsCollector(source))
 
     @property
     def address(self) -> str:
@@ -160,7 +157,8 @@ class AdminServer:
         return Response.of(200, self._source.status())
 
     async def _metrics(self, _request: Request) -> Response:
-        return Response(200, generate_latest(self._registry), "text/plain; version=0.0.4; charset=utf-8")
+        text = exposition.text(families(self._source.metrics, self._source.status()))
+        return Response(200, text, exposition.CONTENT_TYPE)
 
     def _is_permitted(self, sock: socket.socket) -> bool:
         """Whether the caller is our own user or root (Unix socket). The file's mode requires it too, but may be changed."""
@@ -238,41 +236,27 @@ class _PlainStream:
             raise BrokenStreamError(str(fault)) from fault
 
 
-class _MetricsCollector(Collector):
-    """The metrics, as Prometheus reads them."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def collect(self) -> list[Metric]:
-        metrics, status = self._source.metrics, self._source.status()
-        ended = CounterMetricFamily(
-            "sidecar_connections", "Connections that ended.", labels=["direction", "port", "decision", "reason"]
-        )
-        for labels, number in metrics.ended.items():
-            ended.add_metric(labels, number)
-        to_app = CounterMetricFamily("sidecar_bytes_to_app", "Bytes sent to the app.", labels=["direction", "port"])
-        for key, number in metrics.to_app.items():
-            to_app.add_metric(key, number)
-        from_app = CounterMetricFamily(
-            "sidecar_bytes_from_app", "Bytes received from the app.", labels=["direction", "port"]
-        )
-        for key, number in metrics.from_app.items():
-            from_app.add_metric(key, number)
-        live = GaugeMetricFamily(
-            "sidecar_live_connections", "Connections that are open now.", labels=["direction", "port"]
-        )
-        for one in _by_port(status["connected"]).items():
-            live.add_metric(one[0], one[1])
-        folded = CounterMetricFamily(
-            "sidecar_log_folded", "Connections that have no line of their own in the log.", float(metrics.folded)
-        )
-        lost = CounterMetricFamily("sidecar_log_lost", "Lines of the log that were lost.", status["log"]["lost"])
-        strangers = GaugeMetricFamily(
-            "sidecar_strangers", "Connections whose peer has not proved an identity.", status["strangers"]["now"]
-        )
-        healthy = GaugeMetricFamily("sidecar_healthy", "1 while connections can succeed.", float(status["healthy"]))
-        return [ended, to_app, from_app, live, folded, lost, strangers, healthy]
+def families(metrics: Metrics, status: Mapping[str, Any]) -> list[Family]:
+    """The metrics, as Prometheus reads them. ``status``: the current status document."""
+    ended, port = ("direction", "port", "decision", "reason"), ("direction", "port")
+    lost, strangers, healthy = status["log"]["lost"], status["strangers"]["now"], status["healthy"]
+    return [
+        Family("sidecar_connections_total", "counter", "Connections that ended.", ended, metrics.ended),
+        Family("sidecar_bytes_to_app_total", "counter", "Bytes sent to the app.", port, metrics.to_app),
+        Family("sidecar_bytes_from_app_total", "counter", "Bytes received from the app.", port, metrics.from_app),
+        Family(
+            "sidecar_live_connections", "gauge", "Connections that are open now.", port, _by_port(status["connected"])
+        ),
+        single(
+            "sidecar_log_folded_total",
+            "counter",
+            "Connections that have no line of their own in the log.",
+            metrics.folded,
+        ),
+        single("sidecar_log_lost_total", "counter", "Lines of the log that were lost.", lost),
+        single("sidecar_strangers", "gauge", "Connections whose peer has not proved an identity.", strangers),
+        single("sidecar_healthy", "gauge", "1 while connections can succeed.", healthy),
+    ]
 
 
 def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:

@@ -23,10 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pydantic import SkipValidation
-
 from sidecar.documents.regular import Read, read_regular
-from sidecar.documents.schema import fields_of, frozen, values
+from sidecar.documents.schema import Made, fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -99,9 +97,9 @@ class Rule(RuleShape):
     line: int
     from_: tuple[str, ...]
     to: tuple[str, ...]
-    identities: SkipValidation[frozenset[tuple[str, ...]]]
-    patterns: SkipValidation[tuple[Pattern, ...]]
-    targets: SkipValidation[frozenset[Target]]
+    identities: Made[frozenset[tuple[str, ...]]]
+    patterns: Made[tuple[Pattern, ...]]
+    targets: Made[frozenset[Target]]
 
     def applies(self, source: SpiffeId, target: Target, now: datetime) -> bool:
         """Whether the rule covers this call and is in force at ``now``, with any action and mode. Raises ValueError where it
@@ -144,8 +142,8 @@ class PolicyTest(TestShape):
 
     from_: str
     to: tuple[str, ...]
-    source: SkipValidation[SpiffeId]
-    targets: SkipValidation[tuple[Target, ...]]
+    source: Made[SpiffeId]
+    targets: Made[tuple[Target, ...]]
     line: int
 
 
@@ -154,9 +152,9 @@ class Mesh(MeshShape):
     """A whole, valid ``mesh.yaml``: its keys, and what its names refer to."""
 
     filename: str
-    services: SkipValidation[Mapping[str, Service]]
-    rules: SkipValidation[tuple[Rule, ...]]
-    tests: SkipValidation[tuple[PolicyTest, ...]]
+    services: Made[Mapping[str, Service]]
+    rules: Made[tuple[Rule, ...]]
+    tests: Made[tuple[PolicyTest, ...]]
     version: str = ""
     """A digest of what the file says, comments and layout aside: sidecars with the same have the same policy in force."""
     ended: bool = False

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field
 from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
-
+from sidecar.documents.checks import Info, as_text
 from sidecar.documents.document import DataPath, Document, part, parts
 from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
+    After,
+    Before,
     Between,
+    Named,
     Shape,
-    as_text,
     fit,
     frozen,
     nothing_is_empty,
@@ -77,17 +79,17 @@ def rule_name(sources: Iterable[str], targets: Iterable[str]) -> str:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def _resolved_by(resolve: Callable[[Names, str], object]) -> AfterValidator:
+def _resolved_by(resolve: Callable[[Names, str], object]) -> After:
     """The text must be resolved by ``resolve`` among the names that the file declares."""
 
-    def check(text: str, info: ValidationInfo) -> str:
+    def check(text: str, info: Info) -> str:
         resolve(_names(info), text)
         return text
 
-    return AfterValidator(check)
+    return After(check)
 
 
-def _names(info: ValidationInfo) -> Names:
+def _names(info: Info) -> Names:
     if not isinstance(info.context, Names):
         raise TypeError("a mesh file's shape can be checked only with the names that the file declares")
     return info.context
@@ -99,7 +101,7 @@ def _trust_domain(text: str) -> str:
     return text
 
 
-def _service_name(text: str, info: ValidationInfo) -> str:
+def _service_name(text: str, info: Info) -> str:
     if not is_segment(text):
         raise ValueError(f"{shown(text)} is no service name: of A-Z a-z 0-9 . _ -, and not . or ..")
     if len(str(SpiffeId(_names(info).trust_domain or "", (text,)))) > MAX_ID_BYTES:
@@ -119,7 +121,7 @@ def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
     return items
 
 
-def _call(value: object, info: ValidationInfo) -> object:
+def _call(value: object, info: Info) -> object:
     return value if info.context is None else _names(info).target(as_text(value))
 
 
@@ -147,22 +149,22 @@ def _staleness(duration: timedelta) -> timedelta:
     return duration
 
 
-_UNCHANGING = AfterValidator(MappingProxyType)
+_UNCHANGING = After(MappingProxyType)
 _PortNumber = Annotated[int, Between(1, 65535, "a port is")]
 Ports = Annotated[
-    Mapping[Annotated[str, AfterValidator(_port_name)], _PortNumber],
-    BeforeValidator(
+    Mapping[Annotated[str, After(_port_name)], _PortNumber],
+    Before(
         lambda value: {str(value): value} if type(value) is int else nothing_is_empty(value),
-        json_schema_input_type=_PortNumber | dict[str, _PortNumber] | None,
+        _PortNumber | dict[str, _PortNumber] | None,
     ),
     _UNCHANGING,
 ]
-_Some = Annotated[tuple[_T, ...], BeforeValidator(one_is_a_list), AfterValidator(_not_empty)]
+_Some = Annotated[tuple[_T, ...], Before(one_is_a_list), After(_not_empty)]
 _Source = Annotated[str, _resolved_by(lambda names, text: text == "*" or names.pattern(text))]
 _Identity = Annotated[str, _resolved_by(Names.identity)]
 _Targets = Annotated[str, _resolved_by(Names.targets)]
-_Duration = Annotated[timedelta, read_by(parse_duration, PATTERN), BeforeValidator(nothing_is_the_default)]
-_Call = Annotated[Target, BeforeValidator(_call, json_schema_input_type=str)]
+_Duration = Annotated[timedelta, read_by(parse_duration, PATTERN), Before(nothing_is_the_default)]
+_Call = Annotated[Target, Before(_call, str)]
 
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
@@ -174,12 +176,12 @@ _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 class Dev(Shape):
     """The local ports of a service under `sidecar dev`: where its app listens, and where its calls enter the mesh."""
 
-    app: Annotated[Mapping[str, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
+    app: Annotated[Mapping[str, _PortNumber], Before(nothing_is_empty), _UNCHANGING] = field(
         default_factory=lambda: _NOTHING
     )
     """The local port on which the service's app listens, by port name. Default: the port's own number,
     where no other service has it."""
-    calls: Annotated[Mapping[_Call, _PortNumber], BeforeValidator(nothing_is_empty), _UNCHANGING] = Field(
+    calls: Annotated[Mapping[_Call, _PortNumber], Before(nothing_is_empty), _UNCHANGING] = field(
         default_factory=lambda: _NOTHING
     )
     """The local port at which this service's app reaches another service, by `service:port`. Default: chosen, and the same
@@ -190,7 +192,7 @@ class Dev(Shape):
 class ServiceShape(Shape):
     """One service. ``ports`` by name; empty for a service that calls and is not called."""
 
-    ports: Ports = Field(default_factory=lambda: _NOTHING)
+    ports: Ports = field(default_factory=lambda: _NOTHING)
     """The ports that other services may call: port name → port number; or a number alone, for one port named by its number.
     Without any, the service calls and is not called."""
     dev: Dev | None = None
@@ -199,10 +201,10 @@ class ServiceShape(Shape):
 
 @frozen(kw_only=True)
 class RuleShape(Shape):
-    name: Annotated[str, AfterValidator(_rule_name)] | None = None
+    name: Annotated[str, After(_rule_name)] | None = None
     """The rule's name in logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as
     `web->api:http`."""
-    from_: Annotated[_Some[_Source], Field(alias="from")]
+    from_: Annotated[_Some[_Source], Named("from")]
     """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
     in which `*` is one whole path segment and `**` any number of them. One, or a list."""
     to: _Some[_Targets]
@@ -219,7 +221,7 @@ class RuleShape(Shape):
 class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
-    from_: Annotated[_Identity, Field(alias="from")]
+    from_: Annotated[_Identity, Named("from")]
     """The caller: a service's name or a whole SPIFFE ID."""
     to: _Some[_Targets]
     """What is called, as in a rule. Each port of it is a test."""
@@ -231,22 +233,20 @@ class TestShape(Shape):
 class MeshShape(Shape):
     """The keys of a ``mesh.yaml``."""
 
-    trust_domain: Annotated[str, AfterValidator(_trust_domain)]
+    trust_domain: Annotated[str, After(_trust_domain)]
     """The trust domain of every identity in the mesh, such as `shop.internal`: 1 to 255 of a-z 0-9 . _ -"""
     services: Annotated[
-        Mapping[
-            Annotated[str, AfterValidator(_service_name)], Annotated[ServiceShape, BeforeValidator(nothing_is_empty)]
-        ],
+        Mapping[Annotated[str, After(_service_name)], Annotated[ServiceShape, Before(nothing_is_empty)]],
         _UNCHANGING,
     ]
     """Every service of the mesh, by name (A-Z a-z 0-9 . _ -). The identity of `web` is `spiffe://<trust domain>/web`."""
-    rules: Annotated[tuple[RuleShape, ...], BeforeValidator(nothing_is_none_of_them), Field(alias="policy")] = ()
+    rules: Annotated[tuple[RuleShape, ...], Before(nothing_is_none_of_them), Named("policy")] = ()
     """Which callers may call which ports. A call that no rule allows is refused. The order of rules has no effect."""
-    tests: Annotated[tuple[TestShape, ...], BeforeValidator(nothing_is_none_of_them)] = ()
+    tests: Annotated[tuple[TestShape, ...], Before(nothing_is_none_of_them)] = ()
     """What the policy must decide; `sidecar policy test` checks it."""
     max_leaf_ttl: _Duration = DEFAULT_MAX_LEAF_TTL
     """The longest life of a certificate that is accepted."""
-    revocation_staleness: Annotated[_Duration, AfterValidator(_staleness)] = timedelta(hours=1)
+    revocation_staleness: Annotated[_Duration, After(_staleness)] = timedelta(hours=1)
     """How old the list of revocations may be, at least `2m`. With an older one a sidecar accepts no new connection."""
     reenrol_window: _Duration = timedelta(hours=24)
     """How long after its end a certificate may still be renewed with its key."""

@@ -1,6 +1,6 @@
 """A mutation put into modules that are imported already: the code of the changed functions is exchanged.
 
-Every object that refers to such a function (a decorator's wrapper, a bound method, a validator of pydantic) refers to
+Every object that refers to such a function (a decorator's wrapper, a bound method, a mark of a shape) refers to
 the same function object, so that all of them run the changed code. What is not in a function (a constant, a default, a
 class's body) ran when it was imported, and cannot be changed so.
 """

@@ -11,15 +11,13 @@ from typing import Annotated, Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import BeforeValidator, TypeAdapter
 
-from sidecar.config import reference as made
 from sidecar.config.environment import variables
-from sidecar.config.reference import FileKind, duration_text, file_schema, keys, reference
+from sidecar.config.reference import FileKind, duration_text, file_schema, keys, reference, shape_schema
 from sidecar.config.sidecar_yaml import Config, ConfigShape
 from sidecar.documents.document import DataPath, part, parts
 from sidecar.documents.durations import parse_duration
-from sidecar.documents.schema import Shape, frozen, keys_at
+from sidecar.documents.schema import Before, Between, Shape, frozen, keys_at, read_by
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import Mesh, parse_mesh
@@ -206,11 +204,28 @@ def test_a_duration_is_written_as_it_is_read(seconds: int, text: str) -> None:
 def test_a_reader_that_does_not_say_what_it_reads_is_found() -> None:
     @frozen()
     class Silent(Shape):
-        key: Annotated[int, BeforeValidator(len)]
+        key: Annotated[int, Before(len)]
         """A number."""
 
     with pytest.raises(TypeError, match="has no input type"):
-        TypeAdapter(Silent).json_schema(schema_generator=made._AsWritten)
+        shape_schema(Silent)
+
+
+def test_a_schema_has_both_ends_and_the_pattern() -> None:
+    @frozen()
+    class Bounded(Shape):
+        few: Annotated[int, Between(1, 3, "a few are")]
+        """A number."""
+        read: Annotated[float, read_by(float, "^[0-9.]+$")]
+        """Text of a form."""
+        text: Annotated[float, read_by(float)]
+        """Any text."""
+
+    assert {name: {**it, "description": ""} for name, it in shape_schema(Bounded)["properties"].items()} == {
+        "few": {"type": "integer", "minimum": 1, "maximum": 3, "description": ""},
+        "read": {"type": "string", "pattern": "^[0-9.]+$", "description": ""},
+        "text": {"type": "string", "description": ""},
+    }
 
 
 def test_a_key_without_a_meaning_is_found() -> None:
@@ -221,7 +236,7 @@ def test_a_key_without_a_meaning_is_found() -> None:
         two: int
 
     with pytest.raises(TypeError, match=r"Silent\.two has no description"):
-        TypeAdapter(Silent).json_schema(schema_generator=made._AsWritten)
+        shape_schema(Silent)
 
 
 def test_the_reference_has_every_key_with_its_variable() -> None:

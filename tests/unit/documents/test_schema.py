@@ -1,15 +1,29 @@
-"""Shapes: what fits, and each finding of pydantic in words for people."""
+"""Shapes: what fits, and each finding in words for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from dataclasses import FrozenInstanceError, field
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BeforeValidator, Field, TypeAdapter
 
+from sidecar.documents.checks import Info, ShapeError
 from sidecar.documents.problems import Problems
-from sidecar.documents.schema import Between, Shape, as_items, bare_type, fit, frozen, keys_at, read_by
+from sidecar.documents.schema import (
+    After,
+    Before,
+    Between,
+    Made,
+    Named,
+    Shape,
+    as_items,
+    bare_type,
+    fit,
+    frozen,
+    keys_at,
+    read_by,
+)
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
 
@@ -22,14 +36,14 @@ class Inner(Shape):
 
 @frozen()
 class Outer(Shape):
-    from_: Annotated[str, Field(alias="from")]
+    from_: Annotated[str, Named("from")]
     inner: Inner | None = None
-    free: Mapping[str, Inner] = Field(default_factory=dict)
+    free: Mapping[str, Inner] = field(default_factory=dict)
     flag: bool = False
     word: Literal["yes", "no"] = "no"
     few: Annotated[int, Between(1, 3, "a few are")] = 2
-    parsed: Annotated[tuple[Annotated[float, read_by(float)], ...], BeforeValidator(as_items)] = ()
-    odd: Annotated[float, Field(gt=1)] = 2.0
+    parsed: Annotated[tuple[Annotated[float, read_by(float)], ...], Before(as_items)] = ()
+    odd: float = 2.0
 
 
 def fitted(text: str) -> Outer:
@@ -64,7 +78,7 @@ def test_what_fits() -> None:
         ("from: x\nparsed: {}", "f:2: parsed: must be a list, not a mapping"),
         ("from: x\nparsed:\n- q", "f:3: parsed: could not convert string to float: 'q'"),
         ("from: x\nparsed: [[]]", "f:2: parsed[0]: must be text, not a list"),
-        ("from: x\nodd: 0.5", "f:2: odd: must be something else, not 0.5"),
+        ("from: x\nodd: y", "f:2: odd: must be something else, not 'y'"),
     ],
 )
 def test_what_does_not(text: str, line: str) -> None:
@@ -98,10 +112,67 @@ def test_both_ends_are_between(few: int) -> None:
     assert fitted(f"{{from: x, few: {few}}}").few == few
 
 
-def test_a_schema_has_both_ends_and_the_pattern() -> None:
-    few = TypeAdapter(Annotated[int, Between(1, 3, "a few are")])
-    assert few.json_schema() == {"type": "integer", "minimum": 1, "maximum": 3}
-    assert TypeAdapter(Annotated[float, read_by(float, "^[0-9.]+$")]).json_schema() == {
-        "type": "string", "pattern": "^[0-9.]+$",
-    }  # fmt: skip
-    assert TypeAdapter(Annotated[float, read_by(float)]).json_schema() == {"type": "string"}
+# -- what the program makes --------------------------------------------------------------------------------------------
+
+
+def test_what_the_program_makes_is_checked_and_not_parsed() -> None:
+    assert Outer(from_="x", inner=Inner(length=3), parsed=(2.0,), odd=3).odd == 3.0
+    for wrong in ({"from_": 1}, {"few": 4}, {"inner": {"number": 1}}, {"parsed": ("2",)}, {"word": "yse"}):
+        given: dict[str, Any] = {"from_": "x", **wrong}
+        with pytest.raises(ShapeError):
+            Outer(**given)
+
+
+def test_all_that_is_wrong_is_told() -> None:
+    with pytest.raises(ShapeError) as raised:
+        Outer(from_=1, few=4)  # type: ignore[arg-type]
+    assert [fault.at for fault in raised.value.faults] == [("from_",), ("few",)]
+
+
+def test_a_value_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Inner().number = 1  # type: ignore[misc]
+
+
+@frozen()
+class Resolved(Outer):
+    """What the program made of it."""
+
+    from_: str
+    whole: Made[frozenset[int]] = frozenset()
+
+
+def test_what_is_made_of_what_was_checked_is_not_checked_again() -> None:
+    wrong: dict[str, Any] = {"from_": "x", "whole": frozenset("of text")}
+    assert Resolved(**wrong).whole is wrong["whole"]
+    with pytest.raises(ShapeError):
+        Resolved(**{**wrong, "from_": 1})
+
+
+def test_a_type_that_no_file_needs_is_no_field() -> None:
+    @frozen()
+    class Odd(Shape):
+        many: set[int]
+
+    with pytest.raises(TypeError, match="no field of the type"):
+        Odd(many={1})
+
+
+def not_below(value: int, info: Info) -> int:
+    if value < info.data.get("low", 0):
+        raise ValueError("is below `low`")
+    return value
+
+
+def test_a_mark_may_look_at_the_fields_before_it_and_where_one_is_wrong_it_is_not_there() -> None:
+    @frozen()
+    class Span(Shape):
+        low: int = 1
+        high: Annotated[int, After(not_below)] = 9
+
+    assert Span(1, 2).high == 2
+    with pytest.raises(ShapeError, match="is below"):
+        Span(3, 2)
+    wrong: Any = "3"
+    with pytest.raises(ShapeError, match=r"^must be a whole number, not '3'$"):
+        Span(wrong, 0)
