@@ -458,6 +458,9 @@ class Schedules(RuleBasedStateMachine):
         self.distrusted = {1: frozenset[bytes]()}
         """What each bundle distrusts."""
         self.thief = ""
+        self.demanded = 0
+        self.kept: bytes | None = None
+        """The newest list that was taken, as ``state_dir`` has it."""
         self.floors: dict[bytes, tuple[int, datetime]] = {}
         self.newest = 0
         self.secrets_to_nobody = 0
@@ -468,9 +471,11 @@ class Schedules(RuleBasedStateMachine):
 
     # what happens
 
-    @initialize(offset=st.integers(-60, 60))
-    def clocks(self, offset: int) -> None:
+    @initialize(offset=st.integers(-60, 60), member=st.booleans())
+    def begins(self, offset: int, member: bool) -> None:
         self.replicas[1].ahead = offset * SECOND
+        while member and self.membership.own is None:
+            self._step(self.replicas[0], "", 0)
 
     @rule(seconds=st.sampled_from([1, 5, 30, 120, 600, 1900, 3700]))
     def time_passes(self, seconds: int) -> None:
@@ -493,7 +498,7 @@ class Schedules(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["revokes", "publishes", "distrusts"]))
     def the_operator(self, what: str) -> None:
-        self.truth.version += 1
+        self.truth.version = next_version(self.truth.version, self.wall, LISTS_A_SECOND)
         if what != "revokes":
             self._publish(distrusting=what == "distrusts")
         self._catch_up(self.replicas[0])
@@ -503,12 +508,17 @@ class Schedules(RuleBasedStateMachine):
         self.truth.bundle += 1
         self.distrusted[self.truth.bundle] = STOLEN if distrusting else before
 
+    @rule(ahead=st.sampled_from([None, -1, 0, 1]))
+    def the_operator_demands(self, ahead: int | None) -> None:
+        """A bundle in mesh.yaml: one of before, the newest, one that will never be; or none."""
+        self.demanded = 0 if ahead is None else self.truth.bundle + ahead
+
     @rule(key=st.sampled_from(["", "issuing", "delegate"]))
     def somebody_on_the_path(self, key: str) -> None:
         """Has this key, and answers in the CA's place; or is gone."""
         self.thief = key
 
-    @rule(steps=st.integers(1, 6), which=st.integers(0, 1), poison=st.integers(0, 3))
+    @rule(steps=st.integers(1, 20), which=st.integers(0, 1), poison=st.integers(0, 3))
     def the_sidecar_goes_on(self, steps: int, which: int, poison: int) -> None:
         for _ in range(steps):
             self._step(self.replicas[which], self.thief, poison)
@@ -516,14 +526,17 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def it_restarts(self) -> None:
         old = self.membership
-        document = None
         trust = Trust(MESH, PIN)
         if old.trust.bundle is not None:
             floors = {
                 key: Floor.from_json(floor.as_json(), Instant(self.wall, 5.0))
                 for key, floor in old.trust.floors.items()
             }
-            trust = trust.restored(old.trust.bundle, floors, document, Instant(self.wall, 5.0))
+            now = Instant(self.wall, 5.0)
+            try:
+                trust = trust.restored(old.trust.bundle, floors, self.kept, now)
+            except UntrustedError:  # of a key that is distrusted by now
+                trust = trust.restored(old.trust.bundle, floors, None, now)
         self.monotonic = 5.0
         self.membership = Membership(trust, True, POLL, lambda: HOUR, lambda: 0.5)
         if old.own is not None:
@@ -570,6 +583,7 @@ class Schedules(RuleBasedStateMachine):
 
     def _step(self, replica: Replica, thief: str, poison: int) -> None:
         membership = self.membership
+        membership.demand(self.demanded, self.now)
         step = membership.next(self.now)
         if isinstance(step, Wait | GiveUp):
             if isinstance(step, Wait):
@@ -595,7 +609,8 @@ class Schedules(RuleBasedStateMachine):
         elif isinstance(step, Poll):
             try:
                 document = self._poison(poison) if thief == "delegate" else self._list(replica)
-                membership.polled(membership.trust.take(document, self.now), self.now)
+                taken, self.kept = membership.trust.take(document, self.now), document
+                membership.polled(taken, self.now)
             except UntrustedError as error:
                 membership.failed(step, Failure(Why.INVALID, str(error)), self.now)
         elif in_place:
@@ -656,6 +671,7 @@ class Schedules(RuleBasedStateMachine):
         self.monotonic += 8 * 3600.0
         self.truth.version = next_version(self.truth.version, self.wall, LISTS_A_SECOND)
         self._publish(distrusting=True)
+        self.demanded = self.truth.bundle
         honest = Replica()
         self._catch_up(honest)
         for _ in range(400):
