@@ -83,7 +83,7 @@ def number(value: Any, _info: Info) -> float:
 
 def word(words: tuple[str, ...]) -> Check:
     def check(value: Any, _info: Info) -> Any:
-        if not isinstance(value, str) or value not in words:
+        if value not in words:
             hint = did_you_mean(str(value), words)
             raise ShapeError([Fault((), f"must be {' or '.join(words)}, not {_value_text(value)}{hint}")])
         return value

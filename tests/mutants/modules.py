@@ -64,6 +64,8 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "opening": ("properties/test_policy_properties.py",),
     "explain": ("properties/test_policy_properties.py",),
     "mesh": ("unit/policy/test_decide.py", "properties/test_policy_properties.py", "attacks/test_policy.py"),
+    "checks": ("unit/documents/test_schema.py", "unit/policy/test_mesh_yaml.py"),
+    "schema": ("unit/policy/test_mesh_yaml.py", "unit/config/test_sidecar_yaml.py", "unit/config/test_reference.py"),
     "sidecar_yaml": ("unit/config/test_wiring.py", "unit/config/test_collisions.py"),
     "wiring": ("unit/config/test_sidecar_yaml.py", "unit/cli/test_check.py"),
     "collisions": ("unit/config/test_sidecar_yaml.py", "unit/config/test_wiring.py"),

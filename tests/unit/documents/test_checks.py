@@ -50,6 +50,8 @@ def test_what_is_right_stays_as_it_is(check: Check, value: Any) -> None:
         (items(instance(int)), {}, NO_LIST + "a mapping"),
         (items(instance(int)), [1], NO_LIST + "a list"),  # as in a file; it becomes a tuple before
         (mapping(instance(str), instance(int)), (), "must be a mapping (key: value), not tuple"),
+        (instance(str), 2**63, "must be text, not 9223372036854775808 (quote it)"),
+        (instance(str), 2**64, "must be text, not a number that large (quote it)"),
         (mapping(instance(str), instance(int)), 10**30, "must be a mapping (key: value), not a number that large"),
     ],
 )

@@ -149,6 +149,21 @@ def test_what_is_made_of_what_was_checked_is_not_checked_again() -> None:
         Resolved(**{**wrong, "from_": 1})
 
 
+def test_nothing_is_a_value_where_the_type_says_so_and_nowhere_else() -> None:
+    @frozen()
+    class Choice(Shape):
+        one: int | None
+        other: int | bytes
+
+    assert Choice(None, b"x").one is None
+    assert (Choice(1, 2).one, Choice(1, 2).other) == (1, 2)
+    nothing: Any = None
+    with pytest.raises(ShapeError, match=r"^must be a whole number, not nothing$"):
+        Choice(None, nothing)
+    with pytest.raises(ShapeError, match=r"^must be a whole number, not 'x'$"):
+        Choice("x", 2)  # type: ignore[arg-type]
+
+
 def test_a_type_that_no_file_needs_is_no_field() -> None:
     @frozen()
     class Odd(Shape):
