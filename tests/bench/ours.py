@@ -99,10 +99,8 @@ class Sidecar:
                     f'  - {{to: "{CALLEE}:{route.name}", listen: "127.0.0.1:{route.entrance}", '
                     f'peers: ["127.0.0.1:{route.towards}"]}}'
                 )
-        if mode == "cold" and any(
-            key.path == "keep" for key in reference.keys("sidecar")
-        ):  # older ones keep no channel
-            lines.append("keep: 0")
+        can_keep = any(key.path == "keep" for key in reference.keys("sidecar"))
+        lines += ["keep: 0"] if mode == "cold" and can_keep else []
         (directory / "sidecar.yaml").write_text("\n".join(lines) + "\n")
         return Command(
             (self._python.path, "-m", "sidecar", "run", directory / "sidecar.yaml"),

@@ -56,13 +56,12 @@ class Overview:
         return asdict(self)
 
     def noisy(self) -> list[str]:
-        """The figures that do not count, and why."""
-        return [
-            f"{row.title}, {name}: {cell.noise}"
+        """The figures that do not count, and why: a line for each row that has any."""
+        reasons = {
+            row.title: [f"{name} ({cell.noise})" for name, cell in row.cells.items() if cell.noise is not None]
             for row in self.rows
-            for name, cell in row.cells.items()
-            if cell.noise is not None
-        ]
+        }
+        return [f"{title}: {', '.join(its)}" for title, its in reasons.items() if its]
 
     def markdown(self) -> str:
         """A table for a README; ``~`` marks what is too noisy to count."""

@@ -45,7 +45,7 @@ def test_a_table_for_a_readme() -> None:
 
 
 def test_what_is_too_noisy_is_named() -> None:
-    assert OVERVIEW.noisy() == ["new connection, sidecar: noise"]
+    assert OVERVIEW.noisy() == ["new connection: sidecar (noise)"]
 
 
 def test_what_json_holds_can_be_read_again() -> None:
