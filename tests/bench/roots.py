@@ -84,6 +84,7 @@ class Python:
         made, wanted = self._environment / "made", hashlib.sha256(self.lock.read_bytes()).hexdigest()
         if missing is not None or (made.is_file() and made.read_text() == wanted):
             return missing
+        print(f"installing the locked packages for Python {self.version}, once", file=sys.stderr, flush=True)
         shutil.rmtree(self._environment, ignore_errors=True)
         self._write_environment()
         pip = (sys.executable, "-m", "pip", "--python", str(self.path), "--quiet", "--disable-pip-version-check")
