@@ -19,8 +19,9 @@ Ports = Mapping[str, Mapping[str, int]]
 
 
 def picture(edges: tuple[Edge, ...], topology: Topology, ports: Ports) -> str:
-    """One line for each call: ``══►`` mutual TLS, ``──►`` plaintext."""
-    rows = [_row(edge, topology, ports) for edge in edges]
+    """One line for each call: ``══►`` mutual TLS, ``──►`` plaintext. Who only starts after a service that listens on
+    nothing, as after a job, does not call it."""
+    rows = [_row(edge, topology, ports) for edge in edges if edge.bare or edge.ports or ports.get(edge.callee, True)]
     wide = max((len(caller) for caller, *_ in rows), default=0)
     right = max((len(callee) for _, _, callee, _ in rows), default=0)
     lines = [f"  {caller:{wide}} {arrow} {callee:{right}}  {where}".rstrip() for caller, arrow, callee, where in rows]

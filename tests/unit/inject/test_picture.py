@@ -29,6 +29,18 @@ def test_the_picture() -> None:
     ]
 
 
+def test_an_order_of_start_is_a_call_if_there_is_something_to_call() -> None:
+    services: dict[str, Any] = {
+        "web": {"depends_on": ["migrate", "api"]},
+        "migrate": {"depends_on": ["api"], "restart": "no"},
+        "api": {"expose": ["80"]},
+    }
+    assert inject(inputs(services)).picture.splitlines() == [
+        "  migrate ══► api:80  depends_on",
+        "  web     ══► api:80  depends_on",
+    ]
+
+
 def test_what_a_person_must_know() -> None:
     said = list(inject(inputs(SERVICES)).warnings)
     assert said == [
