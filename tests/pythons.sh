@@ -6,13 +6,14 @@ cd "$(dirname "$0")/.."
 here=$PWD
 # What .ci/run installs, so that no test is skipped, and what stands in for a developer's machine.
 programs=$(sed -n '/^packages=(/,/)/p' .ci/run | tr -d '()' | sed 's/^packages=//' | xargs | tr ' ' ,)
-included=python3,python3-venv,ca-certificates,make,git,procps,iproute2,util-linux,$programs
+included=python3,python3-venv,ca-certificates,make,git,procps,iproute2,util-linux,mount,$programs
 
 command -v mmdebstrap >/dev/null ||
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mmdebstrap; } >&2
 # From where this machine's own packages come. A snapshot's lists may be older than their own date allows.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | head -n 1)
 
+failed=0
 for suite in "$@"; do
   root=$here/.pythons/$suite
   if [ ! -e "$root.made" ]; then
@@ -34,5 +35,6 @@ for suite in "$@"; do
       mount --bind $path "$root$path"
     done
     exec chroot "$root" make --no-print-directory --directory "$here" test VENV=.venv-$suite
-  ' sh "$root" "$here" "$suite"
+  ' sh "$root" "$here" "$suite" || failed=1 # the next Python is tested all the same
 done
+exit "$failed"
