@@ -19,6 +19,7 @@ import atexit
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from enum import IntEnum
 from itertools import accumulate
@@ -29,6 +30,11 @@ FLUSH_SECONDS = 0.5
 """How long the end of the process waits for the queue to be written."""
 
 BATCH_BYTES = 1 << 16
+
+BUSY_SECONDS = 0.05
+GATHER_SECONDS = 0.005
+"""While lines come close on one another, the thread sleeps for so long and takes all that have come. A single line is
+written at once."""
 
 
 class Rank(IntEnum):
@@ -116,6 +122,8 @@ class LogQueue:
         self._bytes_in = self._lines_in = self._dropped = 0
         self._bytes_out = self._lines_out = self._failed = self._said = 0
         self._torn = False
+        self._written_at = -BUSY_SECONDS
+        self._hurry = threading.Event()
 
     @property
     def lost(self) -> int:
@@ -140,6 +148,7 @@ class LogQueue:
             return True
         reached = threading.Event()
         self._queue.put(reached)
+        self._hurry.set()
         return reached.wait(seconds)
 
     def _started(self) -> bool:
@@ -162,12 +171,16 @@ class LogQueue:
             self._lines_out += len(lines)
             if self._queue.empty():
                 self._write_lines([(self._dropped, b"")])
+            self._written_at = time.monotonic()
             if reached is not None:
+                self._hurry.clear()
                 reached.set()
 
     def _next_batch(self) -> tuple[list[tuple[int, bytes]], threading.Event | None]:
         """Waits for lines: each with the number of lines that were dropped before it; or for a call of ``flush``."""
         item = self._queue.get()
+        if not isinstance(item, threading.Event) and time.monotonic() - self._written_at < BUSY_SECONDS:
+            self._hurry.wait(GATHER_SECONDS)  # to be woken for each line costs the program more than the line
         lines: list[tuple[int, bytes]] = []
         size = 0
         while not isinstance(item, threading.Event):

@@ -25,6 +25,9 @@ _EXPECTED = frozenset(
 )
 _COLOURS = {"info": None, "warning": "yellow", "error": "red"}
 
+Write = Callable[[str, str, Mapping[str, Any]], str]
+"""The line of an event: its level, its name, its fields."""
+
 _encode = json.JSONEncoder(default=repr).encode
 
 
@@ -58,9 +61,7 @@ class Log:
         # There is no sys.stdout if its descriptor was closed when the process began.
         stream = stream or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         console = style == "console" or (style == "auto" and stream.isatty())
-        self._write: Callable[[str, str, str, Mapping[str, Any]], str] = (
-            _Console(colours=stream.isatty()) if console else json_line
-        )
+        self._write: Write = console_line(colours=stream.isatty()) if console else json_line
         self._output = log_queue.output(stream, lambda number: self._line("error", "log_lost", {"writes": number}))
 
     @property
@@ -106,15 +107,33 @@ class Log:
         self._output.write(self._line("error", event, {**fields, "exception": exception}))
 
     def _line(self, level: str, event: str, fields: Mapping[str, Any]) -> str:
-        time = f"{datetime.now(UTC).isoformat()[:-6]}Z"  # without +00:00
-        return f"{self._write(time, level, event, fields)}\n"
+        return f"{self._write(level, event, fields)}\n"
 
 
-def json_line(time: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+def json_line(level: str, event: str, fields: Mapping[str, Any]) -> str:
     """An event as one JSON object in ASCII: the same text as of ``json.dumps``."""
+    time = f"{datetime.now(UTC).isoformat()[:-6]}Z"  # without +00:00
     every = ("time", time), ("level", level), ("event", event), *fields.items()
     written = [f"{encode_basestring_ascii(name)}: {_PLAIN.get(type(value), _encode)(value)}" for name, value in every]
     return f"{{{', '.join(written)}}}"
+
+
+def console_line(*, colours: bool) -> Write:
+    """Writes events as text for a person, by structlog. It is loaded here alone: it and the asyncio that it loads are 3 MB,
+    which a sidecar in a container has no use for."""
+    from structlog.processors import TimeStamper, add_log_level
+
+    processors: list[Callable[..., Any]] = [
+        TimeStamper(fmt="iso", utc=True, key="time"), add_log_level, _Console(colours=colours),
+    ]  # fmt: skip
+
+    def write(level: str, event: str, fields: Mapping[str, Any]) -> str:
+        made: Any = {**fields, "event": event}
+        for process in processors:
+            made = process(None, level, made)
+        return str(made)
+
+    return write
 
 
 class _Console:
@@ -123,8 +142,8 @@ class _Console:
     def __init__(self, *, colours: bool) -> None:
         self._colours = colours
 
-    def __call__(self, time: str, level: str, name: str, fields: Mapping[str, Any]) -> str:
-        event = dict(fields)
+    def __call__(self, _logger: object, _name: str, event: dict[str, Any]) -> str:
+        time, level, name = (event.pop(key) for key in ("time", "level", "event"))
         exception = event.pop("exception", None)
         text = _connection(event) if name == "connection" else _other(name, event)
         # Escaped last and as a whole, so that no text from a peer controls the terminal or forges a line.
