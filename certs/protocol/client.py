@@ -307,7 +307,7 @@ class CaClient:
 
     async def _secure(self, sock: socket.socket, place: Place, context: Context) -> _Connection:
         """The handshake, over a socket that it owns."""
-        channel = context.client(wire.ALPN, self._ca, self._clock)
+        channel = context.client((wire.ALPN,), self._ca, self._clock)
         try:
             await shake_hands(sock, channel)
         except BaseException as error:

@@ -213,7 +213,7 @@ class _Connection:
 
     async def _serve(self) -> None:
         here, sock = self._listener, self._sock
-        channel = here.context().server(wire.ALPN, here.clock)
+        channel = here.context().server((wire.ALPN,), here.clock)
         try:
             sockets.prepare(sock)
             with trio.fail_at(self._began + HANDSHAKE_SECONDS):

@@ -355,6 +355,10 @@ class ConfigShape(Shape):
     """Time limits."""
     limits: Annotated[Limits, Before(nothing_is_empty)] = Limits()
     """Limits of resources."""
+    keep: Annotated[int, Between(0, 10_000, "is")] = 256
+    """The most channels to peers that are kept open without a connection on them, for 15 seconds each: the next connection
+    needs no handshake then. One costs about 70 KiB at either end. They count in `limits.connections`. 0: none is kept, by
+    callers neither. What may be called is decided for each connection, as without them."""
     has_replicas: bool = False
     """Whether another sidecar serves this service too, so that `peers` of callers name several: then this one refuses new
     connections with `drained` while it drains, and callers try another. If not, it serves them until it ends."""

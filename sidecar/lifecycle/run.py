@@ -198,6 +198,7 @@ def _status(
         strangers=len(strangers),
         max_strangers=strangers.limit,
         log_lost=node.log.lost,
+        idle_channels=node.registry.idle,
         reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
     )

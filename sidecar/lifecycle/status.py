@@ -24,7 +24,7 @@ class CurrentState:
     ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
     most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
-    are not open yet, a sentence each."""
+    are not open yet, a sentence each. ``idle_channels``: kept, without a connection now."""
 
     config: Config
     mesh: Mesh
@@ -36,6 +36,7 @@ class CurrentState:
     strangers: int
     max_strangers: int
     log_lost: int
+    idle_channels: int = 0
     waiting: Sequence[str] = ()
     reload_refused: Sequence[str] = ()
 
@@ -84,6 +85,11 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
+        "channels": {
+            "idle": state.idle_channels,
+            "streams": metrics.streams.total(),
+            "reused": metrics.reused.total(),
+        },
         "strangers": {"now": state.strangers, "limit": state.max_strangers},
         "log": {"folded": metrics.folded, "lost": state.log_lost},
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
@@ -135,6 +141,10 @@ def as_text(status: Mapping[str, Any]) -> str:
     log, strangers = status.get("log", {}), status.get("strangers", {})  # an older sidecar does not tell
     if folded := log.get("folded"):
         lines.append(f"and {folded} strangers' connections, folded into summaries in the log")
+    if (kept := status.get("channels", {})).get("streams"):
+        lines.append(
+            f"kept channels: {kept['idle']} idle now; {kept['reused']} of {kept['streams']} connections needed no handshake"
+        )
     if now := strangers.get("now"):
         lines.append(f"strangers now: {now} of at most {strangers.get('limit')} connections without a proved identity")
     if lost := log.get("lost"):

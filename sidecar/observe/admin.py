@@ -247,6 +247,9 @@ def families(metrics: Metrics, status: Mapping[str, Any]) -> list[Family]:
         Family(
             "sidecar_live_connections", "gauge", "Connections that are open now.", port, _by_port(status["connected"])
         ),
+        Family("sidecar_streams_total", "counter", "Connections on channels that are kept.", port, metrics.streams),
+        Family("sidecar_streams_reused_total", "counter", "Those that needed no handshake.", port, metrics.reused),
+        single("sidecar_idle_channels", "gauge", "Kept channels without a connection now.", status["channels"]["idle"]),
         single(
             "sidecar_log_folded_total",
             "counter",

@@ -55,12 +55,15 @@ class _Kind(enum.Enum):
 @dataclass(slots=True)
 class Metrics:
     """``ended``: connections by (direction, port or upstream, decision, reason). ``to_app``, ``from_app``: bytes
-    by (direction, port or upstream). ``folded``: connections without a line of their own in the log."""
+    by (direction, port or upstream). ``folded``: connections without a line of their own in the log. ``streams``: those on
+    ``mesh/2``, by (direction, port or upstream), and ``reused``: how many of them needed no handshake."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     to_app: Counter[tuple[str, str]] = field(default_factory=Counter)
     from_app: Counter[tuple[str, str]] = field(default_factory=Counter)
     folded: int = 0
+    streams: Counter[tuple[str, str]] = field(default_factory=Counter)
+    reused: Counter[tuple[str, str]] = field(default_factory=Counter)
     _refusals: dict[_Kind, deque[tuple[int, Refusal]]] = field(
         default_factory=lambda: {kind: deque(maxlen=LAST_REFUSALS) for kind in _Kind}
     )
@@ -73,13 +76,16 @@ class Metrics:
 
     def add(self, record: ConnectionRecord, at: str, *, folded: bool = False) -> None:
         """Counts a connection that has ended. ``folded``: it has no line in the log, and so no place among the refusals. A
-        probe has none either: it is not refused for anything."""
+        probe has none either: it is not refused for anything. ``at``: the time, if it was refused."""
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
         self.to_app[record.direction, label] += record.bytes_to_app
         self.from_app[record.direction, label] += record.bytes_from_app
         self.folded += folded
+        if record.channel_id is not None:
+            self.streams[record.direction, label] += 1
+            self.reused[record.direction, label] += record.reused
         if record.decision == "deny" and record.outcome is not Reason.PROBE and not folded:
             self._refused += 1
             refusal = Refusal(

@@ -16,7 +16,8 @@ class ConnectionRecord:
 
     ``peer_address`` and ``peer_id`` belong to the other sidecar. ``peer_id`` holds verified identities only; what an
     unverified peer claims is in ``unverified``. ``upstream`` is the target: the app's address (inbound) or ``service:port``
-    (outbound). ``client_address`` is the local caller's (outbound).
+    (outbound). ``client_address`` is the local caller's (outbound). ``reused``: it is a further stream on the kept channel
+    ``channel_id``. That and ``connection_id`` are the same at both ends.
     """
 
     direction: Direction
@@ -36,6 +37,8 @@ class ConnectionRecord:
     tls_group: str | None = None
     resumed: bool = False
     connection_id: str | None = None
+    channel_id: str | None = None
+    reused: bool = False
     unverified: dict[str, Any] = field(default_factory=dict)
     reason: Reason | None = None
     peer_reason: str | None = None
@@ -82,6 +85,8 @@ class ConnectionRecord:
             "tls_group": self.tls_group,
             "resumed": self.resumed,
             "connection_id": self.connection_id,
+            "channel_id": self.channel_id,
+            "reused": self.reused,
         }
         for name in ("client_address", "peer_reason", "dry_run", "unverified", "message"):
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 ``server`` (accept, record, drain), ``listener`` (one listening socket), ``waiting`` (listeners that open later), ``inbound``
 and ``outbound`` (one connection each), ``draining`` (what a connection holds up), ``loops`` (callers that are sidecars),
-``peer`` (handshake to verified peer), ``carry`` (relay to the end), ``live`` (the registry of connections), ``node`` (what
-all connections share, and the snapshot that a reload replaces).
+``peer`` (handshake to verified peer), ``channels`` (those that are kept), ``lines`` (the records of one socket), ``carry``
+(relay to the end), ``live`` (the registry of connections), ``node`` (what all connections share, and the snapshot that a
+reload replaces).
 """

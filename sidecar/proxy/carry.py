@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from sidecar.config.sidecar_yaml import Inbound, Outbound
 from sidecar.identity.reasons import Reason
@@ -12,6 +13,8 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.live import Live
 from sidecar.proxy.node import Node
 from sidecar.relay.duplex import Duplex, How
+from sidecar.relay.frames import FramedChannel
+from sidecar.relay.strand import Carry, Steps
 from sidecar.transport import sockets
 from sidecar.transport.sockets import Closing
 from sidecar.transport.tls import TlsChannel
@@ -22,39 +25,54 @@ UPLOAD_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The two open sockets of a connection that has ended, and how to close each."""
+    """The two open sockets of a connection that has ended, and how to close each. ``kept``: ``net`` is not to be closed, as
+    its channel is ready for the next stream."""
 
     app: socket.socket
     app_closing: Closing
     net: socket.socket
     net_closing: Closing
+    kept: bool = False
 
-    async def close(self) -> None:
-        """Closes both sockets, the app's first: a peer may still send for a while. If cancelled, resets what is left."""
+    def close(self) -> Steps[None]:
+        """Closes both sockets, the app's first: a peer may still send for a while. If stopped, resets what is left."""
         try:
-            await sockets.close(self.app, self.app_closing, UPLOAD_SECONDS)
-            await sockets.close(self.net, self.net_closing, UPLOAD_SECONDS)
+            yield from _close(self.app, self.app_closing)
+            if not self.kept:
+                yield from _close(self.net, self.net_closing)
         finally:
             sockets.hard_close(self.app)
-            sockets.hard_close(self.net)
+            if not self.kept:
+                sockets.hard_close(self.net)
 
 
-async def carry(
+def _close(sock: socket.socket, how: Closing) -> Steps[None]:
+    if how is Closing.CLEAN:
+        sock.close()
+    elif how is Closing.CUT:
+        sockets.hard_close(sock)
+    else:
+        yield partial(sockets.close, sock, how, UPLOAD_SECONDS)
+
+
+def carry(
     node: Node,
     options: Inbound | Outbound,
-    channel: TlsChannel,
+    channel: TlsChannel | FramedChannel,
     net: socket.socket,
     app: socket.socket,
     record: ConnectionRecord,
     live: Live,
     endings: Mapping[How, Reason],
-) -> Ends:
+) -> Steps[Ends]:
     """Relays a connection until it ends, and records how. ``endings``: the reason word of each ending in this direction.
     Leaves both sockets open, for :meth:`Ends.close`."""
-    duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=options.tolerate_missing_close_notify)
+    frames = channel if isinstance(channel, FramedChannel) else None
+    tolerant = options.tolerate_missing_close_notify and frames is None
+    duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
     live.carried = duplex
     try:
-        outcome = await node.relay.carry(duplex, net, app, idle_timeout=options.idle_timeout, max_age=options.max_age)
+        outcome = yield Carry(duplex, net, app, options.idle_timeout, options.max_age)
     finally:
         live.carried = None
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
@@ -66,4 +84,5 @@ async def carry(
     record.peer_reason = outcome.alert
     app_closing = Closing.RESET if outcome.reset_app else Closing.CLEAN
     net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER
-    return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing)
+    kept = frames is not None and outcome.how is How.OK and frames.is_idle and not duplex.lost
+    return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing, kept)

@@ -1,22 +1,38 @@
-"""Inbound: one connection from a peer (mutual TLS) to our app (plaintext), from handshake to end."""
+"""Inbound: one connection from a peer (mutual TLS) to our app (plaintext), from handshake to end.
+
+How it works. The handshake proves who calls. If the caller speaks ``mesh/2``, the channel is kept, and its app connections
+follow one another on it as *streams* (:mod:`sidecar.relay.frames`). Each stream is judged by what is in force when it is
+opened: policy, roots, revocations, the ends of both certificates. Each has a connection to our app, a verdict and a line in
+the log of its own. A refusal that concerns one stream (``_OF_ONE_STREAM``) leaves the channel as it is.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from functools import partial
+
+import trio
 
 from sidecar.config.sidecar_yaml import Inbound
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
-from sidecar.policy.decide import decide, remedy
+from sidecar.policy.decide import remedy
 from sidecar.proxy import carry
-from sidecar.proxy.carry import Ends
+from sidecar.proxy.channels import CALLEE_IDLE_SECONDS, PeerChannel
+from sidecar.proxy.lines import Lines
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.proxy.peer import establish
 from sidecar.relay.duplex import How
+from sidecar.relay.frames import FramedChannel, Open, claims_of
+from sidecar.relay.strand import Steps
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import send_verdict
-from sidecar.transport.tls import ALPN_PREFIX
+from sidecar.transport.streams import LostChannelError, answer, receive, send
+
+_OF_ONE_STREAM = frozenset({Reason.POLICY_DENIED, Reason.CONNECT_FAILED, Reason.HANDSHAKE_FAILED, Reason.DRAINED})
+"""Refusals after which a kept channel goes on: the next stream may be let in. After any other it ends."""
 
 _ENDINGS = {
     How.OK: Reason.OK,
@@ -27,62 +43,140 @@ _ENDINGS = {
 }
 
 
-async def serve(
-    node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, record: ConnectionRecord, live: Live
-) -> Ends:
-    """Serves one accepted connection until it ends. Returns both sockets, open: the caller closes them. Raises
-    :class:`Refused`; after any exception ``sock`` is still open, and everything else is closed."""
+def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
+    """Serves one accepted connection until it ends, and is closed: the streams of a kept channel, or the one that it is.
+    Each has its record in ``lines``. Raises :class:`Refused`; after any exception ``sock`` is still open, and all else is
+    closed."""
     timeouts = node.config.timeouts
 
     # Authentication: the handshake judges the peer's certificate.
-    channel = node.current.context.server(ALPN_PREFIX + port.port, node.clock)
+    channel = node.current.context.server(node.protocols(port.port), node.clock)
     try:
-        peer = await establish(node, sock, channel, record, record.started, live.stranger)
-        caller = peer.id
-
+        record = lines.present
+        peer = yield partial(establish, node, sock, channel, record, record.started, live.stranger)
         try:
-            # A place, as it is no stranger any more. Then authorization, for the port name that ALPN has negotiated.
-            node.admit(live)
+            node.admit(live)  # a place, as it is no stranger any more
             if port.require_alpn and not channel.speaks_mesh:
-                required = f"{ALPN_PREFIX}{port.port}"
-                raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {required}; {caller} offers none")
-            # Uses the snapshot in force now, not the handshake's: a reload may have come in between.
-            live.admission = Admission(caller, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
-            decision = decide(node.current.mesh, caller, node.config.service, port.port, node.clock())
-            record.rule, record.dry_run = decision.rule, decision.dry_run
-            if not decision.allowed:
-                why = decision.why + remedy(node.current.mesh, caller, decision)
-                raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {why}")
-            if (changed := node.current.check_trust(live.admission)) is not None:
-                raise Refused(changed, f"does not let {caller} in: roots or revocations changed during the handshake")
-            if node.draining and node.config.has_replicas:
-                raise Refused(Reason.DRAINED, f"is stopping: {caller} is to call another one")
-            record.decision = "allow"
-            # Connect to the app before the peer gets its verdict.
-            app_socket, endpoint = await _connect(app, timeouts.connect)
+                required = " or ".join(channel.protocols)
+                raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {required}; {peer.id} offers none")
         except Refused as refusal:
-            await send_verdict(sock, channel, refusal.reason, timeouts.handshake)
+            yield partial(send_verdict, sock, channel, refusal.reason, timeouts.handshake)
             raise
+        frames = FramedChannel(channel, accepts=True) if channel.keeps else None
+        own = node.current.context.own
+        here = PeerChannel(sock, channel, frames, peer, str(record.connection_id), record.started, own)
+        live.admission = Admission(peer.id, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
 
-        # Send the verdict, then relay until the end.
-        try:
-            record.upstream = str(endpoint)
-            await send_verdict(sock, channel, Reason.OK, timeouts.handshake)
-            with app.using(endpoint):
-                return await carry.carry(node, port, channel, sock, app_socket, record, live, _ENDINGS)
-        except BaseException:
-            sockets.hard_close(app_socket)
-            raise
+        # One stream after another; a channel that is not kept is a single one.
+        while frames is None or (yield from _next_stream(node, port, here, lines, live)):
+            here.describe(lines.present)
+            try:
+                app_socket, endpoint = yield from _admit(node, port, app, here, lines.present, live.admission)
+            except Refused as refusal:
+                if frames is None or refusal.reason not in _OF_ONE_STREAM:
+                    yield partial(send_verdict, sock, channel, refusal.reason, timeouts.handshake)
+                    raise
+                yield from answer(sock, channel, frames, refusal.reason, node.time() + timeouts.handshake)
+                lines.present.refuse(refusal)
+                lines.end()
+                continue
+            try:
+                # Send the verdict, then relay until the end.
+                lines.present.upstream = str(endpoint)
+                if frames is None:
+                    yield partial(send_verdict, sock, channel, Reason.OK, timeouts.handshake)
+                else:
+                    yield from answer(sock, channel, frames, Reason.OK, node.time() + timeouts.handshake)
+                with app.using(endpoint):
+                    ends = yield from carry.carry(
+                        node, port, here.carrier, sock, app_socket, lines.present, live, _ENDINGS
+                    )
+                yield from ends.close()
+            except BaseException:
+                sockets.hard_close(app_socket)
+                raise
+            lines.end()
+            if not ends.kept:
+                return
+        sock.close()
+    except LostChannelError as lost:  # while we had something to say to it
+        raise lost.refusal() from lost
     finally:
         channel.free()
 
 
-async def _connect(app: dial.Upstream, seconds: float) -> tuple[socket.socket, dial.Endpoint]:
+def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, live: Live) -> Steps[bool]:
+    """Waits for the caller's next *open*, confirms it, and begins its record. Returns whether it has come: if not, the
+    channel has ended, or is to end. Raises :class:`Refused` if no stream has come at all."""
+    frames, timeouts = here.frames, node.config.timeouts
+    assert frames is not None  # noqa: S101 (see `serve`)
+    first = frames.number == 0
+    seconds = timeouts.handshake if first else CALLEE_IDLE_SECONDS
+    if not first:
+        if here.is_retired(node, port) or node.draining:
+            return False
+        node.registry.set_idle(live, idle=True)
+    try:
+        opening = yield from receive(here.sock, frames, node.relay.buffers, node.time() + seconds)
+    except LostChannelError as lost:
+        if first:
+            raise lost.refusal() from lost
+        return False
+    finally:
+        node.registry.set_idle(live, idle=False)
+    if opening is None:
+        if first:
+            raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no stream from {here.peer.id} within {seconds:g} s")
+        return False
+    assert isinstance(opening, Open)  # noqa: S101 (a callee's channel takes nothing else)
+    if not first:
+        if here.is_retired(node, port):
+            return False  # before it is confirmed: the caller tries again on a new one
+        lines.begin(node.time())
+    here.opening = opening
+    frames.confirm()
+    return True
+
+
+def _admit(
+    node: Node, port: Inbound, app: dial.Upstream, here: PeerChannel, record: ConnectionRecord, admission: Admission
+) -> Steps[tuple[socket.socket, dial.Endpoint]]:
+    """Judges one stream by what is in force now, and connects to our app. Raises :class:`Refused`."""
+    caller = here.peer.id
+    decision = node.decide(caller, node.config.service, port.port)
+    record.rule, record.dry_run = decision.rule, decision.dry_run
+    if not decision.allowed:
+        why = decision.why + remedy(node.current.mesh, caller, decision)
+        raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {why}")
+    here.judge(node, admission)
+    seconds = node.config.timeouts.connect
+    if (opening := here.opening) is not None:
+        if opening.strange:
+            strange = ", ".join(map(str, opening.strange))
+            raise Refused(
+                Reason.HANDSHAKE_FAILED, f"does not know what {caller} requires of this stream: attributes {strange}"
+            )
+        record.unverified = claims_of(opening)
+        seconds = min(seconds, opening.milliseconds / 1000)
+    if node.draining and node.config.has_replicas:
+        raise Refused(Reason.DRAINED, f"is stopping: {caller} is to call another one")
+    record.decision = "allow"
+    # Connect to the app before the peer gets its verdict. If that takes time, the peer hears that its *open* was read.
+    return (yield from _connect(app, seconds, lambda: send(here.sock, here.channel, node.time() + seconds)))
+
+
+def _connect(
+    app: dial.Upstream, seconds: float, waits: Callable[[], Steps[None]]
+) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Connects to the first endpoint of our app that answers. ``seconds``: for the look-up and all endpoints together. The
-    caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. Raises :class:`Refused`."""
+    caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. ``waits`` is run before
+    anything is waited for. Raises :class:`Refused`."""
     failures: dict[dial.Endpoint, Refused] = {}
     try:
-        found = await app.reach(seconds, failures)
+        found = yield from app.reach_only(trio.current_time() + seconds, failures, waits)
+        if found is None:
+            yield from waits()
+            found = yield partial(app.reach, seconds, failures)
         if found is None:
             raise list(failures.values())[-1]
     finally:

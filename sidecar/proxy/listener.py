@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from sidecar.identity.reasons import UsageError
-from sidecar.observe.record import ConnectionRecord, Direction
-from sidecar.proxy.carry import Ends
+from sidecar.observe.record import Direction
+from sidecar.proxy.lines import Lines
 from sidecar.proxy.live import Live
+from sidecar.relay.strand import Steps
 from sidecar.transport import sockets
 
-Handler = Callable[[socket.socket, ConnectionRecord, Live], Awaitable[Ends]]
+Handler = Callable[[socket.socket, Lines, Live], Steps[None]]
 
 
 class Listener:

@@ -11,8 +11,7 @@ uses it, or after, and the re-judgement finds the admission. No connection escap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -27,7 +26,7 @@ JUDGED_A_TICK = 10
 with 3,000."""
 
 CUT_A_TICK = 16
-"""Cuts between two checkpoints. Each wakes a task, which closes two sockets and logs a line: about 250 µs."""
+"""Cuts between two checkpoints. Each closes two sockets and logs a line: about 250 µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,16 @@ class Admission:
 
 
 class Live:
-    """One connection, which can be cut. The reason of the first cut is kept. ``admission`` is None until it is judged.
-    ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the places.
-    ``carried``: what it has carried, while it does."""
+    """One connection, which can be cut: ``end`` ends it. The reason of the first cut is kept. ``admission`` is None until it
+    is judged. ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the
+    places. ``carried``: what it has carried, while it does. ``idle``: it is a kept channel without a stream now, which may
+    go at any time."""
 
-    __slots__ = ("admission", "carried", "has_place", "reason", "scope", "stranger")
+    __slots__ = ("admission", "carried", "end", "has_place", "idle", "reason", "stranger")
 
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
+    def __init__(self, end: Callable[[], object] = lambda: None) -> None:
+        self.end = end
+        self.idle = False
         self.admission: Admission | None = None
         self.reason: Reason | None = None
         self.stranger: Stranger | None = None
@@ -62,10 +63,10 @@ class Live:
         self.carried: Carried | None = None
 
     def cut(self, reason: Reason) -> None:
-        """Cancels the connection's task, which resets both its sides."""
+        """Ends the connection, which resets both its sides."""
         if self.reason is None:
             self.reason = reason
-            self.scope.cancel()
+            self.end()
 
     @property
     def was_displaced(self) -> bool:
@@ -78,17 +79,25 @@ class Registry:
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
+        self._idle: dict[Live, None] = {}  # those of a kept channel without a stream, the longest idle first
         self.places = 0
 
     def __len__(self) -> int:
         return len(self._live)
 
     def admissions(self) -> list[Admission]:
-        """The admissions of the live connections that were judged and not cut."""
-        return [live.admission for live in self._live if live.admission is not None and live.reason is None]
+        """The admissions of the live connections that were judged and not cut, without idle channels."""
+        return [
+            live.admission
+            for live in self._live
+            if live.admission is not None and live.reason is None and not live.idle
+        ]
 
     def take_place(self, live: Live, limit: int) -> None:
-        """Gives a connection a place. Raises :class:`Refused` if ``limit`` are taken."""
+        """Gives a connection a place. An idle channel, the one that has been idle longest, gives up its own. Raises
+        :class:`Refused` if ``limit`` are taken."""
+        if self.places >= limit and self._idle:
+            next(iter(self._idle)).cut(Reason.IDLE_TIMEOUT)
         if self.places >= limit:
             raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections")
         live.has_place = True
@@ -99,16 +108,33 @@ class Registry:
         self.places -= live.has_place
         live.has_place = False
 
-    @contextmanager
-    def enter(self, live: Live | None = None) -> Iterator[Live]:
-        """Registers a connection for the time of the block. If the connection is cut, the block ends and raises nothing."""
-        live = live or Live()
+    def enter(self, live: Live) -> None:
+        """Registers a connection until :meth:`leave`."""
         self._live.add(live)
-        try:
-            with live.scope:
-                yield live
-        finally:
-            self._live.discard(live)
+
+    def leave(self, live: Live) -> None:
+        """The connection has ended, and its place is free."""
+        self._live.discard(live)
+        self._idle.pop(live, None)
+        self.give_back(live)
+
+    def set_idle(self, live: Live, idle: bool) -> None:
+        """A kept channel carries no stream now, or one again."""
+        live.idle = idle
+        if idle:
+            self._idle[live] = None
+        else:
+            self._idle.pop(live, None)
+
+    @property
+    def idle(self) -> int:
+        """How many kept channels carry no stream now."""
+        return len(self._idle)
+
+    def end_idle(self) -> None:
+        """Ends every kept channel that carries no stream."""
+        for live in list(self._idle):
+            live.cut(Reason.DRAINED)
 
     async def rejudge(self, judge: Callable[[Admission], Reason | None]) -> int:
         """Cuts every connection for whose admission ``judge`` returns a reason. Returns how many. Works in portions, so that

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 
 import trio
 
 from sidecar.config.sidecar_yaml import Config
 from sidecar.host import process
 from sidecar.host.clock import utc_now
-from sidecar.identity.judge import revoked
-from sidecar.identity.reasons import Reason
+from sidecar.identity.judge import Presented, judge, revoked
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
-from sidecar.policy.decide import decide
+from sidecar.policy.decide import Decision, decide
 from sidecar.policy.mesh import Mesh
 from sidecar.proxy.live import Admission, Live, Registry
 from sidecar.relay.relay import Relay
 from sidecar.transport.accepting import Room
 from sidecar.transport.dial import Resolver
 from sidecar.transport.gate import Gate
-from sidecar.transport.tls import Context
+from sidecar.transport.tls import ALPN_PREFIXES, Context
 from sidecar.transport.tls_data import make_buffer
+
+MAX_DECISIONS = 1_000
+"""How many answers of the policy are kept: one for each caller of each port, and for each call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,17 @@ class Snapshot:
             return Reason.REVOKED
         return None
 
-    def recheck(self, admission: Admission, now: datetime) -> Reason | None:
-        """The reason to cut a connection that was let in before; None if trust and policy still allow it."""
-        if (changed := self.check_trust(admission)) is not None:
-            return changed
-        if not decide(self.mesh, admission.source, admission.service, admission.port, now).allowed:
-            return Reason.POLICY_CHANGED
-        return None
+    def judge_again(self, admission: Admission, expected: SpiffeId | None, now: datetime) -> datetime:
+        """Judges a verified peer for one more stream, as its handshake did. Returns until when that holds under this
+        snapshot. Raises :class:`~sidecar.identity.reasons.Refused`."""
+        params = replace(self.context.params, expected=expected)
+        if admission.anchor not in self.context.anchors:
+            raise Refused(Reason.TRUST_CHANGED, f"trusts the root of {admission.peer.id} no longer")
+        svid = judge(Presented(admission.path[:1], admission.path), params, now)
+        ends = [svid.not_after]
+        if params.revocations.fresh_until is not None:
+            ends.append(params.revocations.fresh_until)
+        return min(ends)
 
 
 @dataclass(slots=True)
@@ -72,6 +79,8 @@ class Node:
     draining: bool = False
     room: Room = field(init=False)
     places: int = field(init=False)
+    _decisions: dict[tuple[SpiffeId, str, str], Decision] = field(default_factory=dict)
+    _decided_by: tuple[Mesh, date] | None = None
 
     def __post_init__(self) -> None:
         capacity = process.capacity(self.config.limits.connections, process.descriptor_limit() // self.sharing)
@@ -85,10 +94,31 @@ class Node:
             self.gate.prove(live.stranger.address)
             self.room.leave(live.stranger)
 
+    def protocols(self, port: str) -> list[str]:
+        """What is offered to a peer, or accepted of it, for this port: the preferred one first."""
+        return [prefix + port for prefix in (ALPN_PREFIXES if self.config.keep else ALPN_PREFIXES[1:])]
+
+    def decide(self, source: SpiffeId, service: str, port: str) -> Decision:
+        """What the policy in force says. An answer is kept until the policy or the day (UTC) is another one."""
+        by = self.current.mesh, self.clock().date()
+        if self._decided_by is None or self._decided_by[0] is not by[0] or self._decided_by[1] != by[1]:
+            self._decided_by = by
+            self._decisions.clear()
+        key = source, service, port
+        if (decision := self._decisions.get(key)) is None:
+            if len(self._decisions) >= MAX_DECISIONS:
+                self._decisions.clear()
+            decision = self._decisions[key] = decide(by[0], source, service, port, self.clock())
+        return decision
+
     def time(self) -> float:
         """Seconds on the monotonic clock, for durations."""
         return trio.current_time()
 
     def recheck(self, admission: Admission) -> Reason | None:
-        """:meth:`Snapshot.recheck` of the current snapshot, at the current time."""
-        return self.current.recheck(admission, self.clock())
+        """The reason to cut a connection that was let in before; None if trust and policy still allow it."""
+        if (changed := self.current.check_trust(admission)) is not None:
+            return changed
+        if not self.decide(admission.source, admission.service, admission.port).allowed:
+            return Reason.POLICY_CHANGED
+        return None

@@ -1,16 +1,22 @@
 """Outbound: one connection from our app (plaintext) to the service of its route (mutual TLS), from policy to end.
 
-How it works. Our own policy decides first. Then the peers of the route are tried in order: each is dialled, must prove the
-route's one identity in the handshake, and sends its verdict if it speaks ``mesh/1``. The app's bytes are not read before
-that. The first peer that lets us in is used. The reason that a peer gives for a refusal is final, unless it concerns that
-peer alone (``RETRY_ELSEWHERE``); after any other failure the next peer is tried. A peer with a wrong identity raises the
-alarm at once; if no peer lets us in, it is what the access log reports. The record describes one peer only.
+How it works. Our own policy decides first. If an idle channel to the peer is kept (:mod:`sidecar.proxy.channels`), the
+connection is its next stream. Otherwise the peers of the route are tried in order: each is dialled, must prove the route's
+one identity in the handshake, and sends its verdict if it speaks ``mesh/2`` or ``mesh/1``. The app's bytes are not read
+before that. The first peer that lets us in is used. The reason that a peer gives for a refusal is final, unless it concerns
+that peer alone (``RETRY_ELSEWHERE``); after any other failure the next peer is tried. A peer with a wrong identity raises
+the alarm at once; if no peer lets us in, it is what the access log reports. The record describes one peer only.
+
+A kept channel that its callee is done with costs one more try, on a new one: no byte of the app has left by then.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import socket
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import trio
@@ -19,17 +25,19 @@ from sidecar.config.sidecar_yaml import Outbound
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord
-from sidecar.policy.decide import decide, remedy, rule_for
+from sidecar.policy.decide import remedy, rule_for
 from sidecar.proxy import carry
-from sidecar.proxy.carry import Ends
+from sidecar.proxy.channels import Channels, PeerChannel
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node, Snapshot
-from sidecar.proxy.peer import VerifiedPeer, establish
+from sidecar.proxy.peer import establish
 from sidecar.relay.duplex import How
+from sidecar.relay.frames import FramedChannel
+from sidecar.relay.strand import Steps, run
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import receive_verdict
-from sidecar.transport.tls import ALPN_PREFIX, TlsChannel
+from sidecar.transport.streams import LostChannelError, ask
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
 _ENDINGS = {
@@ -40,6 +48,10 @@ _ENDINGS = {
     How.TRUNCATED: Reason.TRUNCATED,
 }
 
+CONFIRM_SECONDS = 1.0
+"""How long a callee may take to confirm that it has read *open* on a kept channel. It does so at once, before it asks its
+app: one that does not is gone, or its host is."""
+
 _PEER_FIELDS: dict[str, Any] = {
     "peer_address": None,
     "peer_id": None,
@@ -48,56 +60,114 @@ _PEER_FIELDS: dict[str, Any] = {
     "tls_group": None,
     "resumed": False,
     "connection_id": None,
+    "channel_id": None,
+    "reused": False,
 }
 """The record's fields about one peer, and their values before anything is known."""
 
 
-async def serve(
+def serve(
     node: Node,
     route: Outbound,
     upstream: dial.Upstream,
+    channels: Channels,
     loops: LoopGuard,
     sock: socket.socket,
     record: ConnectionRecord,
     live: Live,
-) -> Ends:
-    """Serves one accepted connection until it ends. Returns both sockets, open: the caller closes them. Raises
-    :class:`Refused`; after any exception ``sock`` is still open, and everything else is closed."""
+) -> Steps[None]:
+    """Serves one accepted connection until it ends, and is closed. Raises :class:`Refused`; after any exception ``sock`` is
+    still open, and everything else is closed."""
     snapshot = node.current
 
     # Authorization: of the calling process, then of our service. The callee's sidecar decides again, and may refuse.
-    client = sockets.plain_ip((record.client_address or "").rpartition(":")[0].strip("[]"))
-    if route.allow_from and not any(client in network for network in route.allow_from):
+    client = record.client_address or ""
+    if route.allow_from and not any(_ip(client) in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
-        raise Refused(Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {client}")
+        raise Refused(
+            Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {_ip(client)}"
+        )
     if route.ambiguous_with:
         raise Refused(
             Reason.POLICY_DENIED,
             f"cannot tell whether {route.shown} is meant: these share an address, since no such call was foreseen; allow "
             "the one that is meant in mesh.yaml, and run `sidecar inject` again",
         )
-    decision = decide(snapshot.mesh, snapshot.id, route.service, route.port, node.clock())
+    decision = node.decide(snapshot.id, route.service, route.port)
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
         raise Refused(Reason.POLICY_DENIED, decision.predicate + remedy(snapshot.mesh, snapshot.id, decision))
     record.decision = "allow"
 
-    await loops.before_dialling(sock)
+    if loops.suspects:
+        yield partial(loops.before_dialling, sock)
 
     # Find a peer that proves its identity and lets us in. Until then the app's first bytes stay in its socket.
-    net, channel, peer, endpoint = await find_peer(node, snapshot, route, upstream, record, lambda: loops.check(sock))
+    def check_caller() -> None:
+        loops.check(sock)
+
+    found = yield from _reuse(node, route, upstream, channels, record, check_caller)
+    if found is None:
+        found = yield partial(find_peer, node, snapshot, route, upstream, record, check_caller)
     try:
         # Judge again by the snapshot in force now: a reload may have come since the first judgement.
+        peer, endpoint = found.peer, found.endpoint
+        assert endpoint is not None  # noqa: S101 (a caller's channel has one)
         live.admission = Admission(snapshot.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
-        if (changed := node.recheck(live.admission)) is not None:
+        if found.snapshot is not node.current and (changed := node.recheck(live.admission)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
-            return await carry.carry(node, route, channel, net, sock, record, live, _ENDINGS)
+            ends = yield from carry.carry(node, route, found.carrier, found.sock, sock, record, live, _ENDINGS)
+        yield from ends.close()
     except BaseException:
-        sockets.hard_close(net)
+        found.end()
         raise
+    if ends.kept:
+        channels.put(route, found, live.admission)
+    else:
+        found.channel.free()
+
+
+def _reuse(
+    node: Node,
+    route: Outbound,
+    upstream: dial.Upstream,
+    channels: Channels,
+    record: ConnectionRecord,
+    check_caller: Callable[[], object],
+) -> Steps[PeerChannel | None]:
+    """Opens a stream on a kept channel; None if there is none, or it turns out that the callee is done with it. Raises
+    :class:`Refused` as :func:`find_peer` does."""
+    if (endpoint := upstream.best()) is None or (found := channels.take(route, endpoint)) is None:
+        return None
+    frames = found.frames
+    assert frames is not None  # noqa: S101 (only such a channel is kept)
+    let_in = False
+    try:
+        check_caller()
+        now, longest = node.time(), _verdict_seconds(node)
+        frames.open(round(longest * 1000))
+        record.peer_address = endpoint.text
+        found.describe(record)
+        yield from ask(found.sock, found.channel, frames, node.relay.buffers, now + CONFIRM_SECONDS, now + longest)
+        let_in = True
+        return found
+    except LostChannelError:
+        _set_peer(record, {})
+        return None
+    except trio.TooSlowError as error:
+        raise Refused(
+            Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
+        ) from error
+    except Refused as refusal:
+        if refusal.peer_reason in RETRY_ELSEWHERE and upstream.has_another(endpoint):
+            endpoint.failed()
+            _set_peer(record, {})
+            return None
+        raise _located(node, refusal, found.peer.id, endpoint, record) from refusal
     finally:
-        channel.free()
+        if not let_in:
+            found.end()
 
 
 async def find_peer(
@@ -107,7 +177,7 @@ async def find_peer(
     upstream: dial.Upstream,
     record: ConnectionRecord,
     check_caller: Callable[[], object],
-) -> tuple[socket.socket, TlsChannel, VerifiedPeer, dial.Endpoint]:
+) -> PeerChannel:
     """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
     an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time.
     ``check_caller`` is called before anything is sent to a peer, and raises :class:`Refused` to end the search."""
@@ -126,7 +196,7 @@ async def find_peer(
                     raise
                 _set_peer(record, {"peer_address": str(endpoint)})
                 try:
-                    channel, peer = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
+                    found_channel = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
                 except Refused as refusal:
                     # Before anything is waited for: the deadline may come.
                     failures[endpoint] = refusal
@@ -147,7 +217,7 @@ async def find_peer(
                     raise
                 else:
                     endpoint.answered()
-                    return net, channel, peer, endpoint
+                    return found_channel
         if not failures:
             raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no verdict from {upstream.what} within {longest:g} s")
         endpoint = next(
@@ -173,30 +243,59 @@ async def _try_peer(
     net: socket.socket,
     endpoint: dial.Endpoint,
     record: ConnectionRecord,
-) -> tuple[TlsChannel, VerifiedPeer]:
+) -> PeerChannel:
     """One connected peer: handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`.
     Leaves ``net`` open."""
-    timeouts, expected = node.config.timeouts, snapshot.mesh.identity(route.service)
-    channel = snapshot.context.client(ALPN_PREFIX + route.port, expected, node.clock)
+    expected = snapshot.mesh.identity(route.service)
+    channel = snapshot.context.client(node.protocols(route.port), expected, node.clock)
+    frames: FramedChannel | None = None
+    seconds = _verdict_seconds(node)
+
+    def open_stream() -> None:
+        nonlocal frames
+        if channel.keeps:
+            frames = FramedChannel(channel, accepts=False)
+            frames.open(round(seconds * 1000))
+
     let_in = False
     try:
-        peer = await establish(node, net, channel, record, began=node.time())
+        peer = await establish(node, net, channel, record, began=node.time(), last=open_stream)
         if route.require_alpn and not channel.speaks_mesh:
-            raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {ALPN_PREFIX}{route.port}")
+            raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {' or '.join(channel.protocols)}")
+        found = PeerChannel(
+            net, channel, frames, peer, str(record.connection_id), node.time(), snapshot.context.own, endpoint
+        )
+        found.describe(record)
         # The callee connects to its app before it answers, within its own `timeouts.connect`.
-        with trio.fail_after(timeouts.connect + timeouts.handshake):
-            await receive_verdict(net, channel)
+        with trio.fail_after(seconds):
+            if frames is None:
+                await receive_verdict(net, channel)
+            else:
+                await run(ask(net, channel, frames, node.relay.buffers, math.inf, math.inf))
         let_in = True
     except trio.TooSlowError as error:
         raise Refused(
             Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
         ) from error
+    except LostChannelError as lost:
+        raise _located(node, lost.refusal(), expected, endpoint, record) from lost
     except Refused as refusal:
         raise _located(node, refusal, expected, endpoint, record) from refusal
     finally:
         if not let_in:
             channel.free()
-    return channel, peer
+    return found
+
+
+def _verdict_seconds(node: Node) -> float:
+    """How long we wait for a verdict."""
+    return node.config.timeouts.connect + node.config.timeouts.handshake
+
+
+@lru_cache(maxsize=256)
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IP address in ``host:port``."""
+    return sockets.plain_ip(address.rpartition(":")[0].strip("[]"))
 
 
 def _located(

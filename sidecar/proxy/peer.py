@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -46,16 +47,18 @@ async def establish(
     record: ConnectionRecord,
     began: float,
     stranger: Stranger | None = None,
+    last: Callable[[], object] = lambda: None,
 ) -> VerifiedPeer:
     """Runs the handshake and returns the judged peer. Raises :class:`Refused`, after the reason was sent to the peer: as a
     TLS alert or, to a caller whose handshake was over, as the verdict. ``sock`` stays open.
 
     Fills in the fields of ``record`` about the peer and its connection. ``handshake_ms`` counts from ``began``.
+    ``last`` is called when the peer is verified: what it writes travels with the handshake's last flight.
     ``stranger``: the caller (inbound). The ends of strangers' handshakes take turns at the gate, as their steps do.
     """
     seconds = node.config.timeouts.handshake
     try:
-        await _shake_hands(node, sock, channel, began, seconds, stranger)
+        await _shake_hands(node, sock, channel, began, seconds, stranger, last)
     except Refused as refusal:
         if channel.established and record.direction == "inbound":
             await send_verdict(sock, channel, refusal.reason, seconds)
@@ -72,7 +75,13 @@ async def establish(
 
 
 async def _shake_hands(
-    node: Node, sock: socket.socket, channel: TlsChannel, began: float, seconds: float, stranger: Stranger | None
+    node: Node,
+    sock: socket.socket,
+    channel: TlsChannel,
+    began: float,
+    seconds: float,
+    stranger: Stranger | None,
+    last: Callable[[], object],
 ) -> None:
     """The handshake within its deadline, which counts from ``began``. Raises :class:`Refused`."""
     address = None if stranger is None else stranger.address
@@ -84,7 +93,7 @@ async def _shake_hands(
 
     try:
         with trio.fail_at(began + longest):
-            await shake_hands(sock, channel, node.gate, address, greeted)
+            await shake_hands(sock, channel, node.gate, address, greeted, last)
     except (Refused, trio.TooSlowError) as error:
         if address is not None:
             await node.gate.turn(f"end {address}")

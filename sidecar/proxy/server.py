@@ -1,15 +1,16 @@
 """The listeners of one sidecar: accept, guard each connection, log it exactly once, drain.
 
-How it works. Each listener is a task that accepts; each connection is a task of its own, in one nursery for all. Such a
-task opens a :class:`~sidecar.observe.record.ConnectionRecord`, enters the registry (before anything is judged, so that a
-reload finds it), calls the direction's handler, and closes both sockets. A socket that a stranger has opened waits in the
-:class:`~sidecar.transport.lobby.Lobby` until the stranger has spoken; only then is it a connection with a task.
+How it works. Each listener is a task that accepts; each connection is a generator without a task
+(:class:`~sidecar.relay.strand.Strand`). It has a :class:`~sidecar.observe.record.ConnectionRecord`, or one for each stream
+of a kept channel (:class:`~sidecar.proxy.lines.Lines`), enters the registry (before anything is judged, so that a reload
+finds it), and goes through the direction's handler, which closes both sockets. A socket that a stranger has opened waits in
+the :class:`~sidecar.transport.lobby.Lobby` until the stranger has spoken; only then is it a connection.
 
-Invariants. Every accepted socket gives exactly one line for the access log (which ``access_log`` may leave out), or counts
-once in a summary of strangers (:mod:`sidecar.observe.folding`), and counts once in the metrics: also if it is refused, cut
-by a reload, cancelled at the end of the drain, or ended by a bug. No exception of a connection leaves its task, except
-cancellation. The server owns ``sock``: handlers never close it, and after a refusal it is still open, so that an alert or
-verdict can reach the peer before the close.
+Invariants. Every stream, and every accepted socket without one, gives exactly one line for the access log (which
+``access_log`` may leave out), or counts once in a summary of strangers (:mod:`sidecar.observe.folding`), and counts once in
+the metrics: also if it is refused, cut by a reload, stopped at the end of the drain, or ended by a bug. No exception of a
+connection reaches another one. The server owns ``sock``: after a refusal it is still open, so that an alert or verdict can
+reach the peer before the close.
 
 Strangers. An inbound connection is a stranger from its accept until :meth:`Node.admit`, after its peer was judged; one that
 is refused stays a stranger until its socket is closed. If the room for strangers is full, one is displaced: its socket is
@@ -40,13 +41,15 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.observe.summaries import Summaries
 from sidecar.proxy import inbound, outbound
-from sidecar.proxy.carry import Ends
+from sidecar.proxy.channels import Channels
 from sidecar.proxy.draining import Look, Phase
+from sidecar.proxy.lines import Lines
 from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node
 from sidecar.proxy.waiting import Trial, Waiting, ask_app, ask_callee
+from sidecar.relay.strand import Steps, Stopped, Strand
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.dial import SocketAddress
@@ -75,6 +78,7 @@ class Server:
         self.listening: list[SocketAddress] = []
         self.waiting = Waiting(node)
         self._trials: dict[Listener, Trial] = {}
+        self.channels = Channels(node)
         self._lobby = Lobby(node.config.timeouts.handshake)
         self._summaries = Summaries(node.config.service, node.log, node.clock)
         self._open_connections: dict[Live, Look] = {}
@@ -101,6 +105,7 @@ class Server:
         try:
             async with trio.open_nursery() as reporting:
                 reporting.start_soon(self._summaries.run)
+                reporting.start_soon(self.channels.run)
                 async with trio.open_nursery() as connections:
                     connections.start_soon(self._lobby.run)
                     async with trio.open_nursery() as accepting:
@@ -115,6 +120,8 @@ class Server:
                 reporting.cancel_scope.cancel()
         finally:
             self.close()
+            for live in list(self._open_connections):
+                live.end()
             self._summaries.write_all()
 
     async def _drain(self) -> None:
@@ -126,6 +133,7 @@ class Server:
     def _is_held_up(self) -> bool:
         """Whether a connection has something under way. Cuts those that are idle."""
         held = False
+        self.node.registry.end_idle()
         for live, look in list(self._open_connections.items()):
             phase = look.again(live.carried, trio.current_time())
             if phase is Phase.IDLE:
@@ -144,7 +152,7 @@ class Server:
             self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler, trial)
         for index, route in enumerate(routes):
             peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
-            handler, where, target = _outbound(node, route, peers), f"outbound[{index}]", route.shown
+            handler, where, target = _outbound(node, route, peers, self.channels), f"outbound[{index}]", route.shown
             asked = partial(ask_callee, node, route, peers)
             self._add(where, route.listen, route.device, "outbound", route.port, target, handler, asked)
 
@@ -198,27 +206,44 @@ class Server:
             upstream=listener.upstream,
         )
         if listener.direction == "outbound":
-            connections.start_soon(self._connection, listener, sock, live, record)
+            self._begin(listener, sock, live, record, connections)
             return
         with contextlib.suppress(OSError):  # reset already
             record.peer_address = sockets.text(sock.getpeername())
 
         def leave(left: Left) -> None:
             if left is Left.SPOKE:
-                connections.start_soon(self._connection, listener, sock, live, record)
+                self._begin(listener, sock, live, record, connections)
             else:
                 self._part(sock, live, record, left)
 
         def displace() -> None:
-            live.cut(Reason.OVERLOADED)  # first, so that no task waits for a socket that is closed
             if self._lobby.expel(guest):
+                live.reason = Reason.OVERLOADED
                 self._part(sock, live, record, None)
             else:
-                sockets.hard_close(sock)
+                live.cut(Reason.OVERLOADED)
+                sockets.hard_close(sock)  # at once: its handshake may have a task, which ends later
 
         live.stranger = self.node.room.enter(sock, displace)
         goes_first = self.node.gate.is_proved(live.stranger.address)
         guest = self._lobby.enter(sock, leave, goes_first=goes_first)
+
+    def _begin(
+        self,
+        listener: Listener,
+        sock: socket.socket,
+        live: Live,
+        record: ConnectionRecord,
+        connections: trio.Nursery,
+    ) -> None:
+        """Serves an accepted socket from here on, without waiting for it."""
+        lines = Lines(record, self._report)
+        strand = Strand(
+            self.node.relay, connections, self._connection(listener, sock, live, lines), partial(self._ended, lines)
+        )
+        live.end = strand.stop
+        strand.start()
 
     def _part(self, sock: socket.socket, live: Live, record: ConnectionRecord, left: Left | None) -> None:
         """Closes and reports a socket that never became a connection. ``left``: None if it was displaced."""
@@ -254,51 +279,59 @@ class Server:
                 if not faults.report(listener, listener.fault) and anew:
                     heard_again(listener)
 
-    async def _connection(self, listener: Listener, sock: socket.socket, live: Live, record: ConnectionRecord) -> None:
-        """One connection, until it is closed. Raises nothing but cancellation."""
+    def _connection(self, listener: Listener, sock: socket.socket, live: Live, lines: Lines) -> Steps[None]:
+        """One connection, until it is closed. Raises nothing but :class:`Stopped`."""
+        node = self.node
         self._open_connections[live] = Look(callee_is_app=listener.direction == "inbound")
+        node.registry.enter(live)
         try:
-            refused = await self._serve_and_record(listener, sock, live, record)
+            refused = yield from self._serve_and_record(listener, sock, live, lines)
             if refused and listener.direction == "inbound":
-                live.scope = trio.CancelScope()
-                with live.scope:
-                    await sockets.linger(sock)  # so that the alert or the verdict is not lost
+                yield partial(sockets.linger, sock)  # so that the alert or the verdict is not lost
         finally:
             # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)
             del self._open_connections[live]
-            self.node.registry.give_back(live)
+            node.registry.leave(live)
             if live.stranger is not None:
-                self.node.room.leave(live.stranger)
+                node.room.leave(live.stranger)
+            live.end = _nothing  # a cycle: the strand knows the connection
 
-    async def _serve_and_record(
-        self, listener: Listener, sock: socket.socket, live: Live, record: ConnectionRecord
-    ) -> bool:
-        """Serves the connection and reports it once, however it ends. Returns whether it was refused."""
+    def _serve_and_record(self, listener: Listener, sock: socket.socket, live: Live, lines: Lines) -> Steps[bool]:
+        """Serves the connection and reports what is open in ``lines``, however it ends. Returns whether it was refused."""
         node = self.node
         try:
-            with node.registry.enter(live):
-                _record_caller(sock, record)
-                if listener.direction == "outbound":
-                    node.admit(live)
-                ends = await listener.handler(sock, record, live)
-                await ends.close()
-            _record_cut(live, record)
-        except Refused as refusal:
-            if live.was_displaced:  # the refusal reports its closed socket, which is the consequence
-                _record_cut(live, record)
+            _record_caller(sock, lines.present)
+            if listener.direction == "outbound":
+                node.admit(live)
+            yield from listener.handler(sock, lines, live)
+        except Stopped:
+            if live.reason is None:
+                lines.present.end(Reason.DRAINED, _DRAINED)
             else:
-                record.refuse(refusal)
-                return True
-        except trio.Cancelled:
-            record.end(Reason.DRAINED, _DRAINED)
+                _record_cut(live, lines.present)
             raise
+        except Refused as refusal:
+            node.registry.leave(live)
+            if live.was_displaced:  # the refusal reports its closed socket, which is the consequence
+                _record_cut(live, lines.present)
+            else:
+                lines.present.refuse(refusal)
+                return True
         except Exception as error:  # a bug in one connection must not end the others
-            record.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
-            node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
+            lines.present.end(Reason.INTERNAL_ERROR, f"a bug in this program ended it: {type(error).__name__}")
+            node.log.bug(
+                "internal_error", error, service=node.config.service, connection_id=lines.present.connection_id
+            )
         finally:
-            self._report(record)
+            lines.end()
         return False
+
+    def _ended(self, lines: Lines, bug: Exception | None) -> None:
+        """A connection has ended; if by a bug of its very end, that is logged, and no other one hears of it."""
+        if bug is not None:
+            connection_id = lines.present.connection_id
+            self.node.log.bug("internal_error", bug, service=self.node.config.service, connection_id=connection_id)
 
     def _report(self, record: ConnectionRecord) -> None:
         """Counts a connection that has ended, and writes its line; the line of a stranger may be folded into a summary.
@@ -308,7 +341,8 @@ class Server:
             line = record.finish(node.time())
             if not (folded := self._summaries.fold(record)):
                 node.log.connection(line)
-            node.metrics.add(record, f"{node.clock():%FT%TZ}", folded=folded)
+            at = f"{node.clock():%FT%TZ}" if record.decision == "deny" else ""
+            node.metrics.add(record, at, folded=folded)
         except Exception as error:
             node.log.bug("internal_error", error, service=node.config.service, connection_id=record.connection_id)
 
@@ -337,7 +371,7 @@ def _record_caller(sock: socket.socket, record: ConnectionRecord) -> None:
     an inbound port as ``probe`` if it sent nothing."""
     try:
         caller = sockets.text(sock.getpeername())
-        sockets.prepare(sock)
+        sock.setblocking(False)  # its other options are its listener's
     except OSError as error:
         reason = Reason.PROBE if record.direction == "inbound" and not _has_data(sock) else Reason.CLIENT_RESET
         raise Refused(reason, f"lost the connection after accepting it: {error.strerror or error}") from error
@@ -355,17 +389,21 @@ def _has_data(sock: socket.socket) -> bool:
         return False
 
 
+def _nothing() -> None:
+    return
+
+
 def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:
-    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> Ends:
-        return await inbound.serve(node, port, app, sock, record, live)
+    def handle(sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
+        return inbound.serve(node, port, app, sock, lines, live)
 
     return handle
 
 
-def _outbound(node: Node, route: Outbound, peers: dial.Upstream) -> Handler:
+def _outbound(node: Node, route: Outbound, peers: dial.Upstream, channels: Channels) -> Handler:
     loops = LoopGuard(str(route.target))
 
-    async def handle(sock: socket.socket, record: ConnectionRecord, live: Live) -> Ends:
-        return await outbound.serve(node, route, peers, loops, sock, record, live)
+    def handle(sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
+        return outbound.serve(node, route, peers, channels, loops, sock, lines.present, live)
 
     return handle

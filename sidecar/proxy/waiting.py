@@ -25,11 +25,11 @@ from sidecar.config.sidecar_yaml import Outbound
 from sidecar.identity.reasons import Reason, Refused, UsageError
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import decide
+from sidecar.proxy.channels import PeerChannel
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.node import Node
 from sidecar.proxy.outbound import find_peer
 from sidecar.transport import dial, sockets
-from sidecar.transport.tls import TlsChannel
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
 PAUSE_SECONDS = 0.25
@@ -116,10 +116,10 @@ async def ask_callee(node: Node, route: Outbound, upstream: dial.Upstream) -> Re
         return None
     record = ConnectionRecord("outbound", node.config.service, route.port, node.time(), upstream=str(route.target))
     try:
-        net, channel, _, _ = await find_peer(node, snapshot, route, upstream, record, lambda: None)
+        found = await find_peer(node, snapshot, route, upstream, record, lambda: None)
     except Refused as refusal:
         return refusal if is_not_yet(refusal) else None
-    await _end(net, channel)
+    await _end(found)
     return None
 
 
@@ -130,18 +130,17 @@ def is_not_yet(refusal: Refused) -> bool:
     return refusal.reason in _NOT_THERE
 
 
-async def _end(net: socket.socket, channel: TlsChannel) -> None:
+async def _end(found: PeerChannel) -> None:
     """Ends a connection without a byte of an app: cleanly, so that the callee logs no fault; with a reset if the callee's
     app does not end it too."""
     try:
-        channel.close()
+        found.carrier.close()
         with trio.move_on_after(sockets.LINGER_SECONDS):
-            await sockets.send_all(net, channel.take_all())
-            net.shutdown(socket.SHUT_WR)
-            while await sockets.receive(net, 65536):
+            await sockets.send_all(found.sock, found.channel.take_all())
+            found.sock.shutdown(socket.SHUT_WR)
+            while await sockets.receive(found.sock, 65536):
                 pass
     except OSError:
         pass  # the peer has ended it already
     finally:
-        channel.free()
-        sockets.hard_close(net)
+        found.end()

@@ -44,14 +44,15 @@ reading may produce replies."""
 
 
 class Buffer:
-    """A reusable block of memory. ``pointer``: the same memory for a channel that works in C; opaque to all others."""
+    """A reusable block of memory. ``pointer``: the same for a channel that works in C; opaque to all others. ``data``: with
+    ``headroom`` bytes in front, for a header that is sent or received with it (:mod:`sidecar.relay.frames`)."""
 
-    __slots__ = ("data", "pointer", "size", "view")
+    __slots__ = ("data", "headroom", "pointer", "size", "view")
 
-    def __init__(self, data: bytearray, pointer: Any = None) -> None:
-        self.data = data
-        self.view = memoryview(data)
-        self.size = len(data)
+    def __init__(self, data: bytearray, pointer: Any = None, headroom: int = 0) -> None:
+        self.data, self.headroom = data, headroom
+        self.view = memoryview(data)[headroom:]
+        self.size = len(self.view)
         self.pointer = pointer
 
 

@@ -1,12 +1,12 @@
 """The relay: one trio task moves the bytes of all connections, over one set of ready sockets.
 
 How this works. Two trio tasks per connection would cost more than the bytes they move. So each connection is a
-:class:`_Link`, and plain functions move its bytes: :class:`~sidecar.relay.duplex.Duplex` decides the next operation, and
-:meth:`Relay._pump` performs it. trio runs one task that waits on the poller's descriptor, and one parked task per
-connection, which owns the sockets. The invariants:
+:class:`Link`, and plain functions move its bytes: :class:`~sidecar.relay.duplex.Duplex` decides the next operation, and
+:meth:`Relay._pump` performs it. trio runs one task that waits on the poller's descriptor. What a connection does before and
+after is a plain generator (:mod:`sidecar.relay.strand`), which the same passes resume: it owns the sockets. The invariants:
 
-* A *pass* handles the ready sockets and never awaits. So no socket is closed, and no descriptor number reused, while events
-  that name it are being handled.
+* A *pass* handles the ready sockets and never awaits. All events of a poll are noted before anything is done about them. So
+  no socket is closed, and no descriptor number reused, while events that name it are being handled.
 * An event only sets readiness and puts its link on the run queue. So no edge is lost when a pass ends early.
 * trio's other tasks (handshakes, timers, the control plane) run between two passes. A pass may last as long as they took
   since the last one: at least :data:`PASS_SECONDS`, at most :data:`MAX_PASS_SECONDS`. So whatever else is asked of the loop,
@@ -15,8 +15,8 @@ connection, which owns the sockets. The invariants:
   queue of its own, where a turn is about :data:`PUMP_BYTES` or :data:`PUMP_SECONDS`. One of that queue has a turn after at
   most :data:`ROUND` links that have news. So a link with little to do waits for one that has much, not for all of them,
   and neither kind starves the other.
-* An exception while a link's bytes are moved ends that link only, and is raised by its own :meth:`Relay.carry`.
-* A cancelled ``carry`` takes its sockets out of the set before it returns. Its caller closes them.
+* An exception while a link's bytes are moved ends that link only, and is its outcome.
+* Whatever ends, its sockets are out of the set before its owner hears of it, and closes them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import trio
 
 from sidecar.identity.reasons import Reason
 from sidecar.relay.duplex import Buffer, Buffers, Duplex, Ending, Op
+from sidecar.relay.frames import MAX_DATA
 from sidecar.relay.liveness import INFO_BYTES, SILENCE_SECONDS, waiting_since
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, Poller, make_poller
 
@@ -71,8 +72,24 @@ _TELLS_TCP_INFO = sys.platform == "linux"
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
 
 
-class _Link:
-    """One connection in the relay. ``outcome``: the duplex's ending, the reason for which the relay cut it, or a bug."""
+class Wait:
+    """One socket that somebody waits for, until it is ready for ``what`` or ``until`` has passed, on the loop's clock
+    (looked at every :data:`SWEEP_SECONDS`). ``done`` is then called once, with whether it is ready."""
+
+    __slots__ = ("done", "heavy", "net_fd", "queued", "until", "what")
+
+    def __init__(self, sock: socket.socket, what: int, until: float, done: Callable[[bool], object]) -> None:
+        self.net_fd = sock.fileno()
+        self.what, self.until, self.done = what, until, done
+        self.queued = self.heavy = False
+
+
+Outcome = Ending | Reason | Exception
+"""Of a connection in the relay: the duplex's ending, the reason for which the relay cut it, or a bug."""
+
+
+class Link:
+    """One connection in the relay. ``done`` is called once, with its outcome."""
 
     __slots__ = (
         "active_at",
@@ -89,13 +106,19 @@ class _Link:
         "net_ended",
         "net_fd",
         "net_waiting",
-        "outcome",
+        "over",
         "queued",
         "rested",
     )
 
     def __init__(
-        self, duplex: Duplex, net: socket.socket, app: socket.socket, idle_timeout: float | None, expires_at: float
+        self,
+        duplex: Duplex,
+        net: socket.socket,
+        app: socket.socket,
+        idle_timeout: float | None,
+        expires_at: float,
+        done: Callable[[Outcome], object],
     ) -> None:
         self.duplex = duplex
         self.net, self.app = net, app
@@ -103,58 +126,67 @@ class _Link:
         self.net_ended = self.app_ended = False  # a short read does not mean drained, see `poller.ENDED`
         self.idle_timeout, self.expires_at = idle_timeout, expires_at
         self.active_at = trio.current_time()
-        self.queued = self.heavy = False
+        self.queued = self.heavy = self.over = False
         self.rested = -REST_BYTES
         self.net_waiting: float | None = None  # since when nothing is acknowledged, see `liveness`
         self.app_waiting: float | None = None
-        self.done = trio.Event()
-        self.outcome: Ending | Reason | Exception | None = None
+        self.done = done
 
 
 class Relay:
-    """See the module. Start :meth:`run` in a nursery, and call :meth:`carry` once per connection."""
+    """See the module. Start :meth:`run` in a nursery, and call :meth:`carry` once per connection or stream."""
 
     def __init__(self, make_buffer: Callable[[int], Buffer], poller: Poller | None = None) -> None:
         """``make_buffer``: the buffers of the channels in use, which read and write them in place."""
         self._poller = poller or make_poller()
-        self._links: dict[int, _Link] = {}
-        self._queue: deque[_Link] = deque()  # links that have news
-        self._rest: deque[_Link] = deque()  # links that have used up their share, and have more to do
+        self._links: dict[int, Link | Wait] = {}
+        self._queue: deque[Link | Wait] = deque()  # links that have news
+        self._rest: deque[Link | Wait] = deque()  # links that have used up their share, and have more to do
         self._served = 0  # how many of the queue had a turn since the last of the rest
         self._share, self._until = NEWS_BYTES, math.inf  # how much a pump may move, and until when
         self._now = 0.0
-        self.buffers = Buffers(
-            *(make_buffer(size) for size in (READ_BYTES, READ_BYTES, READ_BYTES, READ_BYTES + 16384))
-        )
+        self.buffers = Buffers(*(make_buffer(size) for size in (READ_BYTES, READ_BYTES, MAX_DATA, READ_BYTES + 16384)))
 
-    async def carry(
+    def carry(
         self,
         duplex: Duplex,
         net: socket.socket,
         app: socket.socket,
+        done: Callable[[Outcome], object],
         *,
         idle_timeout: float | None = None,
         max_age: float | None = None,
-    ) -> Ending | Reason:
-        """Moves the bytes of one connection until it ends; returns how it ended. Times are in seconds.
+    ) -> Link:
+        """Moves the bytes of one connection until it ends; calls ``done`` with how, perhaps before this returns. Times are
+        in seconds.
 
-        The sockets must be non-blocking and registered nowhere else. They stay open: their owner closes them as the ending
-        requires. Raises what a bug in this connection's handling raised."""
-        expires_at = trio.current_time() + max_age if max_age is not None else float("inf")
-        link = _Link(duplex, net, app, idle_timeout, expires_at)
+        The sockets must be non-blocking and registered nowhere else. They stay open: their owner closes them as the outcome
+        requires."""
+        expires_at = trio.current_time() + max_age if max_age is not None else math.inf
+        link = Link(duplex, net, app, idle_timeout, expires_at, done)
         self._links[link.net_fd] = self._links[link.app_fd] = link
         try:
             self._poller.add(link.net_fd)
             self._poller.add(link.app_fd)
-            self._now = link.active_at  # `_now` is of the last pass, which may be long ago
-            self._pump(link)  # once without an event: the channel may hold data already
-            await link.done.wait()
-        finally:
-            self._detach(link)
-        if isinstance(link.outcome, Exception):
-            raise link.outcome
-        assert link.outcome is not None  # noqa: S101 (set before `done` is)
-        return link.outcome
+        except (OSError, ValueError, KeyError) as error:  # it is closed, or is watched already
+            self._finish(link, error)
+            return link
+        self._now = link.active_at  # `_now` is of the last pass, which may be long ago
+        self._pump(link)  # once without an event: the channel may hold data already
+        return link
+
+    def wait(self, sock: socket.socket, what: int, until: float, done: Callable[[bool], object]) -> Wait:
+        """Calls ``done`` once when a socket is ready; see :class:`Wait`. The socket must be registered nowhere else."""
+        wait = Wait(sock, what, until, done)
+        self._links[wait.net_fd] = wait
+        self._poller.add(wait.net_fd)
+        return wait
+
+    def stop(self, link: Link | Wait) -> None:
+        """Ends a connection or a wait, of which ``done`` hears nothing then. No effect if it has ended."""
+        if isinstance(link, Link):
+            link.over = True
+        self._detach(link)
 
     async def run(self) -> None:
         """Serves all links until cancelled."""
@@ -186,7 +218,10 @@ class Relay:
             for descriptor, what in self._poller.poll():
                 link = links.get(descriptor)
                 if link is not None:
-                    self._set_readiness(link, descriptor, what)
+                    if isinstance(link, Link):
+                        self._set_readiness(link, descriptor, what)
+                    elif not what & (link.what | ENDED | BROKEN):
+                        continue
                     if not link.queued:
                         link.queued = True
                         (self._rest if link.heavy else queue).append(link)
@@ -218,7 +253,7 @@ class Relay:
             self._share, self._until = NEWS_BYTES, math.inf
         return perf_counter()
 
-    def _set_readiness(self, link: _Link, descriptor: int, what: int) -> None:
+    def _set_readiness(self, link: Link, descriptor: int, what: int) -> None:
         duplex = link.duplex
         if descriptor == link.net_fd:
             if what & READABLE:
@@ -239,14 +274,22 @@ class Relay:
                     duplex.app_gone(aborted=bool(what & RESET) and not link.app_ended)
                 link.app_ended = True
 
-    def _pump(self, link: _Link) -> None:
+    def _pump(self, link: Link | Wait) -> None:
         """Moves a link's bytes until it must wait, ends, or has used its share. An exception ends the link."""
+        if isinstance(link, Wait):
+            self._detach(link)
+            link.done(True)
+            return
         try:
-            self._move(link)
+            ending = self._move(link)
         except Exception as error:
             self._finish(link, error)
+        else:
+            if ending is not None:
+                self._finish(link, ending)
 
-    def _move(self, link: _Link) -> None:
+    def _move(self, link: Link) -> Ending | None:
+        """Returns how the connection has ended, if it has."""
         duplex, net, app = link.duplex, link.net, link.app
         cipher_in, plain_in = self.buffers.cipher_in.view, self.buffers.plain_in.view
         whole = share = self._share
@@ -272,7 +315,7 @@ class Relay:
                         break
                     size = app.recv_into(plain_in)
                     share -= size
-                    if size < READ_BYTES and size and not link.app_ended:
+                    if size < MAX_DATA and size and not link.app_ended:
                         duplex.app_r = False
                         self._poller.rearm(link.app_fd, READABLE)
                     op = duplex.received_app(size)
@@ -287,8 +330,7 @@ class Relay:
                     share -= MORE_BYTES
                     op = duplex.more()
                 else:
-                    self._finish(link, duplex.ending)
-                    return
+                    return duplex.ending
             except (BlockingIOError, InterruptedError):
                 descriptor = link.net_fd if op in (_RECV_NET, _SEND_NET) else link.app_fd
                 self._poller.rearm(descriptor, READABLE if op in (_RECV_NET, _RECV_APP) else WRITABLE)
@@ -298,21 +340,22 @@ class Relay:
         else:
             if share < whole:
                 link.heavy = whole - share >= NEWS_BYTES
-            return
+            return None
         link.queued = True
         self._rest.append(link)
+        return None
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 
-    def _finish(self, link: _Link, outcome: Ending | Reason | Exception | None) -> None:
-        """Ends a link once; the first outcome counts. From then on its own task alone uses the sockets."""
-        if link.outcome is None:
-            link.outcome = outcome
+    def _finish(self, link: Link, outcome: Outcome) -> None:
+        """Ends a link once; the first outcome counts. From then on its owner alone uses the sockets."""
+        if not link.over:
+            link.over = True
             self._detach(link)
-            link.done.set()
+            link.done(outcome)
 
-    def _detach(self, link: _Link) -> None:
-        for descriptor in (link.net_fd, link.app_fd):
+    def _detach(self, link: Link | Wait) -> None:
+        for descriptor in (link.net_fd, link.app_fd) if isinstance(link, Link) else (link.net_fd,):
             if self._links.get(descriptor) is link:
                 del self._links[descriptor]
                 try:
@@ -333,7 +376,7 @@ class Relay:
                         self._pump(vanished)
                     await trio.lowlevel.checkpoint()  # the end of a connection is more work than a look
 
-    def _sweep_portion(self, portion: list[int], turn: int) -> list[_Link]:
+    def _sweep_portion(self, portion: list[int], turn: int) -> list[Link]:
         """Ends what is overdue; returns the links one of whose hosts has vanished."""
         now, real_now, vanished = trio.current_time(), perf_counter(), []
         self._now = now
@@ -342,10 +385,15 @@ class Relay:
             link = self._links.get(descriptor)
             if link is None:
                 continue  # it ended, or was cancelled, in the meantime
+            if isinstance(link, Wait):
+                if now >= link.until:
+                    self._detach(link)
+                    link.done(False)
+                continue
             try:
                 if descriptor == link.net_fd:
                     self._end_overdue(link, now)
-                if descriptor % LOOKS != look or link.outcome is not None:
+                if descriptor % LOOKS != look or link.over:
                     continue
                 if link.active_at < idle_before and link.net_waiting is link.app_waiting is None:
                     continue
@@ -356,7 +404,7 @@ class Relay:
                 self._finish(link, error)
         return vanished
 
-    def _end_overdue(self, link: _Link, now: float) -> None:
+    def _end_overdue(self, link: Link, now: float) -> None:
         """Ends a link that is idle too long, too old, or cannot deliver its last bytes. If it is idle, frees memory."""
         duplex, idle = link.duplex, now - link.active_at
         if now >= link.expires_at:
@@ -373,7 +421,7 @@ class Relay:
             link.rested = moved
             duplex.rest()
 
-    def _is_silent(self, link: _Link, descriptor: int, now: float) -> bool:
+    def _is_silent(self, link: Link, descriptor: int, now: float) -> bool:
         """Whether a link's host acknowledges nothing. ``now`` is the real time, as the kernel's is."""
         if not _TELLS_TCP_INFO:
             return False

@@ -30,7 +30,7 @@ REQUIRED = (
     "lib.SSL_VERIFY_NONE", "lib.SSL_VERIFY_PEER", "lib.SSL_clear_mode", "lib.SSL_do_handshake",
     "lib.SSL_get0_verified_chain", "lib.SSL_get_client_random", "lib.SSL_get_error",
     "lib.SSL_get_ex_data_X509_STORE_CTX_idx",
-    "lib.SSL_get_peer_cert_chain", "lib.SSL_get_verify_result", "lib.SSL_read", "lib.SSL_session_reused",
+    "lib.SSL_get_peer_cert_chain", "lib.SSL_get_verify_result", "lib.SSL_pending", "lib.SSL_read", "lib.SSL_session_reused",
     "lib.SSL_set_bio", "lib.SSL_shutdown", "lib.SSL_write",
     "lib.X509_STORE_CTX_get0_cert", "lib.X509_STORE_CTX_get1_chain", "lib.X509_STORE_CTX_get_error",
     "lib.X509_STORE_CTX_get_error_depth", "lib.X509_STORE_CTX_get_ex_data", "lib.X509_STORE_CTX_set_error",

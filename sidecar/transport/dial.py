@@ -14,6 +14,7 @@ connection to one of our own listeners is refused, since it would loop.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
+from sidecar.relay.poller import WRITABLE
+from sidecar.relay.strand import Ready, Steps
 from sidecar.transport import sockets, staggered
 
 REFRESH_SECONDS = 5.0
@@ -48,17 +51,19 @@ SocketAddress = tuple[str | int, ...]
 
 class Endpoint:
     """One socket address of a target. ``live``: connections now. ``used``: when it was chosen last, as a serial number.
-    ``failures``: how many in a row."""
+    ``failures``: how many in a row. ``gone``: the target has this address no longer."""
 
-    __slots__ = ("address", "aside_until", "failures", "family", "live", "used")
+    __slots__ = ("address", "aside_until", "failures", "family", "gone", "live", "text", "used")
 
     def __init__(self, family: int, address: SocketAddress) -> None:
         self.family, self.address = family, address
+        self.text = sockets.text(address)
         self.live = self.failures = self.used = 0
         self.aside_until = 0.0
+        self.gone = False
 
     def __str__(self) -> str:
-        return sockets.text(self.address)
+        return self.text
 
     def failed(self) -> None:
         """Holds the endpoint back for a while: it could not be reached, or had another identity than expected.
@@ -164,6 +169,7 @@ class Upstream:
         self._hosts = ", ".join(map(str, addresses))
         self._endpoints: dict[tuple[int, SocketAddress], Endpoint] = {}
         self._turns = count(1)
+        self._only: tuple[object, Endpoint] | None = None  # of a target with one: the answer that says so, and it
 
     async def reach(self, seconds: float, failures: dict[Endpoint, Refused]) -> tuple[socket.socket, Endpoint] | None:
         """Connects to the best endpoint that answers within ``seconds``, which include the look-ups. Endpoints in
@@ -202,6 +208,38 @@ class Upstream:
             )
         return None
 
+    def reach_only(
+        self, until: float, failures: dict[Endpoint, Refused], waits: Callable[[], Steps[None]]
+    ) -> Steps[tuple[socket.socket, Endpoint] | None]:
+        """As :meth:`reach`, without a task: for a target with one endpoint, whose address is known. Returns None if it has
+        another, or if this one fails, which is in ``failures`` then. ``waits`` is run before anything is waited for."""
+        endpoint = self.best()
+        if endpoint is None or self.has_another(endpoint):
+            return None
+        sock: socket.socket | None = None
+        try:
+            sock, done = sockets.begin_to_connect(endpoint.family, endpoint.address)
+            if not done:
+                yield from waits()
+                if not (yield Ready(sock, WRITABLE, until)):
+                    raise TimeoutError(errno.ETIMEDOUT, "no answer in time")
+                sockets.end_to_connect(sock)
+            checked(sock, endpoint, self.what, self._listening)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            failures[endpoint] = _unreachable(endpoint, self.what, error)
+            return None
+        except Refused as refusal:
+            failures[endpoint] = refusal
+            return None
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
+        endpoint.used = next(self._turns)
+        return sock, endpoint
+
     async def endpoints(self, tried: Collection[Endpoint] = ()) -> list[Endpoint]:
         """The endpoints that a connection should try, best first, without those ``tried``. Waits while a look-up is in
         progress that may give the first one; the caller sets the deadline. Raises :class:`Refused` if no name has an
@@ -221,11 +259,26 @@ class Upstream:
             left[0].used = next(self._turns)
         return left
 
+    def best(self) -> Endpoint | None:
+        """The endpoint that the next connection should use, as far as is known now; None if it must be looked for."""
+        answer = self._named[0][0].addresses if len(self._named) == 1 else None
+        if self._only is not None and self._only[0] is answer:
+            best: Endpoint | None = self._only[1]
+        else:
+            every = self._sorted()
+            best = every[0] if every else None
+            self._only = (answer, every[0]) if answer is not None and len(every) == 1 else None
+        return None if best is None or best.failures else best
+
+    def has_another(self, endpoint: Endpoint) -> bool:
+        """Whether there is another endpoint than this one."""
+        return any(one is not endpoint for one in self._endpoints.values())
+
     def _sorted(self) -> list[Endpoint]:
         """The endpoints that the names have now, best first."""
         current = {(family, (host, port)): None for name, port in self._named for family, host in name.addresses}
         for gone in self._endpoints.keys() - current.keys():
-            del self._endpoints[gone]
+            self._endpoints.pop(gone).gone = True
         for key in current:
             if key not in self._endpoints:
                 self._endpoints[key] = Endpoint(*key)
@@ -253,19 +306,29 @@ async def connect(endpoint: Endpoint, what: str, listening: Iterable[SocketAddre
     caller sets the deadline. Raises :class:`Refused`."""
     try:
         sock = await sockets.connect(endpoint.family, endpoint.address)
-        try:
-            ends = sock.getsockname(), sock.getpeername()
-        except OSError:  # accepted, and reset at once
-            sock.close()
-            raise
+        checked(sock, endpoint, what, listening)
     except OSError as error:
-        endpoint.failed()
-        raise Refused(Reason.CONNECT_FAILED, f"cannot reach {what} at {endpoint}: {error.strerror or error}") from error
+        raise _unreachable(endpoint, what, error) from error
+    return sock
+
+
+def checked(sock: socket.socket, endpoint: Endpoint, what: str, listening: Iterable[SocketAddress]) -> None:
+    """Returns if a connected socket reached another program than this sidecar. Otherwise closes it and raises
+    :class:`Refused`, or OSError if it was accepted and reset at once."""
+    try:
+        ends = sock.getsockname(), sock.getpeername()
+    except OSError:
+        sock.close()
+        raise
     if is_own(*ends, listening):
         sock.close()
         endpoint.failed()
         raise Refused(Reason.CONNECT_FAILED, f"would loop: {endpoint}, where {what} should be, is this sidecar itself")
-    return sock
+
+
+def _unreachable(endpoint: Endpoint, what: str, error: OSError) -> Refused:
+    endpoint.failed()
+    return Refused(Reason.CONNECT_FAILED, f"cannot reach {what} at {endpoint}: {error.strerror or error}")
 
 
 def is_own(local: SocketAddress, remote: SocketAddress, listening: Iterable[SocketAddress]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import trio
 
 from sidecar.identity.reasons import Reason, Refused
+from sidecar.relay import frames
 from sidecar.relay.duplex import ChannelError
 from sidecar.transport import sockets, verdict
 from sidecar.transport.gate import Gate
@@ -26,12 +27,14 @@ async def shake_hands(
     gate: Gate | None = None,
     address: str | None = None,
     greeted: Callable[[], object] = lambda: None,
+    last: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs the handshake until the peer is verified. All that the handshake leaves for the peer is sent, alerts included.
     Raises :class:`Refused`: as ``probe`` if an accepted socket was closed or reset by its peer before its first byte.
 
     ``gate`` bounds the steps per tick where many handshakes may come at once. ``address``: an inbound connection's, for the
-    turns at the gate. ``greeted`` is called when the peer's ClientHello is complete, perhaps more than once.
+    turns at the gate. ``greeted`` is called when the peer's ClientHello is complete, perhaps more than once. ``last`` is
+    called when the peer is verified: what it writes travels with our last flight.
     """
     lost = Reason.PROBE if channel.accepts else Reason.HANDSHAKE_FAILED
     try:
@@ -48,6 +51,7 @@ async def shake_hands(
                 if gate is not None:
                     gate.count(address, time.thread_time() - began)
             if done:
+                last()
                 break
             if answer := channel.take_all():
                 greeted()
@@ -74,10 +78,10 @@ async def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason) -> by
 
 
 async def send_verdict(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:
-    """Sends the verdict frame if the peer speaks ``mesh/1``. After a refusal a close_notify follows it. A peer that does not
-    read it within ``seconds`` does not get it."""
+    """Sends the verdict if the peer speaks ``mesh/1``, or ``mesh/2`` and is refused before its first stream. After a refusal
+    a close_notify follows it. A peer that does not read it within ``seconds`` does not get it."""
     if channel.speaks_mesh:
-        channel.write_bytes(verdict.encode(reason))
+        channel.write_bytes(frames.encode_verdict(reason) if channel.keeps else verdict.encode(reason))
         if reason is not Reason.OK:
             channel.close()
         with trio.move_on_after(seconds):

@@ -72,17 +72,11 @@ async def send_all(sock: socket.socket, data: bytes) -> None:
 
 async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
     """A connected stream socket. Raises OSError; the caller sets the deadline."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock, done = begin_to_connect(family, address)
     try:
-        prepare(sock)
-        code = sock.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            code = sock.connect_ex(address)  # to this machine it is done by now, which saves a tick of the loop
-        if code in (errno.EINPROGRESS, errno.EALREADY):
+        if not done:
             await trio.lowlevel.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code not in (0, errno.EISCONN):
-            raise OSError(code, os.strerror(code))
+            end_to_connect(sock)
         await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         sock.close()
@@ -90,16 +84,48 @@ async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
     return sock
 
 
-def prepare(sock: socket.socket) -> None:
+def begin_to_connect(family: int, address: tuple[str | int, ...]) -> tuple[socket.socket, bool]:
+    """A stream socket, and whether it is connected already; if not, :func:`end_to_connect` when it is writable. Raises
+    OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        prepare(sock, remote=not is_loopback(address))
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            code = sock.connect_ex(address)  # to this machine it is done by now, which saves a tick of the loop
+        if code not in (0, errno.EISCONN, errno.EINPROGRESS, errno.EALREADY):
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock, code in (0, errno.EISCONN)
+
+
+def end_to_connect(sock: socket.socket) -> None:
+    """Raises OSError if the connection has failed."""
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(code, os.strerror(code))
+
+
+def prepare(sock: socket.socket, *, remote: bool = True) -> None:
     """Sets every connection's options: non-blocking, no delay of small writes, urgent bytes kept in the stream, and TCP
-    keepalive, which finds the dead host of an idle peer in about 2 minutes (on Linux the relay finds it sooner)."""
+    keepalive, which finds the dead host of an idle peer in about 2 minutes (on Linux the relay finds it sooner): only if the
+    other end is ``remote``. A listener's options are those of what it accepts (on Linux and BSD)."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent bytes stay in the stream (RFC 6093 6)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not remote:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def is_loopback(address: tuple[str | int, ...]) -> bool:
+    """Whether a socket address is certainly on this host."""
+    host = str(address[0])
+    return host.startswith("127.") or host == "::1"
 
 
 def listen_all(
@@ -185,10 +211,10 @@ def _listening(family: int, address: SocketAddress, device: str | None, *, close
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
         if device is not None:
             bind_to_device(sock, device_of(str(address[0])) if device == ANY_DEVICE else device)
+        prepare(sock)
         sock.bind(address)
         if not closed:
             sock.listen(_BACKLOG)
-        sock.setblocking(False)
     except BaseException:
         sock.close()
         raise

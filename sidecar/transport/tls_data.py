@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.relay.duplex import Buffer, ChannelError
+from sidecar.relay.frames import HEADER_BYTES
 from sidecar.transport.bindings import ffi as _ffi
 from sidecar.transport.bindings import lib as _lib
 from sidecar.transport.bindings import take_errors
@@ -21,6 +22,7 @@ from sidecar.transport.tls_errors import record_fault
 
 # Local names are faster on the hot path.
 _SSL_read, _SSL_write, _SSL_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
+_SSL_pending = _lib.SSL_pending
 _BIO_read, _BIO_write, _BIO_get_mem_data = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
 _WANT_READ, _ZERO_RETURN, _NULL = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN, _ffi.NULL
 
@@ -35,7 +37,8 @@ class TlsData:
     """One connection's TLS state over memory, for its data."""
 
     __slots__ = (
-        "_cipher_in", "_cipher_out", "_connection", "_fault", "_ssl", "_start", "dataless", "ended", "unread",
+        "_cipher_in", "_cipher_out", "_connection", "_fault", "_left_before", "_ssl", "_start", "dataless", "ended",
+        "unread",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
@@ -49,7 +52,7 @@ class TlsData:
         self._fault: ChannelError | None = None
         self._start = _ffi.new("char **")
         self.ended = self.unread = False
-        self.dataless = 0
+        self.dataless = self._left_before = 0
 
     def feed(self, buffer: Buffer, size: int) -> None:
         """Takes ``size`` bytes of received ciphertext from the buffer's start."""
@@ -103,6 +106,47 @@ class TlsData:
         if _SSL_write(self._ssl, buffer.pointer, size) != size:
             raise _channel_error()
 
+    # The same, a record at a time, for frames (`sidecar.relay.frames.Records`).
+
+    def read_record(self, buffer: Buffer, at: int, limit: int) -> int:
+        """Decrypts at most one record, and at most ``limit`` bytes of it, to ``at`` of the buffer. Returns their number; 0
+        if the record is incomplete, or has no data and ``unread`` is set; -1 at a close_notify. Raises
+        :class:`ChannelError`."""
+        if self.unread:
+            if self._fault is not None:
+                raise self._fault
+            self.unread = self.ended
+        count: int = _SSL_read(self._ssl, buffer.pointer + at, limit)
+        if count > 0:
+            return count
+        error = _SSL_get_error(self._ssl, count)
+        if error == _WANT_READ:
+            left = _BIO_get_mem_data(self._cipher_in, self._start)
+            if left:
+                self.dataless += left != self._left_before  # as in `read`: a reply takes no bytes
+                self.unread = True
+            self._left_before = left
+            return 0
+        self.unread = self.ended = True
+        if error == _ZERO_RETURN:
+            return -1
+        self._fault = _channel_error()
+        raise self._fault
+
+    def rest_of_record(self) -> int:
+        """How many decrypted bytes of the last record are unread."""
+        size: int = _SSL_pending(self._ssl)
+        return size
+
+    def more(self) -> bool:
+        """Whether received ciphertext waits to be decrypted: a part of a record, or more."""
+        return bool(_BIO_get_mem_data(self._cipher_in, self._start))
+
+    def write_record(self, buffer: Buffer, at: int, size: int) -> None:
+        """Encrypts ``size`` bytes from ``at`` of the buffer. They begin a record. Raises :class:`ChannelError`."""
+        if _SSL_write(self._ssl, buffer.pointer + at, size) != size:
+            raise _channel_error()
+
     def close(self) -> None:
         """Produces a close_notify: our direction ends, the peer's continues (RFC 8446 6.1)."""
         if _lib.SSL_shutdown(self._ssl) < 0:
@@ -154,8 +198,9 @@ class TlsData:
 
 def make_buffer(size: int) -> Buffer:
     """A buffer that the C library reads and writes in place."""
-    data = bytearray(size)
-    return Buffer(data, pointer=_ffi.from_buffer("char[]", data, require_writable=True) + 0)
+    data = bytearray(HEADER_BYTES + size)
+    start = _ffi.from_buffer("char[]", data, require_writable=True)
+    return Buffer(data, pointer=start + HEADER_BYTES, headroom=HEADER_BYTES)
 
 
 def _channel_error() -> ChannelError:

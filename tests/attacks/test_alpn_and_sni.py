@@ -23,7 +23,7 @@ FOREIGN = {
     "a prefix of ours": [b"mesh/1/htt", b"mesh/1/", b"mesh/1"],
     "ours and more": [b"mesh/1/httpx", b"mesh/1/http/", b"mesh/1/http\0"],
     "ours in capitals": [b"MESH/1/HTTP"],
-    "a later version": [b"mesh/2/http"],
+    "a later version": [b"mesh/3/http"],
     "the longest": [b"x" * 255],
 }
 

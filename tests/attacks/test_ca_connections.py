@@ -39,7 +39,7 @@ WHOLE = b'HTTP/1.1 200 OK\r\n\r\n{"bundles": []}'
 
 
 async def answer_and_end(false: FalseCa, sock: socket.socket, *, properly: bool) -> None:
-    channel = Context(false.shows, VerifyParams(DOMAIN, anonymous=True)).server("http/1.1", false.clock)
+    channel = Context(false.shows, VerifyParams(DOMAIN, anonymous=True)).server(("http/1.1",), false.clock)
     with sock:
         await shake_hands(sock, channel)
         channel.write_bytes(WHOLE)

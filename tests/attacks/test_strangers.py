@@ -248,7 +248,7 @@ async def test_idle_strangers_take_no_place_of_peers_and_of_own_calls() -> None:
             for entry in (api.address("db:5432", "outbound"), web.address("api:http", "outbound")):
                 for _ in range(3):
                     await answered(entry)
-            assert api.node.registry.places == 0
+            assert api.node.registry.places == api.node.registry.idle
         await api.log.connection(6)
 
 
@@ -385,7 +385,7 @@ async def test_a_judged_peer_hears_overloaded_and_its_sidecar_says_so() -> None:
         await web.log.connection(4)
         assert [line["reason"] for line in web.log.connections] == ["ok"] * 4
         await full.log.until(lambda: "ok" in [line["reason"] for line in full.log.connections])
-        assert full.node.registry.places == 0
+        assert full.node.registry.places == full.node.registry.idle
 
 
 def address_of(sock: socket.socket) -> tuple[str, int]:

@@ -202,7 +202,7 @@ class CaBed:
         context = Context(self.ca.roots if keys is None else keys, VerifyParams(DOMAIN))
         with trio.fail_after(PATIENCE):
             sock = await sockets.connect(socket.AF_INET, (self.address.host, self.address.port))
-            channel = context.client(ALPN, SpiffeId(DOMAIN, CA_SEGMENTS), self.clock)
+            channel = context.client((ALPN,), SpiffeId(DOMAIN, CA_SEGMENTS), self.clock)
             await shake_hands(sock, channel)
         return SecureStream(sock, channel)
 

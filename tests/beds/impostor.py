@@ -131,7 +131,7 @@ class FalseCa:
                     nursery.start_soon(self.answer or self._one, sock)
 
     async def _one(self, sock: socket.socket) -> None:
-        channel = Context(self.shows, VerifyParams("shop.internal", anonymous=True)).server("http/1.1", self.clock)
+        channel = Context(self.shows, VerifyParams("shop.internal", anonymous=True)).server(("http/1.1",), self.clock)
         try:
             await shake_hands(sock, channel)
             stream = _Noting(sock, channel, self.received)

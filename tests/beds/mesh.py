@@ -190,6 +190,7 @@ class MeshBed:
         credential: Credential | None = None,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
+        keep: int = 256,
         clock: Callable[[], datetime] = utc_now,
         poller: Poller | None = None,
     ) -> RunningSidecar:
@@ -207,6 +208,7 @@ class MeshBed:
             admin=None,
             timeouts=timeouts or Timeouts(handshake=PATIENCE, connect=PATIENCE, drain=PATIENCE),
             limits=limits or Limits(connections=10_000),
+            keep=keep,
             log_format="json",
         )
         credential = credential or self.authority.leaf(service)

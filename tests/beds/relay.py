@@ -13,13 +13,12 @@ import trio.testing
 from sidecar.identity.reasons import Reason
 from sidecar.relay.duplex import Buffer, Channel, Duplex, Ending
 from sidecar.relay.poller import EdgePoller, LevelPoller, Poller
-from sidecar.relay.relay import Relay
+from sidecar.relay.relay import Outcome, Relay
 from sidecar.transport import sockets
 from tests.beds.mesh import PATIENCE
 from tests.beds.simulation import FakeChannel
 
 POLLERS: list[type[EdgePoller] | type[LevelPoller]] = [EdgePoller, LevelPoller]
-Outcome = Ending | Reason | Exception | trio.Cancelled
 T = TypeVar("T")
 
 
@@ -39,6 +38,26 @@ def tcp_pair(kernel_room: int | None = None) -> Iterator[tuple[socket.socket, so
             sockets.prepare(here)
             sockets.prepare(there)
             yield here, there
+
+
+async def carry(
+    relay: Relay, duplex: Duplex, net: socket.socket, app: socket.socket, **limits: float | None
+) -> Ending | Reason:
+    """One connection from here to its end: how it ended. If it is cancelled, the relay has let go of the sockets."""
+    over, outcomes = trio.Event(), list[Outcome]()
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        over.set()
+
+    link = relay.carry(duplex, net, app, done, **limits)
+    try:
+        await over.wait()
+    finally:
+        relay.stop(link)
+    if isinstance(outcomes[0], Exception):
+        raise outcomes[0]
+    return outcomes[0]
 
 
 def fill(sock: socket.socket, data: bytes = b"x" * 65536) -> int:
@@ -122,10 +141,10 @@ class Connection:
         self.net, self.app = net, app
         self.near_net = self.near_app = net  # set by the bed
         self.scope = trio.CancelScope()
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome | trio.Cancelled | None = None
         self._over = trio.Event()
 
-    async def end(self, patience: float = PATIENCE) -> Outcome:
+    async def end(self, patience: float = PATIENCE) -> Outcome | trio.Cancelled:
         with trio.fail_after(patience):
             await self._over.wait()
         assert self.outcome is not None
@@ -136,7 +155,7 @@ class Connection:
         assert isinstance(outcome, Ending), outcome
         return outcome
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome | trio.Cancelled) -> None:
         self.outcome = outcome
         self._over.set()
 
@@ -172,7 +191,7 @@ class Bed:
         near_net, near_app = connection.near_net, connection.near_app
         try:
             with connection.scope:
-                outcome = await self.relay.carry(connection.duplex, near_net, near_app, **limits)
+                outcome = await carry(self.relay, connection.duplex, near_net, near_app, **limits)
                 if isinstance(outcome, Ending):
                     self._close(near_app, by_reset=outcome.reset_app)
                     self._close(near_net, by_reset=outcome.reset_net)

@@ -61,9 +61,10 @@ def parse(stream: bytes) -> Parsed:
     return Parsed(data, None, silence, updates)
 
 
-def fake_buffers(*sizes: int) -> Buffers:
+def fake_buffers(*sizes: int, headroom: int = 0) -> Buffers:
     """Buffers of these sizes (cipher_in, plain_out, plain_in, cipher_out), or of one."""
-    return Buffers(*(Buffer(bytearray(size)) for size in (sizes if len(sizes) > 1 else sizes * 4)))
+    every = sizes if len(sizes) > 1 else sizes * 4
+    return Buffers(*(Buffer(bytearray(headroom + size), headroom=headroom) for size in every))
 
 
 def scribble(buffers: Buffers) -> None:

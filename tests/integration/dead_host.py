@@ -19,6 +19,7 @@ from sidecar.relay.duplex import Duplex, Ending
 from sidecar.relay.relay import Relay
 from sidecar.transport.tls_data import make_buffer
 from tests.beds.relay import Passthrough, drain, fill, tcp_pair
+from tests.beds.relay import carry as carry_to_the_end
 
 SILENCE = 1.0
 _SIOCSIFFLAGS, _UP = 0x8914, 1
@@ -50,7 +51,7 @@ async def main() -> None:
 
             async def carry(name: str, net: socket.socket, app: socket.socket) -> None:
                 duplex = Duplex(Passthrough(), relay.buffers, tolerate_missing_close_notify=True)
-                outcomes[name] = await relay.carry(duplex, net, app)
+                outcomes[name] = await carry_to_the_end(relay, duplex, net, app)
                 gone.release()
 
             # A peer that does not read, with all buffers full, for several times as long as a dead host has.

@@ -23,6 +23,7 @@ from sidecar.lifecycle.reload import snapshot
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Snapshot
+from sidecar.relay.relay import Wait
 from sidecar.transport import sockets
 from sidecar.transport.tls import KeyPair
 from tests.beds.certificates import Authority, Credential
@@ -313,16 +314,17 @@ class AfterStep(trio.abc.Instrument):
 
     def __init__(self, live: Live, number: int, act: Callable[[], None]) -> None:
         self.steps, self.acted = 0, False
-        self._server, self._number, self._act = live.server, number, act
-        self._task: trio.lowlevel.Task | None = None
+        self._relay, self._number, self._act = live.server.node.relay, number, act
+        self._tasks = set[trio.lowlevel.Task]()
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         frame: Any = getattr(task.coro, "cr_frame", None)
-        if self._task is None and task.name.endswith("Server._connection") and frame.f_locals["self"] is self._server:
-            self._task = task
+        if task.name.endswith("Strand._await") and frame.f_locals["self"]._relay is self._relay:
+            self._tasks.add(task)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
+        waits_without_a_task = any(isinstance(one, Wait) for one in self._relay._links.values())
+        if task in self._tasks or waits_without_a_task:
             self.steps += 1
             if self.steps == self._number:
                 self.act()
@@ -373,6 +375,8 @@ async def at_every_step(made: Stage, live: Live, change: Snapshot, *, forbids: b
     before, in_setup = live.node.current, True
     lines: list[dict[str, Any]] = []
     while in_setup:
+        made.web.node.registry.end_idle()  # or the next one goes without a handshake
+        made.api.node.registry.end_idle()
         step, reset = AfterStep(live, len(lines) + 1, swap(live, change)), False
         trio.lowlevel.add_instrument(step)
         try:

@@ -133,6 +133,7 @@ async def test_at_a_port_when_the_time_is_over(greets: bool, mock_clock: MockClo
             mock_clock.jump(SHORT.handshake * (1 + SPREAD))
             line = await port.sidecar.log.connection()
             assert line["reason"] == "handshake_timeout"
+            await wait_all_tasks_blocked(0.01)
             mock_clock.jump(2)
             await wait_all_tasks_blocked(0.01)
         assert left() == dict.fromkeys(left(), 0)

@@ -77,6 +77,8 @@ async def wave(bed: MeshBed, web: RunningSidecar, api: RunningSidecar, entry: Ad
     # Not by the lines of the log: those of strangers are folded.
     await ended(api, expected)
     await ended(web, expected // 10 * 8)
+    for sidecar in (web, api):
+        sidecar.node.registry.end_idle()
 
 
 async def ended(sidecar: RunningSidecar, number: int) -> None:

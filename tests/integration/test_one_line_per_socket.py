@@ -14,9 +14,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.config.sidecar_yaml import Limits, Timeouts
 from sidecar.documents.address import Address
+from sidecar.policy.decide import Decision
 from sidecar.proxy import inbound, outbound
+from sidecar.proxy.node import Node
+from sidecar.relay.frames import FramedChannel
 from sidecar.transport import dial, sockets
-from sidecar.transport.tls import TlsChannel
 from tests.beds import mesh as harness
 from tests.beds.mesh import (
     PATIENCE,
@@ -68,6 +70,7 @@ async def dialling_the_app(bed: MeshBed, stack: AsyncExitStack, patch: pytest.Mo
         await trio.sleep_forever()
 
     patch.setattr(dial, "connect", never)
+    patch.setattr(dial.Upstream, "best", lambda _: None)
     web = Foreigner(stack.enter_context(await connect(api.address("http"))), bed.authority.leaf("web"))
     await web.handshake()
     await reached.wait()
@@ -268,13 +271,15 @@ async def test_a_crash_ends_one_connection_and_is_told(module: Any, monkeypatch:
         crashed = web if module is outbound else api
         with await connect(entry) as before:
             await echoed(before)
-            real = module.decide
+            real = Node.decide
 
-            def broken(*_: object) -> None:
-                monkeypatch.setattr(module, "decide", real)
+            def broken(node: Node, *call: Any) -> Decision:
+                if node is not crashed.node:
+                    return real(node, *call)
+                monkeypatch.setattr(Node, "decide", real)
                 raise ZeroDivisionError("peer said x")
 
-            monkeypatch.setattr(module, "decide", broken)
+            monkeypatch.setattr(Node, "decide", broken)
             with pytest.raises(ConnectionResetError), await connect(entry) as unlucky:
                 await receive_all(unlucky)
             line = await crashed.log.connection()
@@ -290,14 +295,14 @@ async def test_a_crash_ends_one_connection_and_is_told(module: Any, monkeypatch:
 
 
 async def test_ninety_nine_others_go_on_when_a_pump_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = TlsChannel.write
+    real = FramedChannel.write
 
-    def broken(self: TlsChannel, buffer: Any, size: int) -> None:
+    def broken(self: FramedChannel, buffer: Any, size: int) -> None:
         if bytes(buffer.view[: min(size, 4)]) == b"BOOM":
             raise RuntimeError("a bug in a pump")
         real(self, buffer, size)
 
-    monkeypatch.setattr(TlsChannel, "write", broken)
+    monkeypatch.setattr(FramedChannel, "write", broken)
     async with mesh_bed() as bed:
         web, api, entry = await bed.pair()
         async with AsyncExitStack() as stack:

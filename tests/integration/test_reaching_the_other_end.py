@@ -285,15 +285,15 @@ async def test_no_descriptor_for_the_way_out(monkeypatch: pytest.MonkeyPatch) ->
         app = await bed.app(say_hello)
         api, there = await replica(bed, app.address)
         web, entry = await caller(bed, there)
-        real = sockets.connect
+        real = sockets.begin_to_connect
 
-        async def exhausted(family: int, address: tuple[Any, ...]) -> socket.socket:
+        def exhausted(family: int, address: tuple[Any, ...]) -> tuple[socket.socket, bool]:
             if address == (app.address.host, app.address.port):
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return await real(family, address)
+            return real(family, address)
 
         with monkeypatch.context() as patch:
-            patch.setattr(sockets, "connect", exhausted)
+            patch.setattr(sockets, "begin_to_connect", exhausted)
             await refused(entry)
             assert os.strerror(errno.EMFILE) in (await api.log.connection())["message"]
         assert await heard(entry) == b"hello"

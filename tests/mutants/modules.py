@@ -30,6 +30,7 @@ ATTACKS_ON_PEERS = (
     "attacks/test_floods.py",
     "attacks/test_policy.py",
     "attacks/test_fail_over.py",
+    "attacks/test_kept_channels.py",
 )
 ATTACKS_ON_THE_CA = (
     "attacks/test_ca_requests.py",
@@ -47,9 +48,12 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "judge": ("attacks/test_certificates.py", "attacks/test_revoked_peers.py"),
     "spiffe": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
     "tls": (*ATTACKS_ON_PEERS, "attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
-    "inbound": ATTACKS_ON_PEERS,
-    "outbound": ATTACKS_ON_PEERS,
+    "inbound": ("integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
+    "outbound": ("integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
     "peer": ATTACKS_ON_PEERS,
+    "channels": ("integration/proxy/test_kept_channels.py", "attacks/test_kept_channels.py"),
+    "frames": ("properties/test_frames_properties.py", "attacks/test_kept_channels.py"),
+    "streams": ("integration/proxy/test_kept_channels.py", "attacks/test_kept_channels.py"),
     "strangers": ("attacks/test_strangers.py",),
     "accepting": ("attacks/test_strangers.py",),
     "lobby": ("attacks/test_strangers.py",),
@@ -78,7 +82,12 @@ SECURITY: dict[str, tuple[str, ...]] = {
         "attacks/test_ca_connections.py",
         "attacks/test_ca_denial_of_service.py",
     ),
-    "node": ("unit/proxy/test_live.py", "unit/lifecycle/test_reload.py", "attacks/test_revoked_peers.py"),
+    "node": (
+        "integration/proxy/test_kept_channels.py",
+        "unit/proxy/test_live.py",
+        "unit/lifecycle/test_reload.py",
+        "attacks/test_revoked_peers.py",
+    ),
     "reload": ("attacks/test_revoked_peers.py", "attacks/test_ca_bundles_and_lists.py"),
     "follow": ("unit/lifecycle/test_reload.py", "unit/certs/service/test_serve.py"),
     "private": (

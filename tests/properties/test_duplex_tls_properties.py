@@ -48,7 +48,7 @@ class TlsConnection(Connection):
 
     def make_channel(self) -> Channel:
         context, peer_context, log = contexts()
-        channel = context.server("mesh/1/http", utc_now)
+        channel = context.server(["mesh/1/http"], utc_now)
         self._reader: Any = SSL.Connection(peer_context, None)
         self._reader.set_connect_state()
         received, done = b"", False

@@ -99,7 +99,7 @@ async def test_it_calls_a_port_that_requires_our_protocol(shop: Shop) -> None:
         async with api_before(shop, app, ", require_alpn: true") as api:
             assert "200 OK" not in await s_client(shop, "web", api.at("http"))
             line = await refused(api, "handshake_failed", peer_id=WEB)
-            assert f"requires the ALPN protocol mesh/1/http; {WEB} offers none" in line["message"]
+            assert f"requires the ALPN protocol mesh/2/http or mesh/1/http; {WEB} offers none" in line["message"]
     assert app.connections == 0
 
 
@@ -142,7 +142,7 @@ async def test_we_call_it_but_require_our_protocol(shop: Shop) -> None:
     async with s_server(shop, "api") as (peer, process), web_to(shop, peer, ", require_alpn: true") as web:
         assert (await post(web.at("api:http"), shop.path / "mesh.yaml")).startswith("curl: ")
         line = await refused(web, "handshake_failed")
-        assert "requires the ALPN protocol mesh/1/http" in line["message"]
+        assert "requires the ALPN protocol mesh/2/http or mesh/1/http" in line["message"]
         assert "POST" not in process.text
 
 

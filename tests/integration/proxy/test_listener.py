@@ -16,11 +16,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
-from sidecar.observe.record import ConnectionRecord
-from sidecar.proxy.carry import Ends
+from sidecar.proxy.lines import Lines
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.server import LOOK_SECONDS
+from sidecar.relay.strand import Steps
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
 from tests.beds.mesh import RunningSidecar, connect, mesh_bed
@@ -45,7 +45,7 @@ def deaf() -> Deaf:
 
 
 def listening(sock: socket.socket, device: str | None) -> Listener:
-    async def nothing(_sock: socket.socket, _record: ConnectionRecord, _live: Live) -> Ends:
+    def nothing(_sock: socket.socket, _lines: Lines, _live: Live) -> Steps[None]:
         raise NotImplementedError
 
     return Listener(WHERE, sock, device, "outbound", "http", "api:http", nothing)

@@ -33,6 +33,7 @@ def test_variables_are_made_from_the_files_shape() -> None:
         "SIDECAR_TIMEOUTS_WAIT": ("timeouts", "wait"),
         "SIDECAR_LIMITS_CONNECTIONS": ("limits", "connections"),
         "SIDECAR_HAS_REPLICAS": ("has_replicas",),
+        "SIDECAR_KEEP": ("keep",),
         "SIDECAR_ACCESS_LOG": ("access_log",),
         "SIDECAR_LOG_FORMAT": ("log_format",),
     }

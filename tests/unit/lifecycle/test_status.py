@@ -132,5 +132,18 @@ def test_strangers_and_what_the_log_lacks_are_told_where_there_are_any() -> None
         "strangers now: 5 of at most 256 connections without a proved identity",
         "3 lines of the log were LOST, since nobody read them or the disk was full",
     ]
-    del said["log"], said["strangers"]
+    del said["log"], said["strangers"], said["channels"]
     assert as_text(said), "as an older sidecar answers"
+
+
+def test_kept_channels_are_told_where_there_are_any() -> None:
+    metrics = Metrics()
+    assert "kept" not in as_text(describe(NOW, state(), metrics))
+    for reused in (False, True, True):
+        record = ConnectionRecord("outbound", "web", "http", 0.0, upstream="api:http", channel_id="c", reused=reused)
+        record.decision = "allow"
+        record.end(Reason.OK)
+        metrics.add(record, "now")
+    said = describe(NOW, state(idle_channels=1), metrics)
+    assert said["channels"] == {"idle": 1, "streams": 3, "reused": 2}
+    assert as_text(said).splitlines()[-1] == "kept channels: 1 idle now; 2 of 3 connections needed no handshake"

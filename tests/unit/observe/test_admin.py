@@ -28,6 +28,7 @@ from tests.beds.mesh import LogSink, connect, receive_all
 
 WELL: dict[str, Any] = {
     "healthy": True, "unwell": [], "draining": False, "connected": [], "log": {"lost": 3}, "strangers": {"now": 5},
+    "channels": {"idle": 4},
 }  # fmt: skip
 
 
@@ -36,6 +37,7 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[AdminSer
     metrics = Metrics()
     metrics.ended["inbound", "http", "allow", "ok"] = 3
     metrics.folded = 7
+    metrics.streams["outbound", "api:http"], metrics.reused["outbound", "api:http"] = 9, 8
     document = {**WELL, **status}
     source = Source(lambda: document["unwell"], lambda: document["draining"], lambda: document, metrics)
     one = AdminServer("sidecar.yaml: admin.listen", listen, source, Log(LogSink(), "json"))
@@ -161,6 +163,9 @@ async def test_status_and_metrics() -> None:
         assert "sidecar_log_folded_total 7.0" in text
         assert "sidecar_log_lost_total 3.0" in text
         assert "sidecar_strangers 5.0" in text
+        assert 'sidecar_streams_total{direction="outbound",port="api:http"} 9.0' in text
+        assert 'sidecar_streams_reused_total{direction="outbound",port="api:http"} 8.0' in text
+        assert "sidecar_idle_channels 4.0" in text
 
 
 @pytest.mark.parametrize(

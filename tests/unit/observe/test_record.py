@@ -10,6 +10,7 @@ from sidecar.observe.record import ConnectionRecord
 ALWAYS = {
     "direction", "service", "port", "peer_address", "peer_id", "upstream", "decision", "rule", "reason", "bytes_to_app",
     "bytes_from_app", "duration_ms", "handshake_ms", "tls_group", "resumed", "connection_id",
+    "channel_id", "reused",
 }  # fmt: skip
 
 

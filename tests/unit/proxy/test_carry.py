@@ -18,46 +18,43 @@ from sidecar.proxy import carry
 from sidecar.proxy.inbound import _ENDINGS
 from sidecar.proxy.live import Live
 from sidecar.relay.duplex import Ending, How
+from sidecar.relay.strand import Carry, Steps, Stopped, run
 from sidecar.transport import sockets
 from tests.beds.mesh import inbound
 
 OPTIONS = inbound("http")
 
 
-class FakeRelay:
-    """Carries nothing: it is told how it ends."""
-
-    buffers: Any = None
+class Ends:
+    """One session with the far ends of its sockets: ``client`` beyond the network, ``app`` beyond the app's socket. Nothing
+    is carried: it is told how it ends."""
 
     def __init__(self, outcome: Ending | Reason | Exception | None) -> None:
         self.outcome = outcome
-        self.told: dict[str, Any] = {}
-
-    async def carry(self, duplex: Any, net: Any, app: Any, **options: Any) -> Ending | Reason:
-        self.told = options
-        duplex.to_app, duplex.from_app = 11, 22
-        if self.outcome is None:
-            await trio.sleep_forever()
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        assert self.outcome is not None
-        return self.outcome
-
-
-class Ends:
-    """One session with the far ends of its sockets: ``client`` beyond the network, ``app`` beyond the app's socket."""
-
-    def __init__(self, outcome: Ending | Reason | Exception | None) -> None:
-        self.relay = FakeRelay(outcome)
+        self.told: Carry | None = None
         self.record = ConnectionRecord("inbound", "api", "http", started=0.0)
         self.net, self.client = tcp_pair()
         self.app_socket, self.app = tcp_pair()
 
     async def run(self) -> None:
-        node: Any = SimpleNamespace(relay=self.relay)
+        await run(self._steps())
+
+    def _steps(self) -> Steps[None]:
+        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None))
         channel: Any = None
-        over = await carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, Live(), _ENDINGS)
-        await over.close()
+        carried = carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, Live(), _ENDINGS)
+        wanted: Any = next(carried)
+        self.told = wanted
+        wanted.duplex.to_app, wanted.duplex.from_app = 11, 22
+        try:
+            if self.outcome is None:
+                carried.throw(Stopped())
+            elif isinstance(self.outcome, Exception):
+                carried.throw(self.outcome)
+            else:
+                carried.send(self.outcome)
+        except StopIteration as over:
+            yield from over.value.close()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -133,7 +130,7 @@ async def test_bytes_are_counted_whatever_happens() -> None:
         assert (both.record.bytes_to_app, both.record.bytes_from_app) == (11, 22)
         assert both.record.reason is None  # whoever guards the session says it
     async with ends(None) as both:
-        with trio.move_on_after(0):
+        with pytest.raises(Stopped):
             await both.run()
         assert (both.record.bytes_to_app, both.record.bytes_from_app) == (11, 22)
 
@@ -141,7 +138,8 @@ async def test_bytes_are_counted_whatever_happens() -> None:
 async def test_the_listener_s_times_are_the_relay_s() -> None:
     async with ends(Ending(How.OK)) as both:
         await both.run()
-    assert both.relay.told == {"idle_timeout": OPTIONS.idle_timeout, "max_age": OPTIONS.max_age}
+    assert both.told is not None
+    assert (both.told.idle_timeout, both.told.max_age) == (OPTIONS.idle_timeout, OPTIONS.max_age)
 
 
 async def test_a_peer_that_does_not_close_keeps_its_record_waiting_for_a_time_only(autojump_clock: MockClock) -> None:

@@ -17,6 +17,7 @@ from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy import inbound as inbound_module
 from sidecar.proxy import peer as peer_module
 from sidecar.proxy.node import Node, Snapshot
+from sidecar.relay.strand import Steps, run
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context, KeyPair
@@ -181,12 +182,17 @@ async def test_silent_places_of_the_app_cost_one_deadline_and_the_caller_hears_w
         assert (await web.log.connection())["peer_reason"] == "connect_failed"
 
 
+def nothing_to_send() -> Steps[None]:
+    return
+    yield
+
+
 async def test_an_app_that_answers_is_held_back_no_longer() -> None:
     async with mesh_bed() as bed:
         app = dial.Upstream("api's app", [(await bed.app()).address], dial.Resolver(), ())
         (endpoint,) = await app.endpoints()
         endpoint.failed()
-        sock, reached = await inbound_module._connect(app, 5)
+        sock, reached = await run(inbound_module._connect(app, 5, nothing_to_send))
         sock.close()
         assert reached is endpoint
         assert (endpoint.failures, endpoint.aside_until) == (0, 0)

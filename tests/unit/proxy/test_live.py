@@ -21,10 +21,16 @@ def web_may_not(admission: Admission) -> Reason | None:
 
 
 async def connection(registry: Registry, admission: Admission | None, lives: list[Live]) -> None:
-    with registry.enter() as live:
-        live.admission = admission
-        lives.append(live)
-        await trio.sleep_forever()
+    scope = trio.CancelScope()
+    live = Live(scope.cancel)
+    live.admission = admission
+    registry.enter(live)
+    lives.append(live)
+    try:
+        with scope:
+            await trio.sleep_forever()
+    finally:
+        registry.leave(live)
 
 
 async def test_the_forbidden_are_cut_with_the_reason_and_the_others_live_on() -> None:
@@ -127,9 +133,9 @@ async def test_a_connection_that_comes_while_others_are_judged_is_judged_by_what
             nursery.start_soon(connection, registry, OTHER, lives)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(registry.rejudge, web_may_not)
-        with registry.enter() as late:
-            await trio.testing.wait_all_tasks_blocked()
-            assert late.reason is None
+        registry.enter(late := Live())
+        await trio.testing.wait_all_tasks_blocked()
+        assert late.reason is None
         nursery.cancel_scope.cancel()
 
 
@@ -138,7 +144,7 @@ async def test_one_that_ends_while_others_are_judged_is_no_trouble() -> None:
 
     def judge(_: Admission) -> Reason | None:
         for live in lives[-10:]:
-            live.scope.cancel()
+            live.end()
         return None
 
     async with trio.open_nursery() as nursery:

@@ -73,8 +73,8 @@ async def ends(
     caller_clock: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[tuple[End, End]]:
     """api's end and web's, connected, their handshake not begun."""
-    here = (callee or context(keys(MESH.leaf("api")))).server("mesh/1/http", callee_clock)
-    there = (caller or context(keys(MESH.leaf("web")))).client("mesh/1/http", API, caller_clock)
+    here = (callee or context(keys(MESH.leaf("api")))).server(["mesh/1/http"], callee_clock)
+    there = (caller or context(keys(MESH.leaf("web")))).client(["mesh/1/http"], API, caller_clock)
     left, right = socket.socketpair()
     with left, right:
         for sock in (left, right):

@@ -33,7 +33,7 @@ from sidecar.relay.relay import (
 )
 from sidecar.transport import sockets
 from tests.beds.mesh import PATIENCE, receive_all
-from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, drain, fill, tcp_pair
+from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, carry, drain, fill, tcp_pair
 from tests.beds.simulation import CLOSE, DATA, FakeChannel, parse, record, records
 
 DAYS = 1e6
@@ -412,12 +412,12 @@ async def test_cancelling_detaches_at_once_and_the_sockets_can_be_carried_again(
         for _ in range(3):
             with trio.CancelScope() as scope:
                 scope.cancel()
-                await bed.relay.carry(bed.duplex(), near_net, near_app)
+                await carry(bed.relay, bed.duplex(), near_net, near_app)
             assert scope.cancelled_caught
             assert not bed.relay._links
         net.send(records(b"bytes"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bed.relay.carry, bed.duplex(), near_net, near_app)
+            nursery.start_soon(carry, bed.relay, bed.duplex(), near_net, near_app)
             assert await sockets.receive(app, 100) == b"bytes"
             nursery.cancel_scope.cancel()
 
@@ -436,7 +436,7 @@ async def test_a_connection_that_is_cancelled_while_it_queues_is_not_pumped_any_
     second = still.duplex()
     async with trio.open_nursery() as nursery:
         monkeypatch.setattr(still.relay, "_pump", lambda link: None)
-        nursery.start_soon(still.relay.carry, second, first.near_net, first.near_app)
+        nursery.start_soon(carry, still.relay, second, first.near_net, first.near_app)
         await still.settle()
         monkeypatch.undo()
         still.start()
@@ -480,7 +480,7 @@ async def test_sockets_that_cannot_be_watched_leave_nothing_behind(bed: Bed) -> 
         closed.close()
         for net, app in ((near_net, closed), (closed, near_net)):
             with pytest.raises((ValueError, OSError, KeyError)):
-                await bed.relay.carry(bed.duplex(), net, app)
+                await carry(bed.relay, bed.duplex(), net, app)
             assert not bed.relay._links
         one = bed.connection()
         assert await ends_cleanly(bed, one) == Ending(How.OK)
@@ -494,13 +494,13 @@ async def test_a_number_that_is_used_again_at_once_cannot_confuse_two_connection
         )
         far_net.send(records(b"old") + CLOSE_NOTIFY)
         far_app.shutdown(socket.SHUT_WR)
-        assert await bed.relay.carry(bed.duplex(), old_net, old_app) == Ending(How.OK)
+        assert await carry(bed.relay, bed.duplex(), old_net, old_app) == Ending(How.OK)
         far_net.send(b"a late event of the old one")
         os.dup2(new_net.fileno(), old_net.fileno())
         os.dup2(new_app.fileno(), old_app.fileno())
         other_net.send(records(b"new"))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bed.relay.carry, bed.duplex(), old_net, old_app)
+            nursery.start_soon(carry, bed.relay, bed.duplex(), old_net, old_app)
             with trio.fail_after(PATIENCE):
                 assert await sockets.receive(other_app, 100) == b"new"
             assert await receive_all(far_app) == b"old"

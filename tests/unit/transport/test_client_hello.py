@@ -30,7 +30,7 @@ def hello(*protocols: bytes, server_name: bytes | None = None) -> bytes:
 
 def test_of_a_sidecar() -> None:
     context = Context(key_pair(Authority().leaf("web")), VerifyParams("shop.internal"))
-    channel = context.client("mesh/1/http", SpiffeId("shop.internal", ("api",)), utc_now)
+    channel = context.client(["mesh/1/http"], SpiffeId("shop.internal", ("api",)), utc_now)
     channel.step(b"")
     assert offered_protocols(bytes(channel.take_all())) == [b"mesh/1/http"]
 

@@ -29,11 +29,11 @@ def context(credential: Credential) -> tls.Context:
 
 
 def callee(credential: Credential | None = None) -> tls.TlsChannel:
-    return context(credential or MESH.leaf("api")).server("mesh/1/http", utc_now)
+    return context(credential or MESH.leaf("api")).server(["mesh/1/http"], utc_now)
 
 
 def caller() -> tls.TlsChannel:
-    return context(MESH.leaf("web")).client("mesh/1/http", API, utc_now)
+    return context(MESH.leaf("web")).client(["mesh/1/http"], API, utc_now)
 
 
 @contextmanager
@@ -213,7 +213,7 @@ async def test_a_no_is_heard_and_ends_the_callees_direction(reason: Reason) -> N
 async def test_without_alpn_nothing_is_told_nor_awaited() -> None:
     async with connected() as (left, here, right, there):
         for channel in (here, there):
-            channel._alpn = b"something else"  # as if none had been agreed on
+            channel._protocols = (b"something else",)  # as if none had been agreed on
         await handshake.send_verdict(left, here, Reason.POLICY_DENIED, 5)
         await handshake.receive_verdict(right, there)
         with pytest.raises(BlockingIOError):
@@ -276,7 +276,7 @@ async def test_the_time_of_each_step_is_counted(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(
         Gate, "count", lambda _gate, address, seconds: counted.append(address if seconds > 0 else "free")
     )
-    there = context(Authority().leaf("web")).client("mesh/1/http", API, utc_now) if foreign else caller()
+    there = context(Authority().leaf("web")).client(["mesh/1/http"], API, utc_now) if foreign else caller()
     with wire() as (left, right):
         async with gate() as at, trio.open_nursery() as nursery:
 

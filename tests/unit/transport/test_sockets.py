@@ -65,15 +65,40 @@ async def test_errors_of_a_socket_come_out() -> None:
 # -- connecting --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_connection_is_ready_for_the_relay() -> None:
+def options(sock: socket.socket) -> tuple[bool, bool, bool]:
+    """No delay of small writes, urgent bytes in the stream, keepalive by our times."""
+    return (
+        bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
+        bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)),
+        bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60,
+    )
+
+
+async def test_a_connection_is_ready_for_the_relay_and_so_is_what_is_accepted() -> None:
     with sockets.listen("here", "127.0.0.1", 0) as listener:
         with trio.fail_after(PATIENCE):
             sock = await sockets.connect(socket.AF_INET, listener.getsockname())
-        with sock:
+        accepted, _ = listener.accept()
+        with sock, accepted:
             assert not sock.getblocking()
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+            assert options(sock) == (True, True, False)  # a host that is this one does not die alone
+            assert options(accepted) == (True, True, True)
+
+
+def test_to_another_host_keepalive_is_on() -> None:
+    with socket.socket() as sock:
+        sockets.prepare(sock)
+        assert options(sock) == (True, True, True)
+    assert [
+        sockets.is_loopback((host, 1)) for host in ("127.0.0.1", "127.8.8.8", "::1", "10.0.0.1", "::ffff:127.0.0.1")
+    ] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 async def test_the_twin_nobody_listens_there() -> None:

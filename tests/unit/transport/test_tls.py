@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,7 @@ MESH = Authority()
 API, WEB = SpiffeId("shop.internal", ("api",)), SpiffeId("shop.internal", ("web",))
 CA = SpiffeId("shop.internal", ("mesh", "ca"))
 TERMS = VerifyParams("shop.internal")
-ALPN = "mesh/1/http"
+ALPN = ("mesh/1/http",)
 _lib: Any = vars(SSL)["_lib"]
 
 
@@ -41,7 +41,7 @@ def pair(
     client: Credential | None = None,
     *,
     expected: SpiffeId = API,
-    alpn: tuple[str, str] = (ALPN, ALPN),
+    alpn: tuple[Sequence[str], Sequence[str]] = (ALPN, ALPN),
     clock: Callable[[], datetime] = utc_now,
 ) -> tuple[tls.TlsChannel, tls.TlsChannel]:
     """The callee's and the caller's endpoint, nothing said yet."""
@@ -203,7 +203,7 @@ def test_a_context_serves_many_and_forgets_each() -> None:
 
 
 def test_protocols_that_do_not_meet() -> None:
-    callee, caller = pair(alpn=(ALPN, "mesh/1/metrics"))
+    callee, caller = pair(alpn=(ALPN, ["mesh/1/metrics"]))
     refused, told = shake(callee, caller)
     assert isinstance(refused, Refused)
     assert refused.reason is Reason.HANDSHAKE_FAILED
@@ -214,7 +214,7 @@ def test_protocols_that_do_not_meet() -> None:
 def test_a_caller_checks_what_the_callee_chose() -> None:
     """OpenSSL may do so as well, or not: a protocol that was not offered never passes."""
     callee, caller = pair()
-    caller._alpn = b"mesh/1/other"  # as if the callee had chosen something else than we offered
+    caller._protocols = (b"mesh/1/other",)  # as if the callee had chosen something else than we offered
     _, refused = shake(callee, caller)
     assert isinstance(refused, Refused)
     assert refused.reason is Reason.HANDSHAKE_FAILED
@@ -304,13 +304,13 @@ def test_one_write_takes_all_and_makes_many_records() -> None:
     """pyOpenSSL enables partial writes; we disable them, as memory never blocks."""
     callee, caller = connected()
     block = tls_data.make_buffer(100_000)
-    block.data[:] = bytes(range(250)) * 400
+    block.view[:] = bytes(range(250)) * 400
     caller.write(block, 100_000)
     assert caller.pending() > 100_000
     carry(caller, callee)
     out = tls_data.make_buffer(200_000)
     assert callee.read(out) == 100_000
-    assert out.data[:100_000] == block.data
+    assert out.view[:100_000] == block.view
     assert not callee.ended
     assert callee.read(out) == 0
 
@@ -390,7 +390,7 @@ def test_a_buffer_is_worked_on_in_place() -> None:
     caller.write_bytes(b"here")
     carry(caller, callee)
     callee.read(buffer)
-    assert bytes(buffer.data[:4]) == b"here"
+    assert bytes(buffer.view[:4]) == b"here"
 
 
 # -- facts of the library ----------------------------------------------------------------------------------------------
@@ -461,8 +461,8 @@ def ca_context(credential: Credential, *, anonymous: bool = True) -> tls.Context
 def to_ca(
     caller: tls.Context, *, callee: Credential | None = None, anonymous: bool = True, expected: SpiffeId = CA
 ) -> tuple[tls.TlsChannel, tls.TlsChannel, tuple[Exception | None, Exception | None]]:
-    here = ca_context(callee or MESH.leaf("mesh/ca"), anonymous=anonymous).server("http/1.1", utc_now)
-    there = caller.client("http/1.1", expected, utc_now)
+    here = ca_context(callee or MESH.leaf("mesh/ca"), anonymous=anonymous).server(["http/1.1"], utc_now)
+    there = caller.client(["http/1.1"], expected, utc_now)
     return here, there, shake(here, there)
 
 
@@ -523,8 +523,8 @@ def test_whoever_answers_unverified_is_nobody(callee: Credential) -> None:
 
 
 def test_unverified_is_no_older_tls_and_no_other_protocol() -> None:
-    here = ca_context(MESH.leaf("mesh/ca")).server("other", utc_now)
-    there = bare(unverified=True).client("http/1.1", CA, utc_now)
+    here = ca_context(MESH.leaf("mesh/ca")).server(["other"], utc_now)
+    there = bare(unverified=True).client(["http/1.1"], CA, utc_now)
     refused, told = shake(here, there)
     assert isinstance(refused, Refused)
     assert isinstance(told, Refused)
@@ -544,8 +544,8 @@ def test_a_peer_s_path_ends_at_its_root() -> None:
     [(("mesh", "ca"), b"ca"), (("api",), b"api"), (("a" * 300,), b"a" * tls.MAX_SERVER_NAME)],
 )
 def test_the_name_that_is_sent_is_the_last_segment(segments: tuple[str, ...], name: bytes) -> None:
-    here = ca_context(MESH.leaf("mesh/ca")).server("http/1.1", utc_now)
-    there = bare(*MESH.roots).client("http/1.1", SpiffeId("shop.internal", segments), utc_now)
+    here = ca_context(MESH.leaf("mesh/ca")).server(["http/1.1"], utc_now)
+    there = bare(*MESH.roots).client(["http/1.1"], SpiffeId("shop.internal", segments), utc_now)
     shake(here, there)
     assert here._connection.get_servername() == name
 

@@ -107,7 +107,7 @@ def test_the_http_server_refuses_in_the_same_envelope() -> None:
 
 
 def test_a_sidecar_s_ports_and_the_ca_are_told_apart_by_alpn() -> None:
-    assert not wire.ALPN.startswith(tls.ALPN_PREFIX)
+    assert not wire.ALPN.startswith(tls.ALPN_PREFIXES)
 
 
 # -- each stands once --------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_copy_is_found(code: str) -> None:
         'path = "/var/lib/mesh-ca"',
         'event = "revoked"',
         'text = "HTTP/1.1 200 OK"',
-        'ALPN_PREFIX = "mesh/1/"',
+        'ALPN_PREFIXES = ("mesh/2/", "mesh/1/")',
     ],
 )
 def test_the_twin_what_is_no_copy(code: str) -> None:
