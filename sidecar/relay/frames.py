@@ -243,7 +243,8 @@ class FramedChannel:
         self._records.feed(buffer, size)
 
     def read(self, buffer: Buffer) -> int:
-        """As ``Channel.read``: at most the rest of one frame."""
+        """As ``Channel.read``. A header within the buffer is read over the end of the data before it, which is then put
+        back: so the data of several frames comes out as one piece."""
         if self._fault is not None:
             raise self._fault
         records, filled, self.unread, self.ended = self._records, 0, False, False
@@ -256,13 +257,11 @@ class FramedChannel:
                     limit = min(self._left, buffer.size - filled)
                     count = records.read_record(buffer, filled, limit)
                 else:
-                    limit = HEADER_BYTES + buffer.size
-                    count = records.read_record(buffer, -HEADER_BYTES, limit)
-                    if count > 0:
-                        if self._begins_end(buffer, count, limit):
-                            return -1
-                        count -= HEADER_BYTES
-                        limit -= HEADER_BYTES
+                    limit = buffer.size - filled
+                    count = self._begin_frame(buffer, filled, limit)
+                    if self._in_ended:
+                        self.unread = self.ended = True
+                        return filled or -1
                 if count <= 0:
                     if count < 0:
                         raise self._broken("the peer's stream ended without its *end*: it was cut")
@@ -274,8 +273,8 @@ class FramedChannel:
                 if not self._left:
                     if count == limit and self.received_rest:
                         raise self._broken("a frame ended within a TLS record")
-                    self.unread = records.more()
-                    return filled
+                    if not records.more():
+                        return filled
                 if filled == buffer.size:
                     return filled
             self.unread = True
@@ -285,24 +284,32 @@ class FramedChannel:
                 raise
         return filled
 
-    def _begins_end(self, buffer: Buffer, count: int, limit: int) -> bool:
-        """A frame begins, of which so many bytes are here: whether it is the stream's end. If not, it is data."""
+    def _begin_frame(self, buffer: Buffer, filled: int, limit: int) -> int:
+        """Reads the record that begins a frame, behind ``filled`` bytes of the frames before, at most ``limit`` bytes of
+        data of it. Returns how many; or 0 or -1 as ``read_record``. Sets ``_in_ended`` if it is the stream's end."""
+        at = filled - HEADER_BYTES
+        start = buffer.headroom + at
+        before = buffer.data[start : start + HEADER_BYTES]
+        count = self._records.read_record(buffer, at, HEADER_BYTES + limit)
+        if count <= 0:
+            return count
+        (word,) = _unpack(buffer.data, start)
+        buffer.data[start : start + HEADER_BYTES] = before
         if count < HEADER_BYTES:
             raise self._broken(f"a TLS record of {count} bytes where a frame begins")
-        (word,) = _unpack(buffer.data, buffer.headroom - HEADER_BYTES)
         length = word & 0xFFFFFF
         if word >> 24 == _DATA_KIND and HEADER_BYTES < count <= HEADER_BYTES + length <= HEADER_BYTES + MAX_DATA:
             self._left = length
-            return False
-        if word != _END_WORD or count != HEADER_BYTES or (count == limit and self.received_rest):
+            return count - HEADER_BYTES
+        if word != _END_WORD or count != HEADER_BYTES:
             raise self._broken(
                 f"a frame 0x{word >> 24:02x} of {length} bytes that is malformed, or not due in a stream"
             )
         self.received += 1
-        self._in_ended = self.unread = self.ended = True
+        self._in_ended = True
         if self._out_ended:
             self._finish()
-        return True
+        return 0
 
     def write(self, buffer: Buffer, size: int) -> None:
         """See ``Channel``."""
