@@ -98,15 +98,14 @@ class PeerChannel:
 
     def is_retired(self, node: Node, options: Inbound | Outbound) -> bool:
         """Whether no further stream is to begin on it, although its peer may be as good as ever."""
-        own, oldest = node.current.context.own, options.max_age
+        own, frames, oldest = node.current.context.own, self.frames, options.max_age
+        assert own is not None  # noqa: S101 (a sidecar has a certificate)
+        assert frames is not None  # noqa: S101 (see the class)
         return (
-            self.own is None
-            or own is None
-            or own[0] != self.own[0]
+            own != self.own
             or node.clock() >= own[1]
             or (oldest is not None and node.time() - self.made_at >= oldest)
-            or self.frames is None
-            or max(self.frames.sent, self.frames.received) >= MAX_RECORDS
+            or max(frames.sent, frames.received) >= MAX_RECORDS
         )
 
 
@@ -139,11 +138,11 @@ class Channels:
             return False  # a handshake will say why
         return True
 
-    def put(self, route: Outbound, kept: PeerChannel, admission: Admission) -> None:
+    def put(self, kept: PeerChannel, admission: Admission) -> None:
         """Takes a channel whose stream has ended; ends it if it cannot be kept."""
         node = self._node
         live = Live(lambda: self._drop(kept, live))
-        if self._count >= node.config.keep or node.draining or kept.is_retired(node, route):
+        if self._count >= node.config.keep:
             retire(kept.sock, kept.channel)
             return
         try:
@@ -180,19 +179,15 @@ class Channels:
             while True:
                 await trio.sleep(LOOK_SECONDS)
                 before = self._node.time() - CALLER_IDLE_SECONDS
-                for waiting in list(self._idle.values()):
+                for endpoint, waiting in list(self._idle.items()):
                     for kept, live in list(waiting):
-                        if kept.idle_since <= before or not _is_silent(kept.sock) or _is_gone(kept):
+                        if kept.idle_since <= before or not _is_silent(kept.sock) or endpoint.gone:
                             live.cut(Reason.IDLE_TIMEOUT)
                     await trio.lowlevel.checkpoint()
         finally:
             for waiting in list(self._idle.values()):
                 for kept, live in list(waiting):
                     self._drop(kept, live)
-
-
-def _is_gone(kept: PeerChannel) -> bool:
-    return kept.endpoint is None or kept.endpoint.gone
 
 
 def _is_silent(sock: socket.socket) -> bool:

@@ -113,8 +113,6 @@ def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, liv
     first = frames.number == 0
     seconds = timeouts.handshake if first else CALLEE_IDLE_SECONDS
     if not first:
-        if here.is_retired(node, port) or node.draining:
-            return False
         node.registry.set_idle(live, idle=True)
     try:
         opening = yield from receive(here.sock, frames, node.relay.buffers, node.time() + seconds)

@@ -123,7 +123,7 @@ def serve(
         found.end()
         raise
     if ends.kept:
-        channels.put(route, found, live.admission)
+        channels.put(found, live.admission)
     else:
         found.channel.free()
 

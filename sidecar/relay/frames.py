@@ -42,7 +42,6 @@ HEADER_BYTES = 4
 MAX_DATA = 128 * 1024 - HEADER_BYTES
 """Bytes in one frame of data: with its header eight full TLS records."""
 
-MAX_CONTROL = 2048
 MAX_WORD = 32
 MAX_ATTRIBUTES = 16
 MAX_ATTRIBUTE_BYTES = 1024
@@ -143,11 +142,7 @@ class FramedChannel:
     @property
     def is_idle(self) -> bool:
         """Whether the next stream may be opened. At the callee the caller's next *open* may be here already."""
-        return (
-            self._due is _IDLE
-            and self._fault is None
-            and (self.accepts or not (self._records.more() or self.received_rest))
-        )
+        return self._due is _IDLE and self._fault is None and (self.accepts or not self._records.more())
 
     @property
     def received_rest(self) -> bool:
@@ -194,8 +189,8 @@ class FramedChannel:
 
     def _whole(self, buffer: Buffer, count: int) -> tuple[Kind, bytes]:
         """A frame that is one record, as every one but data is."""
-        kind, length = self._header(buffer, count)
-        if length != count - HEADER_BYTES or length > MAX_CONTROL or self.received_rest:
+        kind, length = self._header(buffer)
+        if length != count - HEADER_BYTES:
             raise self._broken(f"a frame of {length} bytes came in a record of another size")
         self.received += 1
         self._silent = 0
@@ -295,8 +290,6 @@ class FramedChannel:
             return count
         (word,) = _unpack(buffer.data, start)
         buffer.data[start : start + HEADER_BYTES] = before
-        if count < HEADER_BYTES:
-            raise self._broken(f"a TLS record of {count} bytes where a frame begins")
         length = word & 0xFFFFFF
         if word >> 24 == _DATA_KIND and HEADER_BYTES < count <= HEADER_BYTES + length <= HEADER_BYTES + MAX_DATA:
             self._left = length
@@ -343,9 +336,7 @@ class FramedChannel:
         self._records.write_bytes(_HEADER.pack(kind << 24 | len(payload)) + payload)
         self.sent += 1
 
-    def _header(self, buffer: Buffer, count: int) -> tuple[Kind, int]:
-        if count < HEADER_BYTES:
-            raise self._broken(f"a TLS record of {count} bytes where a frame begins")
+    def _header(self, buffer: Buffer) -> tuple[Kind, int]:
         (word,) = _HEADER.unpack_from(buffer.data, buffer.headroom - HEADER_BYTES)
         kind = _KINDS.get(word >> 24)
         if kind is None:

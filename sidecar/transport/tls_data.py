@@ -112,10 +112,7 @@ class TlsData:
         """Decrypts at most one record, and at most ``limit`` bytes of it, to ``at`` of the buffer. Returns their number; 0
         if the record is incomplete, or has no data and ``unread`` is set; -1 at a close_notify. Raises
         :class:`ChannelError`."""
-        if self.unread:
-            if self._fault is not None:
-                raise self._fault
-            self.unread = self.ended
+        self.unread = self.ended
         count: int = _SSL_read(self._ssl, buffer.pointer + at, limit)
         if count > 0:
             return count

@@ -397,6 +397,78 @@ async def test_an_app_that_is_away_leaves_the_channel_as_it_is() -> None:
         here = await api.log.connection(2)
         assert (here["reason"], here["reused"]) == ("connect_failed", True)
         assert (await web.log.connection(2))["peer_reason"] == "connect_failed"
+        assert len(api.log.connections) == 2, "there is no other to ask"
+
+
+async def test_a_callee_that_cannot_is_passed_over_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh_bed() as bed:
+        app = App(sockets.listen("test", "127.0.0.1", 0), echo)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bed.serve_app, app)
+            first = await bed.sidecar("api", inbound=[inbound("http", app.address)])
+            other = await bed.sidecar("api", inbound=[inbound("http", (await bed.app()).address)])
+            peers = [first.address("http"), other.address("http")]
+            web = await bed.sidecar("web", outbound=[outbound_of("api", "http", *peers)])
+            entry = web.address("api:http", "outbound")
+            for _ in range(4):
+                assert await call(entry) == b"hello"
+            await until(lambda: web.node.registry.idle == 2)
+            nursery.cancel_scope.cancel()
+        for number in range(5, 9):
+            assert await call(entry) == b"hello"
+            assert (await web.log.connection(number))["reason"] == "ok"
+
+
+async def test_a_channel_that_its_callee_has_ended_is_not_even_asked() -> None:
+    async with mesh_bed() as bed:
+        web, api, entry = await kept_pair(bed, await bed.app())
+        ((kept, _),) = next(iter(web.server.channels._idle.values()))
+        api.node.registry.end_idle()
+        with trio.fail_after(PATIENCE):
+            await trio.lowlevel.wait_readable(kept.sock)
+        frames = kept.frames
+        assert frames is not None
+        assert await call(entry) == b"hello"
+        assert frames.number == 1
+
+
+async def test_a_channel_to_an_address_that_the_target_has_no_longer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "LOOK_SECONDS", 0.05)
+    async with mesh_bed() as bed:
+        web, _, _ = await kept_pair(bed, await bed.app())
+        (endpoint,) = web.server.channels._idle
+        await trio.sleep(0.2)
+        assert web.node.registry.idle == 1
+        endpoint.gone = True
+        await until(lambda: web.node.registry.idle == 0)
+
+
+async def test_a_list_that_grows_old_while_a_channel_is_kept_lets_nothing_in() -> None:
+    """Nothing is replaced: time alone makes it stale."""
+    clock = Clock()
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        credential = bed.authority.leaf("api", lifetime=timedelta(hours=9))
+        KEYS["api"] = bed.keys(credential)
+        api = await bed.sidecar("api", inbound=[inbound("http", app.address)], credential=credential, clock=clock)
+        api.node.current = rebuilt(bed, api, revocations=Revocations(fresh_until=utc_now() + timedelta(minutes=30)))
+        caller = bed.authority.leaf("web", lifetime=timedelta(hours=9))
+        web = await bed.sidecar("web", outbound=[outbound_of("api", "http", api.address("http"))], credential=caller)
+        entry = web.address("api:http", "outbound")
+        assert await call(entry) == b"hello"
+        await is_idle(web, api)
+        clock.ahead = timedelta(minutes=31)
+        assert await is_refused(entry)
+        line = await api.log.connection(2)
+        assert (line["reason"], line["reused"]) == ("revocations_stale", True)
+        assert app.connections == 1
+
+
+async def test_an_idle_channel_is_no_connection_that_is_shown() -> None:
+    async with mesh_bed() as bed:
+        web, api, _ = await kept_pair(bed, await bed.app())
+        assert web.node.registry.admissions() == api.node.registry.admissions() == []
+        assert len(web.node.registry) == len(api.node.registry) == 1
 
 
 async def test_a_caller_that_opens_no_stream_is_refused_in_time() -> None:

@@ -161,6 +161,23 @@ def test_what_breaks_a_stream(accepts: bool, wire: bytes) -> None:
     end.breaks()
 
 
+def test_a_stream_is_confirmed_once() -> None:
+    caller = End(accepts=False)
+    caller.channel.open(500)
+    caller.hears(records(frame(Kind.OPENED, b"\0\0\0\1")) * 2)
+    assert caller.channel.receive(caller.buffer) == ""
+    caller.breaks()
+
+
+def test_the_longest_word_of_a_verdict() -> None:
+    caller = End(accepts=False)
+    caller.channel.open(500)
+    word = "x" * frames.MAX_WORD
+    caller.fake._cipher = b""
+    caller.hears(record(DATA, frame(Kind.VERDICT, word.encode())))
+    assert caller.channel.receive(caller.buffer) == word
+
+
 def test_a_second_frame_in_a_record_breaks_it_after_the_first_was_delivered() -> None:
     end = End().in_a_stream()
     end.hears(record(DATA, frame(Kind.DATA, b"a whole one")[:20]))  # 15 bytes: the frame, and nothing else
@@ -232,6 +249,8 @@ def test_an_idle_callee_counts_what_brings_no_frame(flood: Callable[[], bytes]) 
 
     with pytest.raises(ChannelError, match="KeyUpdates"):
         listen()
+    if flood() == record(UPDATE) * 50:
+        assert end.channel._silent < 8 * MAX_DATALESS_RECORDS, "by their number, long before their bytes"
 
 
 def test_the_twin_a_long_stream_before_does_not_count() -> None:

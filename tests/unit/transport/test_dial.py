@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
+from sidecar.relay.strand import Steps, run
 from sidecar.transport import dial, sockets
 from sidecar.transport.dial import (
     BACKOFF_SECONDS,
@@ -596,3 +597,102 @@ LOOPBACK, OTHER = ("127.0.0.1", 40000), ("127.0.0.1", 8080)
 )
 def test_what_is_a_connection_to_ourselves(local: Any, remote: Any, listening: Any, own: bool) -> None:
     assert is_own(local, remote, listening) is own
+
+
+# -- the one to use now, without a task --------------------------------------------------------------------------------
+
+
+def waits_for_nothing() -> Steps[None]:
+    raise AssertionError("it waits")
+    yield
+
+
+async def at_once(target: Upstream, failures: dict[dial.Endpoint, Refused] | None = None) -> bool:
+    """Whether it is connected to its only endpoint."""
+    found = await run(
+        target.reach_only(trio.current_time() + 5, {} if failures is None else failures, waits_for_nothing)
+    )
+    if found is not None:
+        found[0].close()
+    return found is not None
+
+
+async def test_the_best_follows_changes_failures_and_use(mock_clock: MockClock) -> None:
+    names = Names(db=["10.0.0.1"])
+    async with upstream("db:1", names=names) as target:
+        assert target.best() is None, "nothing is known yet"
+        (first,) = await target.endpoints()
+        assert target.best() is first
+        assert target.best() is first
+        assert not target.has_another(first)
+        first.failed()
+        assert target.best() is None
+        first.answered()
+        names.says("db", ["10.0.0.2"])
+        await later(mock_clock, REFRESH_SECONDS)
+        assert str(target.best()) == "10.0.0.2:1"
+        assert first.gone
+        names.says("db", ["10.0.0.2", "10.0.0.3"])
+        await later(mock_clock, REFRESH_SECONDS)
+        second = target.best()
+        assert second is not None
+        assert target.has_another(second)
+        with target.using(second):
+            assert target.best() not in (None, second)
+
+
+async def test_two_names_are_both_followed(mock_clock: MockClock) -> None:
+    names = Names(db=["10.0.0.1"], spare=OSError(1, "none"))
+    async with upstream("db:1", "spare:1", names=names) as target:
+        await target.endpoints()
+        first = target.best()
+        assert first is not None
+        names.says("spare", ["10.0.0.9"])
+        await later(mock_clock, REFRESH_SECONDS)
+        with target.using(first):
+            assert str(target.best()) == "10.0.0.9:1"
+
+
+async def test_a_single_endpoint_is_reached_at_once_and_several_are_not_tried_one_by_one() -> None:
+    with sockets.listen("test", "127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        async with upstream(f"127.0.0.1:{port}") as target:
+            assert await at_once(target)
+        async with upstream(f"127.0.0.1:{port}", f"127.0.0.2:{port}") as target:
+            assert not await at_once(target)
+
+
+async def test_a_single_endpoint_that_fails_or_is_silent_is_in_failures(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    failures: dict[dial.Endpoint, Refused] = {}
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        async with upstream(f"127.0.0.1:{nobody.getsockname()[1]}") as target:
+            assert not await at_once(target, failures)
+    (refusal,) = failures.values()
+    assert "Connection refused" in refusal.detail
+
+    def silent(_family: int, _address: Any) -> tuple[socket.socket, bool]:
+        sock, other = socket.socketpair()
+        sock.setblocking(False)
+        kept.append(other)
+        while True:
+            try:
+                sock.send(b"x" * 65536)
+            except BlockingIOError:
+                return sock, False
+
+    def nothing_to_say() -> Steps[None]:
+        return
+        yield
+
+    kept: list[socket.socket] = []
+    monkeypatch.setattr(sockets, "begin_to_connect", silent)
+    async with upstream("127.0.0.1:1") as target:
+        failures.clear()
+        assert await run(target.reach_only(trio.current_time() + 5, failures, nothing_to_say)) is None
+    (refusal,) = failures.values()
+    assert "no answer in time" in refusal.detail
+    for other in kept:
+        other.close()

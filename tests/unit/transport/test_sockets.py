@@ -570,3 +570,14 @@ def test_the_control_a_plain_close_is_a_clean_end() -> None:
 def test_where_the_system_cannot_tell_what_is_unsent_nothing_is_waited_for(tmp_path: Path) -> None:
     with (tmp_path / "no socket").open("w") as file:
         assert sockets._unsent(cast(socket.socket, file)) == 0
+
+
+def test_a_connection_that_failed_is_told_at_its_end() -> None:
+    class Failed:
+        def getsockopt(self, _level: int, option: int) -> int:
+            assert option == socket.SO_ERROR
+            return errno.EHOSTUNREACH
+
+    failed: Any = Failed()
+    with pytest.raises(OSError, match="No route to host"):
+        sockets.end_to_connect(failed)
