@@ -115,6 +115,8 @@ def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, liv
     if not first:
         node.registry.set_idle(live, idle=True)
     try:
+        if not first and frames.has_more:
+            yield trio.lowlevel.checkpoint  # whoever opens streams without waiting for an answer waits for everybody else
         opening = yield from receive(here.sock, frames, node.relay.buffers, node.time() + seconds)
     except LostChannelError as lost:
         if first:

@@ -145,6 +145,11 @@ class FramedChannel:
         return self._due is _IDLE and self._fault is None and (self.accepts or not self._records.more())
 
     @property
+    def has_more(self) -> bool:
+        """Whether something that was received waits to be decrypted."""
+        return self._records.more()
+
+    @property
     def received_rest(self) -> bool:
         """Whether a part of a record that was decrypted is unread."""
         return self._records.rest_of_record() > 0

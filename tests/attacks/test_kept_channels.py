@@ -159,6 +159,30 @@ async def test_a_stream_whose_caller_waits_no_longer_is_not_connected_for_long()
             assert heard
 
 
+async def test_a_peer_that_opens_streams_without_waiting_holds_nobody_up() -> None:
+    """A thousand of them arrive in one piece; each is refused, and others have their turn after each."""
+    async with attacked_port() as port:
+        ended, most, before = port.sidecar.node.metrics.ended, 0, 0
+
+        async def neighbour() -> None:
+            nonlocal most, before
+            while True:
+                most, before = max(most, ended.total() - before), ended.total()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery, caller(port, "db") as foreigner:
+            nursery.start_soon(neighbour)
+            await foreigner.send(opening())
+            await port.sidecar.log.connection(1)
+            for number in range(2, 1000):
+                foreigner.tls.send(opening(number))
+            await foreigner.flush()
+            await port.sidecar.log.connection(999)
+            nursery.cancel_scope.cancel()
+        assert {line["reason"] for line in port.sidecar.log.connections} == {"policy_denied"}
+        assert most <= 3, "between two turns of a neighbour lie two ticks at most"
+
+
 # -- a callee that is not honest ---------------------------------------------------------------------------------------
 
 ANSWERS: dict[str, bytes] = {
