@@ -185,3 +185,44 @@ def test_who_is_cut_to_make_room_was_displaced_and_who_is_cut_for_another_reason
     displaced.cut(Reason.OVERLOADED)
     revoked.cut(Reason.REVOKED)
     assert (displaced.was_displaced, revoked.was_displaced, Live().was_displaced) == (True, False, False)
+
+
+# -- idle channels -----------------------------------------------------------------------------------------------------
+
+
+def idle(registry: Registry, ended: list[str], name: str) -> Live:
+    def end() -> None:
+        ended.append(name)
+        registry.leave(live)
+
+    live = Live(end)
+    live.admission = CLAIM
+    registry.take_place(live, 10)
+    registry.enter(live)
+    registry.set_idle(live, idle=True)
+    return live
+
+
+def test_an_idle_channel_gives_its_place_to_whoever_needs_one_the_longest_idle_first() -> None:
+    registry, ended = Registry(), list[str]()
+    first, second = idle(registry, ended, "first"), idle(registry, ended, "second")
+    registry.take_place(Live(), 2)
+    assert ended == ["first"]
+    assert first.reason is Reason.IDLE_TIMEOUT
+    registry.set_idle(second, idle=False)
+    with pytest.raises(Refused):
+        registry.take_place(Live(), 2)
+    assert ended == ["first"]
+
+
+def test_idle_channels_are_not_shown_and_all_end_at_once() -> None:
+    registry, ended = Registry(), list[str]()
+    busy = idle(registry, ended, "busy")
+    idle(registry, ended, "one")
+    idle(registry, ended, "two")
+    registry.set_idle(busy, idle=False)
+    assert registry.admissions() == [CLAIM]
+    assert (registry.idle, len(registry)) == (2, 3)
+    registry.end_idle()
+    assert ended == ["one", "two"]
+    assert (registry.idle, len(registry), registry.places) == (0, 1, 1)

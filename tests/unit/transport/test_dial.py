@@ -642,8 +642,8 @@ async def test_the_best_follows_changes_failures_and_use(mock_clock: MockClock) 
 
 
 async def test_two_names_are_both_followed(mock_clock: MockClock) -> None:
-    names = Names(db=["10.0.0.1"], spare=OSError(1, "none"))
-    async with upstream("db:1", "spare:1", names=names) as target:
+    names = Names(spare=OSError(1, "none"))
+    async with upstream("10.0.0.1:1", "spare:1", names=names) as target:
         await target.endpoints()
         first = target.best()
         assert first is not None
