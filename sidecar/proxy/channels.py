@@ -96,6 +96,15 @@ class PeerChannel:
             self.good_until = node.current.judge_again(admission, pinned, now)
             self.snapshot = node.current
 
+    def is_trusted(self, node: Node, admission: Admission, expected: str | None = None) -> bool:
+        """Whether :meth:`judge` passes. If not, the channel ends: the handshake of a new one says why, or passes with the
+        certificates of now."""
+        try:
+            self.judge(node, admission, expected)
+        except Refused:
+            return False
+        return True
+
     def is_retired(self, node: Node, options: Inbound | Outbound) -> bool:
         """Whether no further stream is to begin on it, although its peer may be as good as ever."""
         own, frames, oldest = node.current.context.own, self.frames, options.max_age
@@ -132,11 +141,7 @@ class Channels:
         if kept.is_retired(self._node, route) or not _is_silent(kept.sock):
             return False
         assert live.admission is not None  # noqa: S101 (`put` sets it)
-        try:
-            kept.judge(self._node, live.admission, route.service)
-        except Refused:
-            return False  # a handshake will say why
-        return True
+        return kept.is_trusted(self._node, live.admission, route.service)
 
     def put(self, kept: PeerChannel, admission: Admission) -> None:
         """Takes a channel whose stream has ended; ends it if it cannot be kept."""

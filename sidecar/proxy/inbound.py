@@ -50,7 +50,8 @@ def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, li
     timeouts = node.config.timeouts
 
     # Authentication: the handshake judges the peer's certificate.
-    channel = node.current.context.server(node.protocols(port.port), node.clock)
+    context = node.current.context
+    channel = context.server(node.protocols(port.port), node.clock)
     try:
         record = lines.present
         peer = yield partial(establish, node, sock, channel, record, record.started, live.stranger)
@@ -63,8 +64,7 @@ def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, li
             yield partial(send_verdict, sock, channel, refusal.reason, timeouts.handshake)
             raise
         frames = FramedChannel(channel, accepts=True) if channel.keeps else None
-        own = node.current.context.own
-        here = PeerChannel(sock, channel, frames, peer, str(record.connection_id), record.started, own)
+        here = PeerChannel(sock, channel, frames, peer, str(record.connection_id), record.started, context.own)
         live.admission = Admission(peer.id, node.config.service, port.port, peer.svid, peer.path, peer.anchor)
 
         # One stream after another; a channel that is not kept is a single one.
@@ -130,7 +130,8 @@ def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, liv
         return False
     assert isinstance(opening, Open)  # noqa: S101 (a callee's channel takes nothing else)
     if not first:
-        if here.is_retired(node, port):
+        assert live.admission is not None  # noqa: S101 (see `serve`)
+        if here.is_retired(node, port) or not here.is_trusted(node, live.admission):
             return False  # before it is confirmed: the caller tries again on a new one
         lines.begin(node.time())
     here.opening = opening

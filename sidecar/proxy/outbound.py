@@ -81,7 +81,7 @@ def serve(
     snapshot = node.current
 
     # Authorization: of the calling process, then of our service. The callee's sidecar decides again, and may refuse.
-    client = record.client_address or ""
+    client = (record.client_address or "").rpartition(":")[0].strip("[]")
     if route.allow_from and not any(_ip(client) in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
         raise Refused(
@@ -293,9 +293,8 @@ def _verdict_seconds(node: Node) -> float:
 
 
 @lru_cache(maxsize=256)
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IP address in ``host:port``."""
-    return sockets.plain_ip(address.rpartition(":")[0].strip("[]"))
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return sockets.plain_ip(host)
 
 
 def _located(

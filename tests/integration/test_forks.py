@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import sys
@@ -19,7 +20,10 @@ def seen(program: Running) -> dict[str, object]:
     """A running process, as the system knows it."""
     process = Path(f"/proc/{program.process.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
-    descriptors = {file.name: re.sub(r"\d+", "", str(file.readlink())) for file in (process / "fd").iterdir()}
+    descriptors = {}
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: a file that is followed is read now and then
+            descriptors[file.name] = re.sub(r"\d+", "", str(file.readlink()))
     names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
     return {
         **{name: status[name] for name in names},

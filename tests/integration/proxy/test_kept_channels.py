@@ -193,7 +193,7 @@ CHANGES: dict[str, tuple[str, Callable[[MeshBed, RunningSidecar], Snapshot], str
     "the callee's policy": ("api", with_mesh(NO_RULE), "policy_denied"),
     "the caller is revoked": ("api", with_revoked("web"), "revoked"),
     "the callee's list is stale": ("api", with_stale_list, "revocations_stale"),
-    "the callee's roots": ("api", with_other_roots, "trust_changed"),
+    "the callee's roots": ("api", with_other_roots, "unknown_ca"),
     "the caller's policy": ("web", with_mesh(NO_RULE), "policy_denied"),
     "the callee is revoked": ("web", with_revoked("api"), "revoked"),
     "the caller's list is stale": ("web", with_stale_list, "revocations_stale"),
@@ -301,6 +301,22 @@ async def test_a_channel_that_has_used_up_its_key_or_its_age_is_retired(monkeypa
             waiting[0][0].made_at -= 1000
         assert await call(entry) == b"hello"
         assert not (await web.log.connection(2))["reused"]
+
+
+async def test_certificates_of_before_a_rotation_cost_no_connection() -> None:
+    """Both ends have new ones under another root; the channel has the old ones, which are trusted no longer: the caller
+    shakes hands again, and is let in."""
+    second = Authority(name="Second")
+    async with mesh_bed() as bed:
+        web, api, entry = await kept_pair(bed, await bed.app())
+        for sidecar in (api, web):
+            keys = replace(bed.keys(second.leaf(sidecar.node.config.service)), roots=second.roots)
+            context = tls.Context(keys, sidecar.node.current.context.params)
+            context.own = sidecar.node.current.context.own  # so that the judgement alone notices
+            sidecar.node.current = replace(sidecar.node.current, context=context)
+        assert await call(entry) == b"hello"
+        assert not (await web.log.connection(2))["reused"]
+        assert [line["reason"] for line in api.log.connections] == ["ok", "ok"]
 
 
 # -- ends that cost nothing --------------------------------------------------------------------------------------------
@@ -460,7 +476,7 @@ async def test_a_list_that_grows_old_while_a_channel_is_kept_lets_nothing_in() -
         clock.ahead = timedelta(minutes=31)
         assert await is_refused(entry)
         line = await api.log.connection(2)
-        assert (line["reason"], line["reused"]) == ("revocations_stale", True)
+        assert (line["reason"], line["reused"]) == ("revocations_stale", False)
         assert app.connections == 1
 
 

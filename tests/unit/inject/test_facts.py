@@ -86,6 +86,7 @@ def test_ports(ports: str, written: str) -> None:
 VALUES: dict[str, Any] = {
     "access_log": "refusals",
     "has_replicas": True,
+    "keep": 7,
     "log_format": "console",
     "timeouts.handshake": "7s",
     "timeouts.connect": "7s",
