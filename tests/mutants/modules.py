@@ -49,7 +49,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "spiffe": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
     "tls": (*ATTACKS_ON_PEERS, "attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
     "inbound": ("integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
-    "outbound": ("integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
+    "outbound": ("integration/proxy/test_kept_channels.py", "integration/proxy/test_loops.py", *ATTACKS_ON_PEERS),
     "peer": ATTACKS_ON_PEERS,
     "channels": ("integration/proxy/test_kept_channels.py", "attacks/test_kept_channels.py"),
     "frames": ("properties/test_frames_properties.py", "attacks/test_kept_channels.py"),

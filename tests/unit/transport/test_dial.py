@@ -696,3 +696,8 @@ async def test_a_single_endpoint_that_fails_or_is_silent_is_in_failures(
     assert "no answer in time" in refusal.detail
     for other in kept:
         other.close()
+
+
+async def test_what_is_not_known_yet_is_not_reached_at_once(mock_clock: MockClock) -> None:
+    async with upstream("db:1", names=Names(db=["10.0.0.1"])) as target:
+        assert not await at_once(target)

@@ -13,13 +13,15 @@ from trio.testing import MockClock
 from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.relay.duplex import Buffers, ChannelError
-from sidecar.relay.frames import FramedChannel, Open
+from sidecar.relay.frames import HEADER_BYTES, FramedChannel, Kind, Open, encode_open
 from sidecar.relay.strand import run
 from sidecar.transport import streams
 from sidecar.transport.streams import LostChannelError
 from sidecar.transport.tls import TlsChannel
 from sidecar.transport.tls_data import make_buffer
+from tests.beds.frames import FakeRecords, frame
 from tests.beds.relay import fill, tcp_pair
+from tests.beds.simulation import UPDATE, fake_buffers, record, records
 from tests.unit.transport.test_tls import API, MESH, context, shake
 
 BUFFERS = Buffers(*(make_buffer(20_000) for _ in range(4)))
@@ -161,3 +163,14 @@ def test_a_channel_that_is_retired_ends_cleanly_and_one_that_is_gone_is_no_troub
                 data = both.here.recv(1000)
                 both.callee.feed_bytes(data)
                 assert both.callee.read_some(10) is None
+
+
+async def test_what_is_behind_many_records_without_data_is_read_without_more_from_the_socket() -> None:
+    updates = record(UPDATE) * 40 + records(frame(Kind.OPEN, encode_open(Open(1, 5, {}))))
+    with tcp_pair() as (here, there):
+        there.send(updates)
+        await trio.lowlevel.wait_readable(here)
+        channel = FramedChannel(FakeRecords(), accepts=True)
+        buffers = fake_buffers(4000, headroom=HEADER_BYTES)
+        with trio.fail_after(5):
+            assert await run(streams.receive(here, channel, buffers)) == Open(1, 5, {})
