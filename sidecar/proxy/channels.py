@@ -162,7 +162,7 @@ class Channels:
         self._count += 1
         node.registry.enter(live)
         node.registry.set_idle(live, idle=True)
-        if kept.snapshot is not node.current and node.recheck(admission) is not None:  # a change while the stream ran
+        if node.recheck(admission) is not None:  # a change while the stream ran
             live.cut(Reason.POLICY_CHANGED)
 
     def _forget(self, kept: PeerChannel, live: Live) -> None:

@@ -114,7 +114,7 @@ def serve(
         peer, endpoint = found.peer, found.endpoint
         assert endpoint is not None  # noqa: S101 (a caller's channel has one)
         live.admission = Admission(snapshot.id, route.service, route.port, peer.svid, peer.path, peer.anchor)
-        if found.snapshot is not node.current and (changed := node.recheck(live.admission)) is not None:
+        if (changed := node.recheck(live.admission)) is not None:
             raise Refused(changed, f"does not use {endpoint}: policy or trust changed during the handshake")
         with upstream.using(endpoint):
             ends = yield from carry.carry(node, route, found.carrier, found.sock, sock, record, live, _ENDINGS)
