@@ -19,6 +19,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy import channels, outbound
+from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Snapshot
 from sidecar.relay.frames import Kind, Open, encode_open
 from sidecar.transport import dial, sockets, tls
@@ -536,3 +537,24 @@ async def test_a_callee_confirms_before_it_waits_for_its_app(monkeypatch: pytest
             await caller.send(frame(Kind.OPEN, encode_open(Open(1, 5000, {}))))
             assert await caller.receive() == frame(Kind.OPENED, b"\0\0\0\1")
             assert api.log.connections == []
+
+
+async def test_a_policy_that_changes_between_its_answer_and_the_channel_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a listener waits for the first bytes of a suspected loop. The channel's trust is judged after that; the policy
+    must be too, and nobody else asks: the connection has no admission yet."""
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        web, _, entry = await kept_pair(bed, app)
+        fresh = with_mesh(NO_RULE)(bed, web)
+
+        async def meanwhile(_guard: LoopGuard, _sock: socket.socket) -> None:
+            web.node.current = fresh
+            await web.node.registry.rejudge(lambda _: None)
+
+        monkeypatch.setattr(LoopGuard, "suspects", True)
+        monkeypatch.setattr(LoopGuard, "before_dialling", meanwhile)
+        assert await is_refused(entry)
+        assert (await web.log.connection(2))["reason"] == "policy_changed"
+        assert bytes(app.received) == b"hello"
