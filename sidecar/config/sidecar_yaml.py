@@ -168,8 +168,8 @@ def _file(value: object, info: Info) -> object:
     return info.context.directory / text
 
 
-def _not_empty(items: tuple[_T, ...], info: Info) -> tuple[_T, ...]:
-    if not items and info.context is not None:
+def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
+    if not items:
         raise ValueError("is empty: name at least one")
     return items
 

@@ -24,8 +24,8 @@ from sidecar.policy.mesh import Mesh, parse_mesh
 LARGE = 32 * 1024
 """Characters of a text that takes longer to parse (0.1 s) than a child to start."""
 
-NICE = 10
-PATIENCE = 10.0
+NICE, PATIENCE = 5, 5.0
+"""It leaves the core to those who serve, and yet a policy is in force within seconds on a machine that has none to spare."""
 
 _CHILD = "import sys; sys.path[:] = {path!r}; from sidecar.host.apart import parse; parse({filename!r})"
 

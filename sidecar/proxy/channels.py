@@ -107,13 +107,13 @@ class PeerChannel:
 
     def is_retired(self, node: Node, options: Inbound | Outbound) -> bool:
         """Whether no further stream is to begin on it, although its peer may be as good as ever."""
-        own, frames, oldest = node.current.context.own, self.frames, options.max_age
+        own, frames = node.current.context.own, self.frames
         assert own is not None  # noqa: S101 (a sidecar has a certificate)
         assert frames is not None  # noqa: S101 (see the class)
         return (
             own != self.own
             or node.clock() >= own[1]
-            or (oldest is not None and node.time() - self.made_at >= oldest)
+            or node.time() - self.made_at >= options.max_age
             or max(frames.sent, frames.received) >= MAX_RECORDS
         )
 

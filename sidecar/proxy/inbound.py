@@ -3,7 +3,8 @@
 How it works. The handshake proves who calls. If the caller speaks ``mesh/2``, the channel is kept, and its app connections
 follow one another on it as *streams* (:mod:`sidecar.relay.frames`). Each stream is judged by what is in force when it is
 opened: policy, roots, revocations, the ends of both certificates. Each has a connection to our app, a verdict and a line in
-the log of its own. A refusal that concerns one stream (``_OF_ONE_STREAM``) leaves the channel as it is.
+the log of its own. A stream that is refused leaves the channel as it is; a peer that is not trusted any more has its channel
+ended before its next stream, and at once while it is idle.
 """
 
 from __future__ import annotations
@@ -30,9 +31,6 @@ from sidecar.relay.strand import Steps
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import send_verdict
 from sidecar.transport.streams import LostChannelError, answer, receive, send
-
-_OF_ONE_STREAM = frozenset({Reason.POLICY_DENIED, Reason.CONNECT_FAILED, Reason.HANDSHAKE_FAILED, Reason.DRAINED})
-"""Refusals after which a kept channel goes on: the next stream may be let in. After any other it ends."""
 
 _ENDINGS = {
     How.OK: Reason.OK,
@@ -73,7 +71,7 @@ def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, li
             try:
                 app_socket, endpoint = yield from _admit(node, port, app, here, lines.present, live.admission)
             except Refused as refusal:
-                if frames is None or refusal.reason not in _OF_ONE_STREAM:
+                if frames is None:
                     yield partial(send_verdict, sock, channel, refusal.reason, timeouts.handshake)
                     raise
                 yield from answer(sock, channel, frames, refusal.reason, node.time() + timeouts.handshake)

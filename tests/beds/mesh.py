@@ -261,7 +261,7 @@ def inbound(
     return Inbound(
         port=port,
         listen=ANYWHERE,
-        apps=apps,
+        apps=apps or (Address("127.0.0.1", 9),),
         require_alpn=require_alpn,
         tolerate_missing_close_notify=tolerate_missing_close_notify,
         idle_timeout=idle_timeout,

@@ -8,7 +8,7 @@ KEPT_BY_HAND = 175
 """Of the 176 of that list one cannot be written any more: a "yes" before the policy's answer. The callee's verdict is sent
 behind the block that decides, so no single statement can be moved before it."""
 MAX_EQUIVALENT = 0.05
-MAX_AWAITED = 8
+MAX_AWAITED = 0
 """This number may only fall."""
 
 

@@ -98,7 +98,8 @@ async def apart(cores: tuple[int, int], say: Say) -> AsyncIterator[Cgroup | None
         try:
             measured = stack.enter_context(cgroup(f"siege-{os.getpid()}", GREAT, cores))
             attackers = stack.enter_context(cgroup(f"siege-{os.getpid()}-attackers", SMALL, cores[1:]))
-            stack.enter_context(inside(measured))
+            within = ExitStack()
+            within.enter_context(inside(measured))
         except OSError as error:
             say(f"no cgroup can be made ({error.strerror}): what else this machine does is in the figures")
             stack.close()
@@ -108,6 +109,8 @@ async def apart(cores: tuple[int, int], say: Say) -> AsyncIterator[Cgroup | None
             yield attackers
         finally:
             with trio.CancelScope(shield=True):
+                within.close()  # we are in it ourselves
+                await measured.emptied()
                 await attackers.emptied()
 
 

@@ -436,6 +436,22 @@ async def test_a_callee_that_cannot_is_passed_over_for_another(monkeypatch: pyte
             assert (await web.log.connection(number))["reason"] == "ok"
 
 
+async def test_a_callee_s_no_is_the_last_word_although_there_is_another() -> None:
+    async with mesh_bed() as bed:
+        callees = [await bed.sidecar("api", inbound=[inbound("http", (await bed.app()).address)]) for _ in range(2)]
+        web = await bed.sidecar("web", outbound=[outbound_of("api", "http", *(one.address("http") for one in callees))])
+        entry = web.address("api:http", "outbound")
+        for _ in range(4):
+            assert await call(entry) == b"hello"
+        await until(lambda: web.node.registry.idle == 2)
+        for callee in callees:
+            callee.node.current = with_mesh(NO_RULE)(bed, callee)
+        assert await is_refused(entry)
+        line = await web.log.connection(5)
+        assert (line["peer_reason"], line["reused"]) == ("policy_denied", True)
+        await until(lambda: sum(len(callee.log.connections) for callee in callees) == 5)
+
+
 async def test_a_channel_that_its_callee_has_ended_is_not_even_asked() -> None:
     async with mesh_bed() as bed:
         web, api, entry = await kept_pair(bed, await bed.app())

@@ -398,6 +398,9 @@ def test_what_the_program_makes_is_checked_too() -> None:
         Inbound(port="http", listen="127.0.0.1:1", apps=(HERE,))  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=NEIGHBOUR):
         Outbound(target=Target("db", "5432"), listen=Address("0.0.0.0", 1), peers=(HERE,))
+    with pytest.raises(ShapeError, match="is empty"):
+        Inbound(port="http", listen=HERE, apps=())
+    assert Outbound(target=Target("db", "5432"), listen=HERE, peers=(HERE,), allow_from=()).allow_from == ()
     with pytest.raises(ShapeError, match="no `allow_from`"):
         Outbound(target=Target("db", "5432"), listen=Address("10.0.0.1", 1), peers=(HERE,))
 

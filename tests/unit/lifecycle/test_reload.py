@@ -6,6 +6,7 @@ Each test drives the real :class:`Reloader` over real files, on a virtual clock:
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -606,6 +607,22 @@ async def test_files_are_not_asked_for_what_the_ca_gives(site: Site) -> None:
     config = replace(site.node.config, identity=ca)
     with pytest.raises(TypeError, match="that a CA issues has no credential files"):
         load_credentials(config, site.node.current.mesh, site.now)
+
+
+async def test_a_policy_changes_while_the_ca_gives_the_identity(
+    site: Site, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    ca = f"identity: {{ca: 'https://ca.example', root_sha256: '{'0' * 64}', state_dir: state}}"
+    site.wiring.write_text(re.sub("identity: .*", ca, WIRING))
+    node = Node(load_config(site.wiring, {}), site.node.current, Log(site.log, "json"), clock=lambda: site.now)
+    reloader = Reloader(node, site.reloader.loaded, {})
+    nursery.start_soon(reloader.run)
+    await site.looks(0.5)
+    rename(site.mesh, FORBIDDEN)
+    await site.looks()
+    assert len(node.current.mesh.rules) == 2
+    assert node.current.context.own == site.node.current.context.own
+    assert site.events == ["reloaded"]
 
 
 # -- the clock ---------------------------------------------------------------------------------------------------------
