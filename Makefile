@@ -76,7 +76,7 @@ bench-readme: $(BENCHED) ## puts what `make bench` found into README, as a table
 bench-ca: $(READY) ## renewals a second of one CA, on SQLite and PostgreSQL; SECONDS=2
 	@$(BIN)/python -m tests.bench.ca --seconds $(SECONDS) $(BENCH)
 
-siege: SECONDS = 90
+siege: SECONDS = 150
 siege: $(READY) ## honest traffic while strangers do all that they can; SECONDS=90; SIEGE=--defences tests the siege itself
 	@$(BIN)/python -m tests.siege --seconds $(SECONDS) $(SIEGE)
 

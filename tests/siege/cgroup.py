@@ -64,7 +64,9 @@ def cgroup(name: str, weight: float, cores: Sequence[int], root: Path = ROOT) ->
         yield Cgroup(made)
     finally:
         for directory in made:
-            with contextlib.suppress(OSError):  # somebody is still in it
+            with contextlib.suppress(OSError):
+                for pid in (directory / "cgroup.procs").read_text().split():  # a helper of Python's that outlives a round
+                    (directory.parent / "cgroup.procs").write_text(f"{pid}\n")
                 directory.rmdir()
 
 
