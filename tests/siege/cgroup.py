@@ -65,7 +65,8 @@ def cgroup(name: str, weight: float, cores: Sequence[int], root: Path = ROOT) ->
     finally:
         for directory in made:
             with contextlib.suppress(OSError):
-                for pid in (directory / "cgroup.procs").read_text().split():  # a helper of Python's that outlives a round
+                # A helper of Python's that outlives a round:
+                for pid in (directory / "cgroup.procs").read_text().split():
                     (directory.parent / "cgroup.procs").write_text(f"{pid}\n")
                 directory.rmdir()
 
