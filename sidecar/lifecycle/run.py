@@ -30,7 +30,8 @@ from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe import stray
-from sidecar.observe.admin import AdminServer, Source
+from sidecar.observe.admin import Source
+from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
@@ -126,7 +127,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             server.node.metrics,
         )
         try:
-            admin = AdminServer(f"{config.path}: admin.listen", config.admin.listen, source, log)
+            admin = LocalServer(f"{config.path}: admin.listen", config.admin.listen, source.routes(), log)
         except BaseException:
             server.close()
             raise

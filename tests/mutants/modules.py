@@ -108,10 +108,10 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "http1": (
         "attacks/test_ca_requests.py",
         "attacks/test_ca_denial_of_service.py",
-        "unit/observe/test_admin.py",
+        "unit/observe/test_local.py",
         "unit/certs/protocol/test_client.py",
     ),
-    "admin": (),
+    "local": (),
     "live": ("unit/lifecycle/test_reload.py",),
     "address": ("unit/config/test_sidecar_yaml.py",),
     "sockets": ("unit/proxy/test_server.py", "integration/proxy/test_listener.py", "attacks/test_strangers.py"),

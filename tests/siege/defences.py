@@ -55,12 +55,12 @@ def _log_written_at_once() -> None:
 
 
 def _no_room_is_made(server: Any, connections: Any, sock: Any) -> None:
-    """In the place of ``AdminServer._admit``: at the limit, the newcomer is closed."""
-    admin: Any = import_module("sidecar.observe.admin")
-    if len(server._open) >= admin.MAX_CONNECTIONS:
+    """In the place of ``LocalServer._admit``: at the limit, the newcomer is closed."""
+    local: Any = import_module("sidecar.observe.local")
+    if len(server._open) >= local.MAX_CONNECTIONS:
         sock.close()
         return
-    stream = admin._PlainStream(sock)
+    stream = local._PlainStream(sock)
     server._open[stream] = None
     connections.start_soon(server._connection, stream)
 
@@ -145,7 +145,7 @@ DEFENCES: Mapping[str, Defence] = {
             "admin-room",
             "a health check closes the oldest silent connection",
             ["admin-idle"],
-            replaced("sidecar.observe.admin", "AdminServer._admit", _no_room_is_made),
+            replaced("sidecar.observe.local", "LocalServer._admit", _no_room_is_made),
         ),
     )
 }

@@ -16,7 +16,7 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.observe import probe
-from tests.unit.observe.test_admin import admin
+from tests.beds.admin import admin
 
 
 async def asked(call: Callable[..., Any], *words: str) -> Any:
