@@ -2,7 +2,7 @@
 
 ``logs`` (JSON lines, or text on a terminal), ``log_queue`` (their way out, which never waits), ``stray`` (what libraries
 write to stderr), ``record`` (one connection's log line), ``folding`` (which lines of strangers become summaries),
-``summaries`` (writes these), ``metrics`` (counters), ``exposition`` (as Prometheus reads them), ``admin`` (what the
-admin port answers), ``local`` (HTTP for this machine alone),
-``probe`` (a client of the admin port that imports nothing else).
+``summaries`` (writes these), ``traffic`` (who calls whom, and how much), ``metrics`` (counters), ``exposition`` (as
+Prometheus reads them), ``admin`` (what the admin port answers), ``local`` (HTTP for this machine alone), ``probe`` (a client
+of the admin port that imports nothing else).
 """

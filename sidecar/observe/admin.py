@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from sidecar.observe import exposition
 from sidecar.observe.exposition import Family, single
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.traffic import Edges, Traffic
 from sidecar.transport.http1 import Request, Response, Routes
 
 
@@ -63,15 +65,36 @@ def families(metrics: Metrics, status: Mapping[str, Any]) -> list[Family]:
     """The metrics, as Prometheus reads them. ``status``: the current status document."""
     ended, port = ("direction", "port", "decision", "reason"), ("direction", "port")
     lost, strangers, healthy = status["log"]["lost"], status["strangers"]["now"], status["healthy"]
+    edges = metrics.edges
     return [
         Family("sidecar_connections_total", "counter", "Connections that ended.", ended, metrics.ended),
-        Family("sidecar_bytes_to_app_total", "counter", "Bytes sent to the app.", port, metrics.to_app),
-        Family("sidecar_bytes_from_app_total", "counter", "Bytes received from the app.", port, metrics.from_app),
+        Family(
+            "sidecar_bytes_to_app_total", "counter", "Bytes sent to the app.", port, _sums(edges, attrgetter("to_app"))
+        ),
+        Family(
+            "sidecar_bytes_from_app_total",
+            "counter",
+            "Bytes received from the app.",
+            port,
+            _sums(edges, attrgetter("from_app")),
+        ),
         Family(
             "sidecar_live_connections", "gauge", "Connections that are open now.", port, _by_port(status["connected"])
         ),
-        Family("sidecar_streams_total", "counter", "Connections on channels that are kept.", port, metrics.streams),
-        Family("sidecar_streams_reused_total", "counter", "Those that needed no handshake.", port, metrics.reused),
+        Family(
+            "sidecar_streams_total",
+            "counter",
+            "Connections on channels that are kept.",
+            port,
+            _sums(edges, attrgetter("streams")),
+        ),
+        Family(
+            "sidecar_streams_reused_total",
+            "counter",
+            "Those that needed no handshake.",
+            port,
+            _sums(edges, attrgetter("reused")),
+        ),
         single("sidecar_idle_channels", "gauge", "Kept channels without a connection now.", status["channels"]["idle"]),
         single(
             "sidecar_log_folded_total",
@@ -83,6 +106,15 @@ def families(metrics: Metrics, status: Mapping[str, Any]) -> list[Family]:
         single("sidecar_strangers", "gauge", "Connections whose peer has not proved an identity.", strangers),
         single("sidecar_healthy", "gauge", "1 while connections can succeed.", healthy),
     ]
+
+
+def _sums(edges: Edges, number: Callable[[Traffic], int]) -> dict[tuple[str, str], int]:
+    """A number of each edge, as sums by (direction, port)."""
+    found: dict[tuple[str, str], int] = {}
+    for edge, traffic in edges.items():
+        key = (edge.direction, edge.port)
+        found[key] = found.get(key, 0) + number(traffic)
+    return found
 
 
 def _by_port(connected: list[dict[str, Any]]) -> dict[tuple[str, str], int]:

@@ -1,9 +1,10 @@
-"""Metrics: counts of the connections that ended, and the last refusals. Pure.
+"""Metrics: counts of the connections, and the last refusals. Pure.
 
 The last refusals are kept in three places: alarms, other refusals whose lines are never folded, and the rest, so that a
 flood of one kind does not hide the others.
 
-Bounded: labels are the ports of our own configuration and the words of ``Reason``, never text from a peer.
+Bounded: labels are the ports of our own configuration, the words of ``Reason``, and the edges of
+:mod:`~sidecar.observe.traffic`; never what an unverified peer sent.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from operator import itemgetter
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason
 from sidecar.observe.folding import is_foldable
 from sidecar.observe.record import ConnectionRecord, Direction
+from sidecar.observe.traffic import Edges, Traffic
 
 LAST_REFUSALS = 50
 """How many are kept in each place."""
@@ -54,16 +56,12 @@ class _Kind(enum.Enum):
 
 @dataclass(slots=True)
 class Metrics:
-    """``ended``: connections by (direction, port or upstream, decision, reason). ``to_app``, ``from_app``: bytes
-    by (direction, port or upstream). ``folded``: connections without a line of their own in the log. ``streams``: those on
-    ``mesh/2``, by (direction, port or upstream), and ``reused``: how many of them needed no handshake."""
+    """``ended``: connections by (direction, port or upstream, decision, reason). ``edges``: who called whom, and how much.
+    ``folded``: connections without a line of their own in the log."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
-    to_app: Counter[tuple[str, str]] = field(default_factory=Counter)
-    from_app: Counter[tuple[str, str]] = field(default_factory=Counter)
+    edges: Edges = field(default_factory=Edges)
     folded: int = 0
-    streams: Counter[tuple[str, str]] = field(default_factory=Counter)
-    reused: Counter[tuple[str, str]] = field(default_factory=Counter)
     _refusals: dict[_Kind, deque[tuple[int, Refusal]]] = field(
         default_factory=lambda: {kind: deque(maxlen=LAST_REFUSALS) for kind in _Kind}
     )
@@ -74,18 +72,36 @@ class Metrics:
         """The last refusals of each kind, the newest last."""
         return [refusal for _, refusal in sorted(chain(*self._refusals.values()), key=itemgetter(0))]
 
+    @property
+    def streams(self) -> int:
+        """Connections on channels that are kept."""
+        return sum(traffic.streams for traffic in self.edges.values())
+
+    @property
+    def reused(self) -> int:
+        """Those that needed no handshake."""
+        return sum(traffic.reused for traffic in self.edges.values())
+
+    def let_in(self, record: ConnectionRecord, *, stream: bool) -> Traffic:
+        """Counts a connection that is let in now, where its end will be counted. ``stream``: its channel may be kept."""
+        record.traffic = traffic = self.edges[record.edge]
+        traffic.opened += 1
+        if stream:
+            traffic.streams += 1
+            traffic.reused += record.reused
+        return traffic
+
     def add(self, record: ConnectionRecord, at: str, *, folded: bool = False) -> None:
         """Counts a connection that has ended. ``folded``: it has no line in the log, and so no place among the refusals. A
         probe has none either: it is not refused for anything. ``at``: the time, if it was refused."""
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
-        self.to_app[record.direction, label] += record.bytes_to_app
-        self.from_app[record.direction, label] += record.bytes_from_app
+        if record.traffic is None:
+            self.edges[record.edge].refused[record.outcome] += 1
+        else:
+            record.traffic.ended[record.outcome] += 1
         self.folded += folded
-        if record.channel_id is not None:
-            self.streams[record.direction, label] += 1
-            self.reused[record.direction, label] += record.reused
         if record.decision == "deny" and record.outcome is not Reason.PROBE and not folded:
             self._refused += 1
             refusal = Refusal(

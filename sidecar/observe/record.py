@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.identity.reasons import Reason, Refused
+from sidecar.observe.traffic import Edge, Traffic
 
 Direction = Literal["inbound", "outbound"]
 
@@ -17,7 +18,8 @@ class ConnectionRecord:
     ``peer_address`` and ``peer_id`` belong to the other sidecar. ``peer_id`` holds verified identities only; what an
     unverified peer claims is in ``unverified``. ``upstream`` is the target: the app's address (inbound) or ``service:port``
     (outbound). ``client_address`` is the local caller's (outbound). ``reused``: it is a further stream on the kept channel
-    ``channel_id``. That and ``connection_id`` are the same at both ends.
+    ``channel_id``. That and ``connection_id`` are the same at both ends. ``traffic``: where it is counted, once
+    it was let in.
     """
 
     direction: Direction
@@ -43,6 +45,7 @@ class ConnectionRecord:
     reason: Reason | None = None
     peer_reason: str | None = None
     message: str | None = None
+    traffic: Traffic | None = None
     _finished: bool = False
 
     def end(self, reason: Reason, message: str | None = None) -> None:
@@ -62,6 +65,16 @@ class ConnectionRecord:
     def outcome(self) -> Reason:
         """How the connection ended. Without any call of :meth:`end` that is a bug: ``internal_error``."""
         return self.reason or Reason.INTERNAL_ERROR
+
+    @property
+    def edge(self) -> Edge:
+        """What it is counted under."""
+        if self.direction == "inbound":
+            peer = (self.peer_id or "").removeprefix("spiffe://").partition("/")[2]
+            return Edge("inbound", peer, self.port, self.rule or "")
+        target = self.upstream or ""
+        service, _, port = target.partition(":")
+        return Edge("outbound", "" if " " in port else service, target, self.rule or "")  # "a:1 or b:1": unknown
 
     def finish(self, now: float) -> dict[str, Any]:
         """The fields of the log line, once. A second call is a bug and raises :class:`RuntimeError`."""

@@ -65,16 +65,19 @@ def carry(
     live: Live,
     endings: Mapping[How, Reason],
 ) -> Steps[Ends]:
-    """Relays a connection until it ends, and records how. ``endings``: the reason word of each ending in this direction.
-    Leaves both sockets open, for :meth:`Ends.close`."""
+    """Relays a connection that is let in until it ends, and records how. ``endings``: the reason word of each ending in this
+    direction. Leaves both sockets open, for :meth:`Ends.close`."""
     frames = channel if isinstance(channel, FramedChannel) else None
     tolerant = options.tolerate_missing_close_notify and frames is None
     duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
+    traffic = node.metrics.let_in(record, stream=frames is not None)
+    traffic.begin(duplex)
     live.carried = duplex
     try:
         outcome = yield Carry(duplex, net, app, options.idle_timeout, options.max_age)
     finally:
         live.carried = None
+        traffic.finish(duplex)
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
     if isinstance(outcome, Reason):
         record.end(outcome)

@@ -17,6 +17,7 @@ from sidecar.observe.admin import Source
 from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.traffic import Edge
 from tests.beds.mesh import LogSink
 
 WELL: dict[str, Any] = {
@@ -30,7 +31,9 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[LocalSer
     metrics = Metrics()
     metrics.ended["inbound", "http", "allow", "ok"] = 3
     metrics.folded = 7
-    metrics.streams["outbound", "api:http"], metrics.reused["outbound", "api:http"] = 9, 8
+    for rule, streams, reused in (("one", 5, 5), ("another", 4, 3)):
+        traffic = metrics.edges[Edge("outbound", "api", "api:http", rule)]
+        traffic.streams, traffic.reused = streams, reused
     document = {**WELL, **status}
     source = Source(lambda: document["unwell"], lambda: document["draining"], lambda: document, metrics)
     one = LocalServer("sidecar.yaml: admin.listen", listen, source.routes(), Log(LogSink(), "json"))

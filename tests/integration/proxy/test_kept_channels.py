@@ -17,6 +17,7 @@ from sidecar.config.sidecar_yaml import Limits, Timeouts
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
+from sidecar.observe.traffic import Edge
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy import channels, outbound
 from sidecar.proxy.loops import LoopGuard
@@ -89,6 +90,25 @@ async def test_the_next_connection_is_the_channel_s_next_stream() -> None:
             await is_idle(web, api)
         assert {line["channel_id"] for line in web.log.connections + api.log.connections} == {here["channel_id"]}
         assert app.connections == 5
+
+
+async def test_each_stream_is_a_connection_of_its_edge_at_both_ends() -> None:
+    async with mesh_bed() as bed:
+        web, api, entry = await bed.pair()
+        assert await call(entry) == await call(entry) == b"hello"
+        client = await connect(entry)
+        await sockets.send_all(client, b"here")
+        assert await sockets.receive(client, 10) == b"here"
+        for sidecar, edge in (
+            (web, Edge("outbound", "api", "api:http", "web->api:http")),
+            (api, Edge("inbound", "web", "http", "web->api:http")),
+        ):
+            await sidecar.log.connection(2)
+            traffic = sidecar.node.metrics.edges[edge]
+            assert (traffic.opened, traffic.live, traffic.ended, traffic.refused) == (3, 1, {"ok": 2}, {})
+            assert (traffic.streams, traffic.to_app, traffic.from_app) == (3, 14, 14), "what flows now is counted"
+            assert list(sidecar.node.metrics.edges) == [edge]
+        client.close()
 
 
 async def test_as_many_as_are_needed_at_once_and_all_are_used_again() -> None:

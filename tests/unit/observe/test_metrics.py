@@ -29,7 +29,25 @@ def test_each_end_is_counted_by_what_it_was_about() -> None:
         ("outbound", "db:5432", "allow", "ok"): 1,
         ("inbound", "http", "deny", "expired"): 1,
     }
-    assert (metrics.to_app["inbound", "http"], metrics.from_app["outbound", "db:5432"]) == (9, 5)
+
+
+def test_what_is_let_in_is_opened_and_ends_there_and_the_rest_is_refused() -> None:
+    metrics = Metrics()
+    first, further, refused = ended(outbound=True), ended(outbound=True), ended(Reason.EXPIRED, outbound=True)
+    further.reused = True
+    for one in (first, further):
+        metrics.let_in(one, stream=True)
+    raw = ended()
+    metrics.let_in(raw, stream=False)
+    (edge, traffic), (_, other) = metrics.edges.items()
+    assert (edge, traffic.opened, traffic.live) == (("outbound", "db", "db:5432", ""), 2, 2)
+    assert (metrics.streams, metrics.reused, other.streams) == (2, 1, 0)
+    further.rule = "a rule that changed meanwhile"  # and yet it ends where it was opened
+    for one in (first, further, refused):
+        metrics.add(one, "2026-01-01T00:00:00Z")
+    assert (traffic.opened, traffic.live) == (2, 0)
+    assert (traffic.ended, traffic.refused) == ({Reason.OK: 2}, {Reason.EXPIRED: 1})
+    assert len(metrics.edges) == 2
 
 
 def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
