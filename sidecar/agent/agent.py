@@ -58,6 +58,7 @@ from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
 from sidecar.transport.tls import KeyPair, Roots
@@ -87,12 +88,19 @@ class Agent:
     """Obtains one sidecar's certificate and keeps it fresh. Reads ``state_dir`` at once; raises :class:`UsageError`."""
 
     def __init__(
-        self, service: str, identity: CaIdentity, mesh: Callable[[], Mesh], log: Log, clock: Callable[[], datetime]
+        self,
+        service: str,
+        identity: CaIdentity,
+        mesh: Callable[[], Mesh],
+        log: Log,
+        clock: Callable[[], datetime],
+        alarms: AlarmLog | None = None,
     ) -> None:
         self._service = service
         self._identity = identity
         self._mesh = mesh
         self._log = log
+        self._alarms = alarms or AlarmLog(log, clock)
         self._clock = clock
         pin = pinned(identity)
         trust_domain = mesh().trust_domain
@@ -384,7 +392,7 @@ class Agent:
     def _alarm(self, error: CaUnverifiedError) -> None:
         if error.refusal.reason not in MITM_SUSPECTS:
             return  # a wrong clock, for one
-        self._log.alarm(
+        self._alarms.report(
             f"refused: {self._service} {accept.describe(error)}: something answers in the CA's place",
             service=self._service,
             upstream=self._identity.ca,

@@ -33,6 +33,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.reload import snapshot
 from sidecar.observe import stray
+from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.policy.opening import opening
@@ -112,6 +113,7 @@ class DevMesh:
     def __init__(self, path: Path, log: Log, clock: Callable[[], datetime] = utc_now) -> None:
         self.path = path
         self.log = log
+        self._alarms = AlarmLog(log, clock)
         self._hosts = _loopbacks()
         self._clock = clock
         self._relay, self._gate = Relay(make_buffer), Gate()
@@ -160,6 +162,7 @@ class DevMesh:
         async with trio.open_nursery() as machinery:
             machinery.start_soon(self._relay.run)
             machinery.start_soon(self._gate.run)
+            machinery.start_soon(self._alarms.run)
             async with trio.open_nursery() as serving:
                 for listener in self._listeners():
                     serving.start_soon(_serve, listener)
@@ -171,6 +174,7 @@ class DevMesh:
                 for listener in self._listeners():
                     listener.stop.set()
             machinery.cancel_scope.cancel()
+        self._alarms.write_all()
 
     def _listeners(self) -> list[_Listener]:
         return [listener for sidecar in self._sidecars.values() for listener in sidecar.listeners.values()]
@@ -295,7 +299,10 @@ class DevMesh:
         keys = self._ca.issue(self.mesh.identity(service), self._clock())
         current = snapshot(service, self.mesh, keys)
         sharing = len(self.mesh.services)
-        return _Sidecar(Node(config, current, self.log, self._clock, self._relay, self._gate, sharing=sharing), keys)
+        node = Node(
+            config, current, self.log, self._clock, self._relay, self._gate, sharing=sharing, alarms=self._alarms
+        )
+        return _Sidecar(node, keys)
 
     def _planned(self, sidecar: _Sidecar) -> list[Inbound | Outbound]:
         """The listeners that a service's sidecar has in the plan; none if the service is gone."""

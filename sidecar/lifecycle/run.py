@@ -31,6 +31,7 @@ from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials
 from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe import stray
 from sidecar.observe.admin import Source
+from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
@@ -43,12 +44,13 @@ def prepare(
     log: Log,
     loaded: Credentials | None = None,
     revocations: Revocations = NOTHING_REVOKED,
+    alarms: AlarmLog | None = None,
 ) -> tuple[Server, Reloader]:
     """Everything that can fail at the start: reads the credential files, unless ``loaded`` are from a CA, then opens the
     listeners. Raises :class:`UsageError`."""
     if loaded is None:
         loaded = load_credentials(config, config.mesh, utc_now())
-    node = Node(config, snapshot(config.service, config.mesh, loaded.keys, revocations), log)
+    node = Node(config, snapshot(config.service, config.mesh, loaded.keys, revocations), log, alarms=alarms)
     return Server(node), Reloader(node, loaded, environ, revocations)
 
 
@@ -79,15 +81,17 @@ async def _run(config: Config, environ: Mapping[str, str], log: Log) -> None:
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return
-    agent = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now)
+    alarms = AlarmLog(log, utc_now)
+    agent = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now, alarms)
     try:
         enrolled = await _enrol(agent)
         if enrolled is None:
             return
-        server, reloader = prepare(config, environ, log, enrolled, agent.revocations())
+        server, reloader = prepare(config, environ, log, enrolled, agent.revocations(), alarms)
         agent.follow(lambda: server.node.current.mesh)
         await _serve(config, log, server, reloader, agent)
     finally:
+        alarms.write_all()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await agent.close()
 
@@ -140,6 +144,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             nursery.start_soon(_handle_signals, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
             nursery.start_soon(memory.give_back)
+            nursery.start_soon(server.node.alarm_log.run)
             if admin is not None:
                 nursery.start_soon(admin.run)
             if agent is not None:
@@ -158,6 +163,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             )
             await server.serve(stop)
             nursery.cancel_scope.cancel()
+    server.node.alarm_log.write_all()
     log.info("stopped", service=config.service)
 
 
@@ -200,6 +206,7 @@ def _status(
         max_strangers=strangers.limit,
         log_lost=node.log.lost,
         idle_channels=node.registry.idle,
+        alarms=node.alarm_log.alarms.current(),
         reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
     )

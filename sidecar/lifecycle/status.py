@@ -13,6 +13,7 @@ from typing import Any
 
 from sidecar.config.sidecar_yaml import Config
 from sidecar.identity.spiffe import Svid
+from sidecar.observe.alarms import alarm_lines
 from sidecar.observe.metrics import Metrics
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh
@@ -24,7 +25,8 @@ class CurrentState:
     ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
     most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
-    are not open yet, a sentence each. ``idle_channels``: kept, without a connection now."""
+    are not open yet, a sentence each. ``idle_channels``: kept, without a connection now. ``alarms``: as JSON, the one that
+    was met last is last."""
 
     config: Config
     mesh: Mesh
@@ -39,6 +41,7 @@ class CurrentState:
     idle_channels: int = 0
     waiting: Sequence[str] = ()
     reload_refused: Sequence[str] = ()
+    alarms: Sequence[Mapping[str, Any]] = ()
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         },
         "strangers": {"now": state.strangers, "limit": state.max_strangers},
         "log": {"folded": metrics.folded, "lost": state.log_lost},
+        "alarms": list(state.alarms),
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
 
@@ -108,6 +112,8 @@ def as_text(status: Mapping[str, Any]) -> str:
         lines.append(f"  policy version {version}")
     if status["trust"]:
         lines.append("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in status["trust"].items()))
+    for alarm in status.get("alarms", ()):  # an older sidecar does not tell
+        lines += alarm_lines(alarm)
     lines += _section(
         "inbound",
         (

@@ -5,4 +5,6 @@ write to stderr), ``record`` (one connection's log line), ``folding`` (which lin
 ``summaries`` (writes these), ``traffic`` (who calls whom, and how much), ``metrics`` (counters), ``exposition`` (as
 Prometheus reads them), ``admin`` (what the admin port answers), ``local`` (HTTP for this machine alone), ``probe`` (a client
 of the admin port that imports nothing else).
+
+What may be an attack: ``alarms`` (folded, bounded), ``alarm_log`` (the way of every alarm).
 """

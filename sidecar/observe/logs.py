@@ -91,9 +91,10 @@ class Log:
         if self._connections == "all" or (self._connections == "refusals" and level != "info"):
             self._output.write(self._line(level, "connection_summary", line), Rank.PRESENTED)
 
-    def alarm(self, message: str, **fields: Any) -> None:
-        """Reports a possible man-in-the-middle attack."""
-        self._output.write(self._line("error", "mitm_suspected", {"message": message, **fields}), Rank.ALARM)
+    def alarm(self, event: str, *, severe: bool = True, **fields: Any) -> None:
+        """Writes a line about what may be an attack: an error, or a warning if it is probably none.
+        :class:`~sidecar.observe.alarm_log.AlarmLog` alone calls this."""
+        self._output.write(self._line("error" if severe else "warning", event, fields), Rank.ALARM)
 
     def info(self, event: str, **fields: Any) -> None:
         self._output.write(self._line("info", event, fields))

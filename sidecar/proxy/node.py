@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import date, datetime
 
 import trio
@@ -14,6 +14,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Presented, judge, revoked
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.policy.decide import Decision, decide
@@ -63,8 +64,9 @@ class Snapshot:
 class Node:
     """One sidecar. Several can run in one process, each with its own identity; they share a relay and a gate.
 
-    ``sharing``: how many sidecars share the process's descriptors. ``room``: for strangers. ``places``: for connections of
-    judged peers and of our own app, ``limits.connections`` of them if there are enough descriptors."""
+    ``sharing``: how many sidecars share the process's descriptors. ``alarms``: where alarms go, if others share it.
+    ``room``: for strangers. ``places``: for connections of judged peers and of our own app, ``limits.connections`` of them
+    if there are enough descriptors."""
 
     config: Config
     current: Snapshot
@@ -77,12 +79,15 @@ class Node:
     metrics: Metrics = field(default_factory=Metrics)
     sharing: int = 1
     draining: bool = False
+    alarms: InitVar[AlarmLog | None] = None
+    alarm_log: AlarmLog = field(init=False)
     room: Room = field(init=False)
     places: int = field(init=False)
     _decisions: dict[tuple[SpiffeId, str, str], Decision] = field(default_factory=dict)
     _decided_by: tuple[Mesh, date] | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, alarms: AlarmLog | None) -> None:
+        self.alarm_log = alarms or AlarmLog(self.log, self.clock)
         capacity = process.capacity(self.config.limits.connections, process.descriptor_limit() // self.sharing)
         self.room, self.places = Room(capacity.strangers), capacity.connections
 

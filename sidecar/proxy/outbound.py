@@ -305,7 +305,7 @@ def _located(
         detail = (
             f"expected {expected} at {endpoint} but {refusal.detail}: something answers in {expected.service}'s place"
         )
-        node.log.alarm(
+        node.alarm_log.report(
             f"refused: {record.service} {detail}",
             service=record.service,
             upstream=record.upstream,

@@ -93,7 +93,7 @@ def test_fewer_connections_can_be_logged_but_alarms_always_are(kept: Any, expect
         log.connection({**record(), "reason": str(reason)})
         log.summary({"reason": str(reason), "count": 3})
     log.connection({**record(), "reason": "ok", "dry_run": ["tried"]})
-    log.alarm("something answers in db's place")
+    log.alarm("mitm_suspected", message="something answers in db's place")
     said = list(map(json.loads, lines(stream)))
     assert [line["reason"] for line in said if line["event"] == "connection"] == expected
     assert [line["reason"] for line in said if line["event"] == "connection_summary"] == expected[:4][
@@ -104,10 +104,19 @@ def test_fewer_connections_can_be_logged_but_alarms_always_are(kept: Any, expect
 
 def test_an_alarm_is_an_error() -> None:
     stream = io.StringIO()
-    Log(stream, "json").alarm("something answers in db's place", presented={"subject": "CN=x"})
+    Log(stream, "json").alarm(
+        "mitm_suspected", message="something answers in db's place", presented={"subject": "CN=x"}
+    )
     said = json.loads(stream.getvalue())
     assert (said["event"], said["level"]) == ("mitm_suspected", "error")
     assert said["presented"] == {"subject": "CN=x"}
+
+
+def test_a_notice_is_a_warning() -> None:
+    stream = io.StringIO()
+    Log(stream, "json").alarm("neighbour_met", severe=False, message="web has db's old address")
+    said = json.loads(stream.getvalue())
+    assert (said["event"], said["level"]) == ("neighbour_met", "warning")
 
 
 def test_a_bug_has_its_traceback_in_its_one_line() -> None:
@@ -213,7 +222,7 @@ def test_no_field_drives_the_terminal(field: str) -> None:
 def test_no_message_drives_the_terminal_and_no_event_does() -> None:
     stream = io.StringIO()
     log = Log(stream, "console")
-    log.alarm(EVIL, presented={"subject": EVIL}, next=EVIL)
+    log.alarm(EVIL, message=EVIL, presented={"subject": EVIL}, next=EVIL)
     log.info(EVIL, service=EVIL)
     assert all(line.isprintable() for line in lines(stream))
     assert len(lines(stream)) == 2

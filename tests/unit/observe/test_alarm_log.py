@@ -1,0 +1,87 @@
+"""The way of every alarm: into the log at once, its count later, and whoever waits for news wakes."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import trio
+import trio.testing
+
+from sidecar.observe.alarm_log import AlarmLog
+from sidecar.observe.alarms import Severity
+from sidecar.observe.logs import Log
+
+NOW = datetime(2026, 11, 30, 6, 0, tzinfo=UTC)
+
+
+class Site:
+    def __init__(self) -> None:
+        self._stream = io.StringIO()
+        self.alarms = AlarmLog(Log(self._stream, "json"), lambda: NOW)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._stream.getvalue().splitlines()]
+
+    def met(self, **fields: Any) -> None:
+        self.alarms.report("refused: api met web", service="api", reason="unexpected_peer", **fields)
+
+
+async def test_an_alarm_is_logged_at_once_with_all_that_is_known() -> None:
+    site = Site()
+    site.met(upstream="db:5432", presented={"sha256": "aa"}, next="look")
+    (line,) = site.lines
+    assert (line["event"], line["level"], line["message"]) == ("mitm_suspected", "error", "refused: api met web")
+    assert (line["count"], line["first"], line["next"]) == (1, "2026-11-30T06:00:00Z", "look")
+    assert line["id"] == site.alarms.alarms.current()[0]["id"]
+
+
+async def test_a_notice_is_no_error() -> None:
+    site = Site()
+    site.met(event="neighbour_met", severity=Severity.NOTICE)
+    assert [(line["event"], line["level"]) for line in site.lines] == [("neighbour_met", "warning")]
+
+
+async def test_the_count_is_told_when_it_is_due(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
+    site = Site()
+    nursery.start_soon(site.alarms.run)
+    await trio.sleep(1)
+    for _ in range(5):
+        site.met()
+    assert len(site.lines) == 1
+    await trio.sleep(61)
+    assert [line["count"] for line in site.lines] == [1, 5]
+    assert site.lines[1]["message"] == "refused: api met web; met 5 times since 2026-11-30T06:00:00Z"
+    await trio.sleep(10_000)
+    assert len(site.lines) == 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_end_tells_the_count() -> None:
+    site = Site()
+    site.met()
+    site.met()
+    site.alarms.write_all()
+    site.alarms.write_all()
+    assert [line["count"] for line in site.lines] == [1, 2]
+
+
+async def test_news_is_a_new_alarm_and_no_repeat(autojump_clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
+    site = Site()
+    woken: list[float] = []
+
+    async def wait() -> None:
+        while True:
+            await site.alarms.news()
+            woken.append(trio.current_time())
+
+    nursery.start_soon(wait)
+    for upstream in ("a", "a", "b"):
+        await trio.sleep(1)
+        site.met(upstream=upstream)
+    await trio.sleep(1)
+    assert len(woken) == 2
+    nursery.cancel_scope.cancel()
