@@ -11,6 +11,7 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 
 * ``sidecar.identity``: SPIFFE IDs, X.509-SVIDs, the judgement of a peer's certificate, the vocabulary of reasons
 * ``sidecar.documents``: text that people write becomes checked values: YAML 1.2, positions, faults, addresses, durations
+* ``sidecar.meanings``: what each word of logs and refusals means, its causes, what to run next
 * ``sidecar.policy``: ``mesh.yaml``: the services of a mesh, who may call whom, and why
 * ``sidecar.config``: ``sidecar.yaml`` and ``SIDECAR_…`` variables: one sidecar's wiring
 * ``sidecar.host``: the machine: the process's limits and memory, files written whole, kept private and followed, commands
@@ -28,11 +29,12 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.lifecycle``: one sidecar from start to drain: reload, status
 * ``sidecar.dev``: ``sidecar dev``: a whole mesh in one process
 * ``sidecar.inject``: ``sidecar inject``: a Compose application becomes a mesh
+* ``sidecar.explain``: what happened to one connection, from the logs of both ends
 * ``sidecar.cli``: the ``sidecar`` command; no logic
 * ``sidecar.demo``: ``make demo``: a mesh of real processes, used and attacked
 
-Pure (no trio, no sockets, no OpenSSL, no clock: time is an argument): the rooms ``identity``, ``documents``, ``policy`` and
-``config``, every other module whose docstring says "Pure", and nothing else.
+Pure (no trio, no sockets, no OpenSSL, no clock: time is an argument): the rooms ``identity``, ``documents``, ``meanings``,
+``policy`` and ``config``, every other module whose docstring says "Pure", and nothing else.
 
 ``tests/unit/test_layout.py`` enforces this map. Everything fails closed: what was not expressly allowed is refused, with
 one of the words of ``identity.reasons`` and a sentence that says what was met, what was expected and what to do.

@@ -364,8 +364,8 @@ class Agent:
         path = self._identity.enrolment
         if path is None:
             raise UsageError(
-                f"{self._saved.path}: has no usable certificate, and identity.enrolment names no token or secret: "
-                f"certs token {self._service}"
+                f"{self._saved.path}: has no usable certificate, and identity.enrolment names no token or secret; make one "
+                f"where the CA is: certs token {self._service}"
             )
         text = credentials.read_file(path, "enrolment token or secret", secret=True).decode("ascii", "replace").strip()
         try:

@@ -10,6 +10,7 @@ from sidecar.host.commands import CommandGroup
 COMMANDS = {
     "check": "sidecar.cli.check:check",
     "dev": "sidecar.cli.dev:dev",
+    "explain": "sidecar.cli.explain:explain",
     "health": "sidecar.cli.status:health",
     "inject": "sidecar.cli.inject:inject",
     "policy": "sidecar.cli.policy:policy",

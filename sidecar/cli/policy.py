@@ -47,6 +47,9 @@ def test(mesh: Path) -> None:
 def explain_(mesh: Path, from_: str, to: str) -> None:
     """Explain why MESH (mesh.yaml if not given) allows or denies a call, and what would change that.
 
+    It reads the mesh file alone. What happened to a connection, or what a word of the logs means, is explained by `sidecar
+    explain`.
+
     Exit code: 0 for either answer, 2 if the question or the file is wrong.
     """
     loaded = load_mesh(mesh)

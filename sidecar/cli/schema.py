@@ -12,7 +12,12 @@ from sidecar.identity.reasons import UsageError
 
 @click.command
 @click.argument("kind", required=False, type=click.Choice(["mesh", "sidecar"]))
-@click.option("--reference", "wants_reference", is_flag=True, help="Print the reference of all keys, in Markdown.")
+@click.option(
+    "--reference",
+    "wants_reference",
+    is_flag=True,
+    help="Print the reference of all keys and of the words of the logs, in Markdown.",
+)
 def schema(kind: FileKind | None, *, wants_reference: bool) -> None:
     """Print the JSON Schema of a mesh.yaml or of a sidecar.yaml (draft 2020-12).
 

@@ -1,4 +1,4 @@
-"""JSON Schema (draft 2020-12) of ``mesh.yaml`` and ``sidecar.yaml``, and the reference of their keys. Pure.
+"""JSON Schema (draft 2020-12) of ``mesh.yaml`` and ``sidecar.yaml``, and the reference: their keys, the logs' words. Pure.
 
 Both are made from the shapes that parse the files. They describe a file as it is written, shorthands included. A schema
 accepts every file that the parser accepts. The reverse does not hold: only the parser (``sidecar check``) checks whether a
@@ -33,6 +33,7 @@ from sidecar.documents.schema import (
     nothing_is_the_default,
     one_is_a_list,
 )
+from sidecar.meanings.glossary import tables
 from sidecar.policy.mesh_yaml import MeshShape
 
 FileKind = Literal["mesh", "sidecar"]
@@ -65,9 +66,9 @@ def keys(kind: FileKind) -> list[Key]:
 
 
 def reference() -> str:
-    """The reference of both files, in Markdown."""
+    """The reference of both files and of the words of the logs, in Markdown."""
     lines = [
-        "# Reference: the keys of `mesh.yaml` and `sidecar.yaml`",
+        "# Reference: the keys of `mesh.yaml` and `sidecar.yaml`, and the words of the logs",
         "",
         "Made by `sidecar schema --reference`; do not edit. `[]` is an item of a list, `<name>` a key of your choice."
         " A duration is written like `30s`, `90m` or `1h30m`.",
@@ -82,7 +83,7 @@ def reference() -> str:
             variable = by_key.get(key.path) if kind == "sidecar" else None
             meaning = key.meaning if variable is None else f"{key.meaning} Variable: `{variable}`."
             lines.append(f"| `{key.path}` | {key.type} | {key.default} | {meaning} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *tables(), ""])
 
 
 def duration_text(seconds: float) -> str:

@@ -25,6 +25,7 @@ from sidecar.documents.address import DEVICE, Address, ca_address, parse_address
 from sidecar.documents.checks import Info, as_text
 from sidecar.documents.document import part, parts
 from sidecar.documents.durations import PATTERN, parse_duration
+from sidecar.documents.paths import joined
 from sidecar.documents.problems import Problems, did_you_mean
 from sidecar.documents.schema import (
     After,
@@ -165,7 +166,7 @@ def _file(value: object, info: Info) -> object:
     text = as_text(value)
     if not text:
         raise ValueError("names no file")
-    return info.context.directory / text
+    return joined(info.context.directory, text)
 
 
 def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from sidecar.config.environment import with_environment
 from sidecar.config.sidecar_yaml import Config, parse_shape
 from sidecar.documents.document import part
+from sidecar.documents.paths import joined
 from sidecar.documents.schema import values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
@@ -28,7 +29,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
     named = part(merged.data, "mesh")
     mesh, mistakes = None, []
     if isinstance(named, str | Path) and named:
-        mesh_path = path.parent / named if isinstance(named, str) else named
+        mesh_path = joined(path.parent, named) if isinstance(named, str) else named
         try:
             text = load_text(mesh_path)
         except UsageError as error:

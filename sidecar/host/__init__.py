@@ -3,5 +3,5 @@
 ``process`` (limits, the collector, protection of its memory), ``memory`` (free memory goes back), ``clock``, ``atomic``
 (files written whole or not at all), ``private`` (files that only their owner can access), ``disk`` (work on files that may
 never end), ``apart`` (a large ``mesh.yaml`` is parsed beside the program), ``follow`` (files that change while the process
-runs), ``commands`` (command lines: usage errors become messages and exit code 2).
+runs), ``redraw`` (a text shown again and again), ``commands`` (command lines: usage errors become messages and exit code 2).
 """

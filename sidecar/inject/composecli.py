@@ -12,10 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import yaml
@@ -29,6 +30,7 @@ MINIMUM = (2, 24, 4)
 _SECONDS = 120
 _LONG = 1800  # an image is built, or a container is waited for
 _SHOWN = 3
+_BLOCK = 1 << 20
 _LINE = re.compile(r'(?:time="[^"]*" level=(?P<level>\w+) msg="(?P<text>.*)"|WARN\[\d+\]\s+(?P<plain>.*))$')
 _UNSET = re.compile(r'[Tt]he "(\w+)" variable is not set')
 _VERSION = re.compile(r"\bv?(\d+)\.(\d+)\.(\d+)")
@@ -58,9 +60,33 @@ class Compose:
         names = [part for file in files for part in ("-f", str(file))]
         done = _run([*self.command, *names, "--profile", "*", *arguments], environ, _LONG)
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()][-5:] or ["no output"]
-            raise UsageError("\n".join(f"docker compose {' '.join(arguments)}: {line.strip()}" for line in lines))
+            raise UsageError(_failure(arguments, done.stderr))
         return done.stdout
+
+    def stream(
+        self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str
+    ) -> Generator[bytes, None, None]:
+        """Runs Compose as :meth:`run` does, and yields its stdout in blocks: it may be more than memory holds. Raises
+        :class:`UsageError` at its end with what it reports, if it failed."""
+        names = [part for file in files for part in ("-f", str(file))]
+        command = [*self.command, *names, "--profile", "*", *arguments]
+        with TemporaryFile() as errors:
+            try:
+                running = subprocess.Popen(  # noqa: S603  # the user's own Compose, with arguments of ours
+                    command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+                )
+            except OSError as error:
+                raise UsageError(f"{command[0]}: cannot be run: {error}") from error
+            with running:
+                assert running.stdout is not None  # noqa: S101 (it is a pipe)
+                try:
+                    yield from iter(partial(os.read, running.stdout.fileno(), _BLOCK), b"")
+                finally:
+                    running.stdout.close()  # whoever needs no more ends it: it writes into a pipe that nobody reads
+                    code = running.wait()
+            errors.seek(0)
+            if code:
+                raise UsageError(_failure(arguments, errors.read(_BLOCK).decode(errors="replace")))
 
     def merged(self, files: Sequence[Path], overrides: Sequence[str], project: Path, environ: Mapping[str, str]) -> str:
         """The application with overrides on top, as one YAML text. Raises :class:`UsageError`."""
@@ -93,6 +119,11 @@ class Compose:
         if project is not None:
             names += ["--project-directory", str(project)]
         return _run([*self.command, *names, "--profile", "*", "config", *options], environ)
+
+
+def _failure(arguments: Sequence[str], errors: str) -> str:
+    lines = [line for line in errors.splitlines() if line.strip()][-5:] or ["no output"]
+    return "\n".join(f"docker compose {' '.join(arguments)}: {line.strip()}" for line in lines)
 
 
 def _may_have_facts(file: Path) -> bool:

@@ -245,7 +245,7 @@ class Reloader:
         stage = "certificate_expired" if left <= timedelta() else "certificate_expiring"
         advice = "replace it with a new one"
         if not isinstance(self.node.config.identity, FileIdentity):
-            advice = "the CA has not issued a new one"
+            advice = "the CA has not issued a new one, and `certificate_failed` in this log says why"
         message = f"our certificate is good until {until:%F %T} UTC only; {advice}"
         for event in ("certificate_expiring", "certificate_expired"):
             self._expiry.report(event, message if event == stage and left <= soon else None)

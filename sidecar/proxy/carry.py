@@ -80,7 +80,7 @@ def carry(
         traffic.finish(duplex)
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
     if isinstance(outcome, Reason):
-        record.end(outcome)
+        record.end(outcome, _limit_reached(outcome, options))
         # Cut by this sidecar: neither side may mistake it for the clean end of a stream.
         return Ends(app, Closing.CUT, net, Closing.CUT)
     record.end(endings[outcome.how], outcome.detail)
@@ -89,3 +89,10 @@ def carry(
     net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER
     kept = frames is not None and outcome.how is How.OK and frames.is_idle and not duplex.lost
     return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing, kept)
+
+
+def _limit_reached(reason: Reason, options: Inbound | Outbound) -> str | None:
+    """Which limit of the file ended a connection, as a sentence; None if it was none of these."""
+    if reason is Reason.IDLE_TIMEOUT and options.idle_timeout is not None:
+        return f"no byte came for {options.idle_timeout:g} s (idle_timeout)"
+    return f"it was open for {options.max_age:g} s (max_age)" if reason is Reason.MAX_AGE else None

@@ -99,7 +99,7 @@ class Registry:
         if self.places >= limit and self._idle:
             next(iter(self._idle)).cut(Reason.IDLE_TIMEOUT)
         if self.places >= limit:
-            raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections")
+            raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections (limits.connections)")
         live.has_place = True
         self.places += 1
 

@@ -26,6 +26,8 @@ ACCEPTS_A_TICK = 16
 ACCEPT_PAUSE_SECONDS = 0.1
 """How long accepting pauses when the system has no descriptor or memory left."""
 
+_ADVICE = "it tries again by itself; if this lasts, raise the limit of open files (ulimit -n)"
+
 _CALLER_GONE = frozenset(
     {
         errno.ECONNABORTED,
@@ -114,7 +116,7 @@ async def accept_all(
             if error.errno in _CALLER_GONE or make_room():
                 await trio.lowlevel.checkpoint()
                 continue
-            report(f"cannot accept connections: {error.strerror or error}")
+            report(f"cannot accept connections: {error.strerror or error}; {_ADVICE}")
             await trio.sleep(ACCEPT_PAUSE_SECONDS)
         else:
             report(None)

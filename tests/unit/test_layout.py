@@ -99,7 +99,7 @@ def is_pure(source: Source) -> bool:
 
 
 PURE = {name for name, source in SOURCES.items() if is_pure(source)}
-PURE_ROOMS = {"sidecar.identity", "sidecar.documents", "sidecar.policy", "sidecar.config"}
+PURE_ROOMS = {"sidecar.identity", "sidecar.documents", "sidecar.meanings", "sidecar.policy", "sidecar.config"}
 
 
 # -- the rules, as functions of what was read, each with what it finds wrong -------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from click.testing import CliRunner
 
 from sidecar.cli.commands import main
@@ -117,3 +120,80 @@ def test_an_answer_that_is_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     result = status(monkeypatch, json.dumps(WELL).encode(), code=403)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "HTTP 403" in result.stderr
+
+
+# -- again and again ---------------------------------------------------------------------------------------------------
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *answers: object, words: tuple[str, ...] = ()) -> Any:
+    """What `--watch` prints while these are answered, one after another; the signal comes instead of another look."""
+    rest = iter(answers)
+
+    def ask(*_: object) -> tuple[int, bytes]:
+        answer = next(rest, None)
+        if answer is None:
+            signal.raise_signal(signal.SIGINT)
+        if isinstance(answer, Exception):
+            raise answer
+        return 200, json.dumps(answer).encode()
+
+    monkeypatch.setattr(probe, "ask", ask)
+    return CliRunner().invoke(main, ["status", "--watch", "0.1", *words], env={probe.LISTEN: "127.0.0.1:1"})
+
+
+def test_a_watch_goes_on_while_the_sidecar_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = watched(monkeypatch, WELL, ConnectionRefusedError(111, "Connection refused"), WELL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.count("Ctrl-C ends it\napi  spiffe://shop.internal/api  ") == 2
+    assert "NO ANSWER since " in result.stdout
+    assert "no sidecar answers at 127.0.0.1:1: [Errno 111] Connection refused" in result.stdout
+
+
+def test_a_watch_for_programs_is_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = watched(monkeypatch, WELL, OSError("gone"), WELL, words=("--json",))
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines == [WELL, {"error": "no sidecar answers at 127.0.0.1:1: gone"}, WELL]
+
+
+@pytest.mark.parametrize("words", [["--watch", "sidecar.yaml"], ["--watch", "0"], ["--watch=nan"], ["--watch=1e9"]])
+def test_a_time_that_is_none(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = status(monkeypatch, json.dumps(WELL).encode(), *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--watch: " in result.stderr
+
+
+def test_a_watch_of_no_project_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["status", "--all", "--watch"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "run this where `sidecar inject` was run" in result.stderr
+
+
+async def test_a_watch_of_a_real_sidecar_outlives_it_and_ends_without_a_traceback(shop: Shop, tmp_path: Path) -> None:
+    file = shop.wiring("api", f'{INBOUND}admin: {{listen: "unix:{tmp_path}/admin.sock"}}\n')
+    command = [*SIDECAR, "status", str(file), "--watch=0.1"]
+    watching = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        async with sidecar_process(file):
+            await until(watching.stdout, b"may call: web")
+        await until(watching.stdout, b"NO ANSWER since")
+        async with sidecar_process(file):
+            await until(watching.stdout, b"may call: web")
+        watching.send_signal(signal.SIGINT)
+        assert await watching.wait() == 0
+        assert await watching.stderr.receive_some() == b""
+    finally:
+        watching.kill()
+
+
+async def until(stream: trio.abc.ReceiveStream, wanted: bytes) -> None:
+    """Reads until this has come."""
+    seen = b""
+    with trio.fail_after(20):
+        while wanted not in seen:
+            more = await stream.receive_some()
+            assert more, seen
+            seen += more

@@ -20,6 +20,7 @@ from sidecar.documents.durations import parse_duration
 from sidecar.documents.schema import Before, Between, Shape, frozen, keys_at, read_by
 from sidecar.documents.yaml12 import parse_yaml
 from sidecar.identity.reasons import UsageError
+from sidecar.meanings.glossary import EVERY
 from sidecar.policy.mesh import Mesh, parse_mesh
 from tests.specimens import FILES, FULL, HEAD, MESH_TEXT, WHOLE_MESH, WITH_FINGERPRINT, parsed
 
@@ -256,7 +257,7 @@ def test_the_reference_has_every_key_with_its_variable() -> None:
 
 def test_each_row_of_the_reference_has_four_cells() -> None:
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
-    assert len(rows) == len(keys("mesh")) + len(keys("sidecar"))
+    assert len(rows) == len(keys("mesh")) + len(keys("sidecar")) + len(EVERY)
     assert {line.replace("\\|", "").count("|") for line in rows} == {5}
 
 

@@ -117,6 +117,19 @@ class TestLoadConfig:
         assert config.mesh_path == tmp_path / "etc/mesh.yaml"
         assert config.path == tmp_path / "etc/s.yaml"
 
+    def test_a_file_beside_the_directory_has_a_clean_name(self, tmp_path: Path) -> None:
+        (tmp_path / "mesh.yaml").write_text(MESH_TEXT, encoding="utf-8")
+        config = self.load(tmp_path, FULL.replace("mesh: mesh.yaml", "mesh: ../mesh.yaml"), None)
+        assert config.mesh_path == tmp_path / "mesh.yaml"
+        assert config.mesh.filename == str(tmp_path / "mesh.yaml")
+
+    def test_a_file_beside_a_linked_directory_is_what_the_kernel_finds(self, tmp_path: Path) -> None:
+        (tmp_path / "releases/1").mkdir(parents=True)
+        (tmp_path / "etc").symlink_to("releases/1")
+        (tmp_path / "releases/1/s.yaml").write_text(FULL.replace("mesh: mesh.yaml", "mesh: ../mesh.yaml"))
+        (tmp_path / "releases/mesh.yaml").write_text(MESH_TEXT, encoding="utf-8")
+        assert load_config(tmp_path / "etc/s.yaml", {}).mesh_path == tmp_path / "etc/../mesh.yaml"
+
     def test_mesh_from_a_variable(self, tmp_path: Path) -> None:
         (tmp_path / "m.yaml").write_text(MESH_TEXT, encoding="utf-8")
         config = self.load(tmp_path, FULL, None, SIDECAR_MESH=str(tmp_path / "m.yaml"))

@@ -64,6 +64,29 @@ def test_config(programs: Path) -> None:
     assert said == ("careful",)
 
 
+def test_a_stream_comes_in_blocks_and_ends_with_what_compose_reports(programs: Path) -> None:
+    program(programs, "c", 'echo "$@"; head -c 3000000 /dev/zero; echo bad file >&2; exit ${CODE:-0}')
+    compose = Compose((str(programs / "c"),), (9, 9, 9))
+    environ = {"PATH": os.environ["PATH"]}
+    blocks = list(compose.stream([Path("a.yaml")], environ, "logs", "x"))
+    assert len(blocks) > 2
+    assert b"".join(blocks) == b"-f a.yaml --profile * logs x\n" + bytes(3_000_000)
+    with pytest.raises(UsageError, match="docker compose logs x: bad file"):
+        list(compose.stream([Path("a.yaml")], environ | {"CODE": "1"}, "logs", "x"))
+
+
+def test_a_stream_that_nobody_reads_to_its_end_ends(programs: Path) -> None:
+    program(programs, "c", "exec yes")
+    stream = Compose((str(programs / "c"),), (9, 9, 9)).stream([], {"PATH": os.environ["PATH"]})
+    assert next(stream).startswith(b"y\n")
+    stream.close()
+
+
+def test_a_stream_of_a_program_that_is_not_there(programs: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be run"):
+        list(Compose((str(programs / "c"),), (9, 9, 9)).stream([], {}))
+
+
 @pytest.mark.parametrize("text", ["echo bad file >&2; exit 1", "echo bad file >&2", "echo bad file >&2; echo '[]'"])
 def test_what_compose_refuses_is_told_in_its_words(programs: Path, text: str) -> None:
     program(programs, "c", text)

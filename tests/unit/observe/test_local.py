@@ -253,4 +253,4 @@ async def test_when_no_descriptor_is_left_that_is_said_once_and_it_goes_on(
         nursery.cancel_scope.cancel()
     assert left == []
     (line,) = log.events("accept_paused")
-    assert line["message"] == "x: cannot accept connections: none left"
+    assert line["message"].startswith("x: cannot accept connections: none left; it tries again by itself")

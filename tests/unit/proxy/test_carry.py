@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from sidecar.identity.reasons import Reason
+from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy import carry
 from sidecar.proxy.inbound import _ENDINGS
@@ -22,7 +25,7 @@ from sidecar.relay.strand import Carry, Steps, Stopped, run
 from sidecar.transport import sockets
 from tests.beds.mesh import inbound
 
-OPTIONS = inbound("http")
+OPTIONS = replace(inbound("http"), idle_timeout=60.0)
 
 
 class Ends:
@@ -40,7 +43,7 @@ class Ends:
         await run(self._steps())
 
     def _steps(self) -> Steps[None]:
-        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None))
+        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None), metrics=Metrics())
         channel: Any = None
         carried = carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, Live(), _ENDINGS)
         wanted: Any = next(carried)
@@ -114,11 +117,18 @@ async def test_what_a_peer_still_sends_does_not_cost_it_what_was_said_last(autoj
         assert not await is_reset(both.client)
 
 
-@pytest.mark.parametrize("reason", [Reason.IDLE_TIMEOUT, Reason.MAX_AGE])
-async def test_what_we_cut_is_a_reset_on_both_sides(reason: Reason) -> None:
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (Reason.IDLE_TIMEOUT, r"no byte came for .* s \(idle_timeout\)"),
+        (Reason.MAX_AGE, r"it was open for .* s \(max_age\)"),
+    ],
+)
+async def test_what_we_cut_is_a_reset_on_both_sides_and_names_the_limit(reason: Reason, message: str) -> None:
     async with ends(reason) as both:
         await both.run()
         assert both.record.reason is reason
+        assert re.fullmatch(message, both.record.message or "")
         assert await is_reset(both.app)
         assert await is_reset(both.client)
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from sidecar.transport import accepting
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS, ACCEPTS_A_TICK, Room, accept_all
 from sidecar.transport.strangers import SAFE_SECONDS, Stranger
 from tests.beds.mesh import PATIENCE
@@ -92,7 +93,9 @@ async def test_when_nothing_is_left_it_pauses_and_goes_on(
             assert (loop.listener.tries, loop.rooms) == (expected, expected)
             mock_clock.jump(ACCEPT_PAUSE_SECONDS)
         await wait_all_tasks_blocked(0.01)
-    assert loop.reports == ["cannot accept connections: none left"] * 3 + [None]
+    report = f"cannot accept connections: none left; {accepting._ADVICE}"
+    assert "ulimit -n" in report
+    assert loop.reports == [report] * 3 + [None]
     assert len(loop.accepted) == 1
 
 
