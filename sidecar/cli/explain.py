@@ -86,7 +86,11 @@ def _search(wanted: str, logs: tuple[Path, ...]) -> tuple[Iterator[Entry], str, 
     here = Path()
     mesh = MESH_FILE if sources.is_project(here) else ""
     if logs:
-        return sources.in_files(logs, wanted), ", ".join(map(str, logs)), mesh
+        return (
+            sources.in_files(logs, wanted),
+            ", ".join("stdin" if log == sources.STDIN else str(log) for log in logs),
+            mesh,
+        )
     if mesh:
         return sources.in_compose(here.absolute(), wanted, os.environ), "the logs of this project's sidecars", mesh
     if probe.LISTEN not in os.environ and not Path("sidecar.yaml").is_file():

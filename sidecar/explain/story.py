@@ -114,6 +114,8 @@ def _meanings(ends: Mapping[str, Entry], entries: Iterable[Entry]) -> list[Meani
         if called.get("peer_reason"):
             words.append((called.get("peer_reason"), "outbound"))
     found = [meaning for word, side in words if (meaning := of_reason(word, side)) is not None]
+    if len(found) > 1:  # the other end's own word says more
+        found = [one for one in found if one.word != Reason.PEER_REFUSED]
     events = [one.get("event") for one in entries if one.get("event") != "connection"]
     found += [meaning for word in events if (meaning := of_event(word)) is not None]
     unlike_ok = [one for one in found if one.word not in _WELL]
@@ -168,9 +170,10 @@ def _end_lines(side: str, end: Mapping[str, Any]) -> Iterator[str]:
         yield "  other end: nobody was reached"
     yield from _facts(end, ("unverified",))
     yield f"  rule: {_rule(end)}"
-    if "bytes_to_app" in end and "bytes_from_app" in end:
+    if end.get("bytes_to_app") or end.get("bytes_from_app") or end.get("decision") == "allow":
         took = f" in {end['duration_ms']:g} ms" if "duration_ms" in end else ""
-        yield f"  carried: {end['bytes_to_app']} bytes to the app, {end['bytes_from_app']} bytes from it{took}"
+        to_app, from_app = end.get("bytes_to_app", "unknown"), end.get("bytes_from_app", "unknown")
+        yield f"  carried: {to_app} bytes to the app, {from_app} bytes from it{took}"
     yield f"  found in: {end['from']}"
 
 

@@ -52,7 +52,7 @@ def watch(
                     show(f"{now}, every {seconds:g} s; Ctrl-C ends it", good, "")
                 else:
                     bad_since = bad_since or now
-                    head = f"{now}, NO ANSWER since {bad_since}, asking again: {printable(found.fault)}"
+                    head = f"{now}, NO ANSWER since {bad_since}, asking again\n{printable(found.fault)}"
                     show(head, "", good and f"Found at {good_at}:\n\n{good}")
                 sleep(seconds)
     except KeyboardInterrupt:
@@ -94,11 +94,11 @@ def _pages(out: TextIO) -> Iterator[Show]:
 @contextmanager
 def _screen(out: TextIO) -> Iterator[Show]:
     def show(head: str, text: str, old: str) -> None:
-        lines = [head, "", *(text or old).splitlines()]
+        lines = [*head.splitlines(), "", *(text or old).splitlines()]
         rows = _rows(out)
         if len(lines) > rows:
             lines[rows - 1 :] = [f"… and {len(lines) - rows + 1} more lines, for which this window is too small"]
-        out.write(_TOP + "\r\n".join(line + _REST_OF_LINE for line in lines) + _REST)
+        out.write(_TOP + "\n".join(line + _REST_OF_LINE for line in lines) + _REST)
         out.flush()
 
     out.write(_BEGIN)

@@ -42,10 +42,7 @@ def test_both_ends_of_a_call_that_the_callee_refused() -> None:
     (one,) = document["connections"]
     assert (one["caller"], one["target"]) == ("web", "db:5432")
     assert [end["direction"] for end in one["ends"]] == ["outbound", "inbound"]
-    assert [(it["word"], it.get("side")) for it in one["meanings"]] == [
-        ("policy_denied", "inbound"),
-        ("peer_refused", "outbound"),
-    ]
+    assert [(it["word"], it.get("side")) for it in one["meanings"]] == [("policy_denied", "inbound")]
     text = as_text(document)
     assert f"connection {ID}: web -> db:5432" in text
     assert (
@@ -59,17 +56,22 @@ def test_both_ends_of_a_call_that_the_callee_refused() -> None:
     )
     assert "  rule: none; without a rule that allows it, a call is refused" in text
     assert "`sidecar policy explain mesh/mesh.yaml --from web --to db:5432`" in text
-    assert "carried: 0 bytes to the app, 0 bytes from it in 12.5 ms" in text
+    assert "carried" not in text
     assert text.endswith("Read: a.log.")
 
 
 def test_the_caller_s_end_alone_explains_the_peer_s_word_first() -> None:
     (one,) = told(OUT)["connections"]
-    assert [it["word"] for it in one["meanings"]] == ["policy_denied", "peer_refused"]
+    assert [it["word"] for it in one["meanings"]] == ["policy_denied"]
     text = as_text(told(OUT))
     assert "at the sidecar which was called (inbound): no line in what was read" in text
     assert "the other end's word: policy_denied" in text
     assert "MESH: the mesh.yaml" in text
+
+
+def test_a_refusal_without_a_word_is_explained_as_one() -> None:
+    (one,) = told(without(OUT, "peer_reason"))["connections"]
+    assert [it["word"] for it in one["meanings"]] == ["peer_refused"]
 
 
 def test_the_callee_s_end_alone() -> None:
@@ -108,6 +110,7 @@ def test_a_connection_that_went_well_has_no_causes() -> None:
     (one,) = told(well, without(IN, "message", decision="allow", reason="ok", rule="web->db"))["connections"]
     assert [it["word"] for it in one["meanings"]] == ["ok"]
     assert "  let in: ok" in as_text(told(well))
+    assert "carried: 0 bytes to the app, 0 bytes from it in 12.5 ms" in as_text(told(well))
 
 
 def test_a_call_that_reached_nobody() -> None:
