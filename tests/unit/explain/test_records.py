@@ -116,6 +116,10 @@ class TestEntry:
             .replace(":", ","),
             f"GET /{ID} HTTP/1.1",
             '{"' * 50_000 + ID,
+            '{"a":' * 13_000 + ID,
+            json_line("info", "connection", {"connection_id": f"{ID}-x"}),
+            json_line("info", "connection", {"connection_id": f"{ID}-{'9' * 5000}"}),
+            json_line("info", "connection", {"connection_id": f"{ID}-", "channel_id": ID}),
             "[" * 50_000 + ID,
             f'{{"event": "connection", "connection_id": "{ID}", "bytes_to_app": {"9" * 9999}}}',
             "",
@@ -172,7 +176,14 @@ class TestOfPeople:
         assert entry.get("direction") == "inbound"
 
     @pytest.mark.parametrize(
-        "line", [f"x | unexpected_peer | id {'0' * 16}", f"x | other | id {ID}", f"x | id {ID}", f"| | {ID}"]
+        "line",
+        [
+            f"x | unexpected_peer | id {'0' * 16}",
+            f"x | expired | id {ID}-x",
+            f"x | other | id {ID}",
+            f"x | id {ID}",
+            f"| | {ID}",
+        ],
     )
     def test_what_is_none(self, line: str) -> None:
         assert found(line) is None
