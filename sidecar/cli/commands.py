@@ -14,10 +14,12 @@ COMMANDS = {
     "health": "sidecar.cli.status:health",
     "inject": "sidecar.cli.inject:inject",
     "policy": "sidecar.cli.policy:policy",
+    "probe": "sidecar.cli.probe:probe",
     "run": "sidecar.cli.run:run",
     "schema": "sidecar.cli.schema:schema",
     "status": "sidecar.cli.status:status",
     "trust": "sidecar.cli.trust:trust",
+    "verify": "sidecar.cli.verify:verify",
 }
 
 

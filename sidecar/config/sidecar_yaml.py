@@ -310,6 +310,9 @@ class Admin(Shape):
 
     listen: Annotated[Address | Path, read_by(_admin_listen)]
     """Where `sidecar status`, `sidecar health` and `/metrics` are answered: `host:port` on loopback, or `unix:/a/path`."""
+    socket: _File | None = None
+    """A Unix socket for `sidecar probe` and `sidecar verify`, which have this sidecar call others. Its own user and root may
+    use it. Not needed if `listen` is `unix:/…`, as that answers them too. Default: none."""
 
 
 @frozen()

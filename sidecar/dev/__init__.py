@@ -1,4 +1,5 @@
 """``sidecar dev``: a whole mesh in one process.
 
-``dev_mesh`` (the CA and the sidecars), ``plan`` (their local ports).
+``dev_mesh`` (the CA and the sidecars), ``plan`` (their local ports), ``control`` (where
+`sidecar verify` asks).
 """

@@ -7,12 +7,13 @@ closed and opened one by one; those that stay are not disturbed.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import trio
 
 from certs.protocol import x509_profile
 from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
+from sidecar.dev import control
 from sidecar.dev.plan import DevPlan, news, plan
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read
@@ -34,10 +36,13 @@ from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.reload import snapshot
 from sidecar.observe import stray
 from sidecar.observe.alarm_log import AlarmLog
+from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.policy.opening import opening
+from sidecar.proxy import probing
 from sidecar.proxy.node import Node
+from sidecar.proxy.probing import Probing
 from sidecar.proxy.server import Server
 from sidecar.relay.relay import Relay
 from sidecar.transport.gate import Gate
@@ -60,10 +65,10 @@ class MemoryCa:
         self._issuer = x509_profile.Issuer(issuing, issuing_key)
         self.roots = (root,)
 
-    def issue(self, identity: SpiffeId, now: datetime) -> KeyPair:
-        """A new key and its certificate, which is valid for an hour."""
+    def issue(self, identity: SpiffeId, now: datetime, ttl: timedelta = x509_profile.DEFAULT_TTL) -> KeyPair:
+        """A new key and its certificate, which is valid for an hour unless told otherwise."""
         key = new_key()
-        leaf = x509_profile.leaf(identity, key.public_key(), self._issuer, now)
+        leaf = x509_profile.leaf(identity, key.public_key(), self._issuer, now, ttl)
         return KeyPair((leaf, self._issuer.certificate), key, self.roots)
 
 
@@ -132,6 +137,8 @@ class DevMesh:
             self._ca = MemoryCa(mesh.trust_domain, clock())
         except x509_profile.ProfileError as error:
             raise UsageError(f"{path}: {error}") from error
+        # It ends after five minutes, so that what has ended is refused can be tried then.
+        self._probe_before = self._ca.issue(self._probe, clock(), x509_profile.MIN_TTL)
         raise_descriptor_limit()
         self._sidecars = {name: self._sidecar(name) for name in self.mesh.services}
         try:
@@ -156,6 +163,31 @@ class DevMesh:
     def node(self, service: str) -> Node:
         """The sidecar of a service."""
         return self._sidecars[service].node
+
+    @property
+    def _probe(self) -> SpiffeId:
+        """The identity of `sidecar verify`, which no service can have."""
+        return SpiffeId(self.mesh.trust_domain, control.PROBE)
+
+    def answers(self, path: Path) -> LocalServer:
+        """A server for `sidecar verify` on this Unix socket. Raises :class:`UsageError`."""
+
+        def find(service: str | None) -> Probing | None:
+            sidecar = self._sidecars.get(service or "")
+            if sidecar is None:
+                return None
+            calls = [entry for entry in self._planned(sidecar) if isinstance(entry, Outbound)]
+            own = [address for listener in sidecar.listeners.values() for address in listener.server.listening]
+            return Probing(sidecar.node, lambda: calls, lambda: sidecar.keys, lambda: own)
+
+        def tell() -> dict[str, object]:
+            now = self._clock()
+            certificates = {"now": self._ca.issue(self._probe, now)}
+            if now > self._probe_before.chain[0].not_valid_after_utc:
+                certificates["expired"] = self._probe_before
+            return control.describe(self.mesh, self.plan, certificates)
+
+        return LocalServer(f"{self.path}", path, probing.routes(find) | control.routes(tell), self.log)
 
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``, then drains."""
@@ -358,6 +390,10 @@ async def run_dev(mesh: DevMesh) -> None:
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 nursery.start_soon(_obey, signals, mesh, stop, nursery.cancel_scope)
+                try:
+                    nursery.start_soon(mesh.answers(control.socket_path(mesh.path, os.environ)).run)
+                except UsageError as fault:
+                    mesh.log.warning("warning", message=f"`sidecar verify` cannot ask this mesh: {fault}")
                 nursery.start_soon(memory.give_back)
                 await mesh.run(stop)
                 nursery.cancel_scope.cancel()

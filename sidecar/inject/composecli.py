@@ -55,10 +55,10 @@ class Compose:
                     data["services"][name][KEY] = service[KEY]
         return data, messages
 
-    def run(self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str) -> str:
+    def run(self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str, stdin: str | None = None) -> str:
         """Runs Compose on the application, all its profiles included. Raises :class:`UsageError` with what it reports."""
         names = [part for file in files for part in ("-f", str(file))]
-        done = _run([*self.command, *names, "--profile", "*", *arguments], environ, _LONG)
+        done = _run([*self.command, *names, "--profile", "*", *arguments], environ, _LONG, stdin)
         if done.returncode:
             raise UsageError(_failure(arguments, done.stderr))
         return done.stdout
@@ -195,13 +195,13 @@ def _candidates(environ: Mapping[str, str]) -> Iterator[list[str]]:
 
 
 def _run(
-    command: Sequence[str], environ: Mapping[str, str], seconds: int = _SECONDS
+    command: Sequence[str], environ: Mapping[str, str], seconds: int = _SECONDS, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603  # the user's own Compose, with arguments of ours
             command,
             env=dict(environ),
-            stdin=subprocess.DEVNULL,
+            input=stdin or "",
             capture_output=True,
             text=True,
             timeout=seconds,

@@ -39,8 +39,9 @@ FROM ${{BASE}}
 COPY --from=build /opt/mesh /opt/mesh
 # Images of Python have no compiled modules of its library, and its user can write none: each start would compile them.
 RUN ["/opt/mesh/bin/python", "-c", "import sqlite3, certs.cli.serve, sidecar.cli.run, sidecar.observe.admin"]
-# The admin address, in the container itself: `sidecar status` and `sidecar health` connect to it.
-ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000
+# The admin addresses, in the container itself: for `sidecar status` and `sidecar health`, and for `sidecar probe`, whose
+# socket is on a tmpfs, also where / is read-only.
+ENV PATH=/opt/mesh/bin:$PATH SIDECAR_ADMIN_LISTEN=127.0.0.1:15000 SIDECAR_ADMIN_SOCKET=/dev/shm/sidecar.sock
 # Compose sets the user that it runs as: the owner of the keys.
 USER 65534:65534
 WORKDIR /etc/mesh

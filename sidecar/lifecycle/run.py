@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -35,6 +36,8 @@ from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
+from sidecar.proxy.probing import Probing
+from sidecar.proxy.probing import routes as probing_routes
 from sidecar.proxy.server import Server
 
 
@@ -122,7 +125,7 @@ async def _enrol(agent: Agent) -> Credentials | None:
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
     stop = trio.Event()
-    admin = None
+    admins: list[LocalServer] = []
     if config.admin is not None:
         source = Source(
             partial(_unwell, server, reloader),
@@ -130,10 +133,19 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             partial(_status, config, server, reloader, agent, stop),
             server.node.metrics,
         )
+        probing = Probing(server.node, lambda: config.outbound, lambda: reloader.loaded.keys, lambda: server.listening)
+        acting = source.routes() | probing_routes(lambda name: probing if name in (None, config.service) else None)
+        listen, beside = config.admin.listen, config.admin.socket
         try:
-            admin = LocalServer(f"{config.path}: admin.listen", config.admin.listen, source.routes(), log)
+            # What acts is on a Unix socket only: a web page can reach loopback.
+            answers = acting if isinstance(listen, Path) else source.routes()
+            admins.append(LocalServer(f"{config.path}: admin.listen", listen, answers, log))
+            if beside is not None:
+                admins.append(LocalServer(f"{config.path}: admin.socket", beside, acting, log))
         except BaseException:
             server.close()
+            for admin in admins:
+                admin.close()
             raise
     if (warning := shortage(config.limits.connections, descriptor_limit())) is not None:
         log.warning("warning", service=config.service, message=warning)
@@ -145,7 +157,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             nursery.start_soon(reloader.run)
             nursery.start_soon(memory.give_back)
             nursery.start_soon(server.node.alarm_log.run)
-            if admin is not None:
+            for admin in admins:
                 nursery.start_soon(admin.run)
             if agent is not None:
                 nursery.start_soon(agent.run, reloader.adopt)
@@ -159,7 +171,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
                 outbound=[
                     f"{one.upstream} on {_at(one.address)}" for one in server.listeners if one.direction == "outbound"
                 ],
-                **({} if admin is None else {"admin": admin.address}),
+                **({"admin": ", ".join(admin.address for admin in admins)} if admins else {}),
             )
             await server.serve(stop)
             nursery.cancel_scope.cancel()

@@ -4,7 +4,7 @@
 write to stderr), ``record`` (one connection's log line), ``folding`` (which lines of strangers become summaries),
 ``summaries`` (writes these), ``traffic`` (who calls whom, and how much), ``metrics`` (counters), ``exposition`` (as
 Prometheus reads them), ``admin`` (what the admin port answers), ``local`` (HTTP for this machine alone), ``probe`` (a client
-of the admin port that imports nothing else).
+of the admin port that imports nothing else), ``announced`` (which connections are `sidecar verify`'s).
 
 What may be an attack: ``alarms`` (folded, bounded), ``alarm_log`` (the way of every alarm).
 """

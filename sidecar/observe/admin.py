@@ -16,7 +16,7 @@ from sidecar.observe import exposition
 from sidecar.observe.exposition import Family, single
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.traffic import Edges, Traffic
-from sidecar.transport.http1 import Request, Response, Routes
+from sidecar.transport.http1 import Handler, Request, Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Source:
     status: Callable[[], dict[str, Any]]
     metrics: Metrics
 
-    def routes(self) -> Routes:
+    def routes(self) -> dict[str, Mapping[str, Handler]]:
         return {
             "/livez": {"GET": self._livez},
             "/healthz": {"GET": self._healthz},

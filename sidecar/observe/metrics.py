@@ -92,8 +92,9 @@ class Metrics:
         return traffic
 
     def add(self, record: ConnectionRecord, at: str, *, folded: bool = False) -> None:
-        """Counts a connection that has ended. ``folded``: it has no line in the log, and so no place among the refusals. A
-        probe has none either: it is not refused for anything. ``at``: the time, if it was refused."""
+        """Counts a connection that has ended. ``folded``: it has no line in the log, and so no place among the refusals.
+        Probes have none either: a port check is not refused for anything, and `sidecar verify`'s were announced. ``at``: the
+        time, if it was refused."""
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
@@ -102,7 +103,7 @@ class Metrics:
         else:
             record.traffic.ended[record.outcome] += 1
         self.folded += folded
-        if record.decision == "deny" and record.outcome is not Reason.PROBE and not folded:
+        if record.decision == "deny" and record.outcome is not Reason.PROBE and not (folded or record.probe):
             self._refused += 1
             refusal = Refusal(
                 at=at,

@@ -18,22 +18,25 @@ SECONDS = 5.0
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 
-def ask(listen: str, target: str) -> tuple[int, bytes]:
-    """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``). Returns the status and the body.
+def ask(listen: str, target: str, sent: bytes | None = None, seconds: float = SECONDS) -> tuple[int, bytes]:
+    """``GET target`` of the admin port at ``listen`` (``127.0.0.1:15000``, ``unix:/…``), or POST with the body ``sent``.
+    Returns the status and the body.
 
-    Raises :class:`OSError` if no complete answer comes within :data:`SECONDS`, and :class:`ValueError` if the answer is not
+    Raises :class:`OSError` if no complete answer comes within ``seconds``, and :class:`ValueError` if the answer is not
     HTTP or longer than :data:`MAX_ANSWER_BYTES`, or ``listen`` is not an address.
     """
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
+    method, length = ("GET", "") if sent is None else ("POST", f"Content-Length: {len(sent)}\r\n")
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n"
     answer = bytearray()
     with _connect(listen) as sock:
-        sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("ascii"))
-        while more := _receive(sock, until):
+        sock.sendall(head.encode("ascii") + (sent or b""))
+        while more := _receive(sock, until, seconds):
             answer += more
             if len(answer) > MAX_ANSWER_BYTES:
                 raise ValueError(f"what answers there does not stop after {MAX_ANSWER_BYTES >> 20} MiB")
-    head, blank, body = bytes(answer).partition(b"\r\n\r\n")
-    version, _, rest = head.partition(b" ")
+    first, blank, body = bytes(answer).partition(b"\r\n\r\n")
+    version, _, rest = first.partition(b" ")
     if not blank or not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
         raise ValueError("what answers there is not a sidecar")
     return int(rest[:3]), body
@@ -65,10 +68,10 @@ def describe_failure(listen: str, error: Exception) -> str:
     return f"error: no sidecar answers at {listen}: {error}"
 
 
-def _receive(sock: socket.socket, until: float) -> bytes:
+def _receive(sock: socket.socket, until: float, seconds: float) -> bytes:
     left = until - time.monotonic()
     if left <= 0:
-        raise TimeoutError(f"no complete answer within {SECONDS:g} s")
+        raise TimeoutError(f"no complete answer within {seconds:g} s")
     sock.settimeout(left)
     return sock.recv(65536)
 

@@ -19,7 +19,7 @@ class ConnectionRecord:
     unverified peer claims is in ``unverified``. ``upstream`` is the target: the app's address (inbound) or ``service:port``
     (outbound). ``client_address`` is the local caller's (outbound). ``reused``: it is a further stream on the kept channel
     ``channel_id``. That and ``connection_id`` are the same at both ends. ``traffic``: where it is counted, once
-    it was let in.
+    it was let in. ``probe``: it is one of `sidecar verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`).
     """
 
     direction: Direction
@@ -41,6 +41,7 @@ class ConnectionRecord:
     connection_id: str | None = None
     channel_id: str | None = None
     reused: bool = False
+    probe: bool = False
     unverified: dict[str, Any] = field(default_factory=dict)
     reason: Reason | None = None
     peer_reason: str | None = None
@@ -57,7 +58,9 @@ class ConnectionRecord:
         """Sets a refusal as the outcome."""
         if self.reason is None:
             self.peer_reason = refusal.peer_reason
-            if refusal.reason is not Reason.CONNECT_FAILED:
+            if self.probe and refusal.reason is Reason.PROBE:  # it was let in, and ends as it was announced
+                self.end(refusal.reason, f"{self.service} {refusal.detail}")
+            elif refusal.reason is not Reason.CONNECT_FAILED:
                 self.decision = "deny"
         self.end(refusal.reason, f"refused: {self.service} {refusal.detail}")
 
@@ -101,7 +104,7 @@ class ConnectionRecord:
             "channel_id": self.channel_id,
             "reused": self.reused,
         }
-        for name in ("client_address", "peer_reason", "dry_run", "unverified", "message"):
+        for name in ("client_address", "peer_reason", "dry_run", "probe", "unverified", "message"):
             value = getattr(self, name)
             if value:
                 line[name] = list(value) if name == "dry_run" else value

@@ -9,6 +9,7 @@ ended before its next stream, and at once while it is idle.
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.proxy.peer import establish
 from sidecar.relay.duplex import How
-from sidecar.relay.frames import FramedChannel, Open, claims_of
+from sidecar.relay.frames import Attribute, FramedChannel, Open, claims_of
 from sidecar.relay.strand import Steps
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import send_verdict
@@ -142,6 +143,7 @@ def _admit(
 ) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Judges one stream by what is in force now, and connects to our app. Raises :class:`Refused`."""
     caller = here.peer.id
+    stops = _take_as_probe(node, here, record)
     decision = node.decide(caller, node.config.service, port.port)
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
@@ -155,13 +157,35 @@ def _admit(
             raise Refused(
                 Reason.HANDSHAKE_FAILED, f"does not know what {caller} requires of this stream: attributes {strange}"
             )
+        if stops and not record.probe:
+            raise Refused(
+                Reason.HANDSHAKE_FAILED,
+                f"was not told to expect a probe of {caller}: `sidecar verify` announces it at this sidecar's own socket",
+            )
         record.unverified = claims_of(opening)
         seconds = min(seconds, opening.milliseconds / 1000)
     if node.draining and node.config.has_replicas:
         raise Refused(Reason.DRAINED, f"is stopping: {caller} is to call another one")
     record.decision = "allow"
+    if stops:
+        raise Refused(Reason.PROBE, f"has let in a probe of {caller}, which ends before the app is reached")
     # Connect to the app before the peer gets its verdict. If that takes time, the peer hears that its *open* was read.
     return (yield from _connect(app, seconds, lambda: send(here.sock, here.channel, node.time() + seconds)))
+
+
+def _take_as_probe(node: Node, here: PeerChannel, record: ConnectionRecord) -> bool:
+    """Marks a stream's record as a probe's, if we were told of its certificate. Returns whether the stream is to end before
+    the app: its caller says so, and nobody loses by that."""
+    if (opening := here.opening) is None:
+        return False
+    stops = Attribute.PROBE in opening.attributes
+    if node.announced.is_open(node.time()):
+        fingerprint = hashlib.sha256(here.peer.path[0]).hexdigest()
+        claimed = stops or Attribute.PROBE_THROUGH in opening.attributes
+        record.probe = node.announced.is_stranger(fingerprint, node.time()) or (
+            claimed and node.announced.is_caller(fingerprint, node.time())
+        )
+    return stops
 
 
 def _connect(

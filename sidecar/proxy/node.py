@@ -15,6 +15,7 @@ from sidecar.identity.judge import Presented, judge, revoked
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.alarm_log import AlarmLog
+from sidecar.observe.announced import Announced
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.policy.decide import Decision, decide
@@ -77,6 +78,7 @@ class Node:
     resolver: Resolver = field(default_factory=Resolver)
     registry: Registry = field(default_factory=Registry)
     metrics: Metrics = field(default_factory=Metrics)
+    announced: Announced = field(default_factory=Announced)
     sharing: int = 1
     draining: bool = False
     alarms: InitVar[AlarmLog | None] = None

@@ -33,11 +33,12 @@ from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.peer import establish
 from sidecar.relay.duplex import How
-from sidecar.relay.frames import FramedChannel
+from sidecar.relay.frames import Attribute, FramedChannel
 from sidecar.relay.strand import Steps, run
 from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import receive_verdict
 from sidecar.transport.streams import LostChannelError, ask
+from sidecar.transport.tls import ALPN_PREFIXES
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
 _ENDINGS = {
@@ -177,10 +178,12 @@ async def find_peer(
     upstream: dial.Upstream,
     record: ConnectionRecord,
     check_caller: Callable[[], object],
+    probe: Attribute | None = None,
 ) -> PeerChannel:
     """Tries the peers in order until one gives a verdict. If none lets us in, raises the gravest refusal: one that suggests
     an attack, else the last. One deadline is over all peers: what a single one may take that uses all of its time.
-    ``check_caller`` is called before anything is sent to a peer, and raises :class:`Refused` to end the search."""
+    ``check_caller`` is called before anything is sent to a peer, and raises :class:`Refused` to end the search. ``probe``:
+    what the stream says of itself if it is one."""
     timeouts = node.config.timeouts
     longest = 2 * (timeouts.connect + timeouts.handshake) + sockets.LINGER_SECONDS
     failures: dict[dial.Endpoint, Refused] = {}
@@ -196,7 +199,7 @@ async def find_peer(
                     raise
                 _set_peer(record, {"peer_address": str(endpoint)})
                 try:
-                    found_channel = await _try_peer(node, snapshot, route, upstream, net, endpoint, record)
+                    found_channel = await _try_peer(node, snapshot, route, upstream, net, endpoint, record, probe)
                 except Refused as refusal:
                     # Before anything is waited for: the deadline may come.
                     failures[endpoint] = refusal
@@ -243,11 +246,14 @@ async def _try_peer(
     net: socket.socket,
     endpoint: dial.Endpoint,
     record: ConnectionRecord,
+    probe: Attribute | None,
 ) -> PeerChannel:
     """One connected peer: handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`.
     Leaves ``net`` open."""
     expected = snapshot.mesh.identity(route.service)
-    channel = snapshot.context.client(node.protocols(route.port), expected, node.clock)
+    # Only a kept channel's stream can say that it is a probe.
+    protocols = node.protocols(route.port) if probe is None else [ALPN_PREFIXES[0] + route.port]
+    channel = snapshot.context.client(protocols, expected, node.clock)
     frames: FramedChannel | None = None
     seconds = _verdict_seconds(node)
 
@@ -255,7 +261,7 @@ async def _try_peer(
         nonlocal frames
         if channel.keeps:
             frames = FramedChannel(channel, accepts=False)
-            frames.open(round(seconds * 1000))
+            frames.open(round(seconds * 1000), {} if probe is None else {probe: b""})
 
     let_in = False
     try:

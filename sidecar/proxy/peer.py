@@ -6,6 +6,7 @@ peer that was judged, or raises.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import socket
 from collections.abc import Callable
@@ -68,6 +69,8 @@ async def establish(
         record.connection_id = channel.connection_id
         if channel.svid is None:
             record.unverified = channel.presented
+        if channel.leaf is not None and record.direction == "inbound" and node.announced.is_open(node.time()):
+            record.probe = node.announced.is_stranger(hashlib.sha256(channel.leaf).hexdigest(), node.time())
     if channel.svid is None:
         raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
     record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed

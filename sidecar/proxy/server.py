@@ -341,6 +341,7 @@ class Server:
             line = record.finish(node.time())
             if not (folded := self._summaries.fold(record)):
                 node.log.connection(line)
+            node.announced.note(record, node.time())
             at = f"{node.clock():%FT%TZ}" if record.decision == "deny" else ""
             node.metrics.add(record, at, folded=folded)
         except Exception as error:

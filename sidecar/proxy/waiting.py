@@ -119,7 +119,7 @@ async def ask_callee(node: Node, route: Outbound, upstream: dial.Upstream) -> Re
         found = await find_peer(node, snapshot, route, upstream, record, lambda: None)
     except Refused as refusal:
         return refusal if is_not_yet(refusal) else None
-    await _end(found)
+    await end_unused(found)
     return None
 
 
@@ -130,7 +130,7 @@ def is_not_yet(refusal: Refused) -> bool:
     return refusal.reason in _NOT_THERE
 
 
-async def _end(found: PeerChannel) -> None:
+async def end_unused(found: PeerChannel) -> None:
     """Ends a connection without a byte of an app: cleanly, so that the callee logs no fault; with a reset if the callee's
     app does not end it too."""
     try:

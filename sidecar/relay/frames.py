@@ -81,6 +81,11 @@ class Attribute(IntEnum):
     refuses the stream. Others that are unknown are passed over."""
 
     CLIENT_ADDRESS = 1
+    PROBE_THROUGH = 2
+    """The stream is a probe, to the app and no byte further. A callee that was not told of it carries it as any other."""
+    PROBE = 0x8003
+    """The stream is a probe: it ends before the app is reached. A callee that was not told of it refuses it, as does one
+    that does not know what this is."""
 
 
 class ClosedChannelError(ChannelError):

@@ -48,7 +48,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "judge": ("attacks/test_certificates.py", "attacks/test_revoked_peers.py"),
     "spiffe": ("attacks/test_certificates.py", "properties/test_identity_properties.py"),
     "tls": (*ATTACKS_ON_PEERS, "attacks/test_ca_connections.py", "attacks/test_ca_renewals.py"),
-    "inbound": ("integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
+    "inbound": ("integration/proxy/test_probing.py", "integration/proxy/test_kept_channels.py", *ATTACKS_ON_PEERS),
     "outbound": ("integration/proxy/test_kept_channels.py", "integration/proxy/test_loops.py", *ATTACKS_ON_PEERS),
     "peer": ATTACKS_ON_PEERS,
     "channels": ("integration/proxy/test_kept_channels.py", "attacks/test_kept_channels.py"),

@@ -60,6 +60,7 @@ def test_it_tells_how_it_is_and_has_no_pip() -> None:
         'HEALTHCHECK --interval=3s --timeout=60s --start-period=60s --retries=3 CMD ["sh", "-c", "if [ -e /dev/' in text
     )
     assert "SIDECAR_ADMIN_LISTEN=127.0.0.1:15000" in text
+    assert "SIDECAR_ADMIN_SOCKET=/dev/shm/sidecar.sock" in text
     assert "--without-pip /opt/mesh" in text
     assert "--start-interval=" not in text  # an engine before 25 refuses to build it
 

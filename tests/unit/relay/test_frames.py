@@ -285,8 +285,12 @@ def test_a_frame_in_a_thousand_records_is_read_in_portions() -> None:
 
 
 def test_attributes_travel_and_unknown_ones_are_passed_over_unless_they_are_critical() -> None:
-    opened = decode_open(encode_open(Open(3, 1, {1: b"10.0.0.7:1234", 2: b"x", CRITICAL | 7: b""})))
+    opened = decode_open(encode_open(Open(3, 1, {1: b"10.0.0.7:1234", 9: b"x", CRITICAL | 7: b""})))
     assert opened == Open(3, 1, {1: b"10.0.0.7:1234"}, (CRITICAL | 7,))
+
+
+def test_a_probe_must_be_understood_and_is_here() -> None:
+    assert decode_open(encode_open(Open(1, 1, {0x8003: b"", 2: b""}))) == Open(1, 1, {0x8003: b"", 2: b""})
 
 
 def test_claims_are_escaped() -> None:

@@ -1,0 +1,87 @@
+"""How `sidecar verify` asks a running sidecar: over its Unix socket, or by a command in its container. I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from sidecar.observe import probe
+
+SECONDS = 10.0
+
+
+class Door(Protocol):
+    """One sidecar that can be asked. Each answers a JSON object; one with ``error`` if it does not answer, or refuses."""
+
+    def seen(self) -> dict[str, Any]: ...
+    def expect(self, callers: list[str], strangers: list[str], seconds: float) -> dict[str, Any]: ...
+    def probe(self, to: str, through_app: bool) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SocketDoor:
+    """By its Unix socket (``unix:/…``). ``service``: whose sidecar, where one socket is for several; "" if for one."""
+
+    listen: str
+    service: str = ""
+
+    def seen(self) -> dict[str, Any]:
+        query = f"?{urlencode({'service': self.service})}" if self.service else ""
+        return self._ask(f"/probe/seen{query}")
+
+    def expect(self, callers: list[str], strangers: list[str], seconds: float) -> dict[str, Any]:
+        return self._ask("/probe/expect", {"callers": callers, "strangers": strangers, "seconds": seconds})
+
+    def probe(self, to: str, through_app: bool) -> dict[str, Any]:
+        return self._ask("/probe", {"to": to, "through_app": through_app})
+
+    def _ask(self, target: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        if body is not None and self.service:
+            body["service"] = self.service
+        sent = None if body is None else json.dumps(body).encode()
+        return ask(self.listen, target, sent)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandDoor:
+    """By `sidecar probe` in its container. ``run`` runs a command there, with this on its stdin, and returns what it prints;
+    it raises OSError or ValueError if that fails."""
+
+    run: Callable[[list[str], str], str]
+
+    def seen(self) -> dict[str, Any]:
+        return self._ask("/probe/seen", "")
+
+    def expect(self, callers: list[str], strangers: list[str], seconds: float) -> dict[str, Any]:
+        return self._ask("/probe/expect", json.dumps({"callers": callers, "strangers": strangers, "seconds": seconds}))
+
+    def probe(self, to: str, through_app: bool) -> dict[str, Any]:
+        return self._ask("/probe", json.dumps({"to": to, "through_app": through_app}))
+
+    def _ask(self, target: str, body: str) -> dict[str, Any]:
+        try:
+            return _object(self.run(["sidecar", "probe", "--raw", target], body))
+        except (OSError, ValueError, RecursionError) as fault:
+            return {"error": (str(fault).splitlines() or [type(fault).__name__])[-1]}
+
+
+def ask(listen: str, target: str, sent: bytes | None = None) -> dict[str, Any]:
+    """What a sidecar answers on its socket."""
+    try:
+        status, body = probe.ask(listen, target, sent, SECONDS)
+        found = _object(body)
+    except (OSError, ValueError, RecursionError) as fault:
+        return {"error": str(fault) or type(fault).__name__}
+    if status == 200:
+        return found
+    return {"error": str(found.get("message", f"HTTP {status}"))}
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("what answers there is not a sidecar")  # noqa: TRY004 (as json.loads)
+    return found

@@ -1,0 +1,181 @@
+"""One run of `sidecar verify` over a mesh, wherever it is: ask, announce, try, ask again, judge. I/O, by what it is given.
+
+The order matters. Each callee is told first whose probes to expect, so that none of them alarms anybody. Only then strangers
+and callers try. Last each callee is asked what it recorded, until every try has its record or :data:`RECORD_SECONDS` are
+over: what it saw must be what we saw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sidecar.verify import judgement, stranger
+from sidecar.verify.doors import Door
+from sidecar.verify.judgement import Attempt, Check, Edge, Listener, Report, Seen, Status
+from sidecar.verify.stranger import Credential
+
+EXPECT_SECONDS = 120.0
+"""How long callees expect our probes."""
+
+RECORD_SECONDS = 3.0
+_AT_ONCE = 8
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+AttemptAll = Callable[[Sequence[tuple[Listener, Attempt]], Mapping[Attempt, Credential]], list[Seen]]
+Reach = Callable[[str], tuple[bool | None, str]]
+
+
+@dataclass(slots=True)
+class App:
+    """Where an app must not be reached. ``how``: in which way it might be, for people."""
+
+    service: str
+    address: str
+    how: str
+
+
+@dataclass(slots=True)
+class Place:
+    """A mesh to be verified. ``doors``: the sidecars that can be asked, by service. ``credentials``: the probe's own.
+    ``attempt_all`` and ``reach``: who plays the stranger, where that is not this process."""
+
+    name: str
+    trust_domain: str
+    doors: dict[str, Door] = field(default_factory=dict)
+    listeners: list[Listener] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    credentials: dict[Attempt, Credential] = field(default_factory=dict)
+    apps: list[App] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    not_covered: list[str] = field(default_factory=list)
+    attempt_all: AttemptAll = stranger.attempt_all
+    reach: Reach = stranger.reach
+
+
+def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = False) -> Report:
+    """Tries everything and judges it."""
+    began = time.monotonic()
+    report = Report(place.name, clock(), not_covered=list(place.not_covered))
+    credentials = place.credentials | {Attempt.FOREIGN_CA: stranger.foreign(place.trust_domain, clock())}
+    told = _ask_all(place.doors, lambda door: door.seen())
+    _announce(place, told, credentials)
+
+    wanted = _wanted(place, credentials, report)
+    with ThreadPoolExecutor(2) as both:
+        attempts = both.submit(place.attempt_all, wanted, credentials)
+        calls = both.submit(_call_all, place, through_app)
+        seen, answers = attempts.result(), calls.result()
+    seen += [Seen(judgement.Outcome.UNREACHABLE, "was not tried")] * (len(wanted) - len(seen))
+    records = _records(place, [one.source for one in seen if one.source], _ids(answers))
+
+    for service, one in told.items():
+        check, held = judgement.judge_certificate(service, one, clock())
+        report.checks.append(check)
+        report.held += [held] if held is not None else []
+    for edge, answer in zip(place.edges, answers, strict=True):
+        ours = told.get(edge.caller, {})
+        theirs = records.get(edge.callee) if edge.callee in place.doors else None
+        report.checks += judgement.judge_edge(edge, answer, theirs, str(ours.get("identity", "")))
+        if edge.allowed and edge.caller in place.doors and edge.callee in place.doors:
+            report.checks.append(judgement.judge_policy(edge, ours, told[edge.callee]))
+    for (listener, what), attempted in zip(wanted, seen, strict=True):
+        theirs = records.get(listener.service)
+        source, asked = attempted.source, listener.service in place.doors
+        record = next((it for it in theirs or () if source and it.get("peer_address") == source), None)
+        report.checks.append(judgement.judge_attempt(listener, what, attempted, record, asked))
+    for listener in place.listeners:
+        own = told.get(listener.service, {}).get("certificate")
+        if isinstance(own, Mapping):
+            shown = [one.presented for (at, _), one in zip(wanted, seen, strict=True) if at == listener]
+            report.checks.append(judgement.judge_presented(listener, shown, str(own.get("sha256"))))
+    report.checks += place.checks
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        reached = list(threads.map(lambda app: place.reach(app.address), place.apps))
+    report.checks += [
+        judgement.judge_app(app.service, app.address, app.how, was, detail)
+        for app, (was, detail) in zip(place.apps, reached, strict=True)
+    ]
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _wanted(place: Place, credentials: Mapping[Attempt, Credential], report: Report) -> list[tuple[Listener, Attempt]]:
+    """What strangers try; what they cannot is told in the report."""
+    bare = (Attempt.PLAINTEXT, Attempt.NO_CERTIFICATE, Attempt.OLDER_TLS)
+    able = [what for what in Attempt if what in bare or what in credentials]
+    missing = [f"{what}: {_WITHOUT[what]}" for what in Attempt if what not in able]
+    report.not_covered += missing if place.listeners else []
+    return [(listener, what) for listener in place.listeners for what in able]
+
+
+_WITHOUT = {
+    Attempt.NO_RULE: "no certificate of mesh/probe was given (--identity)",
+    Attempt.EXPIRED: "the probe has no certificate of its own that has ended",
+    Attempt.REVOKED: "the probe has no certificate of its own that was revoked",
+}
+
+
+def _announce(place: Place, told: Mapping[str, Mapping[str, Any]], credentials: Mapping[Attempt, Credential]) -> None:
+    """Tells every callee whose probes to expect."""
+    certificates = [one.get("certificate") for one in told.values()]
+    callers = [str(one.get("sha256")) for one in certificates if isinstance(one, Mapping)]
+    strangers = [one.fingerprint for one in credentials.values()]
+    callees = {one.service for one in place.listeners} | {edge.callee for edge in place.edges}
+    _ask_all(
+        {name: door for name, door in place.doors.items() if name in callees},
+        lambda door: door.expect(callers, strangers, EXPECT_SECONDS),
+    )
+
+
+def _call_all(place: Place, through_app: bool) -> list[dict[str, Any]]:
+    def call(edge: Edge) -> dict[str, Any]:
+        door = place.doors.get(edge.caller)
+        return {"error": "it cannot be asked"} if door is None else door.probe(edge.to, through_app)
+
+    return _map(call, place.edges)
+
+
+def _ids(answers: Iterable[Mapping[str, Any]]) -> list[str]:
+    found = [one for answer in answers for one in answer.get("results") or () if one.get("verdict") is not False]
+    return [str(one["connection_id"]) for one in found if one.get("result") == "ok" and one.get("connection_id")]
+
+
+def _records(place: Place, sources: Sequence[str], ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the callees recorded, when all of ours are among it, or time is over."""
+    until = time.monotonic() + RECORD_SECONDS
+    callees = {one.service for one in place.listeners} | {edge.callee for edge in place.edges}
+    doors = {name: door for name, door in place.doors.items() if name in callees}
+    while True:
+        found = {name: _list(one.get("records")) for name, one in _ask_all(doors, lambda door: door.seen()).items()}
+        every = [record for records in found.values() for record in records]
+        addresses, known = {it.get("peer_address") for it in every}, {it.get("connection_id") for it in every}
+        if not doors or (set(sources) <= addresses and set(ids) <= known) or time.monotonic() > until:
+            return found
+        time.sleep(0.1)  # noqa: TID251  # no event loop here
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _ask_all(doors: Mapping[str, Door], ask: Callable[[Door], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return dict(zip(doors, _map(ask, list(doors.values())), strict=True))
+
+
+def _map(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    if not items:
+        return []
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(function, items))
+
+
+def failures(report: Report) -> list[Check]:
+    """What is not ``ok``, what failed first."""
+    order = {Status.FAILED: 0, Status.NOT_TRIED: 1}
+    return sorted((one for one in report.checks if one.status in order), key=lambda one: order[one.status])
