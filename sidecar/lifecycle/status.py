@@ -142,8 +142,10 @@ def as_text(status: Mapping[str, Any]) -> str:
     )
     lines += _section(
         "refused lately",
-        ((one["at"], one["direction"], one["reason"], one["message"] or "") for one in status["refused_lately"]),
+        ((one["at"], one["direction"], one["reason"], _what_was_refused(one)) for one in status["refused_lately"]),
     )
+    if status["refused_lately"]:
+        lines.append("  `sidecar explain` says of each reason, and of each id, what it means and what to do")
     log, strangers = status.get("log", {}), status.get("strangers", {})  # an older sidecar does not tell
     if folded := log.get("folded"):
         lines.append(f"and {folded} strangers' connections, folded into summaries in the log")
@@ -170,6 +172,11 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
             for row in table
         ),
     ]
+
+
+def _what_was_refused(one: Mapping[str, Any]) -> str:
+    ending = f"(id {one['connection_id']})" if one.get("connection_id") else ""  # none before the peer's first message
+    return " ".join(filter(None, (one["message"], ending)))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ class Refusal:
     peer_reason: str | None
     rule: str | None
     message: str | None
+    connection_id: str | None
 
     def to_dict(self) -> dict[str, str | None]:
         """As plain values. Empty fields are left out, except ``message``."""
@@ -117,6 +118,7 @@ class Metrics:
                 peer_reason=record.peer_reason,
                 rule=record.rule,
                 message=record.message,
+                connection_id=record.connection_id,
             )
             self._refusals[_kind(record)].append((self._refused, refusal))
 

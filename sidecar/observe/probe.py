@@ -65,7 +65,8 @@ def health(listen: str) -> int:
 
 def describe_failure(listen: str, error: Exception) -> str:
     """The error message for an :func:`ask` that failed."""
-    return f"error: no sidecar answers at {listen}: {error}"
+    why = getattr(error, "strerror", None) or error
+    return f"error: no sidecar answers at {listen}: {why}; is it running, and is this the address of its `admin:`?"
 
 
 def _receive(sock: socket.socket, until: float, seconds: float) -> bytes:

@@ -96,6 +96,7 @@ def test_for_people() -> None:
     assert "DENIED by the policy" in text
     assert "trust bundle 7 with 1 roots" in text
     assert "refused lately: none" in text
+    assert "sidecar explain" not in text
     assert "NOT WELL" not in text
 
 
@@ -104,6 +105,7 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
     for at, reason in (("t1", Reason.EXPIRED), ("t2", Reason.REVOKED)):
         record = ConnectionRecord("inbound", "api", "http", 0.0)
         record.refuse(Refused(reason, f"met something {reason}"))
+        record.connection_id = "9ff9410d905a0f96" if reason is Reason.REVOKED else None
         metrics.add(record, at)
     waiting = ["s.yaml: outbound[0].listen: closed"]
     refused = ["mesh.yaml:3: no"]
@@ -118,6 +120,9 @@ def test_what_is_wrong_comes_first_and_the_newest_refusal_before_older_ones() ->
     assert f"  policy version {MESH.version}" in text.splitlines()
     assert "  waiting: s.yaml: outbound[0].listen: closed" in text.splitlines()
     assert text.index("met something revoked") < text.index("met something expired")
+    assert "met something revoked (id 9ff9410d905a0f96)\n" in text
+    assert "met something expired\n" in text
+    assert "  `sidecar explain` says of each reason" in text
 
 
 def test_strangers_and_what_the_log_lacks_are_told_where_there_are_any() -> None:
