@@ -1,5 +1,6 @@
 """The CA's decisions, as functions of a store transaction.
 
 ``registrar`` (issuing certificates), ``revocations`` (what is revoked), ``bundles`` (which roots are trusted), ``followers``
-(which sidecars poll, and what each has), ``rotation`` (replacing the root), ``commands`` (what refusals tell people to run).
+(which sidecars poll, and what each has), ``twins`` (which certificates of one identity are in use), ``rotation`` (replacing
+the root), ``commands`` (what refusals tell people to run).
 """

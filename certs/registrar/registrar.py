@@ -194,7 +194,7 @@ def renew(transaction: Transaction, policy: IssuingPolicy, path: Sequence[bytes]
     _refuse_revoked(transaction, policy, path[0])
     if _find_issued(transaction, path[0]) is None and any(_key_digest(der) in policy.distrusted for der in path[1:]):
         raise Denied(Denial.REVOKED, "this certificate's issuer is distrusted, and this CA did not issue it")
-    return _certify(transaction, policy, identity, key, "renewal")
+    return _certify(transaction, policy, identity, key, "renewal", sha256(path[0]).hexdigest())
 
 
 def reenrol(
@@ -228,11 +228,13 @@ def reenrol(
             f"the certificate ended at {svid.not_after:%FT%TZ}, and could be renewed until {end:%FT%TZ} (reenrol_window); "
             f"enrol anew: {policy.commands.token(str(svid.id.service))}",
         )
-    return _certify(transaction, policy, identity, key, "re-enrolment")
+    return _certify(transaction, policy, identity, key, "re-enrolment", sha256(certificate).hexdigest())
 
 
-def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: str) -> None:
-    """Records an issued certificate in the store and in the audit log."""
+def remember(
+    transaction: Transaction, chain: Sequence[x509.Certificate], how: str, renewed_from: str | None = None
+) -> None:
+    """Records an issued certificate in the store and in the audit log. ``renewed_from``: the SHA-256 of the one before."""
     leaf = chain[0]
     svid = parse_svid(leaf.public_bytes(Encoding.DER))
     key = leaf.public_key()
@@ -248,6 +250,7 @@ def remember(transaction: Transaction, chain: Sequence[x509.Certificate], how: s
             not_after=int(svid.not_after.timestamp()),
             how=how,
             certificate=pem(*chain).decode(),
+            renewed_from=renewed_from,
         )
     )
     transaction.record("issued", str(svid.id), how=how, serial=f"{svid.serial:x}", not_after=f"{svid.not_after:%FT%TZ}")
@@ -302,7 +305,12 @@ def prune(
 
 
 def _certify(
-    transaction: Transaction, policy: IssuingPolicy, identity: SpiffeId, key: ec.EllipticCurvePublicKey, how: str
+    transaction: Transaction,
+    policy: IssuingPolicy,
+    identity: SpiffeId,
+    key: ec.EllipticCurvePublicKey,
+    how: str,
+    renewed_from: str | None = None,
 ) -> str:
     earlier = transaction.connection.execute(sa.select(issued).where(issued.c.key_hash == key_hash(key))).one_or_none()
     if earlier is not None:
@@ -326,7 +334,7 @@ def _certify(
     except x509_profile.ProfileError as error:
         raise Denied(Denial.UNAVAILABLE, f"this CA cannot issue now: {error}") from error
     chain = (leaf, issuer.certificate)
-    remember(transaction, chain, how)
+    remember(transaction, chain, how, renewed_from)
     return pem(*chain).decode()
 
 

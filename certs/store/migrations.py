@@ -83,4 +83,19 @@ def _version_1(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_version_1,)
+VERSION_2 = (
+    "ALTER TABLE issued ADD COLUMN renewed_from VARCHAR(64)",
+    "ALTER TABLE issued ADD COLUMN seen_at BIGINT",
+    "CREATE INDEX ix_issued_identity_not_after ON issued (identity, not_after)",
+    "UPDATE issued SET seen_at = 0",
+)
+"""From which certificate one was renewed, and when it was last used to poll: to tell twins of an identity. Of those that
+were issued before, nobody knows from which; ``seen_at`` 0 marks them until they are used."""
+
+
+def _version_2(connection: sa.Connection) -> None:
+    for statement in VERSION_2:
+        connection.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_version_1, _version_2)

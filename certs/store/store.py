@@ -52,6 +52,9 @@ issued = sa.Table(
     sa.Column("not_after", _Time, nullable=False, index=True),
     sa.Column("how", sa.String(16), nullable=False),
     sa.Column("certificate", sa.Text, nullable=False),  # PEM of the chain
+    sa.Column("renewed_from", sa.String(64)),  # the sha256 of the certificate that it was renewed from
+    sa.Column("seen_at", _Time),  # when it was last used to poll
+    sa.Index("ix_issued_identity_not_after", "identity", "not_after"),
 )
 enrolment_credentials = sa.Table(
     "passes",

@@ -21,8 +21,9 @@ from certs.protocol.documents import Bundle, UntrustedError, read_kept_bundle
 from sidecar.agent import accept
 from sidecar.agent.accept import AnswerRefusedError
 from sidecar.agent.credentials import Credentials
-from sidecar.agent.statedir import BUNDLE, IDENTITY, MEMBER, PENDING, REVOCATIONS, StateDir
+from sidecar.agent.statedir import BUNDLE, IDENTITY, MEMBER, OWN, PENDING, REVOCATIONS, StateDir
 from sidecar.agent.trust import Floor, Instant, Trust
+from sidecar.agent.twins import Own
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -56,7 +57,7 @@ class SavedState:
                 "state_forgotten",
                 f"{self.path}: was of a mesh under another root than the one that is pinned now; its files were removed",
             )
-            self._state.remove(BUNDLE, REVOCATIONS, IDENTITY, PENDING)
+            self._state.remove(BUNDLE, REVOCATIONS, IDENTITY, PENDING, OWN)
             member, bundle = {"instance": member.get("instance")}, None
         instance = str(member.get("instance", ""))
         self.instance = instance if wire.INSTANCE.fullmatch(instance) else secrets.token_hex(16)
@@ -129,6 +130,18 @@ class SavedState:
         except AnswerRefusedError as error:
             self._warn("state_ignored", f"{self.path / IDENTITY}: {error}; enrolling again")
             return None
+
+    def own(self) -> Own:
+        """What it knows of the certificates that are ours."""
+        try:
+            return Own.from_dict(json.loads(kept)) if (kept := self._state.read(OWN)) is not None else Own()
+        except ValueError as error:
+            self._warn("state_ignored", f"{self.path / OWN}: {error}; what it knew of our earlier certificates is lost")
+            return Own()
+
+    def keep_own(self, own: Own) -> None:
+        """Raises :class:`UsageError`; then the old file stays."""
+        self.keep(OWN, json.dumps(own.to_dict()).encode())
 
     def pending_key(self) -> ec.EllipticCurvePrivateKey:
         """The key of an enrolment without an answer; a new one, if there is none. The CA repeats a lost answer to a request

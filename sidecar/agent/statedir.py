@@ -7,6 +7,8 @@
 ``revocations.json``   the newest list of revocations
 ``member.json``        ``{"instance", "pin", "floors"}``: the random name of this replica, the pinned root's digest, and
                        what was newest of each signer of lists (:class:`sidecar.agent.trust.Floor`)
+``own.json``           ``{"keys", "since"}``: which keys it made for certificates (:class:`sidecar.agent.twins.Own`)
+``evidence/``          what impostors presented (:mod:`sidecar.observe.evidence`)
 ====================== =========================================================================================
 
 The directory has mode 0700, each file 0600, and none is a symlink. A file is written under a temporary name, synced and
@@ -26,7 +28,7 @@ from sidecar.host.private import Alone, Unfit, UnfitError, exposure, read_file
 from sidecar.identity.reasons import UsageError
 
 IDENTITY, PENDING = "identity.pem", "pending.pem"
-BUNDLE, REVOCATIONS, MEMBER = "bundle.json", "revocations.json", "member.json"
+BUNDLE, REVOCATIONS, MEMBER, OWN = "bundle.json", "revocations.json", "member.json", "own.json"
 MAX_BYTES = 4 << 20
 
 

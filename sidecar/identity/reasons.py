@@ -66,10 +66,12 @@ refusal."""
 
 class Refused(Exception):  # noqa: N818 (a verdict, not an error of the program)
     """A refused connection. ``detail`` is a message for people that follows our service's name ("met …", "may not …").
-    ``peer_reason`` is the reason that the other end reported."""
+    ``peer_reason`` is the reason that the other end reported. ``altered``: what was received was altered on the way, or the
+    peer is broken."""
 
-    def __init__(self, reason: Reason, detail: str, *, peer_reason: str | None = None) -> None:
+    def __init__(self, reason: Reason, detail: str, *, peer_reason: str | None = None, altered: bool = False) -> None:
         super().__init__(f"{reason}: {detail}")
+        self.altered = altered
         self.reason = reason
         self.detail = detail
         self.peer_reason = peer_reason

@@ -84,7 +84,7 @@ async def _run(config: Config, environ: Mapping[str, str], log: Log) -> None:
     if isinstance(config.identity, FileIdentity):
         await _serve(config, log, *prepare(config, environ, log))
         return
-    alarms = AlarmLog(log, utc_now)
+    alarms = AlarmLog(log, utc_now, config.identity.state_dir / "evidence")
     agent = Agent(config.service, config.identity, lambda: config.mesh, log, utc_now, alarms)
     try:
         enrolled = await _enrol(agent)

@@ -6,5 +6,6 @@ write to stderr), ``record`` (one connection's log line), ``folding`` (which lin
 Prometheus reads them), ``admin`` (what the admin port answers), ``local`` (HTTP for this machine alone), ``probe`` (a client
 of the admin port that imports nothing else), ``announced`` (which connections are `sidecar verify`'s).
 
-What may be an attack: ``alarms`` (folded, bounded), ``alarm_log`` (the way of every alarm).
+What may be an attack: ``alarms`` (folded, bounded), ``alarm_log`` (the way of every alarm), ``evidence`` (what an impostor
+presented, as files), ``recurrence`` (what is an alarm if it is met again and again).
 """

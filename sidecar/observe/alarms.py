@@ -10,7 +10,7 @@ Invariants:
 
 * Nothing is hidden: the first of each thing is told at once, and every count is told, at the latest by
   :meth:`Alarms.take_all` or when the alarm gives way to a newer one.
-* Bounded: :data:`MAX_ALARMS` are kept. Notices give way first, then the alarm that was not met for the longest time.
+* Bounded: ``most`` are kept. Notices give way first, then the alarm that was not met for the longest time.
 * No decision rests on an alarm. Whoever is suspected was refused before.
 """
 
@@ -48,7 +48,8 @@ class Severity(StrEnum):
 class Alarm:
     """One thing that was met. ``message``: what happened, in words; ``next``: what to do. ``presented``: what an unverified
     peer claims, escaped. ``elsewhere``: where else that certificate was met. ``evidence``: the file with the whole chain.
-    ``first``, ``last``, ``count``: of all its repeats; in one that is reported now, the time and 1."""
+    ``reported_by``: the identity whose sidecar reported it to the CA. ``first``, ``last``, ``count``: of all its repeats; in
+    one that is met now, the time and 1."""
 
     event: str
     service: str
@@ -65,6 +66,7 @@ class Alarm:
     next: str | None = None
     connection_id: str | None = None
     evidence: str | None = None
+    reported_by: str | None = None
     elsewhere: tuple[str, ...] = ()
 
     @property
@@ -102,6 +104,7 @@ class Alarm:
             "message": self.message,
             "next": self.next,
             "evidence": self.evidence,
+            "reported_by": self.reported_by,
         }
         return {name: value for name, value in values.items() if value}
 
@@ -132,8 +135,9 @@ class _Kept:
 class Alarms:
     """The alarms of one process. ``now``: seconds of a clock that does not go back. ``version`` rises with each change."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_ALARMS) -> None:
         self.version = 0
+        self._most = most
         self._kept: dict[str, _Kept] = {}  # the one that was met last is last
         self._places: dict[str, dict[str, None]] = {}  # of a presented certificate's digest
 
@@ -192,7 +196,7 @@ class Alarms:
 
     def _make_room(self, now: float) -> list[Alarm]:
         """Removes one alarm if there are too many. Returns it if its count is untold."""
-        if len(self._kept) < MAX_ALARMS:
+        if len(self._kept) < self._most:
             return []
         notices = (key for key, kept in self._kept.items() if kept.alarm.severity is Severity.NOTICE)
         gone = self._kept.pop(next(notices, next(iter(self._kept))))

@@ -20,6 +20,7 @@ class ConnectionRecord:
     (outbound). ``client_address`` is the local caller's (outbound). ``reused``: it is a further stream on the kept channel
     ``channel_id``. That and ``connection_id`` are the same at both ends. ``traffic``: where it is counted, once
     it was let in. ``probe``: it is one of `sidecar verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`).
+    ``altered``: what came from the peer was altered on the way. Neither is a field of the line.
     """
 
     direction: Direction
@@ -47,6 +48,7 @@ class ConnectionRecord:
     peer_reason: str | None = None
     message: str | None = None
     traffic: Traffic | None = None
+    altered: bool = False
     _finished: bool = False
 
     def end(self, reason: Reason, message: str | None = None) -> None:
@@ -57,7 +59,7 @@ class ConnectionRecord:
     def refuse(self, refusal: Refused) -> None:
         """Sets a refusal as the outcome."""
         if self.reason is None:
-            self.peer_reason = refusal.peer_reason
+            self.peer_reason, self.altered = refusal.peer_reason, refusal.altered
             if self.probe and refusal.reason is Reason.PROBE:  # it was let in, and ends as it was announced
                 self.end(refusal.reason, f"{self.service} {refusal.detail}")
             elif refusal.reason is not Reason.CONNECT_FAILED:

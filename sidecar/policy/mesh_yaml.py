@@ -32,12 +32,16 @@ from sidecar.documents.schema import (
     read_by,
 )
 from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
+from sidecar.policy.alarm_url import parse_alarm_url
 from sidecar.policy.names import Names, Target
 
 Action = Literal["allow", "deny"]
 Mode = Literal["enforce", "dry-run"]
 
 _T = TypeVar("_T")
+
+MOST_INSTANCES = 60
+"""The CA names 64 certificates of an identity, and each renewal and restart leaves one for a while."""
 
 LEAST_STALENESS_SECONDS = 120
 """The CA signs the list of revocations once a minute, and a sidecar fetches it every five seconds."""
@@ -140,6 +144,11 @@ def _day(text: str) -> date:
         raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
 
 
+def _alarm_url(text: str) -> str:
+    parse_alarm_url(text)
+    return text
+
+
 def _staleness(duration: timedelta) -> timedelta:
     if duration.total_seconds() < LEAST_STALENESS_SECONDS:
         raise ValueError(
@@ -197,6 +206,16 @@ class ServiceShape(Shape):
     Without any, the service calls and is not called."""
     dev: Dev | None = None
     """Local ports for `sidecar dev`. Nothing else reads them."""
+    instances: Annotated[int, Between(1, MOST_INSTANCES, "a number of instances is")] = 1
+    """How many sidecars may have this service's identity at one time, each with a `state_dir` of its own. One more raises
+    the alarm `identity_elsewhere`. The replicas of an app that share one sidecar count as one."""
+
+
+@frozen(kw_only=True)
+class AlarmShape(Shape):
+    url: Annotated[str, After(_alarm_url)]
+    """Where `certs serve` posts each new alarm as JSON: `https://…`, whose certificate the system's roots must verify; or
+    `http://…`, to loopback and private addresses only. Whoever may read this file reads it."""
 
 
 @frozen(kw_only=True)
@@ -254,6 +273,8 @@ class MeshShape(Shape):
     """The oldest version of the trust bundle that counts, as `certs renew-issuing --distrust` prints it. A sidecar with an
     older one sends no secret, takes no certificate, and lets no new connection in after `revocation_staleness`. For when
     the keys in the CA's directory were stolen: the thief may be what sidecars reach as their CA."""
+    alarm: AlarmShape | None = None
+    """Where alarms go. Without it, `certs alarms --follow` shows them."""
 
 
 # --- keys that go together: checked in raw data, every part of which may have a wrong shape ------------------------------

@@ -84,7 +84,7 @@ def carry(
         # Cut by this sidecar: neither side may mistake it for the clean end of a stream.
         return Ends(app, Closing.CUT, net, Closing.CUT)
     record.end(endings[outcome.how], outcome.detail)
-    record.peer_reason = outcome.alert
+    record.peer_reason, record.altered = outcome.alert, outcome.altered
     app_closing = Closing.RESET if outcome.reset_app else Closing.CLEAN
     net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER
     kept = frames is not None and outcome.how is How.OK and frames.is_idle and not duplex.lost

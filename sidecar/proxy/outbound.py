@@ -23,15 +23,15 @@ import trio
 
 from sidecar.config.sidecar_yaml import Outbound
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
-from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord
-from sidecar.policy.decide import remedy, rule_for
+from sidecar.policy.decide import remedy
 from sidecar.proxy import carry
 from sidecar.proxy.channels import Channels, PeerChannel
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.peer import establish
+from sidecar.proxy.suspects import is_neighbour, located
 from sidecar.relay.duplex import How
 from sidecar.relay.frames import Attribute, FramedChannel
 from sidecar.relay.strand import Steps, run
@@ -165,7 +165,7 @@ def _reuse(
             endpoint.failed()
             _set_peer(record, {})
             return None
-        raise _located(node, refusal, found.peer.id, endpoint, record) from refusal
+        raise located(node, refusal, found.peer.id, endpoint, record) from refusal
     finally:
         if not let_in:
             found.end()
@@ -284,9 +284,10 @@ async def _try_peer(
             Reason.HANDSHAKE_TIMEOUT, f"received no verdict in time from {upstream.what} at {endpoint}"
         ) from error
     except LostChannelError as lost:
-        raise _located(node, lost.refusal(), expected, endpoint, record) from lost
+        raise located(node, lost.refusal(), expected, endpoint, record) from lost
     except Refused as refusal:
-        raise _located(node, refusal, expected, endpoint, record) from refusal
+        neighbour = await is_neighbour(node, refusal, channel, upstream, endpoint)
+        raise located(node, refusal, expected, endpoint, record, channel.evidence, neighbour=neighbour) from refusal
     finally:
         if not let_in:
             channel.free()
@@ -301,31 +302,3 @@ def _verdict_seconds(node: Node) -> float:
 @lru_cache(maxsize=256)
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return sockets.plain_ip(host)
-
-
-def _located(
-    node: Node, refusal: Refused, expected: SpiffeId, endpoint: dial.Endpoint, record: ConnectionRecord
-) -> Refused:
-    """The refusal with the peer's address in it. Raises the alarm if the refusal suggests a machine in the middle."""
-    if refusal.reason in MITM_SUSPECTS:
-        detail = (
-            f"expected {expected} at {endpoint} but {refusal.detail}: something answers in {expected.service}'s place"
-        )
-        node.alarm_log.report(
-            f"refused: {record.service} {detail}",
-            service=record.service,
-            upstream=record.upstream,
-            reason=str(refusal.reason),
-            peer_address=str(endpoint),
-            expected=str(expected),
-            presented=record.unverified,
-            connection_id=record.connection_id,
-            next=f"find out who has the address {endpoint}; nothing was sent to it",
-        )
-    else:
-        detail = f"{refusal.detail} (at {endpoint})"
-        if refusal.peer_reason == Reason.POLICY_DENIED:  # we are allowed by ours, or it would not have been asked
-            mesh, us = node.current.mesh, node.current.id
-            detail += f"; its mesh file is not like ours, in which rule '{record.rule}' allows it. It needs: "
-            detail += str(rule_for(mesh, us, str(record.upstream)))
-    return Refused(refusal.reason, detail, peer_reason=refusal.peer_reason)

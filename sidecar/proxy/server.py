@@ -48,6 +48,7 @@ from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node
+from sidecar.proxy.suspects import look_at
 from sidecar.proxy.waiting import Trial, Waiting, ask_app, ask_callee
 from sidecar.relay.strand import Steps, Stopped, Strand
 from sidecar.transport import dial, sockets
@@ -338,6 +339,7 @@ class Server:
         Raises nothing: a bug in the report of one connection must not end the others."""
         node = self.node
         try:
+            look_at(node, record)
             line = record.finish(node.time())
             if not (folded := self._summaries.fold(record)):
                 node.log.connection(line)

@@ -67,11 +67,11 @@ class Buffers:
 
 
 class ChannelError(Exception):
-    """The peer's stream is broken: altered, or ended by the peer's ``alert``. Nothing more can be read from it."""
+    """The peer's stream is broken: ``altered``, or ended by the peer's ``alert``. Nothing more can be read from it."""
 
-    def __init__(self, detail: str, *, alert: str | None = None) -> None:
+    def __init__(self, detail: str, *, alert: str | None = None, altered: bool = False) -> None:
         super().__init__(detail)
-        self.alert = alert
+        self.alert, self.altered = alert, altered
 
 
 class Channel(Protocol):
@@ -127,13 +127,14 @@ class How(Enum):
 @dataclass(frozen=True, slots=True)
 class Ending:
     """``reset_app``, ``reset_net``: whether that side is closed with a reset instead of a clean end. ``alert``: the peer's
-    alert, if one ended the connection."""
+    alert, if one ended the connection. ``altered``: a record was, on the way or by a broken peer."""
 
     how: How
     detail: str | None = None
     reset_app: bool = False
     reset_net: bool = False
     alert: str | None = None
+    altered: bool = False
 
 
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
@@ -149,39 +150,11 @@ class Duplex:
     """
 
     __slots__ = (
-        "_app_clean",
-        "_app_in",
-        "_app_left",
-        "_app_out",
-        "_app_shut",
-        "_buffers",
-        "_channel",
-        "_data_out",
-        "_dataless",
-        "_dataless_debt",
-        "_dataless_paid",
-        "_lost",
-        "_more",
-        "_net_left",
-        "_net_out",
-        "_paused",
-        "_peer_done",
-        "_silent",
-        "_take",
-        "_tolerant",
-        "_turn_app",
-        "aborted",
-        "app_r",
-        "app_w",
-        "app_was_last",
-        "decided",
-        "ending",
-        "from_app",
-        "net_r",
-        "net_w",
-        "out",
-        "to_app",
-    )
+        "_app_clean", "_app_in", "_app_left", "_app_out", "_app_shut", "_buffers", "_channel", "_data_out", "_dataless",
+        "_dataless_debt", "_dataless_paid", "_lost", "_more", "_net_left", "_net_out", "_paused", "_peer_done", "_silent",
+        "_take", "_tolerant", "_turn_app", "aborted", "app_r", "app_w", "app_was_last", "decided", "ending", "from_app",
+        "net_r", "net_w", "out", "to_app",
+    )  # fmt: skip
 
     def __init__(self, channel: Channel, buffers: Buffers, *, tolerate_missing_close_notify: bool = False) -> None:
         self._channel = channel
@@ -326,7 +299,7 @@ class Duplex:
     def _end_broken(self, error: ChannelError) -> None:
         refused = error.alert is not None and not self.to_app
         how = How.PEER_ALERT if refused else How.TRUNCATED
-        self._end(Ending(how, str(error), reset_app=True, alert=error.alert))
+        self._end(Ending(how, str(error), reset_app=True, alert=error.alert, altered=error.altered))
 
     def _end(self, ending: Ending) -> None:
         """Decides the ending once: the first cause counts."""

@@ -46,6 +46,9 @@ time to connect; a name with hundreds of silent addresses is not worth more."""
 MAX_ADDRESSES = 64
 """The most addresses of one name: they are sorted for each connection."""
 
+_NO_ADDRESS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+"""By which a resolver says that a name has none; other errors say that it does not know."""
+
 SocketAddress = tuple[str | int, ...]
 
 
@@ -131,6 +134,23 @@ class _Name:
             self.late = self.known = True
             self._tell()
             await trio.sleep(REFRESH_SECONDS if self.addresses else REFRESH_SECONDS / 5)
+
+    async def has_lost(self, address: tuple[int, str]) -> bool:
+        """Asks the resolver anew. Returns whether the name leads to this address no more; then it is forgotten at once.
+        False if the resolver cannot tell."""
+        try:
+            found = await look_up(self._host)
+        except socket.gaierror as error:
+            if error.errno not in _NO_ADDRESS:
+                return False
+            found = []
+        except (OSError, RuntimeError):
+            return False
+        if address in found:
+            return False
+        self.addresses = found or [one for one in self.addresses if one != address]
+        self._tell()
+        return True
 
     async def _watch(self) -> None:
         """Says how long the look-up takes. It goes on: another one beside it would not be faster."""
@@ -251,13 +271,20 @@ class Upstream:
             if all(name.late if enough else name.known for name in names):
                 break
             await self._resolver.news()
-        if not self._endpoints:
+        if not self._endpoints and not tried:
             errors = "; ".join(sorted({name.error or "no address" for name in names}))
             raise Refused(Reason.CONNECT_FAILED, f"cannot find {self.what}: {self._hosts}: {errors}")
         if left:
             # It counts as used now, not when it is reached: otherwise all connections of one moment would choose the same.
             left[0].used = next(self._turns)
         return left
+
+    async def has_lost(self, endpoint: Endpoint) -> bool:
+        """Whether none of the names leads to an endpoint any more, by what the resolver answers now. False if it cannot
+        tell, and for an address that is written in the configuration. The caller sets the deadline."""
+        address = (endpoint.family, str(endpoint.address[0]))
+        lost = [await name.has_lost(address) for name, _ in self._named if address in name.addresses]
+        return all(lost)
 
     def best(self) -> Endpoint | None:
         """The endpoint that the next connection should use, as far as is known now; None if it must be looked for."""

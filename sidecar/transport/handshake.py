@@ -110,9 +110,8 @@ async def _exactly(sock: socket.socket, channel: TlsChannel, size: int) -> bytes
         raise Refused(Reason.PEER_REFUSED, f"received no verdict: {error}: cut") from error
     except ChannelError as error:
         if error.alert is None:  # no refusal: an altered record, or a broken peer
-            raise Refused(
-                Reason.TRUNCATED, f"received a broken record in place of the peer's verdict: {error}"
-            ) from error
+            detail = f"received a broken record in place of the peer's verdict: {error}"
+            raise Refused(Reason.TRUNCATED, detail, altered=error.altered) from error
         raise Refused(Reason.PEER_REFUSED, f"was refused: {error}", peer_reason=error.alert) from error
     except OSError as error:
         detail = f"lost the connection before the peer's verdict: {error.strerror or error}"

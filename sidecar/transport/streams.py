@@ -25,7 +25,8 @@ class LostChannelError(Exception):
         if isinstance(cause, ChannelError) and cause.alert is not None:
             return Refused(Reason.PEER_REFUSED, f"was refused: {cause}", peer_reason=cause.alert)
         if isinstance(cause, ChannelError):  # no refusal: an altered record, or a broken peer
-            return Refused(Reason.TRUNCATED, f"received a broken record in place of the peer's verdict: {cause}")
+            detail = f"received a broken record in place of the peer's verdict: {cause}"
+            return Refused(Reason.TRUNCATED, detail, altered=cause.altered)
         if isinstance(cause, OSError):
             detail = f"lost the connection before the peer's verdict: {cause.strerror or cause}"
             return Refused(Reason.PEER_REFUSED, detail)

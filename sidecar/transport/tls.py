@@ -147,13 +147,13 @@ class TlsChannel(TlsData):
     ``svid``: the verified peer, set when the handshake is done; None before, after a refusal, and for an unverified or
     anonymous peer. ``path``: the verified chain (DER, leaf first), up to the root with the digest ``anchor``, which is one
     of ``Context.anchors``. ``established``: the handshake is over, so a refusal is reported by a verdict, no longer by an
-    alert. ``leaf``: the certificate that the peer sent, verified or not: evidence, never identity. ``accepts``: the other
-    end speaks first.
+    alert. ``leaf``: the certificate that the peer sent, verified or not: evidence, never identity; and so ``evidence``: of a
+    server that is refused the chain too, as far as its certificates lead. ``accepts``: the other end speaks first.
     """
 
     __slots__ = (
         "_clock", "_first", "_params", "_problem", "_protocols", "_received", "_unreadable", "_unverified", "accepts",
-        "anchor", "established", "leaf", "path", "svid",
+        "anchor", "established", "evidence", "leaf", "path", "svid",
     )  # fmt: skip
 
     def __init__(
@@ -177,6 +177,7 @@ class TlsChannel(TlsData):
         self._unreadable = ""
         self.established = False
         self.leaf: bytes | None = None
+        self.evidence: tuple[bytes, ...] = ()
         self.svid: Svid | None = None
         self.path: tuple[bytes, ...] = ()
         self.anchor = b""
@@ -268,6 +269,7 @@ class TlsChannel(TlsData):
         svid = judge(presented, self._params, self._clock())
         self.path = tuple(map(_shared, presented.path))
         self.anchor = der_digest(presented.path[-1])
+        self.evidence = ()  # of whom?
         return svid
 
     def _refuse(self, errors: Sequence[LibraryError]) -> NoReturn:
@@ -354,16 +356,12 @@ def _verify(ok: int, store: Any) -> int:
         leaf = encode(_lib.X509_STORE_CTX_get0_cert(store))
         channel.leaf = leaf
         if not ok:
+            if not channel.accepts:  # whoever we called; what strangers bring is not worth the time
+                channel.evidence = _chain(store)
             fault = _chain_fault(_lib.X509_STORE_CTX_get_error(store), depth)
             judge(Presented((leaf,), fault=fault), channel._params, channel._clock())
             return 0
-        chain = _lib.X509_STORE_CTX_get1_chain(store)
-        try:
-            path = tuple(encode_stack(chain))
-        finally:
-            for index in range(_lib.sk_X509_num(chain)):
-                _lib.X509_free(_lib.sk_X509_value(chain, index))
-            _lib.sk_X509_free(chain)
+        path = channel.evidence = _chain(store)
         judge(Presented((leaf,), path), channel._params, channel._clock())
     except Refused as refusal:
         channel._problem = refusal
@@ -375,6 +373,19 @@ def _verify(ok: int, store: Any) -> int:
         channel._problem = error
         return 0
     return 1
+
+
+def _chain(store: Any) -> tuple[bytes, ...]:
+    """The chain that a verification has built so far (DER, leaf first)."""
+    chain = _lib.X509_STORE_CTX_get1_chain(store)
+    if chain == _NULL:
+        return ()
+    try:
+        return tuple(encode_stack(chain))
+    finally:
+        for index in range(_lib.sk_X509_num(chain)):
+            _lib.X509_free(_lib.sk_X509_value(chain, index))
+        _lib.sk_X509_free(chain)
 
 
 @_callback(

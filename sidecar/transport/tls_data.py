@@ -202,4 +202,4 @@ def make_buffer(size: int) -> Buffer:
 
 def _channel_error() -> ChannelError:
     message, alert = record_fault(take_errors())
-    return ChannelError(message, alert=alert)
+    return ChannelError(message, alert=alert, altered=alert is None)

@@ -51,7 +51,11 @@ CERTIFICATE_ALERTS = frozenset(str(_ALERTS.get(alert, f"alert {alert}")) for ale
 _TLS = 20
 _CERTIFICATES = frozenset({11, 13})  # X509, ASN1
 
+ALTERED_ALERTS = frozenset({str(_ALERTS[20]), str(_ALERTS[51])})
+"""By which a peer says that what it received is not what was sent: a record, or a handshake's signature or Finished."""
+
 # ERR_GET_REASON values of OpenSSL's sslerr.h.
+_ALTERED_REASONS = frozenset({123, 149, 281})  # bad signature, digest check failed, bad record mac
 _NO_CERTIFICATE = 199
 _VERSION_REASONS = frozenset({258, 266, 267, 292, 396})  # unsupported protocol, wrong version, version too low …
 _ALERT_BASE = 1000  # SSL_AD_REASON_OFFSET: 1000 + the number of the alert that the peer sent, one byte
@@ -76,7 +80,9 @@ def handshake_refusal(errors: Sequence[LibraryError]) -> Refused:
         return Refused(Reason.TLS_VERSION, f"met a peer that does not speak TLS 1.3 ({text})")
     if _ALERT_BASE <= code <= _LAST_ALERT:
         return alert_refusal(code - _ALERT_BASE)
-    return Refused(Reason.HANDSHAKE_FAILED, f"could not finish the handshake: {errors[0].text if errors else text}")
+    detail = f"could not finish the handshake: {errors[0].text if errors else text}"
+    altered = any(error.library == _TLS and error.reason in _ALTERED_REASONS for error in errors)
+    return Refused(Reason.HANDSHAKE_FAILED, detail, altered=altered)
 
 
 def unreadable_certificate(errors: Sequence[LibraryError]) -> str:

@@ -7,11 +7,14 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trio
 
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
+from sidecar.observe.recurrence import FEW
 from sidecar.transport import sockets
 from tests.attacks.tap import Cut, Meddle, Side, Tap, tapped
 from tests.beds.mesh import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
@@ -158,6 +161,84 @@ async def test_what_the_callee_says_is_meddled_with(what: str) -> None:
             line = await sidecar.log.connection()
             assert (line["reason"], line["decision"]) == ("truncated", "allow")
         await twin(on)
+
+
+def suspicions(sidecar: RunningSidecar) -> list[dict[str, Any]]:
+    return sidecar.log.events("tampering_suspected")
+
+
+@pytest.mark.parametrize("what", ["flips a bit", "puts plaintext between", "drops a record"])
+@pytest.mark.parametrize("side", ["caller", "callee"])
+async def test_whoever_meddles_again_and_again_is_an_alarm_at_both_ends(side: Side, what: str) -> None:
+    async with wire() as on:
+        for number in range(1, FEW + 2):
+            on.tap.disarm()
+            with await connect(on.entry) as client:
+                assert await ask(client, FIRST) == b"got it"
+                on.tap.arm(side, MEDDLERS[what]())
+                await sockets.send_all(client, SECOND)
+                await on.tap.until_heard(side, 1)
+                with contextlib.suppress(OSError):
+                    await sockets.send_all(client, THIRD)
+                await until_reset(client)
+            for sidecar in (on.api, on.web):
+                await sidecar.log.connection(number)
+                assert len(suspicions(sidecar)) == (number >= FEW)
+        (met,) = suspicions(on.web)
+        assert (met["level"], met["upstream"], met["reason"]) == ("error", "api:http", "truncated")
+        assert met["peer_address"] == "127.0.0.1"
+        assert suspicions(on.api)[0]["upstream"] == "api:http"
+        assert on.web.node.alarm_log.alarms.current()[-1]["count"] == 2
+        assert on.web.log.alarms == []
+
+
+async def test_cuts_and_peers_that_break_off_are_no_alarm() -> None:
+    """A crash looks like this, however often it happens."""
+    async with wire() as on:
+        for number in range(1, FEW + 3):
+            on.tap.disarm()
+            with await connect(on.entry) as client:
+                assert await ask(client, FIRST) == b"got it"
+                on.tap.arm("callee", cut(by_reset=number % 2 == 0))
+                await sockets.send_all(client, SECOND)
+                await until_reset(client)
+            for sidecar in (on.api, on.web):
+                await sidecar.log.connection(number)
+        assert not suspicions(on.web)
+        assert not suspicions(on.api)
+
+
+async def test_no_stranger_raises_an_alarm_by_breaking_his_own_handshake() -> None:
+    async with wire() as on:
+        for number in range(1, FEW + 3):
+            hello = on.web.node.current.context.client(["mesh/2/http"], on.api.node.current.id, utc_now)
+            hello.step(b"")
+            with await connect(on.api.address("http")) as stranger:
+                await sockets.send_all(stranger, hello.take_all())
+                assert await sockets.receive(stranger, 65536)
+                await sockets.send_all(stranger, b"\x17\x03\x03\x00\x20" + bytes(32))
+                with contextlib.suppress(OSError):
+                    while await sockets.receive(stranger, 65536):
+                        pass
+            hello.free()
+            line = await on.api.log.connection(number)
+            assert line["reason"] == "handshake_failed"
+        assert not suspicions(on.api)
+
+
+@pytest.mark.parametrize("record", [0, 2, 4])
+async def test_whoever_meddles_with_handshakes_again_and_again_is_an_alarm_at_the_caller(record: int) -> None:
+    async with wire() as on:
+        on.tap.arm("callee", lambda number, one: flipped(0, one) if number % 6 == record else [one])
+        for number in range(1, FEW + 1):
+            on.tap.arm("callee", on.tap.meddle["callee"])
+            with await connect(on.entry) as client:
+                with contextlib.suppress(OSError):
+                    await sockets.send_all(client, FIRST)
+                if await first_answer(client):
+                    pytest.skip("no record of the handshake was touched")
+            await on.web.log.connection(number)
+        assert len(suspicions(on.web)) == 1
 
 
 async def test_of_a_long_stream_only_a_genuine_beginning_arrives() -> None:

@@ -189,8 +189,8 @@ async def test_the_next_change_of_the_schema_reaches_new_stores_and_old_ones(ser
     with store.opened(url, clock=lambda: 0) as old:
         old.write(noting("kept"))
     fresh, made = (serving.create(f"store{next(NUMBERS)}") for _ in range(2))
-    assert await trio.to_thread.run_sync(open_as_later, fresh, made) == "2"
-    assert await trio.to_thread.run_sync(open_as_later, url) == "2"
+    assert await trio.to_thread.run_sync(open_as_later, fresh, made) == "3"
+    assert await trio.to_thread.run_sync(open_as_later, url) == "3"
     assert schema(fresh) == schema(url) == schema(made)
     assert "note" in {column["name"] for column in schema(fresh)["passes"]["columns"]}
 

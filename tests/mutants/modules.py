@@ -74,7 +74,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "wiring": ("unit/config/test_sidecar_yaml.py", "unit/cli/test_check.py"),
     "collisions": ("unit/config/test_sidecar_yaml.py", "unit/config/test_wiring.py"),
     "verdict": ("attacks/test_verdict_frame.py",),
-    "dial": ("attacks/test_policy.py", "attacks/test_fail_over.py"),
+    "dial": ("attacks/test_policy.py", "attacks/test_fail_over.py", "attacks/test_neighbours.py"),
     "handshake": ATTACKS_ON_PEERS,
     "stream": (
         "unit/transport/test_handshake.py",

@@ -12,8 +12,9 @@ from certs.authority.authority import Made
 from certs.protocol import documents
 from certs.protocol.documents import Bundle
 from sidecar.agent.saved_state import SavedState
-from sidecar.agent.statedir import BUNDLE
+from sidecar.agent.statedir import BUNDLE, OWN
 from sidecar.agent.trust import Instant
+from sidecar.agent.twins import Own
 from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
@@ -61,3 +62,21 @@ def test_a_bundle_from_the_operator_is_kept_if_it_is_newer_and_of_this_mesh(stat
     bundle = state.load(PIN, AT).bundle
     assert bundle is not None
     assert bundle.version == 6
+
+
+def test_what_it_knows_of_itself_is_kept(state: SavedState) -> None:
+    assert state.own() == Own()
+    state.keep_own(Own(("ab",), 5))
+    assert state.own() == Own(("ab",), 5)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": 3, "since": 1}', '{"keys": []}'])
+def test_what_is_damaged_of_it_is_ignored_and_said(tmp_path: Path, content: str) -> None:
+    said: list[str] = []
+    made = SavedState(tmp_path / "state", SpiffeId(DOMAIN, ("api",)), lambda event, message: said.append(message))
+    (made.path / OWN).write_text(content)
+    (made.path / OWN).chmod(0o600)
+    assert made.own() == Own()
+    assert len(said) == 1
+    assert "own.json" in said[0]
+    made.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import trio
 import trio.testing
 
-from sidecar.observe.alarm_log import AlarmLog
+from sidecar.observe.alarm_log import MOST_WAITING, AlarmLog
 from sidecar.observe.alarms import Severity
 from sidecar.observe.logs import Log
 
@@ -18,9 +20,9 @@ NOW = datetime(2026, 11, 30, 6, 0, tzinfo=UTC)
 
 
 class Site:
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self._stream = io.StringIO()
-        self.alarms = AlarmLog(Log(self._stream, "json"), lambda: NOW)
+        self.alarms = AlarmLog(Log(self._stream, "json"), lambda: NOW, directory)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -85,3 +87,53 @@ async def test_news_is_a_new_alarm_and_no_repeat(autojump_clock: trio.testing.Mo
     await trio.sleep(1)
     assert len(woken) == 2
     nursery.cancel_scope.cancel()
+
+
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 (a file is written by a thread)
+            await trio.sleep(0.01)
+
+
+async def test_what_was_presented_is_kept_once(tmp_path: Path, nursery: trio.Nursery) -> None:
+    site = Site(tmp_path / "evidence")
+    nursery.start_soon(site.alarms.run)
+    site.met(chain=(b"der",))
+    await until(lambda: "evidence" in site.alarms.alarms.current()[0])
+    site.met(chain=(b"another",))
+    (file,) = (tmp_path / "evidence").iterdir()
+    assert site.alarms.alarms.current()[0]["evidence"] == str(file)
+    assert [(line["event"], line.get("message")) for line in site.lines[1:]] == [("evidence_kept", str(file))]
+    assert "another" not in file.read_text()
+    nursery.cancel_scope.cancel()
+
+
+async def test_evidence_that_cannot_be_kept_changes_nothing_else(tmp_path: Path, nursery: trio.Nursery) -> None:
+    site = Site(tmp_path / "nowhere" / "evidence")
+    nursery.start_soon(site.alarms.run)
+    site.met(chain=(b"der",))
+    await until(lambda: len(site.lines) == 2)
+    assert [line["event"] for line in site.lines] == ["mitm_suspected", "evidence_lost"]
+    assert "evidence" not in site.alarms.alarms.current()[0]
+    site.met(upstream="another", chain=(b"der",))
+    await until(lambda: len(site.lines) == 4)
+    nursery.cancel_scope.cancel()
+
+
+async def test_without_a_place_for_it_none_is_kept(nursery: trio.Nursery) -> None:
+    site = Site()
+    nursery.start_soon(site.alarms.run)
+    site.met(chain=(b"der",))
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(site.lines) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_more_than_can_wait_is_said_to_be_lost(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for number in range(MOST_WAITING + 1):
+        site.met(upstream=str(number), chain=(b"der",))
+    assert [line["event"] for line in site.lines].count("evidence_lost") == 1

@@ -701,3 +701,54 @@ async def test_a_single_endpoint_that_fails_or_is_silent_is_in_failures(
 async def test_what_is_not_known_yet_is_not_reached_at_once(mock_clock: MockClock) -> None:
     async with upstream("db:1", names=Names(db=["10.0.0.1"])) as target:
         assert not await at_once(target)
+
+
+# -- an address that a name has lost -----------------------------------------------------------------------------------
+
+
+async def test_an_address_that_the_name_has_lost_is_forgotten_at_once() -> None:
+    names = Names(db_mesh=["10.0.0.1"])
+    async with upstream("db.mesh:1", names=names) as target:
+        (endpoint,) = await target.endpoints()
+        assert not await target.has_lost(endpoint)
+        names.says("db.mesh", ["10.0.0.2"])
+        assert await target.has_lost(endpoint)
+        assert await order(target) == [B]
+        assert endpoint.gone
+
+
+async def test_a_name_that_has_no_address_any_more_loses_that_one_alone() -> None:
+    names = Names(db_mesh=["10.0.0.1", "10.0.0.2"])
+    async with upstream("db.mesh:1", names=names) as target:
+        first, second = await target.endpoints()
+        names.says("db.mesh", socket.gaierror(socket.EAI_NONAME, "unknown"))
+        assert await target.has_lost(first)
+        assert await order(target) == [str(second)]
+
+
+@pytest.mark.parametrize(
+    "answer", [socket.gaierror(socket.EAI_AGAIN, "later"), OSError(5, "broken"), RuntimeError("no thread")]
+)
+async def test_a_resolver_that_cannot_tell_loses_nothing(answer: Exception) -> None:
+    names = Names(db_mesh=["10.0.0.1"])
+    async with upstream("db.mesh:1", names=names) as target:
+        (endpoint,) = await target.endpoints()
+        names.says("db.mesh", answer)
+        assert not await target.has_lost(endpoint)
+        assert await order(target) == [A]
+
+
+async def test_an_address_that_is_written_down_is_never_lost() -> None:
+    async with upstream(A) as target:
+        (endpoint,) = await target.endpoints()
+        assert not await target.has_lost(endpoint)
+
+
+async def test_of_two_names_both_must_have_lost_it() -> None:
+    names = Names(db_mesh=["10.0.0.1"], db_too=["10.0.0.1"])
+    async with upstream("db.mesh:1", "db.too:1", names=names) as target:
+        (endpoint,) = await target.endpoints()
+        names.says("db.mesh", ["10.0.0.2"])
+        assert not await target.has_lost(endpoint)
+        names.says("db.too", ["10.0.0.2"])
+        assert await target.has_lost(endpoint)

@@ -111,3 +111,18 @@ def test_talkers_are_told_apart(first: bytes, name: str) -> None:
 
 def test_what_an_unknown_talker_said_is_not_quoted() -> None:
     assert talker(b"hunter2 is my password") == "plaintext (first byte 0x68)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "altered"),
+    [
+        ([LibraryError(20, 281, "bad record mac")], True),
+        ([LibraryError(20, 149, "digest check failed")], True),
+        ([LibraryError(20, 281, "bad record mac"), LibraryError(20, 100, "another")], True),
+        ([LibraryError(6, 281, "of another library")], False),
+        ([LibraryError(20, 100, "another")], False),
+        ([], False),
+    ],
+)
+def test_what_says_that_a_handshake_was_altered(errors: list[LibraryError], altered: bool) -> None:
+    assert handshake_refusal(errors).altered is altered

@@ -441,23 +441,23 @@ def test_an_older_store_is_brought_up_to_date_with_all_that_is_in_it(
     with opened(file_url(path), clock=Clock().seconds) as kept:
         kept.write(put("a"))
     monkeypatch.setattr(store, "MIGRATIONS", (*MIGRATIONS, next_migration))
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(store, "SCHEMA_VERSION", len(MIGRATIONS) + 1)
     with opened(file_url(path), clock=Clock().seconds) as kept:
-        assert version(kept) == "2"
+        assert version(kept) == str(len(MIGRATIONS) + 1)
         assert keys(kept) == {"a"}
         kept.write(put("b"))
         assert len(told(kept)) == 2, "the audit log goes on"
         columns = kept.read(lambda connection: sa.inspect(connection).get_columns("passes"))
         assert "note" in {column["name"] for column in columns}
     with opened(file_url(path), clock=Clock().seconds) as kept:
-        assert version(kept) == "2", "and it is done once"
+        assert version(kept) == str(len(MIGRATIONS) + 1), "and it is done once"
 
 
 def test_a_new_store_goes_through_all_of_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MIGRATIONS", (*MIGRATIONS, next_migration))
-    monkeypatch.setattr(store, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(store, "SCHEMA_VERSION", len(MIGRATIONS) + 1)
     with opened(file_url(path), clock=Clock().seconds) as kept:
-        assert version(kept) == "2"
+        assert version(kept) == str(len(MIGRATIONS) + 1)
         assert told(kept) == []
 
 
@@ -470,10 +470,10 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(path: Path, monkeypat
         kept.write(put("a"))
     with monkeypatch.context() as patch:
         patch.setattr(store, "MIGRATIONS", (*MIGRATIONS, broken))
-        patch.setattr(store, "SCHEMA_VERSION", 2)
+        patch.setattr(store, "SCHEMA_VERSION", len(MIGRATIONS) + 1)
         assert "no such table: none_such" in refusal(file_url(path))
     with opened(file_url(path), clock=Clock().seconds) as kept:
-        assert version(kept) == "1"
+        assert version(kept) == str(len(MIGRATIONS))
         columns = kept.read(lambda connection: sa.inspect(connection).get_columns("passes"))
         assert {column["name"] for column in columns} == set(enrolment_credentials.c.keys())
 
