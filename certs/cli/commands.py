@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "certs.cli.ca:inspect",
     "issue": "certs.cli.ca:issue",
     "list": "certs.cli.records:list_",
+    "reports": "certs.cli.reports:reports",
     "renew-issuing": "certs.cli.ca:renew_issuing",
     "revoke": "certs.cli.access:revoke",
     "rotate-root": "certs.cli.rotate:rotate_root",

@@ -217,6 +217,15 @@ class CaClient:
         document = answer.body if answer.status == wire.OK else None
         return Polled(document, answer.headers.get(wire.ETAG_HEADER.lower(), ""))
 
+    async def report(self, instance: str, document: bytes) -> dict[str, Any]:
+        """Sends this sidecar's report (:func:`certs.protocol.report.encode`); returns what the CA answers."""
+        headers = {wire.CONTENT_TYPE_HEADER: wire.JSON, wire.INSTANCE_HEADER: instance}
+        answer = await self._request("POST", wire.REPORT_PATH, headers, document, wire.MAX_REPORT_ANSWER_BYTES)
+        content = _json(answer)
+        if not isinstance(content, dict):
+            raise CaError("the CA's answer to a report is not an object")
+        return content
+
     # -- connections ---------------------------------------------------------------------------------------------------
 
     async def _post(self, target: str, fields: Mapping[str, str], limit: int = wire.MAX_CERTIFICATE_BYTES) -> Any:

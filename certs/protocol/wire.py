@@ -27,6 +27,7 @@ NONCE_PATH = "/v1/nonce"
 REENROL_PATH = "/v1/reenrol"
 BUNDLE_PATH = "/v1/bundle"
 REVOCATIONS_PATH = "/v1/revocations"
+REPORT_PATH = "/v1/report"
 
 AFTER = "after"
 """The query parameter of :data:`BUNDLE_PATH`: the version of the caller's bundle."""
@@ -57,6 +58,9 @@ REENROL_FIELDS = (CERTIFICATE, NONCE, SIGNATURE, CSR)
 
 OK, NOT_MODIFIED = 200, 304
 
+UNKNOWN_PATH = frozenset({"not_found", "method_not_allowed"})
+"""What an HTTP server of ours answers where a path, or a method of one, is not known: an older CA."""
+
 # -- limits and patterns -----------------------------------------------------------------------------------------------
 
 MAX_BUNDLES = 64
@@ -72,6 +76,7 @@ MAX_REVOCATIONS_BYTES = 2 << 20
 
 MAX_CERTIFICATE_BYTES = 64 << 10
 MAX_NONCE_BYTES = 4 << 10
+MAX_REPORT_ANSWER_BYTES = 256 << 10
 
 NONCE_SECONDS = 60
 """How long a nonce is valid."""

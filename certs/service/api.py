@@ -14,6 +14,8 @@
 ``GET /v1/revocations``           the revocation list; ``If-None-Match`` → 304. ``Mesh-Bundle`` is the newest bundle's
                                   version, for people; sidecars read it in the signed list. A sidecar reports
                                   what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
+``POST /v1/report``               what a sidecar reports (:mod:`certs.protocol.report`) → ``{}``: over mutual TLS, with
+                                  ``Mesh-Instance``
 ================================= ==================================================================================
 
 A certificate is PEM of the leaf, then of the issuing CA. A refusal is ``{"error", "message"}``; ``error`` is a
@@ -38,7 +40,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs.protocol import wire, x509_profile
+from certs.protocol import report, wire, x509_profile
 from certs.protocol.denial import INTERNAL_ERROR, INTERNAL_ERROR_STATUS, Denial, Denied
 from certs.protocol.documents import Bundle, unique
 from certs.protocol.enrolment import parse as parse_credential
@@ -46,6 +48,7 @@ from certs.registrar import bundles, followers, registrar
 from certs.registrar.followers import Follower
 from certs.service import metrics
 from certs.service.limits import Buckets, Rate
+from certs.service.reports import Kept, Reports
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar.identity.judge import Revocations, revoked
@@ -83,12 +86,13 @@ def daily(ttl: timedelta) -> Rate:
 class RateLimits:
     """The rate limits. ``guesses``: wrong enrolment credentials from one address; a correct one is never refused.
     ``identity``: certificates for one identity at once, ``day``: in a day, since each is recorded (:func:`daily`).
-    ``everybody``: certificates in total."""
+    ``everybody``: certificates in total. ``reports``: of one identity, which has as many replicas as followers."""
 
     guesses: Rate = field(default=Rate(10, 0.1))
     identity: Rate = field(default=Rate(300, 5))
     day: Rate = field(default_factory=lambda: daily(x509_profile.DEFAULT_TTL))
     everybody: Rate = field(default=Rate(2000, 500))
+    reports: Rate = field(default=Rate(300, 60))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +129,12 @@ class CaApi:
     metrics: metrics.Metrics = field(default_factory=metrics.Metrics)
     fold: Callable[[str, str], bool] = lambda _reason, _address: False
     ailment: Callable[[], str | None] = lambda: None
+    reports: Reports = field(default_factory=Reports)
     _guesses: Buckets = field(init=False)
     _identities: Buckets = field(init=False)
     _days: Buckets = field(init=False)
     _everybody: Buckets = field(init=False)
+    _reporting: Buckets = field(init=False)
     _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MOST_READERS))
     _healthy_at: float = -math.inf
     _seen: dict[str, tuple[Follower, float]] = field(default_factory=dict)
@@ -139,6 +145,7 @@ class CaApi:
         self._identities = Buckets(self.limits.identity)
         self._days = Buckets(self.limits.day)
         self._everybody = Buckets(self.limits.everybody)
+        self._reporting = Buckets(self.limits.reports)
 
     def routes(self) -> Routes:
         return {
@@ -152,6 +159,7 @@ class CaApi:
             wire.REENROL_PATH: {"POST": self._safe(self.reenrol)},
             wire.BUNDLE_PATH: {"GET": self._safe(self.bundle)},
             wire.REVOCATIONS_PATH: {"GET": self._safe(self.revocations)},
+            wire.REPORT_PATH: {"POST": self._safe(self.report)},
         }
 
     def _safe(self, handler: Handler) -> Handler:
@@ -380,6 +388,23 @@ class CaApi:
             lately = {key: one for key, one in self._seen.items() if now - one[1] < 2 * SEEN_SECONDS}
             # A peer may use a new instance number each time. A follower that is dropped here is recorded once more.
             self._seen = lately if len(lately) < MOST_SEEN / 2 else {}
+
+    async def report(self, request: Request) -> Response:
+        """Keeps what a sidecar reports about itself. Nothing is decided by it."""
+        svid, instance = request.peer.svid, request.headers.get(wire.INSTANCE_HEADER.lower(), "")
+        if svid is None:
+            raise Denied(Denial.NO_CERTIFICATE, "a report needs mutual TLS, with a certificate that is not revoked")
+        if not wire.INSTANCE.fullmatch(instance):
+            raise Denied(Denial.BAD_REQUEST, f"a report has {wire.INSTANCE_HEADER}: 32 hexadecimal digits")
+        if not self._reporting.take(str(svid.id), trio.current_time()):
+            raise Denied(Denial.RATE_LIMITED, f"too many reports came from {svid.id}; try again later")
+        try:
+            found = report.parse(request.body)
+        except ValueError as fault:
+            raise Denied(Denial.BAD_REQUEST, str(fault)) from fault
+        kept = report.encode(found)
+        self.reports.take(Kept(str(svid.id), instance, request.peer.address, f"{svid.serial:x}", self.clock(), kept))
+        return Response.of(wire.OK, {})
 
     async def write(self, operation: Operation[Any]) -> Any:
         """Runs an operation that is not part of a request."""

@@ -42,6 +42,7 @@ from certs.protocol.x509_profile import Issuer
 from certs.registrar import bundles, followers, registrar, revocations
 from certs.registrar.commands import ANYWHERE, Commands
 from certs.registrar.registrar import IssuingPolicy
+from certs.service.admin import open_admin
 from certs.service.api import CaApi, RateLimits, Snapshot, etag
 from certs.service.listener import CaListener
 from certs.store.store import Store, StoreUnavailableError, Transaction, audit_head
@@ -461,6 +462,9 @@ async def _serve(server: CaServer, log: Log) -> None:
             )
             nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
             nursery.start_soon(memory.give_back)
+            admin = open_admin(server.settings.directory, server.api.reports, server.clock, log)
+            if admin is not None:
+                nursery.start_soon(admin.run)
             await server.run(stop)
             nursery.cancel_scope.cancel()
     log.info("stopped")

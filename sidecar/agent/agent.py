@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.protocol import enrolment
+from certs.protocol import enrolment, report, wire
 from certs.protocol.client import CaClient, CaDeniedError, CaError, CaUnverifiedError
 from certs.protocol.denial import Denial
 from certs.protocol.documents import UntrustedError
@@ -65,6 +65,9 @@ from sidecar.transport.tls import KeyPair, Roots
 
 POLL_SECONDS = 5.0
 
+NO_REPORTS_SECONDS = 3600.0
+"""How long none is sent to a CA that takes none: an older one."""
+
 _LEAST_WAIT = 0.01
 _SAME = timedelta(seconds=1)
 
@@ -82,6 +85,9 @@ class Means(StrEnum):
 
 Adopt = Callable[[Credentials, Revocations], Awaitable[None]]
 """Called with the credentials and revocations in force, after each change of either or of the bundle."""
+
+Describe = Callable[[], Mapping[str, Any]]
+"""Makes the report for the CA (:mod:`certs.protocol.report`)."""
 
 
 class Agent:
@@ -111,6 +117,9 @@ class Agent:
         self.credentials: Credentials | None = None
         self._adopted: tuple[Credentials | None, Revocations] = (None, Revocations())
         self._suspected = ""
+        self._describe: Describe | None = None
+        self._report_wanted = trio.Event()
+        self._no_reports_until = float("-inf")
         self._faults = ReportOnce[str](
             lambda what, message: self._warn(f"{what}_failed", message),
             lambda what: log.info(f"{what}_mended", service=service, message="good again"),
@@ -143,6 +152,14 @@ class Agent:
     def follow(self, mesh: Callable[[], Mesh]) -> None:
         """From now on reads ``max_leaf_ttl``, ``revocation_staleness`` and ``bundle_at_least`` from this mesh."""
         self._mesh = mesh
+
+    def report(self, describe: Describe) -> None:
+        """From now on the CA gets a report with each poll."""
+        self._describe = describe
+
+    def report_soon(self) -> None:
+        """The CA gets a report at once: there is something in it that a person should know."""
+        self._report_wanted.set()
 
     async def close(self) -> None:
         await self._client.close()
@@ -202,7 +219,10 @@ class Agent:
     async def _do(self, step: Step) -> None:
         """One step; what came of it is reported to the membership. Raises :class:`UsageError` at the last one."""
         if isinstance(step, Wait):
-            await trio.sleep_until(max(step.until, trio.current_time() + _LEAST_WAIT))
+            with trio.move_on_at(max(step.until, trio.current_time() + _LEAST_WAIT)):
+                await self._report_wanted.wait()
+            if self._report_wanted.is_set():
+                await self._report()
             return
         if isinstance(step, GiveUp):
             if step.failure.why is Why.UNUSABLE and step.failure.cause is not None:
@@ -213,6 +233,7 @@ class Agent:
             await self._configure_client()
             if isinstance(step, Poll):
                 await self._poll()
+                await self._report()
             elif isinstance(step, FetchBundles):
                 await self._fetch_bundles(step)
             else:
@@ -251,6 +272,25 @@ class Agent:
             await self._keep_floors(trust)
             self._etag = polled.etag
         self._membership.polled(trust, self._now())
+
+    async def _report(self) -> None:
+        """Sends a report, if somebody makes them. A failure is logged once, and changes nothing else."""
+        self._report_wanted = trio.Event()
+        if self._describe is None or trio.current_time() < self._no_reports_until:
+            return
+        try:
+            await self._client.report(self._saved.instance, report.encode(self._describe()))
+        except CaDeniedError as error:
+            if error.denial in wire.UNKNOWN_PATH:
+                self._no_reports_until = trio.current_time() + NO_REPORTS_SECONDS
+            else:
+                self._faults.report("report", f"the CA does not take this sidecar's report: {error}")
+        except CaError as error:
+            self._faults.report("report", f"the CA did not get this sidecar's report: {error}")
+        except Exception as error:
+            self._log.bug("report_failed", error, service=self._service)
+        else:
+            self._faults.report("report", None)
 
     async def _fetch_bundles(self, step: FetchBundles) -> None:
         """One fault is reported for an answer, however many documents it has: anybody may have sent them."""
@@ -383,9 +423,9 @@ class Agent:
     def _log_reports(self) -> None:
         """Each fault once; somebody in the CA's place is an alarm besides."""
         reports, self._membership.reports = self._membership.reports, []
-        for report in reports:
-            is_news = self._faults.report(report.topic, report.message)
-            cause = None if report.failure is None else report.failure.cause
+        for one in reports:
+            is_news = self._faults.report(one.topic, one.message)
+            cause = None if one.failure is None else one.failure.cause
             if is_news and isinstance(cause, CaUnverifiedError):
                 self._alarm(cause)
 

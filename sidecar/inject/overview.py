@@ -1,13 +1,15 @@
 """``sidecar status --all``: the state of every sidecar of a project, and of its CA. I/O: asks in the containers, by Compose.
 
+Of a sidecar that does not answer there is still the report that the CA heard last (:mod:`certs.service.reports`).
+
 :func:`collect` makes the document that ``--json`` prints; :func:`as_text` formats it for people.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ _AT_ONCE = 8
 
 
 def collect(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> dict[str, Any]:
-    """What each sidecar's ``status --json`` and the CA's ``certs list --json`` print, by service. One that does not answer
-    has ``error`` instead. Raises :class:`UsageError` if this is no project of ``sidecar inject``."""
+    """What each sidecar's ``status --json`` prints, by service, and the CA's ``certs list --json`` and ``certs reports
+    --json``. One that does not answer has ``error`` instead. Raises :class:`UsageError` if this is no project of ``sidecar
+    inject``."""
     text = read_text(project / OVERRIDE)
     if text is None:
         raise UsageError(f"{project / OVERRIDE}: is not there; run this where `sidecar inject` was run")
@@ -42,7 +45,12 @@ def collect(project: Path, environ: Mapping[str, str], compose: Compose | None =
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         told = [threads.submit(ask, sidecar_of(name), "sidecar", "status", "--json") for name in services]
         ca = threads.submit(ask, CA, "certs", "list", CA_STATE, "--json")
-        return {"sidecars": {name: one.result() for name, one in zip(services, told, strict=True)}, "ca": ca.result()}
+        reports = threads.submit(ask, CA, "certs", "reports", CA_STATE, "--json")
+        return {
+            "sidecars": {name: one.result() for name, one in zip(services, told, strict=True)},
+            "ca": ca.result(),
+            "reports": reports.result().get("reports", []),
+        }
 
 
 def is_well(found: Mapping[str, Any]) -> bool:
@@ -54,14 +62,25 @@ def is_well(found: Mapping[str, Any]) -> bool:
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The document of :func:`collect`, its text escaped already, as lines for people."""
-    lines = [line for name, one in found["sidecars"].items() for line in _sidecar(name, one)]
+    reports = _by_service(found.get("reports", ()))
+    lines = [line for name, one in found["sidecars"].items() for line in _sidecar(name, one, reports[name])]
     lines += _differences(found["sidecars"])
     return "\n".join([*lines, *_ca(found["ca"])])
 
 
-def _sidecar(name: str, one: Mapping[str, Any]) -> Iterator[str]:
+def _by_service(reports: Iterable[Mapping[str, Any]]) -> Mapping[str, list[Mapping[str, Any]]]:
+    found = defaultdict[str, list[Mapping[str, Any]]](list)
+    for one in reports:
+        found[one["identity"].rpartition("/")[2]].append(one)
+    return found
+
+
+def _sidecar(name: str, one: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if "error" in one:
         yield f"{name}  DOES NOT ANSWER: {one['error']}"
+        for report in reports:
+            state = "well" if report["report"].get("healthy") else "NOT WELL"
+            yield f"  the CA heard of it last at {report['received']}: {state}"
         return
     state = "draining" if one["draining"] else "well" if one["healthy"] else "NOT WELL"
     bundle = one["trust"].get("trust_bundle", "none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from sidecar.host.process import (
 from sidecar.identity.judge import Revocations, revoked
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
+from sidecar.lifecycle.report import report_of
 from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe import stray
 from sidecar.observe.admin import Source
@@ -125,12 +127,15 @@ async def _enrol(agent: Agent) -> Credentials | None:
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
     stop = trio.Event()
+    status = partial(_status, config, server, reloader, agent, stop, server.node.clock())
+    if agent is not None:
+        agent.report(lambda: report_of(status(), f"{server.node.clock():%FT%TZ}"))
     admins: list[LocalServer] = []
     if config.admin is not None:
         source = Source(
             partial(_unwell, server, reloader),
             stop.is_set,
-            partial(_status, config, server, reloader, agent, stop),
+            status,
             server.node.metrics,
         )
         probing = Probing(server.node, lambda: config.outbound, lambda: reloader.loaded.keys, lambda: server.listening)
@@ -194,7 +199,12 @@ def _unwell(server: Server, reloader: Reloader) -> list[str]:
 
 
 def _status(
-    config: Config, server: Server, reloader: Reloader, agent: Agent | None, stop: trio.Event
+    config: Config,
+    server: Server,
+    reloader: Reloader,
+    agent: Agent | None,
+    stop: trio.Event,
+    started_at: datetime,
 ) -> dict[str, Any]:
     """Current state, as the admin listener serves it."""
     node = server.node
@@ -210,6 +220,7 @@ def _status(
         config=config,
         mesh=node.current.mesh,
         svid=reloader.loaded.svid,
+        started_at=started_at,
         live=live,
         unwell=_unwell(server, reloader),
         trust=trust,

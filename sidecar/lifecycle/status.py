@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sidecar import __version__
 from sidecar.config.sidecar_yaml import Config
 from sidecar.identity.spiffe import Svid
 from sidecar.observe.alarms import alarm_lines
@@ -21,7 +22,9 @@ from sidecar.policy.mesh import Mesh
 
 @dataclass(frozen=True, slots=True)
 class CurrentState:
-    """The state at one moment. ``live``: (direction, other end, port or target) of each connection that was let in.
+    """The state at one moment, of a process that began at ``started_at``.
+
+    ``live``: (direction, other end, port or target) of each connection that was let in.
     ``unwell``: the reasons why no connection succeeds now, a sentence each; empty if all is well. ``trust``: the versions of
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
     most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
@@ -31,6 +34,7 @@ class CurrentState:
     config: Config
     mesh: Mesh
     svid: Svid
+    started_at: datetime
     live: Sequence[tuple[str, str, str]]
     unwell: Sequence[str]
     trust: Mapping[str, Any]
@@ -52,6 +56,9 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "service": config.service,
         "identity": str(svid.id),
         "certificate_until": f"{svid.not_after:%FT%TZ}",
+        "certificate_serial": f"{svid.serial:x}",
+        "release": __version__,
+        "started_at": f"{state.started_at:%FT%TZ}",
         "healthy": not state.unwell,
         "unwell": list(state.unwell),
         "draining": state.draining,

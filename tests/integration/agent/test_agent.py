@@ -959,3 +959,24 @@ async def test_a_start_with_a_bundle_and_no_certificate_has_nothing_to_ignore(
     again = bed.sidecar("api", bed.token())
     await again.joins()
     assert again.events == ["enrolled"]
+
+
+async def test_what_it_reports_is_kept_at_the_ca_and_an_older_ca_is_none_the_worse(
+    bed: CaBed, mock_clock: MockClock
+) -> None:
+    api = await bed.joined()
+    api.agent.report(lambda: {"version": 1, "healthy": True, "policy": "abc"})
+    await bed.time.passes(2 * POLL_SECONDS)
+    (kept,) = bed.api.reports.current(bed.clock())
+    assert (kept.identity, kept.serial) == (str(API), f"{api.serial:x}")
+    assert json.loads(kept.report) == {"version": 1, "healthy": True, "policy": "abc"}
+
+    async def unknown(_: Request) -> Response:
+        return error(404, "not_found", "there is no such path")
+
+    bed.api.bent["/v1/report"] = unknown
+    before = len(bed.api.asked)
+    await bed.time.passes(20 * POLL_SECONDS)
+    paths = [path for path, _ in bed.api.asked[before:]]
+    assert (paths.count("/v1/report"), paths.count("/v1/revocations") > 15) == (1, True)
+    assert api.said("report_failed") == []

@@ -76,7 +76,7 @@ async def test_a_listener_that_nothing_reaches_makes_it_unwell(tmp_path: Path) -
     server, reloader = prepare(config, {}, Log(LogSink(), "json"))
     for fault, unwell in ((None, []), ("nothing reaches this listener now", ["nothing reaches this listener now"])):
         server.listeners[1].fault = fault
-        status = run_module._status(config, server, reloader, None, trio.Event())
+        status = run_module._status(config, server, reloader, None, trio.Event(), utc_now())
         assert (status["healthy"], status["unwell"]) == (not unwell, unwell)
     server.close()
 
@@ -87,7 +87,7 @@ async def test_a_revoked_certificate_makes_it_unwell(tmp_path: Path) -> None:
     own = reloader.loaded.svid
     for before, healthy in ((own.not_before, True), (own.not_before + timedelta(seconds=1), False)):
         reloader.revocations = Revocations({own.id: before})
-        status = run_module._status(config, server, reloader, None, trio.Event())
+        status = run_module._status(config, server, reloader, None, trio.Event(), utc_now())
         assert (status["healthy"], any("was revoked" in one for one in status["unwell"])) == (healthy, not healthy)
     server.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -14,11 +15,11 @@ from cryptography import x509
 from trio.testing import MockClock
 
 from certs.authority import authority, pemfiles
-from certs.protocol import documents, enrolment, x509_profile
+from certs.protocol import documents, enrolment, report, x509_profile
 from certs.protocol.client import CaDeniedError, CaError, Polled
 from certs.protocol.denial import Denial
 from certs.protocol.documents import Bundle, RevocationList
-from sidecar.agent.agent import Agent, pinned
+from sidecar.agent.agent import NO_REPORTS_SECONDS, Agent, pinned
 from sidecar.agent.credentials import Credentials
 from sidecar.agent.membership import Enrol, Failure, FetchBundles, GiveUp, Poll, Renew, Wait, Why
 from sidecar.agent.statedir import PENDING
@@ -51,6 +52,8 @@ class MemoryCa:
     shown: Any = None
     denial: str = ""
     revoked: dict[SpiffeId, datetime] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    fault: CaError | None = None
 
     async def use(self, keys: Any, _revocations: Revocations) -> None:
         self.shown = keys
@@ -68,6 +71,12 @@ class MemoryCa:
         name = documents.read_kept_bundle(BUNDLE, DOMAIN, NOW).name
         listed = RevocationList(DOMAIN, 1 + len(self.revoked), self.clock(), self.revoked, bundle=name)
         return Polled(documents.sign_revocations(listed, MADE.delegate), '"1"')
+
+    async def report(self, instance: str, document: bytes) -> dict[str, Any]:
+        if self.fault is not None:
+            raise self.fault
+        self.reports.append({"instance": instance, **report.parse(document)})
+        return {}
 
     async def enrol(self, _service: str, _text: str, csr: bytes) -> bytes:
         if self.denial:
@@ -206,3 +215,70 @@ def test_a_ca_is_pinned_by_one_of_two(tmp_path: Path) -> None:
     assert pinned(identity) == pinned(replace(identity, root_sha256=None, root=file)) == PIN
     with pytest.raises(UsageError, match="needs root or root_sha256"):
         pinned(replace(identity, root_sha256=None))
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+def counted(it: It) -> None:
+    """Its reports are numbered."""
+    numbers = itertools.count(1)
+    it.agent.report(lambda: {"version": 1, "strangers": next(numbers)})
+
+
+async def test_each_poll_has_a_report(it: It) -> None:
+    await it.agent.enrol()
+    assert it.ca.reports == [], "nobody makes one yet"
+    counted(it)
+    for _ in range(2):
+        await it.agent._do(Poll())
+    assert [one["strangers"] for one in it.ca.reports] == [1, 2]
+    assert {one["instance"] for one in it.ca.reports} == {it.agent._saved.instance}
+
+
+async def test_one_that_is_wanted_soon_ends_the_wait_for_the_next_poll(it: It, mock_clock: MockClock) -> None:
+    await it.agent.enrol()
+    mock_clock.autojump_threshold = 0
+    counted(it)
+    began = trio.current_time()
+    it.agent.report_soon()
+    await it.agent._do(Wait(began + 5))
+    assert (len(it.ca.reports), trio.current_time()) == (1, began)
+    await it.agent._do(Wait(began + 5))
+    assert (len(it.ca.reports), trio.current_time()) == (1, began + 5)
+
+
+async def test_a_ca_that_does_not_take_it_is_told_of_once_and_is_polled_as_ever(it: It) -> None:
+    await it.agent.enrol()
+    counted(it)
+    for fault in (CaError("no answer"), CaDeniedError("rate_limited", "too many", passing=True)):
+        it.ca.fault = fault
+        for _ in range(3):
+            await it.agent._do(Poll())
+    assert it.events.count("report_failed") == 2
+    assert it.agent._membership.reports == [] or all(one.message is None for one in it.agent._membership.reports)
+    it.ca.fault = None
+    await it.agent._do(Poll())
+    assert it.events[-1] == "report_mended"
+
+
+async def test_an_older_ca_is_not_asked_again_for_an_hour(it: It, mock_clock: MockClock) -> None:
+    await it.agent.enrol()
+    counted(it)
+    it.ca.fault = CaDeniedError("not_found", "there is no such path", passing=False)
+    await it.agent._do(Poll())
+    it.ca.fault = None
+    await it.agent._do(Poll())
+    assert (it.ca.reports, "report_failed" in it.events) == ([], False)
+    mock_clock.jump(NO_REPORTS_SECONDS)
+    await it.agent._do(Poll())
+    assert len(it.ca.reports) == 1
+
+
+async def test_a_fault_of_ours_in_a_report_costs_the_report_alone(it: It) -> None:
+    await it.agent.enrol()
+    nothing: dict[str, dict[str, Any]] = {}
+    it.agent.report(lambda: nothing["x"])
+    await it.agent._do(Poll())
+    assert "report_failed" in it.events
+    assert all(one.message is None for one in it.agent._membership.reports)

@@ -60,6 +60,21 @@ def test_who_does_not_answer_is_told() -> None:
     assert not overview.is_well({"sidecars": {"web": WEB}, "ca": silent})
 
 
+def test_of_one_that_does_not_answer_the_ca_s_last_report_is_told() -> None:
+    heard = [
+        {"identity": f"spiffe://shop.internal/{name}", "received": "12:00", "report": {"healthy": well}}
+        for name, well in (("api", True), ("api", False), ("web", True))
+    ]
+    found = {"sidecars": {"api": {"error": "gone"}, "web": WEB}, "ca": CA, "reports": heard}
+    assert overview.as_text(found).splitlines()[:4] == [
+        "api  DOES NOT ANSWER: gone",
+        "  the CA heard of it last at 12:00: well",
+        "  the CA heard of it last at 12:00: NOT WELL",
+        "web  well  spiffe://shop.internal/web until 2026-12-01T12:00:00Z, policy aaaa, trust bundle 3",
+    ]
+    assert not overview.is_well(found)
+
+
 def test_whoever_has_another_policy_or_bundle_is_named() -> None:
     other = WEB | {"policy": "bbbb", "trust": {"trust_bundle": "4"}}
     lines = shown(a=WEB, b=WEB, c=other, d={"error": "gone"})
@@ -95,15 +110,19 @@ def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest
         asked.append(arguments)
         if "db-mesh" in arguments:
             raise UsageError("docker compose exec: first\ndocker compose exec: it is not running")
+        if "reports" in arguments:
+            return json.dumps({"reports": [{"identity": "x"}]})
         return json.dumps(CA if "certs" in arguments else WEB)
 
     monkeypatch.setattr(Compose, "run", run)
     found = overview.collect(tmp_path, {}, Compose(("compose",), (9, 9, 9)))
     assert found["sidecars"] == {"db": {"error": "docker compose exec: it is not running"}, "web": WEB}
     assert found["ca"] == CA
+    assert found["reports"] == [{"identity": "x"}]
     assert sorted(asked) == [
         ("exec", "-T", "db-mesh", "sidecar", "status", "--json"),
         ("exec", "-T", "mesh-ca", "certs", "list", "/var/lib/mesh-ca", "--json"),
+        ("exec", "-T", "mesh-ca", "certs", "reports", "/var/lib/mesh-ca", "--json"),
         ("exec", "-T", "web-mesh", "sidecar", "status", "--json"),
     ]
 

@@ -47,7 +47,7 @@ SVID = parse_svid(AUTHORITY.leaf("api").der)
 def state(mesh: Mesh = MESH, **changed: object) -> CurrentState:
     live = [("inbound", "spiffe://shop.internal/web", "http")] * 2
     fields = {"live": live, "unwell": (), "trust": {}, "draining": False}
-    fields |= {"strangers": 0, "max_strangers": 256, "log_lost": 0, **changed}
+    fields |= {"started_at": NOW, "strangers": 0, "max_strangers": 256, "log_lost": 0, **changed}
     return CurrentState(config=CONFIG, mesh=mesh, svid=SVID, **fields)  # type: ignore[arg-type]
 
 

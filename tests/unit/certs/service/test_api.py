@@ -140,6 +140,11 @@ class Office:
         """What a wrong secret is answered with."""
         return denial(await self.enrol(enrolment.make("secret", OWN.root_digest), peer=peer))
 
+    async def report(self, who: Sidecar, said: Any = None, **more: Any) -> Response:
+        said = {"version": 1, "healthy": True} if said is None else said
+        given: dict[str, Any] = {"peer": who.peer, "headers": {"mesh-instance": who.instance}, **more}
+        return await self.ask("POST /v1/report", said, **given)
+
     async def poll(self, who: Sidecar, bundle: str = "1", **more: str) -> Response:
         headers = {"mesh-instance": who.instance, "mesh-bundle": bundle, **more}
         return await self.ask("GET /v1/revocations", peer=who.peer, headers=headers)
@@ -219,6 +224,7 @@ async def test_these_are_all_the_paths(tmp_path: Path) -> None:
             "/v1/reenrol": {"POST"},
             "/v1/bundle": {"GET"},
             "/v1/revocations": {"GET"},
+            "/v1/report": {"POST"},
         }
 
 
@@ -871,3 +877,47 @@ async def test_a_store_that_answers_nobody_keeps_no_list_from_who_needs_it(
     assert (await ca.poll(sidecar)).status == 200
     assert trio.current_time() - began == NOTE_SECONDS
     ca.store.close()
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_report_is_kept_under_the_identity_of_its_certificate(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        who = ca.sidecar("web", "1" * 32)
+        answer = await ca.report(who, {"version": 1, "identity": "spiffe://shop.internal/api", "healthy": False})
+        assert (answer.status, answer.body) == (200, b"{}\n")
+        (kept,) = ca.api.reports.current(ca.now)
+        assert (kept.identity, kept.instance) == ("spiffe://shop.internal/web", "1" * 32)
+        assert kept.serial == f"{who.chain[0].serial_number:x}"
+        assert json.loads(kept.report) == {"version": 1, "healthy": False}
+
+
+async def test_no_report_of_somebody_without_a_certificate_or_with_a_revoked_one(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        who = ca.sidecar()
+        assert denial(await ca.report(who, peer=ANYBODY)) == "no_certificate"
+        ca.in_force = replace(ca.in_force, revoked=Revocations({API: NOW + timedelta(hours=1)}))
+        assert denial(await ca.report(who)) == "no_certificate"
+        assert len(ca.api.reports) == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"headers": {}}, {"headers": {"mesh-instance": "../x"}}, {"raw": b"{}"}, {"raw": b"\xff"}, {"said": []}],
+)
+async def test_what_is_no_report_is_refused_and_the_last_one_stays(tmp_path: Path, more: dict[str, Any]) -> None:
+    async with office(tmp_path) as ca:
+        who = ca.sidecar()
+        await ca.report(who)
+        assert denial(await ca.report(who, **more)) == "bad_request"
+        assert [json.loads(one.report) for one in ca.api.reports.current(ca.now)] == [{"version": 1, "healthy": True}]
+
+
+async def test_one_identity_has_its_share_of_reports(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
+    async with office(tmp_path, limits=RateLimits(reports=Rate(2, 0.1))) as ca:
+        api, web = ca.sidecar(), ca.sidecar("web")
+        assert [(await ca.report(api)).status for _ in range(3)] == [200, 200, 429]
+        assert (await ca.report(web)).status == 200
+        mock_clock.jump(10)
+        assert (await ca.report(api)).status == 200
