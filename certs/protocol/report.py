@@ -15,8 +15,8 @@ since the CA takes the identity from the certificate of the connection.
 ``certificate``    ``serial`` (hexadecimal), ``not_after``, ``renews_at``
 ``inbound``        of each port: ``port``, ``may_call``
 ``outbound``       of each target: ``to``, ``allowed``
-``edges``          of each pair: ``direction``, ``peer``, ``port``, ``rule``, ``opened``, ``live``, ``ended`` (a number for
-                   each reason), ``to_app``, ``from_app``, ``streams``, ``reused``
+``edges``          of each pair: ``direction``, ``peer``, ``port``, ``rule``, ``opened``, ``live``, ``ended`` and
+                   ``refused`` (a number for each reason), ``to_app``, ``from_app`` (bytes), ``streams``, ``reused``
 ``refusals``       the last ones, those that are alike in one: ``direction``, ``port``, ``reason``, ``peer``, ``address``,
                    ``count``, ``first``, ``last``, ``message``, ``connection_id``
 ``alarms``         those in force

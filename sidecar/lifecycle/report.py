@@ -31,7 +31,7 @@ def report_of(status: Mapping[str, Any], at: str) -> dict[str, Any]:
         },
         "inbound": [{"port": one["port"], "may_call": one["may_call"]} for one in status["inbound"]],
         "outbound": [{"to": one["to"], "allowed": one["allowed"]} for one in status["outbound"]],
-        "edges": status.get("edges", []),
+        "edges": status["edges"],
         "refusals": grouped(status["refused_lately"]),
         "alarms": status.get("alarms", []),
         "channels": status["channels"],

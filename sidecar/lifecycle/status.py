@@ -16,6 +16,7 @@ from sidecar.config.sidecar_yaml import Config
 from sidecar.identity.spiffe import Svid
 from sidecar.observe.alarms import alarm_lines
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.traffic import Edge, Traffic
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh
 
@@ -95,6 +96,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
             {"direction": direction, "port": port, "decision": decision, "reason": reason, "connections": number}
             for (direction, port, decision, reason), number in sorted(metrics.ended.items())
         ],
+        "edges": _edges(metrics.edges),
         "channels": {
             "idle": state.idle_channels,
             "streams": metrics.streams,
@@ -105,6 +107,25 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "alarms": list(state.alarms),
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
+
+
+def _edges(edges: Mapping[Edge, Traffic]) -> list[dict[str, Any]]:
+    """Who calls whom, the busiest first."""
+    busiest = sorted(edges.items(), key=lambda one: (-one[1].opened - one[1].refused.total(), one[0]))
+    return [
+        {
+            **edge._asdict(),
+            "opened": traffic.opened,
+            "live": traffic.live,
+            "ended": {str(reason): number for reason, number in traffic.ended.items()},
+            "refused": {str(reason): number for reason, number in traffic.refused.items()},
+            "to_app": traffic.to_app,
+            "from_app": traffic.from_app,
+            "streams": traffic.streams,
+            "reused": traffic.reused,
+        }
+        for edge, traffic in busiest
+    ]
 
 
 def as_text(status: Mapping[str, Any]) -> str:

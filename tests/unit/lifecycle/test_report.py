@@ -32,6 +32,9 @@ def test_all_of_it_is_taken() -> None:
         "not_after": f"{SVID.not_after:%FT%TZ}",
         "renews_at": AT,
     }
+    (edge,) = found["edges"]
+    assert (edge["direction"], edge["peer"], edge["port"], edge["opened"]) == ("inbound", "db", "http", 0)
+    assert edge["refused"] == {"policy_denied": 1}
     assert [one["port"] for one in found["inbound"]] == ["http", "metrics"]
     assert found["outbound"] == [{"to": "db:5432", "allowed": False}]
 
