@@ -297,6 +297,13 @@ async def test_what_is_no_list_of_bundles(bed: CaBed, mock_clock: MockClock, bod
         await bed.time.finishes(partial((await client(bed)).bundles, 0, unverified=True))
 
 
+@pytest.mark.parametrize("body", [b"7", b"[]", b'"{}"'])
+async def test_what_is_no_answer_to_a_report(bed: CaBed, mock_clock: MockClock, body: bytes) -> None:
+    bed.api.bent["/v1/report"] = answering(Response(200, body))
+    ca = await client(bed)
+    assert str(await fails(bed, partial(ca.report, "0" * 32, b"{}"))) == "the CA's answer to a report is not an object"
+
+
 @pytest.mark.parametrize("said", [{}, {"nonce": 7}, {"nonce": "no base64!"}, []])
 async def test_what_is_no_nonce(bed: CaBed, mock_clock: MockClock, said: object) -> None:
     bed.api.bent["/v1/nonce"] = answering(Response.of(200, said))
