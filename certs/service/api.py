@@ -31,7 +31,7 @@ import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -51,6 +51,7 @@ from certs.service.limits import Buckets, Rate
 from certs.service.reports import Kept, Reports
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
+from sidecar import __version__
 from sidecar.identity.judge import Revocations, revoked
 from sidecar.observe import exposition
 from sidecar.observe.logs import Log
@@ -98,13 +99,16 @@ class RateLimits:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state that answers requests; replaced as a whole. ``revocations``: the signed list. ``etag``: its HTTP ETag.
-    ``revoked``: what is revoked or distrusted, to judge callers by."""
+    ``revoked``: what is revoked or distrusted, to judge callers by. ``listed``: the list's version and date.
+    ``mesh_version``: of the mesh file."""
 
     policy: registrar.IssuingPolicy
     bundle: Bundle
     revocations: bytes
     etag: str
     revoked: Revocations
+    listed: tuple[int, datetime] = (0, datetime.fromtimestamp(0, UTC))
+    mesh_version: str = ""
 
 
 class SnapshotSource(Protocol):
@@ -227,9 +231,19 @@ class CaApi:
 
     async def prometheus(self, _request: Request) -> Response:
         current = self.source.in_force
-        issuing = current.policy.authority.issuer.certificate
-        text = self.metrics.text(issuing.not_valid_after_utc, current.bundle.version, len(self._seen))
-        return Response(wire.OK, text, exposition.CONTENT_TYPE)
+        own, (version, listed_at) = current.policy.authority, current.listed
+        now = metrics.Numbers(
+            issuing_end=own.issuer.certificate.not_valid_after_utc.timestamp(),
+            root_end=own.root.not_valid_after_utc.timestamp(),
+            bundle=current.bundle.version,
+            list_version=version,
+            listed_at=listed_at.timestamp(),
+            followers=len(self._seen),
+            healthy=not self.ailment(),
+            release=__version__,
+            policy=current.mesh_version,
+        )
+        return Response(wire.OK, self.metrics.text(now), exposition.CONTENT_TYPE)
 
     # -- certificates --------------------------------------------------------------------------------------------------
 

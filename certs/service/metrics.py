@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+from certs.protocol.catalogue import (
+    BUILD,
+    BUNDLE,
+    DENIED,
+    FOLLOWERS,
+    HEALTHY,
+    ISSUED,
+    ISSUER,
+    LIST,
+    LISTED,
+    POLICY,
+    REFUSED,
+    REQUESTS,
+    ROOT,
+    STORE,
+)
 from sidecar.observe import exposition
-from sidecar.observe.exposition import Family, single
+from sidecar.observe.exposition import Metric, Samples, one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """The state of a CA at one moment. Times are in seconds since 1970."""
+
+    issuing_end: float
+    root_end: float
+    bundle: int
+    list_version: int
+    listed_at: float
+    followers: int
+    healthy: bool
+    release: str
+    policy: str
 
 
 class Metrics:
@@ -34,34 +66,22 @@ class Metrics:
     def store_up(self, *, up: bool) -> None:
         self._is_store_up = up
 
-    def text(self, issuing_not_after: datetime, bundle: int, followers: int) -> bytes:
+    def text(self, now: Numbers) -> bytes:
         """All metrics, in Prometheus's text format."""
-        return exposition.text(
-            [
-                Family("mesh_ca_requests_total", "counter", "Answers.", ("path", "status"), self._requests),
-                Family(
-                    "mesh_ca_issued_total",
-                    "counter",
-                    "Certificates, by how they were obtained.",
-                    ("how",),
-                    self._issued,
-                ),
-                Family("mesh_ca_denied_total", "counter", "Denials, by their reason.", ("reason",), self._denied),
-                Family(
-                    "mesh_ca_handshakes_refused_total",
-                    "counter",
-                    "Connections refused before any request.",
-                    ("reason",),
-                    self._refused,
-                ),
-                single(
-                    "mesh_ca_issuing_not_after_seconds",
-                    "gauge",
-                    "When the issuing CA ends.",
-                    issuing_not_after.timestamp(),
-                ),
-                single("mesh_ca_bundle_version", "gauge", "The newest trust bundle.", bundle),
-                single("mesh_ca_followers", "gauge", "Sidecars that have polled this process.", followers),
-                single("mesh_ca_store_up", "gauge", "1 while the store answers.", self._is_store_up),
-            ]
-        )
+        return exposition.text(self._families(now))
+
+    def _families(self, now: Numbers) -> Iterator[tuple[Metric, Samples]]:
+        yield REQUESTS, self._requests
+        yield ISSUED, self._issued
+        yield DENIED, self._denied
+        yield REFUSED, self._refused
+        yield ISSUER, one(now.issuing_end)
+        yield ROOT, one(now.root_end)
+        yield BUNDLE, one(now.bundle)
+        yield LIST, one(now.list_version)
+        yield LISTED, one(now.listed_at)
+        yield FOLLOWERS, one(now.followers)
+        yield STORE, one(self._is_store_up)
+        yield HEALTHY, one(now.healthy)
+        yield BUILD, {(now.release,): 1}
+        yield POLICY, {(now.policy,): 1}

@@ -246,7 +246,8 @@ class CaServer:
             lambda: self._coming,
         )
         revoked = Revocations(dict(stored.revoked.identities), stored.revoked.serials, bundle.distrusted)
-        return Snapshot(policy, bundle, signed, etag(signed), revoked)
+        listed = stored.revoked.version, stored.revoked.issued_at
+        return Snapshot(policy, bundle, signed, etag(signed), revoked, listed, mesh.version)
 
     def _sign(self, delegate: Issuer, bundle: Bundle, stored: _StoreContents) -> bytes:
         """The signed list. With a distrusted delegate it is the last one, as no reader takes anything newer; at the start

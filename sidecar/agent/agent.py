@@ -59,6 +59,7 @@ from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.alarm_log import AlarmLog
+from sidecar.observe.catalogue import MemberNumbers
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import Mesh
 from sidecar.transport.tls import KeyPair, Roots
@@ -181,6 +182,10 @@ class Agent:
         if trust.listed is not None:
             fields["revocations_as_of"] = f"{trust.listed.issued_at:%FT%TZ}"
         return fields if renewal is None else {**fields, "renews_at": f"{renewal.wall:%FT%TZ}"}
+
+    def numbers(self) -> MemberNumbers:
+        """The same in numbers, for the metrics."""
+        return self._membership.numbers(self._now())
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from sidecar.agent.trust import Instant, Trust
 from sidecar.identity.judge import revoked
 from sidecar.identity.keys import certificate_digest, key_digest
 from sidecar.identity.spiffe import Svid
+from sidecar.observe.catalogue import MemberNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,8 @@ class Own:
 
 class Membership:
     """One sidecar's. ``has_secret``: whether a token or secret is configured. ``staleness``: how old a list may be.
-    ``chance``: a random number from 0 to 1. ``joining``: until :meth:`joined`."""
+    ``chance``: a random number from 0 to 1. ``joining``: until :meth:`joined`. ``certificates``: how many were obtained.
+    ``failed_attempts``: how many attempts at one failed."""
 
     def __init__(
         self,
@@ -150,6 +152,7 @@ class Membership:
         self.renewal: Instant | None = None
         self.reports: list[Report] = []
         self.joining = True
+        self.certificates = self.failed_attempts = 0
         self._poll_seconds = poll_seconds
         self._staleness = staleness
         self._chance = chance
@@ -170,6 +173,25 @@ class Membership:
     def is_usable(self, now: Instant) -> bool:
         """Whether there is a certificate that has not ended."""
         return self.own is not None and now.wall <= self.own.svid.not_after
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt at a certificate failed."""
+        return self._failures > 0
+
+    def numbers(self, now: Instant) -> MemberNumbers:
+        """What is known, in numbers, for the metrics."""
+        bundle, listed, renewal = self.trust.bundle, self.trust.listed, self.renewal
+        return MemberNumbers(
+            renews_at=None if renewal is None else renewal.wall.timestamp(),
+            obtained=self.certificates,
+            failed=self.failed_attempts,
+            failing=self.is_failing,
+            bundle=None if bundle is None else bundle.version,
+            list_version=None if listed is None else listed.version,
+            listed_at=None if listed is None else listed.issued_at.timestamp(),
+            fresh_until=None if listed is None else self.trust.fresh_until(now, self._staleness()).timestamp(),
+        )
 
     def joined(self) -> None:
         """From now on failures are those of a member."""
@@ -265,6 +287,7 @@ class Membership:
         """A new certificate is in force."""
         svid, chance = own.svid, self._chance()
         self.own = own
+        self.certificates += 1
         self.renewal = Instant(
             refresh_at(svid.not_before, svid.not_after, chance),
             now.monotonic + refresh_after(svid.not_after - now.wall, chance).total_seconds(),
@@ -337,6 +360,7 @@ class Membership:
             why = Why.DENIED if failure.why is Why.UNUSABLE else failure.why
             failure = Failure(why, "; ".join([*refused, failure.message]), failure.cause)
         self._failures += 1
+        self.failed_attempts += 1
         self._retry_at = now.monotonic + backoff(self._failures, self._chance())
         if self.joining:
             self._poll_at = self._retry_at

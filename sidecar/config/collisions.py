@@ -35,7 +35,7 @@ def add_listener_faults(data: Any, problems: Problems) -> None:
 
 def _addresses(data: Any, *, listening: bool) -> Iterator[tuple[DataPath, Address]]:
     """The addresses in the data, each with its path, as far as they can be parsed."""
-    keys = ("listen",) if listening else ("app", "peers")
+    keys = ("listen", "mesh_listen") if listening else ("app", "peers")
     entries = [((side, index), entry) for side in ("inbound", "outbound") for index, entry in parts(part(data, side))]
     for where, entry in [*entries, (("admin",), part(data, "admin"))]:
         for key in keys:

@@ -46,7 +46,7 @@ from sidecar.documents.schema import (
 )
 from sidecar.identity.spiffe import shown
 from sidecar.policy.mesh import Mesh
-from sidecar.policy.names import Target
+from sidecar.policy.names import ADMIN_PORT, Target
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["auto", "json", "console"]
@@ -256,13 +256,19 @@ class _Listener(Shape):
 
 
 @frozen(kw_only=True)
-class Inbound(_Listener):
+class MeshPort(_Listener):
     """An mTLS listener for one port of this service."""
 
     port: _PortName
     """Which port of the service this is: its name in the mesh file, or its number if it is named by that."""
     listen: _Listen
     """Where other sidecars connect, with mutual TLS: `host:port`."""
+
+
+@frozen(kw_only=True)
+class Inbound(MeshPort):
+    """One with an app behind it."""
+
     apps: Annotated[_Destinations, Named("app")]
     """Where the service's app listens, in plaintext: `host:port`. One, or a list: if one fails, the next is tried."""
 
@@ -313,6 +319,9 @@ class Admin(Shape):
     socket: _File | None = None
     """A Unix socket for `sidecar probe` and `sidecar verify`, which have this sidecar call others. Its own user and root may
     use it. Not needed if `listen` is `unix:/…`, as that answers them too. Default: none."""
+    mesh_listen: Annotated[Address, read_by(_listen)] | None = None
+    """Where other sidecars ask for health and metrics, with mutual TLS: `host:port`. Only those get in whom a rule allows
+    `service:mesh-admin`, written in full. Default: nowhere."""
 
 
 @frozen()
@@ -416,5 +425,9 @@ def _add_port_faults(data: Any, problems: Problems, mesh: Mesh | None) -> None:
         if isinstance(port, str | int):
             try:
                 mesh.targets(f"{service}:{port}")
+                if port == ADMIN_PORT:
+                    raise ValueError(
+                        f"{shown(port)} has no app: the sidecar itself answers, where `admin.mesh_listen` says"
+                    )
             except ValueError as error:
                 problems.add(("inbound", index, "port"), str(error))

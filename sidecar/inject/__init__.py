@@ -8,7 +8,7 @@ reads top to bottom::
 
 ``application`` (Compose's reading, as values), ``exclusions`` (services that cannot be meshed), ``edges`` (calls),
 ``ports``, ``topology`` (networks and names), ``subnets``, ``override`` (``compose.mesh.yaml``), ``meshtext``
-(``mesh.yaml``), ``wiring`` (each ``sidecar.yaml``), ``picture`` (the report).
+(``mesh.yaml``), ``wiring`` (each ``sidecar.yaml``), ``scraping`` (for a Prometheus), ``picture`` (the report).
 
 Around it, the I/O: ``composecli`` runs Compose, ``mounted`` reads texts, ``image`` packs this package, ``state`` makes keys
 and secrets, ``project`` compares and writes; ``steps`` calls them in order, and ``upgrade`` renews what runs. Fails closed:

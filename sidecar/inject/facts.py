@@ -1,6 +1,7 @@
 """``x-mesh``: what a Compose file itself says for the mesh. Pure.
 
-Facts, never rules: the ports of a service, whether it is in the mesh, and keys of its sidecar's ``sidecar.yaml``. Who may
+Facts, never rules: the ports of a service, whether it is in the mesh, whether it reads the metrics of the others' sidecars,
+and keys of its own sidecar's ``sidecar.yaml``. Who may
 call whom is in ``mesh.yaml`` alone. ``x-mesh`` at the top level holds defaults for all services; a service's own keys take
 precedence. A fact that contradicts ``--port`` or an edited ``mesh.yaml`` is a :class:`UsageError` that names both.
 
@@ -48,6 +49,7 @@ def _numbers_are_names(value: Any) -> Any:
 class _Shape(Shape):
     ports: Annotated[Ports, Before(_numbers_are_names, Any)] | None = None
     mesh: bool | None = None
+    scrapes: bool | None = None
     sidecar: Annotated[dict[str, Any], Before(nothing_is_empty, Any)] = field(default_factory=dict)
 
 
@@ -64,12 +66,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts about one app. ``ports`` by name; None if nothing is said of them."""
+    """The facts about one app. ``ports`` by name; None if nothing is said of them. ``scrapes``: it reads the metrics of the
+    sidecars."""
 
     place: Place
     ports: Mapping[str, int] | None = None
     mesh: bool = True
     sidecar: Mapping[str, Any] = field(default_factory=dict)
+    scrapes: bool = False
 
     @property
     def numbers(self) -> tuple[int, ...] | None:
@@ -118,8 +122,9 @@ def _read(said: Any, place: Place, *, top: bool) -> _Shape:
         for key in [key for key in data if key in _RULES]:
             problems.add((key,), f"{KEY} holds facts, never rules: who may call whom is in mesh/mesh.yaml alone")
             del data[key]
-        if top and "ports" in data:
-            problems.add(("ports",), "belongs to a service, not to the defaults of all")
+        for key in ("ports", "scrapes"):
+            if top and key in data:
+                problems.add((key,), "belongs to a service, not to the defaults of all")
         for path in _ours(data.get("sidecar")):
             problems.add(("sidecar", *path), "is what `sidecar inject` writes: it cannot be given")
     return fit(_Shape, data, problems)
@@ -157,6 +162,7 @@ def _together(shapes: list[_Shape], places: list[Place]) -> Facts:
         {name: number for mapping in ports for name, number in mapping.items()} if ports else None,
         meshed[-1] if meshed else True,
         sidecar,
+        any(shape.scrapes for shape in shapes),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
+from sidecar.inject import scraping
 from sidecar.inject.application import MARK, Application, ComposeService, read_application
 from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
@@ -153,12 +154,13 @@ def inject(inputs: Inputs) -> Injection:
     addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA], layout.addresses)
 
     # The files.
+    scrapers = [app for app in topology.slots if app in facts and facts[app].scrapes]
     names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
         names,
         ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, given, listening),
-        proposals(inside, names),
+        (*proposals(inside, names), *scraping.proposals(scrapers, topology.slots)),
         observe=options.observe,
         today=inputs.today,
         files=inputs.files,
@@ -171,11 +173,16 @@ def inject(inputs: Inputs) -> Injection:
     laid_out = layout_of(topology, placement.subnets, addresses)
     record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out)
     wirings: dict[str, str] = {}
+    scrape: dict[str, str] = {}
     needs: dict[str, str] = {}
     for app in topology.slots:
         data = wiring(app, topology, names, placement.subnets, addresses[app])
         if app in facts:
             data = with_facts(data, facts[app], names, written.mesh)
+        if callees := scraping.scraped(app, written.mesh, topology.slots, inputs.today):
+            offered = scraping.listeners(app, callees, topology, names, placement.subnets)
+            data["outbound"] = [*data["outbound"], *offered]
+            scrape[scraping.targets_path(app)] = scraping.targets_text(offered)
         wirings[app] = wiring_text(data)
         needs[app] = needs_of(data, facts[app].sidecar if app in facts else {}, is_foreseen)
     image = f"{application.name}-sidecar:{inputs.image}"
@@ -189,6 +196,7 @@ def inject(inputs: Inputs) -> Injection:
         wirings |= {app: inputs.earlier.wirings[sidecar_of(app)] for app in topology.slots if sidecar_of(app) in kept}
     files = {OVERRIDE: override, MESH_FILE: written.text}
     files |= {f"{MESH_DIRECTORY}/{wiring_path(app)}": text for app, text in wirings.items()}
+    files |= {f"{MESH_DIRECTORY}/{path}": text for path, text in scrape.items()}
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
     quiet = {

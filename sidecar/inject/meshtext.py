@@ -19,6 +19,7 @@ from sidecar.inject.ports import Port
 from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scalar
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import ADMIN_PORT
 
 OBSERVE = "observe"
 """The name of the rule that ``--observe`` writes."""
@@ -131,7 +132,8 @@ def _fresh(
         *(line for name in names for line in _service_lines(name, names[name], origins.get(name, ()))),
     ]
     if until is not None:
-        lines += ["policy:", *_observe_lines(until)]
+        apart = [rule for rule in rules if rule.to[0].endswith(f":{ADMIN_PORT}")]  # which "*" does not include
+        lines += ["policy:", *_observe_lines(until), *(line for rule in apart for line in _rule_lines(rule))]
     elif rules:
         lines += ["policy:  # default: deny", *(line for rule in rules for line in _rule_lines(rule))]
     else:

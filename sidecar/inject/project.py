@@ -18,8 +18,8 @@ from sidecar.inject.injection import MESH_DIRECTORY
 from sidecar.inject.merged import MERGED
 
 MAX_BYTES = 32 << 20
-_OURS = ("sidecars/*.yaml", *(f"image/{name}" for name in ("*.whl", "Dockerfile", "constraints.txt")))
-_OURS += tuple(pattern.replace("image/", "image/*/") for pattern in _OURS[1:])
+_OURS = ("sidecars/*.yaml", "scrape/*.json", *(f"image/{name}" for name in ("*.whl", "Dockerfile", "constraints.txt")))
+_OURS += tuple(pattern.replace("image/", "image/*/") for pattern in _OURS[2:])
 
 
 @dataclass(frozen=True, slots=True)

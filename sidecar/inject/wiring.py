@@ -11,12 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
+from itertools import count
 from typing import Any
 
 from certs.protocol.mesh_state import SECRET
 from sidecar.inject.subnets import first_fixed
 from sidecar.inject.topology import CA, Topology
 from sidecar.inject.yamltext import Flow, block
+from sidecar.policy.names import ADMIN_PORT
 
 CA_PORT = 8443
 CONFIG = "/etc/mesh"
@@ -25,6 +27,10 @@ STATE = "/var/lib/sidecar"
 ENROLMENT = "/etc/mesh-enrolment"
 WAIT = "5m"
 """How long a listener stays closed at most, until what is behind it has answered."""
+
+ADMIN = "127.0.0.1:15000"
+MESH_NUMBER = 15_090
+"""Where a sidecar answers the mesh for itself, unless its app has that port."""
 
 Ports = Mapping[str, Mapping[str, int]]
 """The ports of each app, by their names in ``mesh.yaml``."""
@@ -67,11 +73,17 @@ def wiring(
             "enrolment": f"{ENROLMENT}/{SECRET}",
             "state_dir": STATE,
         },
+        "admin": {"listen": ADMIN, "mesh_listen": f"{address}:{mesh_number(ports[app])}"},
         "inbound": inbound,
         "outbound": outbound,
         "timeouts": {"wait": WAIT},
         "log_format": "json",
     }
+
+
+def mesh_number(ports: Mapping[str, int]) -> int:
+    """Where the sidecar of an app with these ports answers the mesh for itself."""
+    return next(number for number in count(MESH_NUMBER) if number not in ports.values())
 
 
 def needs_of(data: Mapping[str, Any], settings: Mapping[str, Any], is_foreseen: Callable[[str, str, int], bool]) -> str:
@@ -81,7 +93,8 @@ def needs_of(data: Mapping[str, Any], settings: Mapping[str, Any], is_foreseen: 
     outbound = [
         [it["to"], it["listen"]]
         for it in data["outbound"]
-        if is_foreseen(data["service"], it["to"].rpartition(":")[0], int(it["listen"].rpartition(":")[2]))
+        if it["to"].endswith(f":{ADMIN_PORT}")
+        or is_foreseen(data["service"], it["to"].rpartition(":")[0], int(it["listen"].rpartition(":")[2]))
     ]
     text = json.dumps([sorted(inbound), sorted(outbound), dict(settings)], sort_keys=True, default=str)
     return sha256(text.encode()).hexdigest()[:12]

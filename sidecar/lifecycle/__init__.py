@@ -1,5 +1,5 @@
 """One sidecar process, from start to drain.
 
 ``run`` (``sidecar run``: puts the parts together), ``reload`` (changes while it runs), ``status`` (its state, for people),
-``report`` (the same for its CA).
+``report`` (the same for its CA), ``gauges`` (the same for the metrics).
 """

@@ -29,10 +29,11 @@ from sidecar.host.process import (
 )
 from sidecar.identity.judge import Revocations, revoked
 from sidecar.identity.reasons import UsageError
+from sidecar.lifecycle.gauges import Gauges
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.report import report_of
 from sidecar.lifecycle.status import CurrentState, describe
-from sidecar.observe import stray
+from sidecar.observe import lag, stray
 from sidecar.observe.admin import Source
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.local import LocalServer
@@ -130,14 +131,11 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
     status = partial(_status, config, server, reloader, agent, stop, server.node.clock())
     if agent is not None:
         agent.report(lambda: report_of(status(), f"{server.node.clock():%FT%TZ}"))
+    unwell = partial(_unwell, server, reloader)
+    numbers = Gauges(server, reloader, agent, unwell, stop.is_set).now
+    source = Source(unwell, stop.is_set, status, numbers, server.node.metrics)
     admins: list[LocalServer] = []
     if config.admin is not None:
-        source = Source(
-            partial(_unwell, server, reloader),
-            stop.is_set,
-            status,
-            server.node.metrics,
-        )
         probing = Probing(server.node, lambda: config.outbound, lambda: reloader.loaded.keys, lambda: server.listening)
         acting = source.routes() | probing_routes(lambda name: probing if name in (None, config.service) else None)
         listen, beside = config.admin.listen, config.admin.socket
@@ -162,6 +160,8 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             nursery.start_soon(reloader.run)
             nursery.start_soon(memory.give_back)
             nursery.start_soon(server.node.alarm_log.run)
+            nursery.start_soon(server.own_app.run, source.mesh_routes())
+            nursery.start_soon(lag.measure, server.node.metrics.lag)
             for admin in admins:
                 nursery.start_soon(admin.run)
             if agent is not None:

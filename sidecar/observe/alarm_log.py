@@ -10,7 +10,7 @@ digest and its names.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -30,7 +30,7 @@ MOST_WAITING = 8
 
 class AlarmLog:
     """The alarms of one process. Start :meth:`run` in a nursery, so that counts are told when nothing repeats any more; call
-    :meth:`write_all` at the end."""
+    :meth:`write_all` at the end. ``counts``: how often each event was met, by severity, for the metrics."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class AlarmLog:
         self._directory = directory
         self._disk = Disk()
         self._unkept: deque[tuple[Alarm, tuple[bytes, ...]]] = deque()
+        self.counts = Counter({(MITM_SUSPECTED, str(Severity.ALARM)): 0})  # one that begins with 0 is seen to rise
         self._log = log
         self._clock = clock
         self._changed = trio.Event()
@@ -67,6 +68,7 @@ class AlarmLog:
         """Something was met that may be an attack. ``chain``: the certificates that were presented, in DER. ``fields``:
         further ones of :class:`Alarm`. Returns the alarm of this one time."""
         at = self._clock()
+        self.counts[event, str(severity)] += 1
         met = Alarm(event, service, message, at, at, severity=severity, presented=presented or {}, **fields)  # type: ignore[arg-type]
         self.take(met, chain)
         return met

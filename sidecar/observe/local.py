@@ -50,7 +50,7 @@ class LocalServer:
             self.sockets = [listen_unix(where, listen)]
         else:
             self.sockets = sockets.listen_all(where, listen.host, listen.port)
-        self._open: dict[_PlainStream, None] = {}  # in order of arrival
+        self._open: dict[PlainStream, None] = {}  # in order of arrival
 
     @property
     def address(self) -> str:
@@ -85,7 +85,7 @@ class LocalServer:
             return
         if len(self._open) >= MAX_CONNECTIONS:
             self._close_oldest()
-        stream = _PlainStream(sock)
+        stream = PlainStream(sock)
         self._open[stream] = None
         connections.start_soon(self._connection, stream)
 
@@ -118,7 +118,7 @@ class LocalServer:
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return uid in (0, os.geteuid())
 
-    async def _connection(self, stream: _PlainStream) -> None:
+    async def _connection(self, stream: PlainStream) -> None:
         try:
             stream.scope.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
             with stream.scope:
@@ -158,7 +158,7 @@ def listen_unix(where: str, path: Path) -> socket.socket:
     return sock
 
 
-class _PlainStream:
+class PlainStream:
     """A plain socket as a :class:`~sidecar.transport.http1.Stream`. ``scope`` wraps its connection's task. ``is_idle``:
     whether no complete request is there to be answered."""
 

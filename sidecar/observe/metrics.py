@@ -16,6 +16,7 @@ from itertools import chain
 from operator import itemgetter
 
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason
+from sidecar.observe.exposition import Histogram
 from sidecar.observe.folding import is_foldable
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.observe.traffic import Edges, Traffic
@@ -58,11 +59,19 @@ class _Kind(enum.Enum):
 @dataclass(slots=True)
 class Metrics:
     """``ended``: connections by (direction, port or upstream, decision, reason). ``edges``: who called whom, and how much.
-    ``folded``: connections without a line of their own in the log."""
+    ``folded``: connections without a line of their own in the log. ``handshakes``, ``connects``: how long those that
+    succeeded took, by direction. ``lag``: how late a timer of the loop was, each second."""
 
     ended: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     edges: Edges = field(default_factory=Edges)
     folded: int = 0
+    handshakes: dict[Direction, Histogram] = field(
+        default_factory=lambda: {"inbound": Histogram(), "outbound": Histogram()}
+    )
+    connects: dict[Direction, Histogram] = field(
+        default_factory=lambda: {"inbound": Histogram(), "outbound": Histogram()}
+    )
+    lag: Histogram = field(default_factory=Histogram)
     _refusals: dict[_Kind, deque[tuple[int, Refusal]]] = field(
         default_factory=lambda: {kind: deque(maxlen=LAST_REFUSALS) for kind in _Kind}
     )
@@ -100,7 +109,8 @@ class Metrics:
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
         if record.traffic is None:
-            self.edges[record.edge].refused[record.outcome] += 1
+            # What `sidecar verify` tries is refused as it should be, and no alert is to be raised by it.
+            self.edges[record.edge].refused[Reason.PROBE if record.probe else record.outcome] += 1
         else:
             record.traffic.ended[record.outcome] += 1
         self.folded += folded

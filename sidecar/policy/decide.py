@@ -93,7 +93,7 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
         return _decision(mesh, source, target, Kind.ALLOWED, allowing, dry_run)
     if target.service not in mesh.services:
         return _decision(mesh, source, target, Kind.UNKNOWN_SERVICE, None, dry_run)
-    if target.port not in mesh.services[target.service].ports:
+    if not mesh.has(target):
         return _decision(mesh, source, target, Kind.UNKNOWN_PORT, None, dry_run)
     # An enforced rule that fits and is in force has decided above: those that are left ran out.
     over = _first(rule for rule in mesh.rules if rule.fits(source, target) and rule.mode == "enforce")

@@ -79,14 +79,13 @@ def explain(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime
     """The decision on a call, what each end checks, the rules that come near, and a rule that would allow the call."""
     target = Target(service, port)
     decision = decide(mesh, source, service, port, now)
-    known = target.service in mesh.services and target.port in mesh.services[target.service].ports
     return Explanation(
         source=source,
         target=target,
         decision=decision,
         ends=_ends(mesh, source, target, decision),
         near_misses=tuple(_near_misses(mesh, source, target, decision, now)),
-        would_allow=_rule_text(mesh, source, target) if known and decision.rule is None else None,
+        would_allow=_rule_text(mesh, source, target) if mesh.has(target) and decision.rule is None else None,
     )
 
 

@@ -9,7 +9,8 @@ The values of a rule's ``from`` and ``to``:
 * ``from: "*"`` is every service declared in this file (not every certificate of the trust domain);
 * ``from: "spiffe://shop.internal/batch/*"`` is a pattern over whole path segments: ``*`` is one, ``**`` any number,
   including none; every other segment is itself, dots included. A pattern of one plain segment must be a declared service;
-* ``to: "api:http"`` is one port, ``to: api`` all ports of a service, ``to: "*"`` all ports of all services.
+* ``to: "api:http"`` is one port, ``to: api`` all ports of a service, ``to: "*"`` all ports of all services; but
+  ``to: "api:mesh-admin"``, the metrics of its sidecar, is in neither of these.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
-from sidecar.policy.names import WILDCARDS, Names, Target
+from sidecar.policy.names import ADMIN_PORT, WILDCARDS, Names, Target
 
 _NAMED_BY_NO_RULE = "*"
 """A path segment that only wildcards match: the grammar of SPIFFE IDs excludes it, so no rule can name it."""
@@ -163,6 +164,11 @@ class Mesh(MeshShape):
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""
         return SpiffeId(self.trust_domain, (self.services[service].name,))
+
+    def has(self, target: Target) -> bool:
+        """Whether there is such a port."""
+        service = self.services.get(target.service)
+        return service is not None and (target.port in service.ports or target.port == ADMIN_PORT)
 
     def targets(self, text: str) -> tuple[Target, ...]:
         """The ports that ``api:http``, ``api`` or ``*`` refers to. Raises :class:`ValueError` with a message for people."""

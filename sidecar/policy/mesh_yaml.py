@@ -33,7 +33,7 @@ from sidecar.documents.schema import (
 )
 from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
 from sidecar.policy.alarm_url import parse_alarm_url
-from sidecar.policy.names import Names, Target
+from sidecar.policy.names import ADMIN_PORT, Names, Target
 
 Action = Literal["allow", "deny"]
 Mode = Literal["enforce", "dry-run"]
@@ -116,6 +116,11 @@ def _service_name(text: str, info: Info) -> str:
 def _port_name(text: str) -> str:
     if not _PORT_NAME.fullmatch(text):
         raise ValueError(f"{shown(text)} is no port name: 1 to 63 of a-z 0-9 and, inside, -")
+    if text == ADMIN_PORT:
+        raise ValueError(
+            f"{shown(text)} is reserved: every service has this port, at which its sidecar answers for itself; call yours "
+            "by another name"
+        )
     return text
 
 
@@ -126,7 +131,12 @@ def _not_empty(items: tuple[_T, ...]) -> tuple[_T, ...]:
 
 
 def _call(value: object, info: Info) -> object:
-    return value if info.context is None else _names(info).target(as_text(value))
+    if info.context is None:
+        return value
+    target = _names(info).target(as_text(value))
+    if target.port == ADMIN_PORT:
+        raise ValueError(f"{target} is not served by `sidecar dev`: use `sidecar status`")
+    return target
 
 
 def _rule_name(text: str) -> str:
@@ -227,7 +237,9 @@ class RuleShape(Shape):
     """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
     in which `*` is one whole path segment and `**` any number of them. One, or a list."""
     to: _Some[_Targets]
-    """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list."""
+    """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list.
+    `mesh-admin`, the port at which each sidecar answers for its own health and metrics, is meant only by
+    `service:mesh-admin`."""
     action: Action = "allow"
     """Whether the rule allows or refuses. A `deny` rule wins over every `allow` rule."""
     mode: Mode = "enforce"

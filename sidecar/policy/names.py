@@ -12,6 +12,10 @@ from typing import NamedTuple
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, parse_spiffe_id, shown
 
+ADMIN_PORT = "mesh-admin"
+"""A port that every service has and none declares: its sidecar's own health and metrics. A rule means it only if it is
+written in full (``api:mesh-admin``): neither ``api`` nor ``*`` includes it, in a ``deny`` rule neither."""
+
 WILDCARDS = frozenset({"*", "**"})
 
 _SPIFFE = "spiffe://"
@@ -44,6 +48,8 @@ class Names:
             return tuple(Target(service, port) for service, names in self.ports.items() for port in names or ())
         service, colon, port = text.partition(":")
         names = self._of(service)
+        if port == ADMIN_PORT:
+            return (Target(service, port),)
         if names is None:
             return ()
         if not names:

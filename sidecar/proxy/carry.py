@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.config.sidecar_yaml import MeshPort, Outbound
 from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.live import Live
@@ -57,7 +57,7 @@ def _close(sock: socket.socket, how: Closing) -> Steps[None]:
 
 def carry(
     node: Node,
-    options: Inbound | Outbound,
+    options: MeshPort | Outbound,
     channel: TlsChannel | FramedChannel,
     net: socket.socket,
     app: socket.socket,
@@ -91,7 +91,7 @@ def carry(
     return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing, kept)
 
 
-def _limit_reached(reason: Reason, options: Inbound | Outbound) -> str | None:
+def _limit_reached(reason: Reason, options: MeshPort | Outbound) -> str | None:
     """Which limit of the file ended a connection, as a sentence; None if it was none of these."""
     if reason is Reason.IDLE_TIMEOUT and options.idle_timeout is not None:
         return f"no byte came for {options.idle_timeout:g} s (idle_timeout)"

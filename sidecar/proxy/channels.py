@@ -23,7 +23,7 @@ from datetime import datetime
 
 import trio
 
-from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.config.sidecar_yaml import MeshPort, Outbound
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.live import Admission, Live
@@ -105,7 +105,7 @@ class PeerChannel:
             return False
         return True
 
-    def is_retired(self, node: Node, options: Inbound | Outbound) -> bool:
+    def is_retired(self, node: Node, options: MeshPort | Outbound) -> bool:
         """Whether no further stream is to begin on it, although its peer may be as good as ever."""
         own, frames = node.current.context.own, self.frames
         assert own is not None  # noqa: S101 (a sidecar has a certificate)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Protocol
 
 import trio
 
-from sidecar.config.sidecar_yaml import Inbound
+from sidecar.config.sidecar_yaml import MeshPort
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import remedy
@@ -42,7 +44,21 @@ _ENDINGS = {
 }
 
 
-def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
+class App(Protocol):
+    """Our app, as a port finds it: :class:`sidecar.transport.dial.Upstream`, or :class:`sidecar.proxy.own_port.OwnApp`."""
+
+    def reach_only(
+        self, until: float, failures: dict[dial.Endpoint, Refused], waits: Callable[[], Steps[None]]
+    ) -> Steps[tuple[socket.socket, dial.Endpoint] | None]: ...
+
+    async def reach(
+        self, seconds: float, failures: dict[dial.Endpoint, Refused]
+    ) -> tuple[socket.socket, dial.Endpoint] | None: ...
+
+    def using(self, endpoint: dial.Endpoint) -> AbstractContextManager[None]: ...
+
+
+def serve(node: Node, port: MeshPort, app: App, sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
     """Serves one accepted connection until it ends, and is closed: the streams of a kept channel, or the one that it is.
     Each has its record in ``lines``. Raises :class:`Refused`; after any exception ``sock`` is still open, and all else is
     closed."""
@@ -104,7 +120,7 @@ def serve(node: Node, port: Inbound, app: dial.Upstream, sock: socket.socket, li
         channel.free()
 
 
-def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, live: Live) -> Steps[bool]:
+def _next_stream(node: Node, port: MeshPort, here: PeerChannel, lines: Lines, live: Live) -> Steps[bool]:
     """Waits for the caller's next *open*, confirms it, and begins its record. Returns whether it has come: if not, the
     channel has ended, or is to end. Raises :class:`Refused` if no stream has come at all."""
     frames, timeouts = here.frames, node.config.timeouts
@@ -139,7 +155,7 @@ def _next_stream(node: Node, port: Inbound, here: PeerChannel, lines: Lines, liv
 
 
 def _admit(
-    node: Node, port: Inbound, app: dial.Upstream, here: PeerChannel, record: ConnectionRecord, admission: Admission
+    node: Node, port: MeshPort, app: App, here: PeerChannel, record: ConnectionRecord, admission: Admission
 ) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Judges one stream by what is in force now, and connects to our app. Raises :class:`Refused`."""
     caller = here.peer.id
@@ -170,7 +186,10 @@ def _admit(
     if stops:
         raise Refused(Reason.PROBE, f"has let in a probe of {caller}, which ends before the app is reached")
     # Connect to the app before the peer gets its verdict. If that takes time, the peer hears that its *open* was read.
-    return (yield from _connect(app, seconds, lambda: send(here.sock, here.channel, node.time() + seconds)))
+    began = node.time()
+    found = yield from _connect(app, seconds, lambda: send(here.sock, here.channel, node.time() + seconds))
+    node.metrics.connects["inbound"].add(node.time() - began)
+    return found
 
 
 def _take_as_probe(node: Node, here: PeerChannel, record: ConnectionRecord) -> bool:
@@ -188,9 +207,7 @@ def _take_as_probe(node: Node, here: PeerChannel, record: ConnectionRecord) -> b
     return stops
 
 
-def _connect(
-    app: dial.Upstream, seconds: float, waits: Callable[[], Steps[None]]
-) -> Steps[tuple[socket.socket, dial.Endpoint]]:
+def _connect(app: App, seconds: float, waits: Callable[[], Steps[None]]) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Connects to the first endpoint of our app that answers. ``seconds``: for the look-up and all endpoints together. The
     caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. ``waits`` is run before
     anything is waited for. Raises :class:`Refused`."""

@@ -190,8 +190,12 @@ async def find_peer(
     known: dict[dial.Endpoint, dict[str, Any]] = {}
     try:
         with trio.move_on_after(longest):
-            while (found := await upstream.reach(timeouts.connect, failures)) is not None:
+            while True:
+                began = node.time()
+                if (found := await upstream.reach(timeouts.connect, failures)) is None:
+                    break
                 net, endpoint = found
+                node.metrics.connects["outbound"].add(node.time() - began)
                 try:
                     check_caller()
                 except BaseException:

@@ -74,6 +74,7 @@ async def establish(
     if channel.svid is None:
         raise Refused(Reason.NO_CERTIFICATE, "has no judged peer after the handshake")
     record.peer_id, record.tls_group, record.resumed = str(channel.svid.id), channel.group, channel.resumed
+    node.metrics.handshakes[record.direction].add(node.time() - began)
     return VerifiedPeer(channel.svid, channel.path, channel.anchor)
 
 

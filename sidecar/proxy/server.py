@@ -34,12 +34,13 @@ from functools import partial
 
 import trio
 
-from sidecar.config.sidecar_yaml import Inbound, Outbound
+from sidecar.config.sidecar_yaml import Inbound, MeshPort, Outbound
 from sidecar.documents.address import Address
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.observe.summaries import Summaries
+from sidecar.policy.names import ADMIN_PORT
 from sidecar.proxy import inbound, outbound
 from sidecar.proxy.channels import Channels
 from sidecar.proxy.draining import Look, Phase
@@ -48,6 +49,7 @@ from sidecar.proxy.listener import Handler, Listener
 from sidecar.proxy.live import Live
 from sidecar.proxy.loops import LoopGuard
 from sidecar.proxy.node import Node
+from sidecar.proxy.own_port import OwnApp
 from sidecar.proxy.suspects import look_at
 from sidecar.proxy.waiting import Trial, Waiting, ask_app, ask_callee
 from sidecar.relay.strand import Steps, Stopped, Strand
@@ -80,6 +82,7 @@ class Server:
         self.waiting = Waiting(node)
         self._trials: dict[Listener, Trial] = {}
         self.channels = Channels(node)
+        self.own_app = OwnApp(node.log)
         self._lobby = Lobby(node.config.timeouts.handshake)
         self._summaries = Summaries(node.config.service, node.log, node.clock)
         self._open_connections: dict[Live, Look] = {}
@@ -150,10 +153,19 @@ class Server:
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             handler = _inbound(node, port, app)
             trial = partial(ask_app, node, app)
-            self._add(f"inbound[{index}]", port.listen, None, "inbound", port.port, None, handler, trial)
+            self._add(f"inbound[{index}].listen", port.listen, None, "inbound", port.port, None, handler, trial)
+        admin = config.admin
+        if admin is not None and admin.mesh_listen is not None:
+            own = MeshPort(port=ADMIN_PORT, listen=admin.mesh_listen, require_alpn=True)
+            handler = _inbound(node, own, self.own_app)
+            self._add("admin.mesh_listen", own.listen, None, "inbound", ADMIN_PORT, None, handler, None)
         for index, route in enumerate(routes):
             peers = dial.Upstream(f"{route.target}'s sidecar", route.peers, node.resolver, self.listening)
-            handler, where, target = _outbound(node, route, peers, self.channels), f"outbound[{index}]", route.shown
+            handler, where, target = (
+                _outbound(node, route, peers, self.channels),
+                f"outbound[{index}].listen",
+                route.shown,
+            )
             asked = partial(ask_callee, node, route, peers)
             self._add(where, route.listen, route.device, "outbound", route.port, target, handler, asked)
 
@@ -166,16 +178,17 @@ class Server:
         port: str,
         upstream: str | None,
         handler: Handler,
-        trial: Trial,
+        trial: Trial | None,
     ) -> None:
         """Opens one entry of the configuration: a listener for each address of its host. With ``timeouts.wait`` they stay
-        closed at first, and ``trial`` says how long."""
-        where = f"{self.node.config.path}: {entry}.listen"
-        closed = self.node.config.timeouts.wait is not None
+        closed at first, and ``trial`` says how long; None: it opens at once."""
+        where = f"{self.node.config.path}: {entry}"
+        closed = self.node.config.timeouts.wait is not None and trial is not None
         for sock in sockets.listen_all(where, listen.host, listen.port, device, closed=closed):
             listener = Listener(where, sock, device, direction, port, upstream, handler, closed=closed)
             self.listeners.append(listener)
-            self._trials[listener] = trial
+            if trial is not None:
+                self._trials[listener] = trial
             self.listening.append(listener.address)
 
     # -- accepting -----------------------------------------------------------------------------------------------------
@@ -396,7 +409,7 @@ def _nothing() -> None:
     return
 
 
-def _inbound(node: Node, port: Inbound, app: dial.Upstream) -> Handler:
+def _inbound(node: Node, port: MeshPort, app: inbound.App) -> Handler:
     def handle(sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
         return inbound.serve(node, port, app, sock, lines, live)
 

@@ -14,11 +14,18 @@ from trio.testing import wait_all_tasks_blocked
 
 from sidecar.documents.address import Address
 from sidecar.observe.admin import Source
+from sidecar.observe.catalogue import Numbers
 from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.traffic import Edge
 from tests.beds.mesh import LogSink
+
+NUMBERS = Numbers(
+    release="0.1.0", python="3.14.0", openssl="4.0.0", started_at=1.7e9, cpu_seconds=1.5, healthy=True, draining=False,
+    waiting=0, strangers=5, idle_channels=4, log_lost=3, alarms={("mitm_suspected", "alarm"): 2}, policy="0123456789ab",
+    reload_refused=0, certificate_end=1.8e9,
+)  # fmt: skip
 
 WELL: dict[str, Any] = {
     "healthy": True, "unwell": [], "draining": False, "connected": [], "log": {"lost": 3}, "strangers": {"now": 5},
@@ -35,7 +42,9 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[LocalSer
         traffic = metrics.edges[Edge("outbound", "api", "api:http", rule)]
         traffic.streams, traffic.reused = streams, reused
     document = {**WELL, **status}
-    source = Source(lambda: document["unwell"], lambda: document["draining"], lambda: document, metrics)
+    source = Source(
+        lambda: document["unwell"], lambda: document["draining"], lambda: document, lambda: NUMBERS, metrics
+    )
     one = LocalServer("sidecar.yaml: admin.listen", listen, source.routes(), Log(LogSink(), "json"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)

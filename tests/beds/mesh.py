@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from OpenSSL import SSL
 
-from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Admin, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
@@ -35,6 +35,7 @@ from sidecar.relay.poller import Poller
 from sidecar.relay.relay import Relay
 from sidecar.transport import sockets, tls, tls_data
 from sidecar.transport.handshake import shake_hands
+from sidecar.transport.http1 import Routes
 from sidecar.transport.stream import SecureStream
 from tests.beds.certificates import Authority, Credential, key_pair
 
@@ -193,8 +194,9 @@ class MeshBed:
         keep: int = 256,
         clock: Callable[[], datetime] = utc_now,
         poller: Poller | None = None,
+        own: Routes | None = None,
     ) -> RunningSidecar:
-        """Starts a sidecar with a certificate of its own, unless told which."""
+        """Starts a sidecar with a certificate of its own, unless told which. ``own``: what its ``mesh-admin`` answers."""
         sink = LogSink()
         nowhere = Path("sidecar.yaml")
         config = Config(
@@ -205,7 +207,7 @@ class MeshBed:
             identity=FileIdentity(nowhere, nowhere, nowhere),
             inbound=tuple(inbound),
             outbound=tuple(outbound),
-            admin=None,
+            admin=None if own is None else Admin(nowhere, mesh_listen=ANYWHERE),
             timeouts=timeouts or Timeouts(handshake=PATIENCE, connect=PATIENCE, drain=PATIENCE),
             limits=limits or Limits(connections=10_000),
             keep=keep,
@@ -216,15 +218,17 @@ class MeshBed:
         snapshot = Snapshot(self.mesh.identity(service), self.mesh, tls.Context(self.keys(credential), params))
         node = Node(config, snapshot, Log(sink, "json"), clock, Relay(tls_data.make_buffer, poller))
         running = RunningSidecar(Server(node), sink)
-        await self.nursery.start(self._serve, running)
+        await self.nursery.start(self._serve, running, own or {})
         return running
 
     async def _serve(
-        self, running: RunningSidecar, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, running: RunningSidecar, own: Routes, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        async with machinery(running.node):
+        async with machinery(running.node), trio.open_nursery() as nursery:
+            nursery.start_soon(running.server.own_app.run, own)
             task_status.started()
             await running.server.serve(running.stop)
+            nursery.cancel_scope.cancel()
         running.stopped.set()
 
     async def pair(

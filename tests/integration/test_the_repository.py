@@ -12,6 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from sidecar.cli.schema import metrics
 from sidecar.config.reference import file_schema, reference
 from sidecar.config.wiring import parse_config
 from sidecar.documents.yaml12 import parse_yaml
@@ -20,7 +21,13 @@ from tests.beds.processes import needs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", ".github/SECURITY.md", ".github/CONTRIBUTING.md", ".github/reference.md"]
+DOCUMENTS = [
+    "README.md",
+    ".github/SECURITY.md",
+    ".github/CONTRIBUTING.md",
+    ".github/reference.md",
+    ".github/metrics.md",
+]
 MESHES = [
     *re.findall(r"cat > mesh\.yaml <<'EOF'\n(.*?)^EOF", README, re.MULTILINE | re.DOTALL),
     *re.findall(r"```yaml\n(trust_domain:.*?)```", README, re.DOTALL),
@@ -31,6 +38,11 @@ SIDECARS = re.findall(r"```yaml\n(service:.*?)```", README, re.DOTALL)
 def test_the_reference_is_of_this_version() -> None:
     committed = (ROOT / ".github/reference.md").read_text(encoding="utf-8")
     assert committed == reference(), "make it anew: sidecar schema --reference >.github/reference.md"
+
+
+def test_the_table_of_metrics_is_of_this_version() -> None:
+    committed = (ROOT / ".github/metrics.md").read_text(encoding="utf-8")
+    assert committed == metrics(), "make it anew: sidecar schema --metrics >.github/metrics.md"
 
 
 def test_readme_has_both_kinds_of_file() -> None:
@@ -88,7 +100,7 @@ def test_a_lock_names_no_index(name: str) -> None:
         ("sidecar", ["schema", "m"], ["mesh"]),
         ("sidecar", ["schema", "--ref"], ["--reference"]),
         ("sidecar", ["nonsense"], []),
-        ("certs", ["re"], ["renew-issuing", "revoke"]),
+        ("certs", ["re"], ["renew-issuing", "reports", "revoke"]),
         ("certs", ["init", "--trust"], ["--trust-domain"]),
     ],
 )

@@ -112,6 +112,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
         "unit/certs/protocol/test_client.py",
     ),
     "local": (),
+    "own_port": (),
     "live": ("unit/lifecycle/test_reload.py",),
     "address": ("unit/config/test_sidecar_yaml.py",),
     "sockets": ("unit/proxy/test_server.py", "integration/proxy/test_listener.py", "attacks/test_strangers.py"),

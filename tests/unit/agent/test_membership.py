@@ -50,6 +50,7 @@ from sidecar.agent.membership import (
 from sidecar.agent.trust import Floor, Instant, Trust
 from sidecar.identity.keys import certificate_digest, key_digest, new_key
 from sidecar.identity.spiffe import SpiffeId, Svid
+from sidecar.observe.catalogue import MemberNumbers
 from tests.beds.certificates import DAY, HOUR
 
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -184,6 +185,18 @@ def test_first_contact_is_bundle_then_list_then_secret() -> None:
     It().joins().waits(5 * 0.95)
 
 
+def test_its_numbers_are_of_what_it_has() -> None:
+    assert It().membership.numbers(It().now) == MemberNumbers(), "nothing yet"
+    it = It().joins()
+    found, trust = it.membership.numbers(it.now), it.membership.trust
+    assert trust.listed is not None
+    assert (found.bundle, found.list_version, found.obtained, found.failing) == (1, trust.listed.version, 1, False)
+    assert found.listed_at == START.timestamp()
+    assert found.fresh_until == (START + HOUR).timestamp()
+    assert found.renews_at is not None
+    assert START.timestamp() < found.renews_at < (START + HOUR).timestamp()
+
+
 def test_no_secret_before_a_list_and_the_bundle_that_it_names() -> None:
     it = It()
     it.learns(signed(1)[0])
@@ -231,10 +244,15 @@ def test_a_renewal_that_fails_goes_on_to_the_old_key_and_that_to_the_secret() ->
     it.lists()
     it.fails(Renew(), Why.DENIED, "revoked")
     it.fails(Reenrol(), Why.DENIED, "revoked too")
+    told = it.membership
+    assert (told.certificates, told.failed_attempts, told.is_failing) == (1, 0, False), "the attempt is not over yet"
     it.fails(Enrol(), Why.UNUSABLE, "no secret")
+    assert (told.certificates, told.failed_attempts, told.is_failing) == (1, 1, True)
     [said] = it.said("certificate")
     assert said.startswith("revoked; revoked too; no secret; the certificate in force is good until")
     it.waits(0.375)
+    it.obtains()
+    assert (told.certificates, told.failed_attempts, told.is_failing) == (2, 1, False)
 
 
 @pytest.mark.parametrize(("last", "reported"), [(Why.UNUSABLE, Why.DENIED), (Why.OTHER, Why.OTHER)])

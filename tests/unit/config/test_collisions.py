@@ -61,6 +61,16 @@ def test_listeners_of_all_kinds_collide() -> None:
     ]
 
 
+def test_where_the_mesh_asks_for_metrics_is_a_listener_too() -> None:
+    text = wired([("10.0.0.1:80", "app:1")], [("10.0.0.1:81", "10.0.0.1:82")])
+    text = text.replace("admin: {", "admin: {mesh_listen: '10.0.0.1:80', ")
+    (taken,) = mistakes(text)
+    assert taken == "s.yaml:8: admin.mesh_listen: '10.0.0.1:80' is taken already by inbound[0].listen ('10.0.0.1:80')"
+    assert mistakes(text.replace("mesh_listen: '10.0.0.1:80'", "mesh_listen: '10.0.0.1:82'")) == [
+        "s.yaml:7: outbound[0].peers: '10.0.0.1:82' is this sidecar's own admin.mesh_listen ('10.0.0.1:82'): a loop"
+    ]
+
+
 @pytest.mark.parametrize(
     ("listen", "app", "loop"),
     [

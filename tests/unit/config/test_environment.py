@@ -28,6 +28,7 @@ def test_variables_are_made_from_the_files_shape() -> None:
         "SIDECAR_IDENTITY_STATE_DIR": ("identity", "state_dir"),
         "SIDECAR_ADMIN_LISTEN": ("admin", "listen"),
         "SIDECAR_ADMIN_SOCKET": ("admin", "socket"),
+        "SIDECAR_ADMIN_MESH_LISTEN": ("admin", "mesh_listen"),
         "SIDECAR_TIMEOUTS_HANDSHAKE": ("timeouts", "handshake"),
         "SIDECAR_TIMEOUTS_CONNECT": ("timeouts", "connect"),
         "SIDECAR_TIMEOUTS_DRAIN": ("timeouts", "drain"),

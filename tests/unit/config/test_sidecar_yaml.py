@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from sidecar.config import environment, sidecar_yaml, wiring
-from sidecar.config.sidecar_yaml import CaIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Admin, CaIdentity, Inbound, Limits, Outbound, Timeouts
 from sidecar.documents.address import Address
 from sidecar.documents.checks import ShapeError
 from sidecar.documents.schema import Before, Named, Shape, fields_of, frozen, nothing_is_empty, one_is_a_list, read_by
@@ -152,6 +152,13 @@ def test_root_fingerprint(pin: str) -> None:
             "{port: 8080, listen: 'a:1', app: 'b:2'}",
             ["s.yaml:5: inbound[0].port: service 'api' has no port '8080' (it has 'http', 'metrics')"],
         ),
+        (
+            "{port: mesh-admin, listen: 'a:1', app: 'b:2'}",
+            [
+                "s.yaml:5: inbound[0].port: 'mesh-admin' has no app: the sidecar itself answers, where "
+                "`admin.mesh_listen` says"
+            ],
+        ),
         ("{port: [], listen: 'a:1', app: 'b:2'}", ["s.yaml:5: inbound[0].port: must be text, not a list"]),
         ("{port: http, listen: 'a:1', app: []}", ["s.yaml:5: inbound[0].app: is empty: name at least one"]),
         (
@@ -183,6 +190,15 @@ def test_root_fingerprint(pin: str) -> None:
 )
 def test_a_mistake_in_inbound(inbound: str, lines: list[str]) -> None:
     assert mistakes(f"{HEAD}inbound:\n- {inbound}") == lines
+
+
+def test_where_the_mesh_asks_for_metrics_and_whom_this_sidecar_asks() -> None:
+    text = f"{HEAD}admin: {{listen: 'unix:/x', mesh_listen: '0.0.0.0:15090'}}\noutbound:\n"
+    config = parsed(f"{text}- {{to: 'db:mesh-admin', listen: '127.0.0.1:1', peers: 'db.mesh:15090'}}")
+    assert config.admin is not None
+    assert str(config.admin.mesh_listen) == "0.0.0.0:15090"
+    assert config.outbound[0].target == Target("db", "mesh-admin")
+    assert parsed(f"{HEAD}admin: {{listen: 'unix:/x'}}").admin == Admin(Path("/x"))
 
 
 def test_a_service_without_ports_has_no_inbound() -> None:

@@ -62,6 +62,15 @@ async def test_the_count_is_told_when_it_is_due(autojump_clock: trio.testing.Moc
     nursery.cancel_scope.cancel()
 
 
+async def test_each_time_is_counted_for_the_metrics_beginning_with_none() -> None:
+    site = Site()
+    assert site.alarms.counts == {("mitm_suspected", "alarm"): 0}
+    site.met()
+    site.met()
+    site.met(event="neighbour_met", severity=Severity.NOTICE)
+    assert site.alarms.counts == {("mitm_suspected", "alarm"): 2, ("neighbour_met", "notice"): 1}
+
+
 async def test_the_end_tells_the_count() -> None:
     site = Site()
     site.met()

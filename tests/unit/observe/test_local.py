@@ -22,7 +22,7 @@ from sidecar.observe.local import FIRST_REQUEST_SECONDS, MAX_CONNECTIONS, LocalS
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.transport import sockets
-from tests.beds.admin import LOOPBACK, WELL, admin, asked, connected, get
+from tests.beds.admin import LOOPBACK, NUMBERS, WELL, admin, asked, connected, get
 from tests.beds.mesh import LogSink, connect, receive_all
 
 BOTH = [
@@ -243,7 +243,9 @@ async def test_when_no_descriptor_is_left_that_is_said_once_and_it_goes_on(
     monkeypatch.setattr(socket.socket, "accept", exhausted)
     monkeypatch.setattr(local, "FIRST_REQUEST_SECONDS", 1e9)
     log = LogSink()
-    one = LocalServer("x", LOOPBACK, Source(list, bool, lambda: WELL, Metrics()).routes(), Log(log, "json"))
+    one = LocalServer(
+        "x", LOOPBACK, Source(list, bool, lambda: WELL, lambda: NUMBERS, Metrics()).routes(), Log(log, "json")
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.run)
         with await connected(one) as silent:

@@ -50,6 +50,15 @@ def test_what_is_let_in_is_opened_and_ends_there_and_the_rest_is_refused() -> No
     assert len(metrics.edges) == 2
 
 
+def test_what_verify_tries_is_refused_as_a_probe() -> None:
+    metrics, tried = Metrics(), ended(Reason.POLICY_DENIED)
+    tried.probe = True
+    metrics.add(tried, "now")
+    metrics.add(ended(Reason.POLICY_DENIED), "now")
+    (traffic,) = metrics.edges.values()
+    assert traffic.refused == {Reason.PROBE: 1, Reason.POLICY_DENIED: 1}
+
+
 def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
     metrics = Metrics()
     metrics.add(ended(), "then")

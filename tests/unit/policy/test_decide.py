@@ -51,6 +51,15 @@ def asked(among: Mesh, source: str, target: str, now: datetime = NOW) -> Decisio
         ("{from: web, to: '*'}", "shop.internal/web", "web:http", True),
         ("{from: web, to: '*'}", "shop.internal/web", "web:admin", False),
         ("{from: web, to: '*'}", "shop.internal/web", "*:*", False),
+        # What every sidecar answers for itself is meant in full, or not at all
+        ("{from: web, to: 'api:mesh-admin'}", "shop.internal/web", "api:mesh-admin", True),
+        ("{from: web, to: 'a.b:mesh-admin'}", "shop.internal/web", "a.b:mesh-admin", True),
+        ("{from: '*', to: 'api:mesh-admin'}", "shop.internal/web", "api:mesh-admin", True),
+        ("{from: web, to: api}", "shop.internal/web", "api:mesh-admin", False),
+        ("{from: web, to: '*'}", "shop.internal/web", "api:mesh-admin", False),
+        ("{from: '*', to: '*'}", "shop.internal/web", "api:mesh-admin", False),
+        ("{from: web, to: 'db:mesh-admin'}", "shop.internal/web", "api:mesh-admin", False),
+        ("{from: web, to: 'api:mesh-admin'}", "shop.internal/web", "api:http", False),
         # The direction
         ("{from: web, to: api}", "shop.internal/api", "web:http", False),
         # web against web-admin: prefixes and suffixes
@@ -264,6 +273,18 @@ class TestDryRun:
             "api:http",
             Kind.NO_RULE,
             "spiffe://shop.internal/wbe may not call api:http: no rule allows it",
+        ),
+        (
+            "shop.internal/web",
+            "api:mesh-admin",
+            Kind.NO_RULE,
+            "web may not call api:mesh-admin: no rule allows it",
+        ),
+        (
+            "shop.internal/web",
+            "apj:mesh-admin",
+            Kind.UNKNOWN_SERVICE,
+            "web may not call apj:mesh-admin: mesh.yaml has no service of that name",
         ),
         (
             "shop.internal/web",

@@ -298,3 +298,20 @@ def test_a_text_without_its_last_line_is_incomplete_if_the_one_in_force_has_it(
     (path := tmp_path / "mesh.yaml").write_text(text + now)
     with pytest.raises(UsageError, match="is incomplete") if refused else nullcontext():
         assert load_mesh(path, in_force=in_force).ended is bool(now)
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "is_there"),
+    [
+        ("api", "http", True),
+        ("api", "mesh-admin", True),
+        ("job", "mesh-admin", True),
+        ("api", "https", False),
+        ("job", "http", False),
+        ("nobody", "mesh-admin", False),
+        ("nobody", "http", False),
+    ],
+)
+def test_which_ports_there_are(service: str, port: str, *, is_there: bool) -> None:
+    mesh = parse_mesh("trust_domain: a.b\nservices: {api: {ports: {http: 80}}, job: {}}\n", "mesh.yaml")
+    assert mesh.has(Target(service, port)) is is_there

@@ -256,6 +256,16 @@ def test_a_mistake_beside_the_services(rest: str, line: str) -> None:
             f"{{a: {{ports: {{{'x' * 64}: 80}}}}}}",
             f"mesh.yaml:2: services.a.ports.{'x' * 64}: '{'x' * 64}' is no port name: 1 to 63 of a-z 0-9 and, inside, -",
         ),
+        (
+            "{a: {ports: {mesh-admin: 80}}}",
+            "mesh.yaml:2: services.a.ports.mesh-admin: 'mesh-admin' is reserved: every service has this port, at which its "
+            "sidecar answers for itself; call yours by another name",
+        ),
+        (
+            "{a: {dev: {calls: {'a:mesh-admin': 5}}}}",
+            "mesh.yaml:2: services.a.dev.calls.a:mesh-admin: a:mesh-admin is not served by `sidecar dev`: use `sidecar "
+            "status`",
+        ),
         ("{a: {dev: 5}}", "mesh.yaml:2: services.a.dev: must be a mapping (key: value), not 5"),
         ("{a: {dev: {ap: {}}}}", "mesh.yaml:2: services.a.dev: unknown key 'ap' (did you mean 'app'?)"),
         ("{a: {ports: {x: 1}, dev: {app: {y: 5}}}}", "mesh.yaml:2: services.a.dev.app.y: service 'a' has no port 'y'"),

@@ -17,6 +17,8 @@ NAMES = Names("shop.internal", {"web": ("http", "tls"), "db": ("5432",), "job": 
         ("web", ["web:http", "web:tls"]),
         ("web:tls", ["web:tls"]),
         ("db", ["db:5432"]),
+        ("web:mesh-admin", ["web:mesh-admin"]),
+        ("job:mesh-admin", ["job:mesh-admin"]),
     ],
 )
 def test_targets(text: str, ports: list[str]) -> None:
@@ -29,6 +31,7 @@ def test_targets(text: str, ports: list[str]) -> None:
         ("wbe", r"^unknown service 'wbe' \(did you mean 'web'\?\)$"),
         ("bd", r"^unknown service 'bd' \(did you mean 'db'\?\)$"),
         ("job", "^service 'job' has no ports, so it cannot be called$"),
+        ("wbe:mesh-admin", r"^unknown service 'wbe' \(did you mean 'web'\?\)$"),
         ("web:80", r"^service 'web' has no port '80' \(it has 'http', 'tls'\)$"),
         ("web:tsl", r"^service 'web' has no port 'tsl' \(did you mean 'tls'\?\)$"),
     ],

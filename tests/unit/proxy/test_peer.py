@@ -21,6 +21,7 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.announced import Announced
+from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy.peer import SPREAD, VerifiedPeer, establish
 from sidecar.transport import tls
@@ -50,7 +51,11 @@ class End:
     def __init__(self, direction: Direction, sock: socket.socket, channel: tls.TlsChannel, gate: Gate) -> None:
         timeouts = SimpleNamespace(handshake=SECONDS)
         self.node: Any = SimpleNamespace(
-            config=SimpleNamespace(timeouts=timeouts), gate=gate, time=trio.current_time, announced=Announced()
+            config=SimpleNamespace(timeouts=timeouts),
+            gate=gate,
+            time=trio.current_time,
+            announced=Announced(),
+            metrics=Metrics(),
         )
         self.record = ConnectionRecord(direction, "api", "http", started=trio.current_time())
         self.sock, self.channel = sock, channel

@@ -277,7 +277,7 @@ async def test_metrics_have_no_label_that_a_stranger_chose(tmp_path: Path) -> No
     assert 'mesh_ca_denied_total{reason="bad_request"} 2.0' in text
     assert "mesh_ca_bundle_version 1.0" in text
     assert "mesh_ca_followers 1.0" in text
-    assert "mesh_ca_issuing_not_after_seconds" in text
+    assert "mesh_ca_issuing_not_after_timestamp_seconds" in text
 
 
 async def test_a_bug_of_ours_ends_one_request_and_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from prometheus_client.parser import text_string_to_metric_families
 
-from certs.service.metrics import Metrics
+from certs.protocol.catalogue import METRICS
+from certs.service.metrics import Metrics, Numbers
 
-END = datetime(2026, 3, 1, tzinfo=UTC)
+NUMBERS = Numbers(
+    issuing_end=1.8e9, root_end=1.9e9, bundle=7, list_version=9, listed_at=1.7e9, followers=3, healthy=True,
+    release="0.1.0", policy="0123456789ab",
+)  # fmt: skip
 
 
-def samples(metrics: Metrics, *, bundle: int = 1, followers: int = 0) -> dict[str, float]:
+def samples(metrics: Metrics) -> dict[str, float]:
     """Each sample as it is written, without the times at which counters were made."""
-    text = metrics.text(END, bundle, followers).decode()
+    text = metrics.text(NUMBERS).decode()
     return {
         sample.name + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -23,11 +25,17 @@ def samples(metrics: Metrics, *, bundle: int = 1, followers: int = 0) -> dict[st
 
 
 def test_a_fresh_ca_has_nothing_to_tell_but_how_it_stands() -> None:
-    assert samples(Metrics(), bundle=7, followers=3) == {
-        "mesh_ca_issuing_not_after_seconds": END.timestamp(),
+    assert samples(Metrics()) == {
+        "mesh_ca_issuing_not_after_timestamp_seconds": 1.8e9,
+        "mesh_ca_root_not_after_timestamp_seconds": 1.9e9,
         "mesh_ca_bundle_version": 7,
+        "mesh_ca_revocation_list_version": 9,
+        "mesh_ca_revocation_list_timestamp_seconds": 1.7e9,
         "mesh_ca_followers": 3,
         "mesh_ca_store_up": 0,
+        "mesh_ca_healthy": 1,
+        "mesh_ca_build_info release=0.1.0": 1,
+        "mesh_ca_policy_info version=0123456789ab": 1,
     }
 
 
@@ -40,6 +48,8 @@ def test_each_thing_is_counted_under_its_own_name() -> None:
     metrics.denied("bad_pass")
     metrics.refused("no_certificate")
     told = samples(metrics)
+    named = {name.partition(" ")[0] for name in told}
+    assert named == {metric.name for metric in METRICS}, "all that is declared is told, and nothing else"
     assert told["mesh_ca_requests_total path=/v1/enrol status=200"] == 2
     assert told["mesh_ca_requests_total path=/v1/enrol status=403"] == 1
     assert told["mesh_ca_issued_total how=token"] == 1
