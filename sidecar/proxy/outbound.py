@@ -86,7 +86,8 @@ def serve(
     if route.allow_from and not any(_ip(client) in network for network in route.allow_from):
         networks = ", ".join(map(str, route.allow_from))
         raise Refused(
-            Reason.POLICY_DENIED, f"takes calls to {record.upstream} from {networks} only, not from {_ip(client)}"
+            Reason.POLICY_DENIED,
+            f"takes calls to {record.upstream} from {networks} only, as its allow_from says, not from {_ip(client)}",
         )
     if route.ambiguous_with:
         raise Refused(

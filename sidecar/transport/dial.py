@@ -350,7 +350,10 @@ def checked(sock: socket.socket, endpoint: Endpoint, what: str, listening: Itera
     if is_own(*ends, listening):
         sock.close()
         endpoint.failed()
-        raise Refused(Reason.CONNECT_FAILED, f"would loop: {endpoint}, where {what} should be, is this sidecar itself")
+        raise Refused(
+            Reason.CONNECT_FAILED,
+            f"would loop: {endpoint}, where {what} should be, is this sidecar itself; correct that address in its file",
+        )
 
 
 def _unreachable(endpoint: Endpoint, what: str, error: OSError) -> Refused:
