@@ -58,6 +58,7 @@ from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest, new_key
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused, UsageError
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.meanings.first_steps import FIND_WHAT
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.catalogue import MemberNumbers
 from sidecar.observe.logs import Log
@@ -442,7 +443,7 @@ class Agent:
             service=self._service,
             upstream=self._identity.ca,
             reason=str(error.refusal.reason),
-            next="find out what answers there; nothing secret was sent to it",
+            next=FIND_WHAT,
         )
 
     def _alarm_once(self, error: CaUnverifiedError) -> None:

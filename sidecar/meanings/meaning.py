@@ -59,6 +59,7 @@ PLACEHOLDERS: Mapping[str, str] = {
     "REASON": "the reason of the line",
     "SECRET": "the file of the enrolment secret, as `enrolment:` of the sidecar names it",
     "SERVICE": "the service whose sidecar wrote the line",
+    "URL": "what `alarm: {url: …}` of the CA names",
     "TARGET": "the service that is called and its port, such as db:5432",
 }
 """The names in capitals, and what each stands for."""

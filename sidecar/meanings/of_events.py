@@ -5,6 +5,7 @@ A test walks the sources and finds an event that has no entry here, and an entry
 
 from __future__ import annotations
 
+from sidecar.meanings.first_steps import FIND_BETWEEN, FIND_WHAT, WAIT_FOR_MORE, as_step, find_who
 from sidecar.meanings.meaning import Kind, Meaning
 
 _STATUS = "`sidecar status`: of the sidecar that wrote the line, or `sidecar status --all` in a Compose project."
@@ -31,6 +32,7 @@ _ALARMS: tuple[Meaning, ...] = (
             "`peers` or `identity.ca` of this sidecar names a wrong address.",
             "Somebody is in the middle: false DNS or ARP answers, or a neighbour that was broken into.",
         ),
+        f"{as_step(find_who())} Of the CA's address: {FIND_WHAT}.",
         "`sidecar explain ID --log LOG`: what was expected, what answered, and what its reason means.",
         "If nothing moved, treat it as an attack: keep the log, and find out who has the address.",
     ),
@@ -39,7 +41,8 @@ _ALARMS: tuple[Meaning, ...] = (
         "Another service of this mesh answered at an old address of the target, to which its name leads no more. It got "
         "nothing. If it happens again and again, it is an alarm.",
         ("A container was recreated, and another one has its address now.",),
-        "Nothing the first time. If it repeats: `sidecar explain unexpected_peer`.",
+        as_step(WAIT_FOR_MORE),
+        "`sidecar explain unexpected_peer`: if it does happen again.",
     ),
     _event(
         "tampering_suspected",
@@ -48,6 +51,7 @@ _ALARMS: tuple[Meaning, ...] = (
             "Somebody between the two ends alters what passes.",
             "A network card, a switch, or memory that is broken; a driver that computes checksums wrongly.",
         ),
+        as_step(FIND_BETWEEN),
         "`sidecar explain ID --log LOG`: between which two ends.",
         "`ip neigh show HOST`: whether the address belongs to the machine that it should.",
     ),
@@ -310,6 +314,23 @@ _PROCESS: tuple[Meaning, ...] = (
 )
 
 _OF_THE_CA: tuple[Meaning, ...] = (
+    _event(
+        "too_many_alarms",
+        "An alarm: one service's sidecar reports more alarms than are shown one by one.",
+        (
+            "The sidecar meets very many: somebody attacks it from many places.",
+            "The sidecar was taken over, and floods the CA.",
+        ),
+        "Look at the log of that sidecar, and at its machine.",
+        "`certs revoke DIR SERVICE`: if it was taken over.",
+    ),
+    _event(
+        "alarm_not_posted",
+        "An alarm could not be posted to the `alarm: url` of the CA. It is tried again, and the log has the alarm.",
+        ("The server there is down, or refuses it: the message says which.", "The CA has no way out to it."),
+        "`curl -i URL`: from the CA's machine or container.",
+    ),
+    _event("alarm_posted", "Alarms are posted again."),
     _event(
         "denied",
         "The CA refused a request. `reason` is its word, `peer_id` who asked if that was proved.",

@@ -7,16 +7,11 @@ write a word, it has an entry for that side alone.
 from __future__ import annotations
 
 from sidecar.identity.reasons import Reason
+from sidecar.meanings.first_steps import as_step, find_who
 from sidecar.meanings.meaning import Kind, Meaning, Side
 
-FIND_WHO = "find out who has the address ADDRESS; nothing was sent to it"
-"""What to do first about whoever answers in a peer's place."""
-
-FIND_WHAT = "find out what answers there; nothing secret was sent to it"
-"""The same of what answers in the CA's place."""
-
 _WHO_ANSWERS = (
-    f"F{FIND_WHO[1:]}.",
+    as_step(find_who()),
     "`ip neigh show HOST` and `getent hosts HOST`: which machine has the address.",
     "`docker inspect -f '{{.Name}} {{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' $(docker ps -q)`: which "
     "container has it now.",

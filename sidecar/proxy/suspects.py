@@ -16,6 +16,7 @@ import trio
 
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, parse_svid
+from sidecar.meanings.first_steps import FIND_BETWEEN, WAIT_FOR_MORE, find_who
 from sidecar.observe.alarms import MITM_SUSPECTED, Severity
 from sidecar.observe.record import ConnectionRecord
 from sidecar.observe.recurrence import FEW, SECONDS
@@ -58,11 +59,11 @@ def located(
             f"{met}: a neighbour that got an old address of {expected.service}, it seems; the name leads there no more"
         )
         event, severity = NEIGHBOUR_MET, Severity.NOTICE
-        next_step = "nothing, unless it happens again: then it is an alarm. Nothing was sent to it"
+        next_step = WAIT_FOR_MORE
     else:
         detail = f"{met}: something answers in {expected.service}'s place"
         event, severity = MITM_SUSPECTED, Severity.ALARM
-        next_step = f"find out who has the address {endpoint}; nothing was sent to it"
+        next_step = find_who(str(endpoint))
     node.alarm_log.report(
         f"refused: {record.service} {detail}",
         event=event,
@@ -126,5 +127,5 @@ def look_at(node: Node, record: ConnectionRecord) -> None:
         reason=str(record.outcome),
         peer_address=host,
         connection_id=record.connection_id,
-        next="find out what is between the two: a machine in the middle, or a network card or switch that is broken",
+        next=FIND_BETWEEN,
     )

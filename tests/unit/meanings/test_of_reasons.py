@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason
+from sidecar.meanings.first_steps import as_step, find_who
 from sidecar.meanings.meaning import Kind, Meaning
-from sidecar.meanings.of_reasons import FIND_WHO, REASONS
+from sidecar.meanings.of_reasons import REASONS
 
 WITHOUT_ACTION = {Reason.OK, Reason.PROBE, Reason.MAX_AGE}
 """Endings after which nobody has to do anything."""
@@ -35,6 +36,5 @@ def test_whoever_must_act_learns_why_and_what_to_do(one: Meaning) -> None:
 
 def test_whoever_answers_in_a_peer_s_place_is_to_be_found() -> None:
     """What raises an alarm says first how to find out who has the address."""
-    wanted = FIND_WHO[1:]
-    found = {one.word for one in REASONS if one.side == "outbound" and any(wanted in step for step in one.steps)}
+    found = {one.word for one in REASONS if one.side == "outbound" and as_step(find_who()) in one.steps}
     assert found == MITM_SUSPECTS - {Reason.BAD_IDENTITY, Reason.WRONG_TRUST_DOMAIN}
