@@ -32,9 +32,11 @@ _ALARMS: tuple[Meaning, ...] = (
             "`peers` or `identity.ca` of this sidecar names a wrong address.",
             "Somebody is in the middle: false DNS or ARP answers, or a neighbour that was broken into.",
         ),
-        f"{as_step(find_who())} Of the CA's address: {FIND_WHAT}.",
+        as_step(find_who()),
+        f"Of the CA's address: {FIND_WHAT}.",
         "`sidecar explain ID --log LOG`: what was expected, what answered, and what its reason means.",
-        "If nothing moved, treat it as an attack: keep the log, and find out who has the address.",
+        "`sidecar verify`: whether every other call is in mutual TLS, with whom it should be.",
+        "If nothing moved, treat it as an attack, and keep the log.",
     ),
     _event(
         "neighbour_met",
@@ -282,11 +284,17 @@ _IDENTITY: tuple[Meaning, ...] = (
             "Somebody altered the file.",
         ),
     ),
+    _event(
+        "report_failed",
+        "The CA did not take this sidecar's report, so `certs reports` shows an older one. No connection depends on it.",
+        (_CA_DOWN, "The CA is of an older version than the sidecar, and takes no reports.", _NO_WAY),
+        _CA_STATE,
+    ),
     _event("membership_failed", "A bug while the CA was asked; the sidecar tries again.", _BUG, _REPORT),
     _event("trust_bundle", "A newer trust bundle of the CA is in force."),
     *(
         _event(f"{topic}_mended", f"What `{topic}_failed` reported is good again.")
-        for topic in ("certificate", "revocations", "bundle", "joining", "state_dir")
+        for topic in ("certificate", "revocations", "bundle", "joining", "state_dir", "report")
     ),
 )
 
@@ -356,6 +364,15 @@ _OF_THE_CA: tuple[Meaning, ...] = (
         "audit_head",
         "The newest number and hash of the audit log. Kept on another machine, they show whether it was rewritten: "
         "`certs audit DIR --verify --expect N:HASH`.",
+    ),
+    _event(
+        "admin_unavailable",
+        "The CA's own socket, DIR/admin.sock, cannot be opened, so `certs reports` has nobody to ask. All else works.",
+        (
+            "Another CA runs in the same directory.",
+            "The directory's path is too long for a socket, or cannot be written.",
+        ),
+        "`ls -l DIR`: what is there, and whose it is.",
     ),
     _event("mended", "What a `warning` of the CA reported is good again."),
 )

@@ -201,6 +201,7 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
         (
             "The caller is no sidecar, and its settings differ: the line's message says what was met.",
             "The caller asked for another port of the service: its `peers` lead to a wrong port.",
+            "A `sidecar probe` of which this sidecar was not told, as `sidecar verify` does; `--through-app` works.",
             "The network between the two loses connections.",
             _SCANNER,
         ),

@@ -17,7 +17,7 @@ from sidecar.meanings.meaning import PLACEHOLDERS, Kind, Meaning
 
 QUOTED = re.compile(r"`([^`]+)`")
 OURS = {"sidecar": sidecar, "certs": certs}
-OTHERS = {"curl", "date", "df", "docker", "getent", "ip", "openssl", "ss"}
+OTHERS = {"curl", "date", "df", "docker", "getent", "ip", "ls", "openssl", "ss"}
 """Programs of others that a step may run."""
 
 NAMES = r"[A-Z]+(?::HASH)?"
