@@ -79,13 +79,14 @@ _CUT_FIRST = ("refusals", "edges", "inbound", "outbound", "waiting", "reload_ref
 def encode(report: Mapping[str, Any]) -> bytes:
     """The document, of at most :data:`MAX_BYTES`. What comes first in a list is what counts most."""
     fitting = {name: value for name, value in report.items() if value is not None}
-    cut = 0
+    data, cut = _json(fitting), 0
     for name in _CUT_FIRST:
-        while len(data := _json(fitting)) > MAX_BYTES and fitting.get(name):
+        while len(data) > MAX_BYTES and fitting.get(name):
             rows = fitting[name]
             kept = len(rows) // 2
             cut += len(rows) - kept
             fitting |= {name: rows[:kept], "cut": cut}
+            data = _json(fitting)
     return data
 
 
