@@ -149,8 +149,8 @@ async def _addresses(route: Outbound) -> list[Address]:
             fault = error
             continue
         found |= dict.fromkeys(Address(host, peer.port) for host in answers)
-    if not found and fault is not None:
-        raise fault
+    if not found:
+        raise fault or OSError("it has no address")
     return list(found)[:MAX_ADDRESSES]
 
 

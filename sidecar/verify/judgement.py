@@ -289,4 +289,4 @@ def judge_app(service: str, address: str, how: str, reached: bool | None, detail
     if reached is None:
         return Check("app beside its sidecar", subject, tried, Status.NOT_TRIED, detail)
     status = Status.FAILED if reached else Status.OK
-    return Check("app beside its sidecar", subject, tried, status, detail)
+    return Check("app beside its sidecar", subject, tried, status, f"{address}, {how}: {detail}")

@@ -6,12 +6,15 @@ The twin of each, that in the plain shop it can, is in ``conftest.mesh``; or sta
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 
 from tests.e2e.ask import REACH
-from tests.e2e.engine import Application, docker, until
-from tests.e2e.figures import APPS, TAKEN
+from tests.e2e.engine import ROOT, Application, docker, until
+from tests.e2e.figures import APPS, FIGURES, TAKEN
 
 PORTS = {"web": 8000, "api": 8000, "db": 5432, "cache": 6379}
 
@@ -218,3 +221,35 @@ def _frames(mesh: Application, router: str, target: str, port: int, source: str)
 def _addresses(mesh: Application, service: str) -> dict[str, str]:
     networks = mesh.inspect(service)["NetworkSettings"]["Networks"]
     return {name: str(it["IPAddress"]) for name, it in networks.items() if it["IPAddress"]}
+
+
+def verified(mesh: Application, code: int) -> dict[str, Any]:
+    """What `sidecar verify` reports of the project, run as a person does."""
+    command = (sys.executable, "-m", "sidecar", "verify", "--json")
+    environ = mesh.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environ, cwd=mesh.directory, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_verify_proves_all_of_this_and_asks_no_app(mesh: Application) -> None:
+    report = verified(mesh, 0)
+    edges = {one["subject"] for one in report["checks"] if one["kind"] == "edge"}
+    assert edges == {f"{caller} -> {callee}:{PORTS[callee]}" for caller, callee in ALLOWED}
+    assert {one["kind"] for one in report["checks"]} >= {"revoked certificate", "valid identity, no rule", "policy"}
+    FIGURES["sidecar verify, of the whole shop"] = f"{len(report['checks'])} checks in {report['seconds']:.1f} s"
+
+
+def test_verify_finds_an_app_that_is_published_beside_its_sidecar(mesh: Application) -> None:
+    file = mesh.directory / "compose.yaml"
+    before = file.read_text()
+    file.write_text(before.replace('expose: ["8000"]', 'expose: ["8000"]\n    ports: ["127.0.0.1:0:8000"]'))
+    try:
+        report = verified(mesh, 1)
+    finally:
+        file.write_text(before)
+    (check,) = [one for one in report["checks"] if one["status"] != "ok"]
+    assert (check["kind"], check["subject"]) == ("app beside its sidecar", "api's app")

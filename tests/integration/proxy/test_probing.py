@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from sidecar.documents.address import Address
 from sidecar.observe import probe as client
 from sidecar.proxy import probing
 from sidecar.proxy.probing import Probing
+from sidecar.transport.http1 import Peer, Request
 from tests.beds.admin import LOOPBACK, admin, asked
 from tests.beds.live import exchange
-from tests.beds.mesh import MESH, connect, mesh_bed, outbound
+from tests.beds.mesh import MESH, App, Foreigner, connect, mesh_bed, outbound
 from tests.beds.processes import free_port
 from tests.beds.verified import VerifyBed, verify_bed
 
@@ -144,7 +146,9 @@ async def test_a_question_that_is_none_is_refused(body: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"callers": "a" * 64, "seconds": 60}, {"callers": [1], "seconds": 60}, {"seconds": True}, {"seconds": "60"}, {},
+        {"callers": "a" * 64, "seconds": 60},
+        {"callers": {"a" * 64: 1}, "seconds": 60},
+        {"callers": [1], "seconds": 60}, {"seconds": True}, {"seconds": "60"}, {},
         {"callers": ["a"], "seconds": 60}, {"seconds": 6000},
     ],
 )  # fmt: skip
@@ -153,6 +157,36 @@ async def test_an_announcement_that_is_none_is_refused(body: Any) -> None:
         await bed.start()
         assert (await ask(bed, "api", "/probe/expect", body))[0] == 400
         assert not bed.api.node.announced.is_open(bed.api.node.time())
+
+
+async def test_a_service_that_is_no_text_is_none() -> None:
+    known: dict[str, Probing] = {}
+    handler = probing.routes(lambda name: known.get(name or ""))["/probe"]["POST"]
+    answer = await handler(Request(Peer("", None, ()), {}, {}, b'{"to": "api:http", "service": []}'))
+    assert (answer.status, b"no sidecar of this service" in answer.body) == (400, True)
+
+
+async def test_a_peer_that_gives_no_verdict_has_proved_who_it_is_and_no_more() -> None:
+    async with mesh_bed() as bed:
+
+        async def raw(sock: socket.socket, _app: App) -> None:
+            peer = Foreigner(sock, bed.authority.leaf("api"), server=True, alpn=())
+            await peer.handshake()
+            await peer.close()
+
+        there = await bed.app(raw)
+        web = await bed.sidecar("web")
+        route = outbound("api", "http", there.address)
+        one = Probing(web.node, lambda: [route], lambda: bed.keys(bed.authority.leaf("web")), list)
+        (result,) = (await one.probe("api:http"))["results"]
+        assert (result["result"], result["verdict"], result["peer_id"]) == ("ok", False, "spiffe://shop.internal/api")
+
+
+async def test_through_the_app_there_is_a_verdict() -> None:
+    async with verify_bed() as bed:
+        await bed.start()
+        _, answer = await ask(bed, "web", "/probe", {"to": "api:http", "through_app": True})
+        assert answer["results"][0]["verdict"] is True
 
 
 async def test_it_is_a_post() -> None:

@@ -62,7 +62,8 @@ def test_what_is_no_fingerprint_is_refused(text: str) -> None:
 
 
 def test_how_many_are_expected_is_bounded() -> None:
-    one = announced()
+    one = announced(MAX_SECONDS)
+    one.announce([f"{number:064x}" for number in range(MAX_FINGERPRINTS - 2)], [], 60, now=100)
     with pytest.raises(ValueError, match="at most"):
         one.announce([f"{number:064x}" for number in range(MAX_FINGERPRINTS)], [], 60, now=100)
 
@@ -80,6 +81,7 @@ def test_what_became_of_inbound_connections_is_kept_while_it_holds() -> None:
 def test_nothing_is_kept_without_an_announcement() -> None:
     one = Announced()
     one.note(record(), 1)
+    assert not one._records
     one.announce([], [], 60, now=2)
     assert one.records(3) == []
 
