@@ -162,7 +162,7 @@ async def test_an_announcement_that_is_none_is_refused(body: Any) -> None:
 async def test_a_service_that_is_no_text_is_none() -> None:
     known: dict[str, Probing] = {}
     handler = probing.routes(lambda name: known.get(name or ""))["/probe"]["POST"]
-    answer = await handler(Request(Peer("", None, ()), {}, {}, b'{"to": "api:http", "service": []}'))
+    answer = await handler(Request(Peer("", None, ()), {}, {}, b'{"to": "api:http", "service": [1]}'))
     assert (answer.status, b"no sidecar of this service" in answer.body) == (400, True)
 
 
