@@ -34,7 +34,7 @@ async def test_it_calls_a_declared_target_up_to_the_app() -> None:
         _, seen = await ask(bed, "web", "/probe/seen")
         told = {"callers": [seen["certificate"]["sha256"]], "strangers": [], "seconds": 60}
         assert await ask(bed, "api", "/probe/expect", told) == (200, {"seconds": 60})
-        status, answer = await ask(bed, "web", "/probe", {"to": "api:http"})
+        status, answer = await ask(bed, "web", "/probe", {"to": "api:http", "service": "web"})
         (result,) = answer["results"]
         assert (status, result["result"], result["peer_id"]) == (200, "ok", "spiffe://shop.internal/api")
         _, there = await ask(bed, "api", "/probe/seen")
