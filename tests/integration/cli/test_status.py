@@ -13,6 +13,8 @@ import trio
 from click.testing import CliRunner
 
 from sidecar.cli.commands import main
+from sidecar.identity.reasons import UsageError
+from sidecar.inject import overview
 from sidecar.observe import probe
 from tests.beds.processes import SIDECAR, Shop, output, sidecar_process
 
@@ -169,6 +171,26 @@ def test_a_watch_of_no_project_ends_at_once(tmp_path: Path, monkeypatch: pytest.
     result = CliRunner().invoke(main, ["status", "--all", "--watch"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "run this where `sidecar inject` was run" in result.stderr
+
+
+def test_a_watch_of_a_project_goes_on_when_compose_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ca: dict[str, list[Any]] = {"certificates": [], "revoked": [], "sidecars that ask": []}
+    answers: Any = iter(
+        [{"sidecars": {}, "ca": ca}, UsageError("compose.mesh.yaml: is being written"), {"sidecars": {}, "ca": ca}]
+    )
+
+    def collect(*_: object) -> Any:
+        if (found := next(answers, None)) is None:
+            signal.raise_signal(signal.SIGINT)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(overview, "collect", collect)
+    result = CliRunner().invoke(main, ["status", "--all", "--watch=0.1"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.count("CA  answers: 0 certificates") == 2
+    assert "asking again\ncompose.mesh.yaml: is being written" in result.stdout
 
 
 async def test_a_watch_of_a_real_sidecar_outlives_it_and_ends_without_a_traceback(shop: Shop, tmp_path: Path) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.explain import records
 from sidecar.explain.records import MAX_LINE, MAX_TEXT, Entry, entry_of, is_of, lines_with
+from sidecar.identity.reasons import Reason, Refused
+from sidecar.observe.alarms import Alarm
 from sidecar.observe.logs import console_line, json_line
+from sidecar.observe.record import ConnectionRecord
 
 ID = "9ff9410d905a0f96"
 FIELDS = {
@@ -187,6 +193,18 @@ class TestOfPeople:
     )
     def test_what_is_none(self, line: str) -> None:
         assert found(line) is None
+
+
+def test_the_fields_are_those_that_a_sidecar_writes() -> None:
+    """A field that gets another name would be missing from what is told."""
+    record = ConnectionRecord("outbound", "web", "redis", 0.0, unverified={"subject": "CN=x"})
+    record.peer_address, record.client_address, record.connection_id = "10.0.0.7:1", "127.0.0.1:1", ID
+    record.refuse(Refused(Reason.PEER_REFUSED, "was refused", peer_reason="expired"))
+    at = datetime(2026, 11, 30, tzinfo=UTC)
+    alarm = Alarm("mitm_suspected", "web", "refused …", at, at, presented={"serial": "1"}, connection_id=ID)
+    alarm = replace(alarm, upstream="db:1", reason="expired", peer_address="x", expected="y", next="z", evidence="e")
+    written = json.loads(json_line("warning", "connection", record.finish(1.0))).keys() | alarm.to_dict().keys()
+    assert {*records._TEXTS, *records._NUMBERS, *records._CLAIMS} - written == set()
 
 
 @pytest.mark.parametrize(
