@@ -239,6 +239,7 @@ class CaApi:
             list_version=version,
             listed_at=listed_at.timestamp(),
             followers=len(self._seen),
+            reports=self.reports.fresh(self.clock()),
             healthy=not self.ailment(),
             release=__version__,
             policy=current.mesh_version,

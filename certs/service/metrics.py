@@ -18,6 +18,7 @@ from certs.protocol.catalogue import (
     LISTED,
     POLICY,
     REFUSED,
+    REPORTS,
     REQUESTS,
     ROOT,
     STORE,
@@ -36,6 +37,7 @@ class Numbers:
     list_version: int
     listed_at: float
     followers: int
+    reports: int
     healthy: bool
     release: str
     policy: str
@@ -81,6 +83,7 @@ class Metrics:
         yield LIST, one(now.list_version)
         yield LISTED, one(now.listed_at)
         yield FOLLOWERS, one(now.followers)
+        yield REPORTS, one(now.reports)
         yield STORE, one(self._is_store_up)
         yield HEALTHY, one(now.healthy)
         yield BUILD, {(now.release,): 1}

@@ -10,6 +10,7 @@ import json
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 MOST_OF_ONE_IDENTITY = 256
@@ -76,6 +77,10 @@ class Reports:
         """Those that are not too old to be of use, by identity."""
         found = [one for one in self._kept.values() if now - one.at <= FORGOTTEN]
         return sorted(found, key=lambda one: (one.identity, one.instance))
+
+    def fresh(self, now: datetime) -> int:
+        """How many are of now."""
+        return sum(1 for _ in takewhile(lambda one: now - one.at <= FRESH, reversed(self._kept.values())))
 
     def _drop(self, key: tuple[str, str]) -> None:
         if (gone := self._kept.pop(key, None)) is not None:

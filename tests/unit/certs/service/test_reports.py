@@ -39,6 +39,14 @@ def test_one_that_is_old_is_not_of_now_and_one_that_is_older_is_gone() -> None:
     assert len(reports) == 1
 
 
+def test_how_many_are_of_now() -> None:
+    reports = Reports()
+    assert reports.fresh(NOW) == 0
+    for number, late in enumerate((0, 5, 19)):
+        reports.take(kept(number, at=NOW + timedelta(seconds=late)))
+    assert [reports.fresh(NOW + timedelta(seconds=late)) for late in (19, 20, 21, 26, 40)] == [3, 3, 2, 1, 0]
+
+
 def test_one_identity_takes_nobody_else_s_place() -> None:
     reports = Reports()
     reports.take(kept(7, "spiffe://shop.internal/web"))
