@@ -86,6 +86,8 @@ class ConnectionRecord:
         if self._finished:
             raise RuntimeError("a connection was logged twice")
         self._finished = True
+        if self.bytes_to_app:
+            self.probe = False  # a probe has nothing to say to an app: whoever has is a caller as any other
         line: dict[str, Any] = {
             "direction": self.direction,
             "service": self.service,

@@ -9,7 +9,7 @@ It is no oracle. Only targets of the configuration are called, and only if our o
 word, and nothing is looked up or dialled for it. A peer that is not who it should be raises the alarm, as for every call.
 
 The answers hold no key, and nothing is let in or changed by a question. A request has five seconds in all
-(:data:`sidecar.observe.local.FIRST_REQUEST_SECONDS`), so each address has :data:`SECONDS`.
+(:data:`sidecar.observe.local.FIRST_REQUEST_SECONDS`), so the callee has :data:`SECONDS`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sidecar.transport.http1 import Handler, Request, Response, error
 from sidecar.transport.tls import KeyPair
 
 SECONDS = 4.0
-"""For one address: to connect, for the handshake and for the verdict together."""
+"""For the look-up and all addresses, which are called at once: to connect, for the handshake and for the verdict."""
 
 MAX_ADDRESSES = 16
 NOT_DECLARED = "not_declared"
@@ -91,8 +91,9 @@ class Probing:
         answer["rule"] = decision.rule
         if not decision.allowed:
             return answer | {"reason": str(Reason.POLICY_DENIED)}
+        until = trio.current_time() + SECONDS
         try:
-            with trio.fail_after(SECONDS):
+            with trio.fail_at(until):
                 addresses = await _addresses(route)
         except (OSError, trio.TooSlowError) as fault:
             detail = f"cannot find {route.target}: {getattr(fault, 'strerror', None) or 'no answer in time'}"
@@ -103,7 +104,7 @@ class Probing:
             async with self._at_once:
                 results[index] = await self._call(route, address, through_app=through_app)
 
-        with trio.move_on_after(SECONDS):
+        with trio.move_on_at(until):
             async with trio.open_nursery() as nursery:
                 for index, address in enumerate(addresses):
                     nursery.start_soon(one, index, address)

@@ -163,7 +163,7 @@ def _find_ways_past(
     place: Place, mesh: Mesh, told: Any, addresses: Mapping[str, Iterable[str]], from_the_network: Callable[[str], str]
 ) -> None:
     """What must not reach an app: its addresses, and its name, from the mesh network; its published ports from anywhere."""
-    place.reach = partial(remote.reach, from_the_network)
+    place.reach_all = partial(remote.reach_all, from_the_network)
     services = told.get("services", {}) if isinstance(told, dict) else {}
     for listener in place.listeners:
         name, number = listener.service, mesh.services[listener.service].ports[listener.port]

@@ -34,7 +34,7 @@ def play(text: str) -> str:
     """Does what a question says, from here. Returns the answer. Raises :class:`ValueError`."""
     asked: dict[str, Any] = json.loads(text)
     if "reach" in asked:
-        return json.dumps({"reached": [stranger.reach(one) for one in asked["reach"]]})
+        return json.dumps({"reached": stranger.reach_all(asked["reach"])})
     wanted = [(Listener(*one[:3]), Attempt(one[3])) for one in asked["attempts"]]
     credentials = {Attempt(name): Credential(*pem) for name, pem in asked["credentials"].items()}
     seen = stranger.attempt_all(wanted, credentials)
@@ -55,10 +55,11 @@ def attempt_all(
     return found
 
 
-def reach(send: Callable[[str], str], address: str) -> tuple[bool | None, str]:
-    """As :func:`sidecar.verify.stranger.reach`, by whoever ``send`` reaches."""
+def reach_all(send: Callable[[str], str], addresses: Sequence[str]) -> list[tuple[bool | None, str]]:
+    """As :func:`sidecar.verify.stranger.reach_all`, by whoever ``send`` reaches."""
     try:
-        ((was, detail),) = json.loads(send(reach_question([address])))["reached"]
+        told = json.loads(send(reach_question(addresses)))["reached"]
+        found = [(was if isinstance(was, bool) else None, str(detail)) for was, detail in told]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as fault:
-        return None, f"nobody could try: {fault}"
-    return (was if isinstance(was, bool) else None), str(detail)
+        return [(None, f"nobody could try: {fault}")] * len(addresses)
+    return found if len(found) == len(addresses) else [(None, "nobody tells what was tried")] * len(addresses)

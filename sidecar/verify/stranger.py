@@ -93,6 +93,12 @@ def attempt(listener: Listener, what: Attempt, credential: Credential | None) ->
             return Seen(Outcome.BROKEN, _reason(fault), source)
 
 
+def reach_all(addresses: Sequence[str]) -> list[tuple[bool | None, str]]:
+    """Whether each can be reached, in their order."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(reach, addresses))
+
+
 def reach(text: str) -> tuple[bool | None, str]:
     """Whether something accepts a connection at an address, and what was seen; None if it is no address."""
     try:

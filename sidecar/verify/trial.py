@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 AttemptAll = Callable[[Sequence[tuple[Listener, Attempt]], Mapping[Attempt, Credential]], list[Seen]]
-Reach = Callable[[str], tuple[bool | None, str]]
+ReachAll = Callable[[Sequence[str]], list[tuple[bool | None, str]]]
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class App:
 @dataclass(slots=True)
 class Place:
     """A mesh to be verified. ``doors``: the sidecars that can be asked, by service. ``credentials``: the probe's own.
-    ``attempt_all`` and ``reach``: who plays the stranger, where that is not this process."""
+    ``attempt_all`` and ``reach_all``: who plays the stranger, where that is not this process."""
 
     name: str
     trust_domain: str
@@ -55,7 +55,7 @@ class Place:
     checks: list[Check] = field(default_factory=list)
     not_covered: list[str] = field(default_factory=list)
     attempt_all: AttemptAll = stranger.attempt_all
-    reach: Reach = stranger.reach
+    reach_all: ReachAll = stranger.reach_all
 
 
 def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = False) -> Report:
@@ -87,7 +87,8 @@ def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = Fals
     for (listener, what), attempted in zip(wanted, seen, strict=True):
         theirs = records.get(listener.service)
         source, asked = attempted.source, listener.service in place.doors
-        record = next((it for it in theirs or () if source and it.get("peer_address") == source), None)
+        # The newest: a port may have been ours in an earlier run.
+        record = next((it for it in reversed(theirs or []) if source and it.get("peer_address") == source), None)
         report.checks.append(judgement.judge_attempt(listener, what, attempted, record, asked))
     for listener in place.listeners:
         own = told.get(listener.service, {}).get("certificate")
@@ -95,8 +96,7 @@ def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = Fals
             shown = [one.presented for (at, _), one in zip(wanted, seen, strict=True) if at == listener]
             report.checks.append(judgement.judge_presented(listener, shown, str(own.get("sha256"))))
     report.checks += place.checks
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        reached = list(threads.map(lambda app: place.reach(app.address), place.apps))
+    reached = place.reach_all([app.address for app in place.apps]) if place.apps else []
     report.checks += [
         judgement.judge_app(app.service, app.address, app.how, was, detail)
         for app, (was, detail) in zip(place.apps, reached, strict=True)

@@ -85,3 +85,19 @@ def test_what_is_said_only_where_there_is_something() -> None:
 def test_it_has_no_room_for_a_misspelt_field() -> None:
     with pytest.raises(AttributeError):
         record().bytes_to_ap = 5  # type: ignore[attr-defined]
+
+
+def test_whoever_has_something_to_say_to_an_app_is_no_probe() -> None:
+    for sent, marked in ((0, True), (1, False)):
+        record = ConnectionRecord("inbound", "api", "http", 0, probe=True, bytes_to_app=sent, bytes_from_app=7)
+        record.end(Reason.OK)
+        assert record.finish(1).get("probe", False) is marked
+
+
+def test_a_probe_that_was_let_in_is_no_refusal_and_a_port_check_is_one() -> None:
+    for probe, decision in ((True, "allow"), (False, "deny")):
+        record = ConnectionRecord("inbound", "api", "http", 0, probe=probe, decision="allow")
+        record.refuse(Refused(Reason.PROBE, "has let it in"))
+        assert (record.finish(1)["decision"], record.message) == (
+            decision, "api has let it in" if probe else "refused: api has let it in",
+        )  # fmt: skip

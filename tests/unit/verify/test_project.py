@@ -148,7 +148,7 @@ def test_without_the_ca_s_keys_it_is_said_what_is_not_tried(home: Path) -> None:
 def test_apps_are_looked_for_by_name_and_address(home: Path) -> None:
     place = looked_at(home)
     assert {(one.service, one.address) for one in place.apps} >= {("api", "api:80"), ("api", "172.30.0.2:80")}
-    assert place.reach("api:80") == (False, "not reached")
+    assert place.reach_all(["api:80"]) == [(False, "not reached")]
 
 
 def test_an_app_that_does_not_tell_its_addresses_is_named(home: Path) -> None:

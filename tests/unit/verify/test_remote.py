@@ -43,14 +43,15 @@ def test_a_container_that_is_away_means_that_nothing_was_tried() -> None:
     assert {(one.outcome, one.detail) for one in found} == {
         (Outcome.UNREACHABLE, "nobody could try: no such container")
     }
-    assert remote.reach(fails, "10.0.0.1:80") == (None, "nobody could try: no such container")
+    assert remote.reach_all(fails, ["10.0.0.1:80"]) == [(None, "nobody could try: no such container")]
 
 
 def test_an_address_is_tried_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stranger, "reach", lambda address: (True, f"reached {address}"))
-    assert remote.reach(remote.play, "10.0.0.1:80") == (True, "reached 10.0.0.1:80")
+    assert remote.reach_all(remote.play, ["10.0.0.1:80"]) == [(True, "reached 10.0.0.1:80")]
 
 
 @pytest.mark.parametrize("reached", [[], [[]], [[1, "x"]], ["x"], None])
 def test_an_answer_about_an_address_that_is_none_is_no_answer(reached: object) -> None:
-    assert remote.reach(lambda _: json.dumps({"reached": reached}), "10.0.0.1:80")[0] is None
+    found = remote.reach_all(lambda _: json.dumps({"reached": reached}), ["10.0.0.1:80"])
+    assert [was for was, _ in found] == [None]
