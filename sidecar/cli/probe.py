@@ -42,13 +42,12 @@ def probe(targets: tuple[str, ...], through_app: bool, as_json: bool, raw: str |
         raise UsageError(f"give one FILE, and targets as SERVICE:PORT, not {printable(named[1])}")
     listen = _listen(Path(named[0]) if named else None)
     if raw is not None:
-        body = sys.stdin.read()
-        click.echo(json.dumps(doors.ask(listen, raw, body.encode() if body else None)))
+        click.echo(doors.ask_lines(listen, raw, sys.stdin.read()))
         return
     if not (asked := [one for one in targets if ":" in one]):
         raise UsageError("name what to call, as SERVICE:PORT")
     door = doors.SocketDoor(listen)
-    answers = [door.probe(to, through_app) for to in asked]
+    answers = door.probe_all(asked, through_app)
     click.echo(json.dumps(answers, indent=2) if as_json else "\n".join(line for one in answers for line in _lines(one)))
     raise SystemExit(0 if all(_is_ok(one) for one in answers) else 1)
 

@@ -134,11 +134,19 @@ def _announce(place: Place, told: Mapping[str, Mapping[str, Any]], credentials: 
 
 
 def _call_all(place: Place, through_app: bool) -> list[dict[str, Any]]:
-    def call(edge: Edge) -> dict[str, Any]:
-        door = place.doors.get(edge.caller)
-        return {"error": "it cannot be asked"} if door is None else door.probe(edge.to, through_app)
+    """Has each sidecar call all of its edges; the answers in the order of ``place.edges``."""
+    of: dict[str, list[Edge]] = {}
+    for edge in place.edges:
+        of.setdefault(edge.caller, []).append(edge)
 
-    return _map(call, place.edges)
+    def call(caller: str) -> dict[Edge, dict[str, Any]]:
+        if (door := place.doors.get(caller)) is None:
+            return {}
+        answers = door.probe_all([edge.to for edge in of[caller]], through_app)
+        return dict(zip(of[caller], answers, strict=True))
+
+    told = {edge: answer for answers in _map(call, list(of)) for edge, answer in answers.items()}
+    return [told.get(edge, {"error": "it cannot be asked"}) for edge in place.edges]
 
 
 def _ids(answers: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -67,7 +67,7 @@ async def test_through_the_app_it_is_reached_once_an_edge() -> None:
 async def test_without_a_word_beforehand_a_probe_is_refused_and_nothing_is_marked() -> None:
     async with verify_bed() as bed:
         await bed.start()
-        answer = await trio.to_thread.run_sync(bed.place.doors["web"].probe, "api:http", False)
+        (answer,) = await trio.to_thread.run_sync(bed.place.doors["web"].probe_all, ["api:http"], False)
         (result,) = answer["results"]
         assert (result["reason"], result["peer_reason"]) == ("peer_refused", "handshake_failed")
         assert "probe" not in await bed.api.log.connection()

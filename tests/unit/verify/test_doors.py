@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sidecar.observe import probe
-from sidecar.verify.doors import CommandDoor, SocketDoor
+from sidecar.verify.doors import CommandDoor, SocketDoor, ask_lines
 
 
 class Socket:
@@ -62,9 +62,20 @@ def test_by_a_command_in_its_container() -> None:
         return '{"a": 1}'
 
     door = CommandDoor(run)
-    assert door.seen() == door.expect(["c"], ["s"], 5) == door.probe("api:http", False) == {"a": 1}
+    assert door.seen() == door.expect(["c"], ["s"], 5) == door.probe_all(["api:http"], False)[0] == {"a": 1}
     assert ran[0] == (["sidecar", "probe", "--raw", "/probe/seen"], "")
     assert json.loads(ran[2][1]) == {"to": "api:http", "through_app": False}
+    assert "each question" in door.probe_all(["api:http", "db:sql"], False)[1]["error"]
+
+
+def test_a_command_asks_all_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    socket = Socket(200, b'{"a": 1}')
+    monkeypatch.setattr(probe, "ask", socket.ask)
+    door = CommandDoor(lambda command, stdin: ask_lines("unix:/x", command[-1], stdin))
+    assert door.seen() == {"a": 1}
+    assert door.probe_all(["api:http", "db:sql"], True) == [{"a": 1}] * 2
+    assert [sent for _, _, sent in socket.asked[:1]] == [None]
+    assert {sent["to"] for _, _, sent in socket.asked[1:]} == {"api:http", "db:sql"}
 
 
 def test_a_container_that_does_not_run() -> None:
