@@ -26,6 +26,7 @@ class Reason(StrEnum):
     HANDSHAKE_FAILED = "handshake_failed"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     # The peer closed the socket before its first byte: a port check, as balancers and monitoring make them. Not a fault.
+    # Or a stream of `sidecar verify`, let in, which ends before the app as it was announced.
     PROBE = "probe"
     CONNECT_FAILED = "connect_failed"
     PEER_REFUSED = "peer_refused"

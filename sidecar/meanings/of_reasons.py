@@ -244,7 +244,10 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
     _both(
         Reason.PROBE,
         "Somebody connected and closed without a byte: a port check. It is no fault, and nothing is alarmed.",
-        ("A health check of Docker, a load balancer, `wait-for-it`, or monitoring.",),
+        (
+            "A health check of Docker, a load balancer, `wait-for-it`, or monitoring.",
+            '`sidecar verify`, if the line has `"probe": true`: it was announced, let in, and ended before the app.',
+        ),
     ),
 )
 
