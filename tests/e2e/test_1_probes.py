@@ -223,16 +223,30 @@ def _addresses(mesh: Application, service: str) -> dict[str, str]:
     return {name: str(it["IPAddress"]) for name, it in networks.items() if it["IPAddress"]}
 
 
-def verified(mesh: Application, code: int) -> dict[str, Any]:
-    """What `sidecar verify` reports of the project, run as a person does."""
-    command = (sys.executable, "-m", "sidecar", "verify", "--json")
+def said(mesh: Application, code: int, *command: str) -> dict[str, Any]:
+    """What `sidecar COMMAND --json` says in the project's directory, run as a person does."""
     environ = mesh.environ | {"PYTHONPATH": str(ROOT)}
+    words = (sys.executable, "-m", "sidecar", *command, "--json")
     done = subprocess.run(
-        command, env=environ, cwd=mesh.directory, capture_output=True, text=True, timeout=300, check=False
+        words, env=environ, cwd=mesh.directory, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return report
+
+
+def verified(mesh: Application, code: int) -> dict[str, Any]:
+    return said(mesh, code, "verify")
+
+
+def test_a_connection_is_explained_from_both_ends_logs(mesh: Application) -> None:
+    mesh.page()
+    lines = [it for it in mesh.log("api-mesh") if it["event"] == "connection" and it["direction"] == "inbound"]
+    wanted = [it for it in lines if it["peer_id"] == "spiffe://sidecar-e2e.internal/web" and it["connection_id"]][-1]
+    (one,) = said(mesh, 0, "explain", wanted["connection_id"])["connections"]
+    assert (one["caller"], one["target"].partition(":")[0]) == ("web", "api")
+    assert [(end["direction"], end["service"]) for end in one["ends"]] == [("outbound", "web"), ("inbound", "api")]
+    assert {end["rule"] for end in one["ends"]} == {wanted["rule"]}
 
 
 def test_verify_proves_all_of_this_and_asks_no_app(mesh: Application) -> None:
