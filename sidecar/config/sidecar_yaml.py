@@ -51,6 +51,7 @@ from sidecar.policy.names import ADMIN_PORT, Target
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["auto", "json", "console"]
 AccessLog = Literal["all", "refusals", "off"]
+ProxyProtocol = Literal["off", "conn", "tls", "tls-full"]
 
 _T = TypeVar("_T")
 
@@ -271,6 +272,10 @@ class Inbound(MeshPort):
 
     apps: Annotated[_Destinations, Named("app")]
     """Where the service's app listens, in plaintext: `host:port`. One, or a list: if one fails, the next is tried."""
+    proxy_protocol: ProxyProtocol = "off"
+    """Whether the app is told who calls, by a PROXY protocol header (version 2) that it must be set up to expect. `conn`: by
+    the address of the caller's sidecar. `tls`: its identity too, as the CN (a service's name, or a SPIFFE ID) and as the TLV
+    0xE0 (the SPIFFE ID). `tls-full`: its certificate too. Whoever reaches the app beside its sidecar can forge all of it."""
 
 
 @frozen(kw_only=True)

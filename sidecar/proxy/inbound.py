@@ -24,6 +24,7 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import remedy
 from sidecar.proxy import carry
 from sidecar.proxy.channels import CALLEE_IDLE_SECONDS, PeerChannel
+from sidecar.proxy.introduce import introduce
 from sidecar.proxy.lines import Lines
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
@@ -187,8 +188,13 @@ def _admit(
         raise Refused(Reason.PROBE, f"has let in a probe of {caller}, which ends before the app is reached")
     # Connect to the app before the peer gets its verdict. If that takes time, the peer hears that its *open* was read.
     began = node.time()
-    found = yield from _connect(app, seconds, lambda: send(here.sock, here.channel, node.time() + seconds))
+
+    def waits() -> Steps[None]:
+        return send(here.sock, here.channel, node.time() + seconds)
+
+    found = yield from _connect(app, seconds, waits)
     node.metrics.connects["inbound"].add(node.time() - began)
+    yield from introduce(port, here.peer, here.sock, found[0], began + seconds, waits)
     return found
 
 

@@ -152,7 +152,7 @@ class Server:
         for index, port in enumerate(ports):
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             handler = _inbound(node, port, app)
-            trial = partial(ask_app, node, app)
+            trial = partial(ask_app, node, port, app)
             self._add(f"inbound[{index}].listen", port.listen, None, "inbound", port.port, None, handler, trial)
         admin = config.admin
         if admin is not None and admin.mesh_listen is not None:

@@ -16,12 +16,13 @@ waits for its own app refuses the connection itself, which costs nothing and is 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from sidecar.config.sidecar_yaml import Outbound
+from sidecar.config.sidecar_yaml import Inbound, Outbound
 from sidecar.identity.reasons import Reason, Refused, UsageError
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import decide
@@ -29,7 +30,7 @@ from sidecar.proxy.channels import PeerChannel
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.node import Node
 from sidecar.proxy.outbound import find_peer
-from sidecar.transport import dial, sockets
+from sidecar.transport import dial, proxy_protocol, sockets
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
 PAUSE_SECONDS = 0.25
@@ -91,8 +92,8 @@ class Waiting:
         listener.fault = None
 
 
-async def ask_app(node: Node, app: dial.Upstream) -> Refused | None:
-    """The :data:`Trial` of an inbound listener: connects to our app."""
+async def ask_app(node: Node, port: Inbound, app: dial.Upstream) -> Refused | None:
+    """The :data:`Trial` of an inbound listener: connects to our app. One that expects a header gets it."""
     failures: dict[dial.Endpoint, Refused] = {}
     try:
         found = await app.reach(node.config.timeouts.connect, failures)
@@ -104,6 +105,9 @@ async def ask_app(node: Node, app: dial.Upstream) -> Refused | None:
         failures.clear()  # a refusal's traceback holds this frame, and so the refusals: a cycle
     sock, endpoint = found
     endpoint.answered()
+    if port.proxy_protocol != "off":
+        with contextlib.suppress(OSError):
+            sock.send(proxy_protocol.LOCAL)
     sock.close()
     return None
 

@@ -5,5 +5,5 @@
 ``strangers`` (the budget for connections not judged yet), ``bindings`` (the parts of OpenSSL in use), ``tls`` and
 ``tls_data`` (its data half), ``tls_errors`` (alerts and verification errors), ``client_hello`` (what a caller offers),
 ``handshake``, ``verdict`` (the first frame of ``mesh/1``), ``streams`` (those between two streams of ``mesh/2``),
-``stream`` (a TLS channel to read and write), ``http1``.
+``stream`` (a TLS channel to read and write), ``http1``, ``proxy_protocol`` (a header that names the caller to an app).
 """

@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from OpenSSL import SSL
 
-from sidecar.config.sidecar_yaml import Admin, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
+from sidecar.config.sidecar_yaml import Admin, Config, FileIdentity, Inbound, Limits, Outbound, ProxyProtocol, Timeouts
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
@@ -260,6 +260,7 @@ def inbound(
     tolerate_missing_close_notify: bool = False,
     idle_timeout: float | None = None,
     max_age: float = timedelta(days=1).total_seconds(),
+    proxy_protocol: ProxyProtocol = "off",
 ) -> Inbound:
     """An inbound port on a free address of loopback."""
     return Inbound(
@@ -270,6 +271,7 @@ def inbound(
         tolerate_missing_close_notify=tolerate_missing_close_notify,
         idle_timeout=idle_timeout,
         max_age=max_age,
+        proxy_protocol=proxy_protocol,
     )
 
 
