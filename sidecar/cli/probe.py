@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from sidecar.config.wiring import load_config
 from sidecar.documents.printable import printable
 from sidecar.identity.reasons import UsageError
-from sidecar.verify import doors, remote
+from sidecar.verify import doors
 
 SOCKET, LISTEN = "SIDECAR_ADMIN_SOCKET", "SIDECAR_ADMIN_LISTEN"
 
@@ -35,6 +34,8 @@ def probe(targets: tuple[str, ...], through_app: bool, as_json: bool, raw: str |
     expect it, as `sidecar verify` does. One that was not told refuses it with handshake_failed; --through-app works with it.
     """
     if stranger:
+        from sidecar.verify import remote  # the rest of this command starts without TLS
+
         click.echo(remote.play(sys.stdin.read()))
         return
     named = [one for one in targets if ":" not in one]
@@ -77,6 +78,8 @@ def _listen(file: Path | None) -> str:
         if (listen := os.environ.get(LISTEN, "")).startswith("unix:"):
             return listen
         file = Path("sidecar.yaml")
+    from sidecar.config.wiring import load_config  # in containers no file is read
+
     config = load_config(file, os.environ)
     admin = config.admin
     path = None if admin is None else admin.socket or admin.listen
