@@ -59,7 +59,18 @@ class Place:
 
 
 def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = False) -> Report:
-    """Tries everything and judges it."""
+    """Tries everything and judges it. Once more if a sidecar has renewed its certificate meanwhile, as each does every half
+    hour: its calls were announced with the one before."""
+    report, before, after = _run(place, clock, through_app)
+    if before == after:
+        return report
+    return _run(place, clock, through_app)[0]
+
+
+def _run(
+    place: Place, clock: Callable[[], datetime], through_app: bool
+) -> tuple[Report, dict[str, str], dict[str, str]]:
+    """One time. Returns the report, and the certificate that each sidecar had before and afterwards."""
     began = time.monotonic()
     report = Report(place.name, clock(), not_covered=list(place.not_covered))
     credentials = place.credentials | {Attempt.FOREIGN_CA: stranger.foreign(place.trust_domain, clock())}
@@ -72,7 +83,9 @@ def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = Fals
         calls = both.submit(_call_all, place, through_app)
         seen, answers = attempts.result(), calls.result()
     seen += [Seen(judgement.Outcome.UNREACHABLE, "was not tried")] * (len(wanted) - len(seen))
-    records = _records(place, [one.source for one in seen if one.source], _ids(answers))
+    later = _seen_later(place, [one.source for one in seen if one.source], _ids(answers))
+    records = {name: _list(one.get("records")) for name, one in later.items()}
+    later |= _ask_all({name: it for name, it in place.doors.items() if name not in later}, lambda door: door.seen())
 
     for service, one in told.items():
         check, held = judgement.judge_certificate(service, one, clock())
@@ -91,10 +104,9 @@ def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = Fals
         record = next((it for it in reversed(theirs or []) if source and it.get("peer_address") == source), None)
         report.checks.append(judgement.judge_attempt(listener, what, attempted, record, asked))
     for listener in place.listeners:
-        own = told.get(listener.service, {}).get("certificate")
-        if isinstance(own, Mapping):
+        if own := _certificates(told).get(listener.service):
             shown = [one.presented for (at, _), one in zip(wanted, seen, strict=True) if at == listener]
-            report.checks.append(judgement.judge_presented(listener, shown, str(own.get("sha256"))))
+            report.checks.append(judgement.judge_presented(listener, shown, own))
     report.checks += place.checks
     reached = place.reach_all([app.address for app in place.apps]) if place.apps else []
     report.checks += [
@@ -102,7 +114,13 @@ def run(place: Place, clock: Callable[[], datetime], *, through_app: bool = Fals
         for app, (was, detail) in zip(place.apps, reached, strict=True)
     ]
     report.seconds = time.monotonic() - began
-    return report
+    return report, _certificates(told), _certificates(later)
+
+
+def _certificates(told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The fingerprint of each sidecar's certificate, of those that tell it."""
+    found = {service: one.get("certificate") for service, one in told.items()}
+    return {service: str(one.get("sha256")) for service, one in found.items() if isinstance(one, Mapping)}
 
 
 def _wanted(place: Place, credentials: Mapping[Attempt, Credential], report: Report) -> list[tuple[Listener, Attempt]]:
@@ -123,8 +141,7 @@ _WITHOUT = {
 
 def _announce(place: Place, told: Mapping[str, Mapping[str, Any]], credentials: Mapping[Attempt, Credential]) -> None:
     """Tells every callee whose probes to expect."""
-    certificates = [one.get("certificate") for one in told.values()]
-    callers = [str(one.get("sha256")) for one in certificates if isinstance(one, Mapping)]
+    callers = list(_certificates(told).values())
     strangers = [one.fingerprint for one in credentials.values()]
     callees = {one.service for one in place.listeners} | {edge.callee for edge in place.edges}
     _ask_all(
@@ -154,14 +171,14 @@ def _ids(answers: Iterable[Mapping[str, Any]]) -> list[str]:
     return [str(one["connection_id"]) for one in found if one.get("result") == "ok" and one.get("connection_id")]
 
 
-def _records(place: Place, sources: Sequence[str], ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """What the callees recorded, when all of ours are among it, or time is over."""
+def _seen_later(place: Place, sources: Sequence[str], ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the callees tell when all of our connections are among their records, or time is over."""
     until = time.monotonic() + RECORD_SECONDS
     callees = {one.service for one in place.listeners} | {edge.callee for edge in place.edges}
     doors = {name: door for name, door in place.doors.items() if name in callees}
     while True:
-        found = {name: _list(one.get("records")) for name, one in _ask_all(doors, lambda door: door.seen()).items()}
-        every = [record for records in found.values() for record in records]
+        found = _ask_all(doors, lambda door: door.seen())
+        every = [record for one in found.values() for record in _list(one.get("records"))]
         addresses, known = {it.get("peer_address") for it in every}, {it.get("connection_id") for it in every}
         if not doors or (set(sources) <= addresses and set(ids) <= known) or time.monotonic() > until:
             return found

@@ -242,6 +242,32 @@ async def test_a_listener_that_is_away_is_no_pass() -> None:
         assert kinds(report) == {*map(str, Attempt), "who answers"}
 
 
+async def test_a_certificate_that_is_renewed_meanwhile_is_no_failure() -> None:
+    """A sidecar renews it every half hour, and in a Compose project a run takes a while."""
+    async with verify_bed() as bed:
+        await bed.start()
+        door = bed.place.doors["web"]
+        asked: list[str] = []
+
+        class Renewing:
+            """web's door; after the first question its sidecar has another certificate."""
+
+            def seen(self) -> dict[str, object]:
+                asked.append("seen")
+                told = door.seen()
+                if len(asked) == 1:
+                    told["certificate"]["sha256"] = "a" * 64  # the one before
+                return told
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(door, name)
+
+        bed.place.doors["web"] = Renewing()  # type: ignore[assignment]
+        report = await bed.verify()
+        assert failures(report) == []
+        assert len(asked) == 4
+
+
 def test_nothing_tried_proves_nothing() -> None:
     assert not run(Place("nowhere", "shop.internal"), utc_now).proved
 
