@@ -14,6 +14,7 @@ from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.decide import decide
+from sidecar.policy.names import ADMIN_PORT
 from sidecar.verify.doors import Door, SocketDoor, ask
 from sidecar.verify.judgement import Attempt, Edge, Listener
 from sidecar.verify.stranger import Credential
@@ -82,13 +83,21 @@ def _add(place: Place, config: Config) -> None:
     door = _door(config)
     if door is not None:
         place.doors[config.service] = door
-    for port in config.inbound:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(port.listen.host, port.listen.host)  # noqa: S104
-        place.listeners.append(Listener(config.service, port.port, str(Address(host, port.listen.port))))
+    place.listeners += listeners_of(config)
     for route in config.outbound:
         decision = decide(mesh, mesh.identity(config.service), route.service, route.port, utc_now())
         edge = Edge(config.service, str(route.target), decision.allowed)
         place.edges += [edge] if edge not in place.edges else []
+
+
+def listeners_of(config: Config) -> list[Listener]:
+    """Where a sidecar accepts mutual TLS: its service's ports, and its own for health and metrics. One that listens on every
+    address is on loopback too."""
+    ports = [(one.port, one.listen) for one in config.inbound]
+    if config.admin is not None and config.admin.mesh_listen is not None:
+        ports.append((ADMIN_PORT, config.admin.mesh_listen))
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    return [Listener(config.service, name, str(Address(near.get(at.host, at.host), at.port))) for name, at in ports]
 
 
 def _door(config: Config) -> Door | None:

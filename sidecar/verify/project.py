@@ -38,7 +38,7 @@ from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.verify import remote
 from sidecar.verify.doors import CommandDoor
 from sidecar.verify.judgement import Attempt, Check, Edge, Listener, Status
-from sidecar.verify.places import read_credential
+from sidecar.verify.places import listeners_of, read_credential
 from sidecar.verify.trial import App, Place
 
 PROBE = "mesh/probe"
@@ -78,7 +78,7 @@ def compose(
     for path in sorted((project / MESH_DIRECTORY / "sidecars").glob("*.yaml")):
         config = parse_config(load_text(path), str(path), {}, mesh)
         place.doors[config.service] = CommandDoor(partial(run, sidecar_of(config.service)))
-        place.listeners += [Listener(config.service, one.port, str(one.listen)) for one in config.inbound]
+        place.listeners += listeners_of(config)
         place.edges += _edges(config, mesh)
 
     def from_the_network(text: str) -> str:
@@ -166,14 +166,16 @@ def _find_ways_past(
     place.reach_all = partial(remote.reach_all, from_the_network)
     services = told.get("services", {}) if isinstance(told, dict) else {}
     for listener in place.listeners:
-        name, number = listener.service, mesh.services[listener.service].ports[listener.port]
+        name, number = listener.service, mesh.services[listener.service].ports.get(listener.port)
+        if number is None:  # mesh-admin is the sidecar's own: no app answers for it
+            continue
         hosts = {name: "by its name, from the mesh network"}
         hosts |= dict.fromkeys(addresses.get(name, ()), "by its address, from the mesh network")
         place.apps += [App(name, f"{host}:{number}", how) for host, how in hosts.items()]
         for published in services.get(name, {}).get("ports") or ():
             if int(published.get("target", 0)) == number:
                 _judge_published(place, mesh, listener, published)
-    silent = sorted({one.service for one in place.listeners} - addresses.keys())
+    silent = sorted({one.service for one in place.apps} - addresses.keys())
     if silent:
         place.not_covered.append(f"the apps' own addresses of {', '.join(silent)}: their containers do not tell them")
 

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from sidecar.identity.reasons import UsageError
+from sidecar.observe import probe
 from sidecar.verify import places
 from sidecar.verify.judgement import Attempt
 from tests.beds.dev_mesh import MeshFile
@@ -109,6 +110,17 @@ async def test_sidecars_by_their_files_with_reports_for_everybody(tmp_path: Path
         assert api.program.events("connection", reason="probe", decision="allow")
 
 
+async def test_what_acts_is_on_the_unix_socket_only(tmp_path: Path, runtime: str) -> None:
+    shop = Shop.make(tmp_path / "shop", ["web", "api"])
+    async with pair(shop, runtime) as (_, api, _):
+        tcp, _, unix = api.program.events("started")[0]["admin"].partition(", ")
+        questions = [("/probe/seen", None), ("/probe/expect", b"{}"), ("/probe", b"{}")]
+        for target, sent in questions:
+            assert (await trio.to_thread.run_sync(probe.ask, tcp, target, sent))[0] == 404
+            assert (await trio.to_thread.run_sync(probe.ask, f"unix:{unix}", target, sent))[0] in (200, 400)
+        assert (await trio.to_thread.run_sync(probe.ask, tcp, "/status"))[0] == 200
+
+
 async def test_a_person_probes_by_hand(tmp_path: Path, runtime: str) -> None:
     shop = Shop.make(tmp_path / "shop", ["web", "api"])
     async with pair(shop, runtime) as (_, _, (here, _)):
@@ -153,3 +165,15 @@ async def test_a_port_on_every_address_is_tried_on_loopback(tmp_path: Path) -> N
     place = await trio.to_thread.run_sync(places.listed, [str(file)], {}, [])
     assert [str(one) for one in place.listeners] == ["api:http at 127.0.0.1:8080"]
     assert place.doors == {}
+
+
+async def test_the_port_of_a_sidecar_s_own_metrics_is_tried_as_any_other(tmp_path: Path, runtime: str) -> None:
+    shop = Shop.make(tmp_path / "shop", ["api", "mesh/probe"])
+    number = free_port()
+    file = shop.wiring("api", f'admin: {{listen: "unix:{runtime}/api.sock", mesh_listen: "127.0.0.1:{number}"}}\n')
+    async with sidecar_process(file):
+        report = await verified(file, "--identity", shop.path / "mesh" / "probe")
+        tried = {one["kind"] for one in report["checks"] if one["subject"].startswith("api:mesh-admin at")}
+        assert tried == {
+            "plaintext", "no certificate", "foreign CA", "TLS 1.2", "valid identity, no rule", "who answers",
+        }  # fmt: skip

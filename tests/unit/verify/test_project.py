@@ -91,6 +91,7 @@ def test_every_sidecar_is_asked_and_every_edge_and_listener_is_tried(home: Path)
     place = looked_at(home, engine)
     assert place.doors.keys() == {"web", "api"}
     assert {one.service for one in place.listeners} == {"web", "api"}
+    assert {one.port for one in place.listeners if one.service == "api"} == {"80", "mesh-admin"}
     assert Edge("web", "api:80", allowed=True) in place.edges
     assert place.doors["api"].seen() == {
         "words": ["exec", "-T", "api-mesh", "sidecar", "probe", "--raw", "/probe/seen"],
