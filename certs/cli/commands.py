@@ -8,6 +8,7 @@ from sidecar import __version__
 from sidecar.host.commands import CommandGroup
 
 COMMANDS = {
+    "alarms": "certs.cli.alarms:alarms",
     "audit": "certs.cli.records:audit",
     "enrolment": "certs.cli.access:enrolment",
     "init": "certs.cli.ca:init",

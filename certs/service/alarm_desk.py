@@ -22,6 +22,7 @@ import trio
 
 from certs.service.limits import Buckets, Rate
 from sidecar.documents.printable import printable, printable_values
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.alarms import Alarm, Severity
 from sidecar.observe.logs import Log
@@ -30,7 +31,7 @@ MOST_ALARMS = 256
 MOST_COUNTS = 4096
 NEW = Rate(64, 1 / 60)
 
-TOO_MANY_ALARMS = "too_many_alarms"
+TOO_MANY_ALARMS, TOKEN_USED_TWICE = "too_many_alarms", "token_used_twice"
 
 _EVENT = re.compile(r"[a-z_]{1,40}")
 _TEXTS = ("upstream", "reason", "peer_address", "expected", "next", "connection_id", "evidence")
@@ -59,6 +60,18 @@ class AlarmDesk:
         for one in alarms:
             if (met := _read(one, service, identity, self._clock())) is not None:
                 self._take(identity, service, instance, met)
+
+    def token_used_twice(self, identity: SpiffeId, address: str, *, lives: bool) -> None:
+        """Somebody at an address knows a token that another has used. ``lives``: so does the holder of the identity."""
+        self.log.report(
+            f"a one-time token of {identity} was presented again, with another key, from {address}",
+            service=str(identity.service),
+            event=TOKEN_USED_TWICE,
+            severity=Severity.ALARM if lives else Severity.NOTICE,
+            peer_address=address.rpartition(":")[0],
+            expected=str(identity),
+            next=f"if that was nobody of yours, the token was stolen: certs revoke {identity.service}",
+        )
 
     def _take(self, identity: str, service: str, instance: str, met: Alarm) -> None:
         key = (identity, instance, met.id)

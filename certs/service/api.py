@@ -14,8 +14,9 @@
 ``GET /v1/revocations``           the revocation list; ``If-None-Match`` → 304. ``Mesh-Bundle`` is the newest bundle's
                                   version, for people; sidecars read it in the signed list. A sidecar reports
                                   what it has by ``Mesh-Instance`` and ``Mesh-Bundle``
-``POST /v1/report``               what a sidecar reports (:mod:`certs.protocol.report`) → ``{}``: over mutual TLS, with
-                                  ``Mesh-Instance``
+``POST /v1/report``               what a sidecar reports (:mod:`certs.protocol.report`) → ``{"live", "now"}``: which
+                                  certificates of its identity are in use (:mod:`certs.registrar.twins`), and the time:
+                                  over mutual TLS, with ``Mesh-Instance``
 ================================= ==================================================================================
 
 A certificate is PEM of the leaf, then of the issuing CA. A refusal is ``{"error", "message"}``; ``error`` is a
@@ -29,7 +30,7 @@ import json
 import math
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -44,15 +45,17 @@ from certs.protocol import report, wire, x509_profile
 from certs.protocol.denial import INTERNAL_ERROR, INTERNAL_ERROR_STATUS, Denial, Denied
 from certs.protocol.documents import Bundle, unique
 from certs.protocol.enrolment import parse as parse_credential
-from certs.registrar import bundles, followers, registrar
+from certs.registrar import bundles, followers, registrar, twins
 from certs.registrar.followers import Follower
 from certs.service import metrics
+from certs.service.alarm_desk import AlarmDesk
 from certs.service.limits import Buckets, Rate
 from certs.service.reports import Kept, Reports
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction
 from certs.store.writer import Writer
 from sidecar import __version__
 from sidecar.identity.judge import Revocations, revoked
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe import exposition
 from sidecar.observe.logs import Log
 from sidecar.transport.http1 import Handler, Peer, Request, Response, Routes, error
@@ -134,6 +137,8 @@ class CaApi:
     fold: Callable[[str, str], bool] = lambda _reason, _address: False
     ailment: Callable[[], str | None] = lambda: None
     reports: Reports = field(default_factory=Reports)
+    post: Callable[[str, Mapping[str, Any]], object] = lambda _key, _alarm: None
+    desk: AlarmDesk = field(init=False)
     _guesses: Buckets = field(init=False)
     _identities: Buckets = field(init=False)
     _days: Buckets = field(init=False)
@@ -145,6 +150,7 @@ class CaApi:
     _nonce_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
 
     def __post_init__(self) -> None:
+        self.desk = AlarmDesk(self.log, self.clock, lambda key, alarm: self.post(key, alarm))
         self._guesses = Buckets(self.limits.guesses)
         self._identities = Buckets(self.limits.identity)
         self._days = Buckets(self.limits.day)
@@ -265,10 +271,22 @@ class CaApi:
         except Denied:
             self._count_guess(request.peer)
             raise
-        certificate = await self.writer.write(
-            lambda transaction: registrar.enrol(transaction, policy, credential, service, csr)
-        )
+        try:
+            certificate = await self.writer.write(
+                lambda transaction: registrar.enrol(transaction, policy, credential, service, csr)
+            )
+        except Denied as denied:
+            if denied.denial is Denial.PASS_USED:
+                await self._token_used(policy.identity(service), request.peer)
+            raise
         return self._granted(certificate, credential.kind)
+
+    async def _token_used(self, identity: SpiffeId, peer: Peer) -> None:
+        """Somebody knows a token that another has used. If the identity's holder lives, one of the two has stolen it; else
+        it may be a person who tries it twice."""
+        found = await self._holders(identity)
+        lives = any(found["now"] - one.get("seen_at", 0) < 2 * SEEN_SECONDS for one in found.get("live", ()))
+        self.desk.token_used_twice(identity, peer.address, lives=lives)
 
     def _count_guess(self, peer: Peer) -> None:
         """Counts a wrong credential. Raises :class:`Denied` if its address has sent too many.
@@ -394,6 +412,7 @@ class CaApi:
             """Whoever is removed or revoked gets no certificate of a new root, and no rotation waits for it."""
             if known and not registrar.is_revoked(transaction.connection, leaf):
                 followers.save(transaction, found)
+                twins.saw(transaction, sha256(leaf).hexdigest(), found.seen_at)
             else:
                 followers.forget(transaction, found)
 
@@ -419,7 +438,21 @@ class CaApi:
             raise Denied(Denial.BAD_REQUEST, str(fault)) from fault
         kept = report.encode(found)
         self.reports.take(Kept(str(svid.id), instance, request.peer.address, f"{svid.serial:x}", self.clock(), kept))
-        return Response.of(wire.OK, {})
+        self.desk.take(str(svid.id), str(svid.id.service), instance, found.get("alarms", ()))
+        return Response.of(wire.OK, await self._holders(svid.id))
+
+    async def _holders(self, identity: SpiffeId) -> dict[str, Any]:
+        """Which certificates of an identity are in use, for its sidecars; nothing if the store cannot be read."""
+        now = int(self.clock().timestamp())
+        try:
+            live = await trio.to_thread.run_sync(
+                self.store.read,
+                lambda connection: twins.live_serials(connection, identity, now),
+                limiter=self._readers,
+            )
+        except StoreUnavailableError:
+            return {}
+        return {"live": live, "now": now}
 
     async def write(self, operation: Operation[Any]) -> Any:
         """Runs an operation that is not part of a request."""

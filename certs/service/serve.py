@@ -45,6 +45,7 @@ from certs.registrar.registrar import IssuingPolicy
 from certs.service.admin import open_admin
 from certs.service.api import CaApi, RateLimits, Snapshot, etag
 from certs.service.listener import CaListener
+from certs.service.posting import Posting
 from certs.store.store import Store, StoreUnavailableError, Transaction, audit_head
 from certs.store.writer import Writer
 from sidecar.documents.address import Address
@@ -141,6 +142,8 @@ class CaServer:
         try:
             self.api = CaApi(self, self.store, Writer(self.store), log, clock, settings.limits)
             self.api.ailment = self._ailment
+            self._posting = Posting(self._alarm_url, log)
+            self.api.post = self._posting.put
             own = authority.load(settings.directory, clock())
             self._trust_domain = own.trust_domain
             mesh = self._load_mesh()
@@ -178,12 +181,20 @@ class CaServer:
                 machinery.start_soon(self.api.writer.run)
                 machinery.start_soon(self.gate.run)
                 machinery.start_soon(self._follow)
+                machinery.start_soon(self._posting.run)
+                machinery.start_soon(self.api.desk.log.run)
                 await self.connections.run(stop)
                 machinery.cancel_scope.cancel()
+            self.api.desk.log.write_all()
         finally:
             for sock in self.sockets:
                 sock.close()
             self.store.close()
+
+    def _alarm_url(self) -> str | None:
+        """Where alarms are posted now."""
+        alarm = self._state.mesh.alarm
+        return None if alarm is None else alarm.url
 
     # -- building a state ----------------------------------------------------------------------------------------------
 
@@ -463,7 +474,9 @@ async def _serve(server: CaServer, log: Log) -> None:
             )
             nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
             nursery.start_soon(memory.give_back)
-            admin = open_admin(server.settings.directory, server.api.reports, server.clock, log)
+            admin = open_admin(
+                server.settings.directory, server.api.reports, server.clock, log, server.api.desk.current
+            )
             if admin is not None:
                 nursery.start_soon(admin.run)
             await server.run(stop)

@@ -50,6 +50,7 @@ from sidecar.agent.membership import (
 )
 from sidecar.agent.saved_state import SavedState
 from sidecar.agent.trust import Instant, Trust
+from sidecar.agent.twin_watch import TwinWatch
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.documents.address import ca_address
 from sidecar.host.disk import Disk, StalledError
@@ -136,9 +137,11 @@ class Agent:
                 lambda: self._mesh().revocation_staleness,
                 random.random,
             )
+            self._twins = TwinWatch(self._own, self._saved.own(), self._alarms, lambda: self._mesh())
             bundle = self._trust.bundle
             if bundle is not None and (found := self._saved.credentials(bundle.roots)) is not None:
                 self._put_in_force(found)
+                self._twins.made(found.keys.key)
                 self._membership.reports.clear()
         except BaseException:
             self._saved.close()
@@ -285,13 +288,15 @@ class Agent:
         if self._describe is None or trio.current_time() < self._no_reports_until:
             return
         try:
-            await self._client.report(self._saved.instance, report.encode(self._describe()))
+            answer = await self._client.report(self._saved.instance, report.encode(self._describe()))
+            if self._twins.hear(answer):
+                await self._write(partial(self._saved.keep_own, self._twins.own))
         except CaDeniedError as error:
             if error.denial in wire.UNKNOWN_PATH:
                 self._no_reports_until = trio.current_time() + NO_REPORTS_SECONDS
             else:
                 self._faults.report("report", f"the CA does not take this sidecar's report: {error}")
-        except CaError as error:
+        except (CaError, ValueError) as error:
             self._faults.report("report", f"the CA did not get this sidecar's report: {error}")
         except Exception as error:
             self._log.bug("report_failed", error, service=self._service)
@@ -329,6 +334,8 @@ class Agent:
         if bundle is None or (own is None and not isinstance(step, Enrol)):
             raise RuntimeError("not enrolled yet")
         key = await self._disk.run(self._saved.pending_key) if isinstance(step, Enrol) else new_key()
+        if self._twins.made(key):
+            await self._write(partial(self._saved.keep_own, self._twins.own))
         csr = accept.csr_for(key)
         if own is None or isinstance(step, Enrol):
             how = Means.ENROLLED if own is None else Means.ENROLLED_AGAIN

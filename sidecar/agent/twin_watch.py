@@ -9,9 +9,12 @@ from typing import Any
 
 from sidecar.agent import twins
 from sidecar.agent.twins import Holder, Own
+from sidecar.identity.keys import public_key_digest
 from sidecar.identity.spiffe import SpiffeId, shown
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.alarms import Severity
+from sidecar.policy.mesh import Mesh
+from sidecar.transport.tls import PrivateKey
 
 IDENTITY_ELSEWHERE, IDENTITY_MOVED = "identity_elsewhere", "identity_moved"
 
@@ -24,14 +27,27 @@ _BY = {
 
 
 class TwinWatch:
-    """Of one sidecar. ``own``: what its state directory knows of itself. ``instances``: how many may have the identity."""
+    """Of one sidecar. ``own``: what its state directory knows of itself. ``mesh``: the one in force."""
 
-    def __init__(self, identity: SpiffeId, own: Own, alarms: AlarmLog, instances: Callable[[], int]) -> None:
+    def __init__(self, identity: SpiffeId, own: Own, alarms: AlarmLog, mesh: Callable[[], Mesh]) -> None:
         self.own = own
         self._identity = identity
         self._alarms = alarms
-        self._instances = instances
+        self._mesh = mesh
         self._told: set[tuple[str, str]] = set()
+
+    def _instances(self) -> int:
+        """How many may have our identity."""
+        service = self._mesh().services.get(str(self._identity.service))
+        return 1 if service is None else service.instances
+
+    def made(self, key: PrivateKey) -> bool:
+        """A key is ours, and may go to the CA. Returns whether :attr:`own` has changed."""
+        digest = public_key_digest(key.public_key()).hex()
+        known = digest in self.own.keys
+        if not known:
+            self.own = self.own.with_keys(digest)
+        return not known
 
     def hear(self, answer: Mapping[str, Any]) -> bool:
         """Takes the CA's answer to a report. Returns whether :attr:`own` has changed. Raises :class:`ValueError`."""

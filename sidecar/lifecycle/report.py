@@ -33,7 +33,7 @@ def report_of(status: Mapping[str, Any], at: str) -> dict[str, Any]:
         "outbound": [{"to": one["to"], "allowed": one["allowed"]} for one in status["outbound"]],
         "edges": status["edges"],
         "refusals": grouped(status["refused_lately"]),
-        "alarms": status.get("alarms", []),
+        "alarms": status["alarms"][::-1],  # what comes first is what is kept
         "channels": status["channels"],
         "strangers": status["strangers"]["now"],
         "log_lost": status["log"]["lost"],

@@ -166,6 +166,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
                 nursery.start_soon(admin.run)
             if agent is not None:
                 nursery.start_soon(agent.run, reloader.adopt)
+                nursery.start_soon(_report_alarms, agent, server.node.alarm_log)
             svid = reloader.loaded.svid
             log.info(
                 "started",
@@ -182,6 +183,13 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             nursery.cancel_scope.cancel()
     server.node.alarm_log.write_all()
     log.info("stopped", service=config.service)
+
+
+async def _report_alarms(agent: Agent, alarms: AlarmLog) -> None:
+    """Has the CA hear of each new alarm at once."""
+    while True:
+        await alarms.news()
+        agent.report_soon()
 
 
 def _unwell(server: Server, reloader: Reloader) -> list[str]:

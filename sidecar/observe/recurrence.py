@@ -8,6 +8,7 @@ met at one place within :data:`SECONDS`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 FEW = 3
@@ -32,3 +33,22 @@ class Recurrence(Generic[_Place]):
         if len(self._met) > MAX_PLACES:
             del self._met[next(iter(self._met))]
         return len(times) == FEW and now - times[0] <= SECONDS
+
+
+class Alternation:
+    """Where each of many things was met last, and before: who comes back to the place before was at two at once."""
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._places: dict[Hashable, tuple[str, str]] = {}
+
+    def met(self, what: Hashable, place: str) -> str | None:
+        """Notes a place. Returns the one in between if it is that before the last; else None."""
+        last, before = self._places.get(what, ("", ""))
+        if place == last:
+            return None
+        self._places.pop(what, None)
+        self._places[what] = place, last
+        if len(self._places) > self._most:
+            del self._places[next(iter(self._places))]
+        return last if place == before else None

@@ -29,6 +29,7 @@ from sidecar.proxy.lines import Lines
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
 from sidecar.proxy.peer import establish
+from sidecar.proxy.suspects import look_twice
 from sidecar.relay.duplex import How
 from sidecar.relay.frames import Attribute, FramedChannel, Open, claims_of
 from sidecar.relay.strand import Steps
@@ -86,6 +87,7 @@ def serve(node: Node, port: MeshPort, app: App, sock: socket.socket, lines: Line
         # One stream after another; a channel that is not kept is a single one.
         while frames is None or (yield from _next_stream(node, port, here, lines, live)):
             here.describe(lines.present)
+            look_twice(node, peer, sock, lines.present)
             try:
                 app_socket, endpoint = yield from _admit(node, port, app, here, lines.present, live.admission)
             except Refused as refusal:

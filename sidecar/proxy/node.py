@@ -18,7 +18,7 @@ from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.announced import Announced
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
-from sidecar.observe.recurrence import Recurrence
+from sidecar.observe.recurrence import Alternation, Recurrence
 from sidecar.policy.decide import Decision, decide
 from sidecar.policy.mesh import Mesh
 from sidecar.proxy.live import Admission, Live, Registry
@@ -66,7 +66,7 @@ class Snapshot:
 class Node:
     """One sidecar. Several can run in one process, each with its own identity; they share a relay and a gate.
 
-    ``altered``, ``neighbours``: where altered records and neighbours were met (:mod:`sidecar.proxy.suspects`).
+    ``altered``, ``neighbours``, ``returns``, ``places_of_peers``: where suspects were met (:mod:`sidecar.proxy.suspects`).
     ``sharing``: how many sidecars share the process's descriptors. ``alarms``: where alarms go, if others share it.
     ``room``: for strangers. ``places``: for connections of judged peers and of our own app, ``limits.connections`` of them
     if there are enough descriptors."""
@@ -87,6 +87,8 @@ class Node:
     alarm_log: AlarmLog = field(init=False)
     altered: Recurrence[tuple[str, str, str]] = field(default_factory=Recurrence)
     neighbours: Recurrence[tuple[str, str]] = field(default_factory=Recurrence)
+    returns: Recurrence[str] = field(default_factory=Recurrence)
+    places_of_peers: Alternation = field(default_factory=Alternation)
     room: Room = field(init=False)
     places: int = field(init=False)
     _decisions: dict[tuple[SpiffeId, str, str], Decision] = field(default_factory=dict)

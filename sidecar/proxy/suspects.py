@@ -12,6 +12,8 @@ only connections count that this sidecar opened, or whose peer had proved its id
 
 from __future__ import annotations
 
+import socket
+
 import trio
 
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
@@ -23,7 +25,8 @@ from sidecar.observe.recurrence import FEW, SECONDS
 from sidecar.policy.decide import rule_for
 from sidecar.policy.mesh import Mesh
 from sidecar.proxy.node import Node
-from sidecar.transport import dial
+from sidecar.proxy.peer import VerifiedPeer
+from sidecar.transport import dial, sockets
 from sidecar.transport.tls import TlsChannel
 from sidecar.transport.tls_errors import ALTERED_ALERTS
 
@@ -101,6 +104,29 @@ def _is_of(mesh: Mesh, leaf: bytes | None) -> bool:
         return leaf is not None and parse_svid(leaf).id.service in mesh.services
     except InvalidIdentityError:
         return False
+
+
+def look_twice(node: Node, peer: VerifiedPeer, sock: socket.socket, record: ConnectionRecord) -> None:
+    """Raises the alarm if callers with one certificate come from two addresses in turn, again and again: two sidecars have
+    the same key. Each of our own addresses counts apart, since a peer with several uses the nearest for each."""
+    if record.peer_address is None:
+        return
+    host, local = record.peer_address.rpartition(":")[0], sockets.local_host(sock)
+    between = node.places_of_peers.met((peer.svid.sha256, local), host)
+    if between is None or not node.returns.met(peer.svid.sha256, node.time()):
+        return
+    serial = f"{peer.svid.serial:x}"
+    node.alarm_log.report(
+        f"{peer.id} is in two places at once: certificate {serial} comes from {host} and from {between} in turn",
+        event="identity_elsewhere",
+        service=record.service,
+        upstream=f"{record.service}:{record.port}",
+        reason="two_addresses",
+        expected=str(peer.id),
+        presented={"serial": serial, "sha256": peer.svid.sha256},
+        connection_id=record.connection_id,
+        next=f"if its state directory was not copied by you, it was stolen: certs revoke {peer.id.service}",
+    )
 
 
 def look_at(node: Node, record: ConnectionRecord) -> None:

@@ -70,6 +70,14 @@ async def send_all(sock: socket.socket, data: bytes) -> None:
             await trio.lowlevel.wait_writable(sock)
 
 
+def local_host(sock: socket.socket) -> str:
+    """Our own address of a connection; empty if it is gone."""
+    try:
+        return str(sock.getsockname()[0])
+    except OSError:
+        return ""
+
+
 async def connect(family: int, address: tuple[str | int, ...]) -> socket.socket:
     """A connected stream socket. Raises OSError; the caller sets the deadline."""
     sock, done = begin_to_connect(family, address)

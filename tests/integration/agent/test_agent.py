@@ -81,7 +81,7 @@ async def test_what_it_keeps_is_its_own_alone(bed: CaBed, mock_clock: MockClock)
     api = await bed.joined()
     assert stat.S_IMODE(api.state.stat().st_mode) == 0o700
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in api.state.iterdir()} == dict.fromkeys(
-        ("identity.pem", "bundle.json", "revocations.json", "member.json"), 0o600
+        ("identity.pem", "bundle.json", "revocations.json", "member.json", "own.json"), 0o600
     )
 
 

@@ -120,7 +120,13 @@ async def test_a_full_disk_keeps_nothing_from_being_in_force(
         await bed.time.passes(10)
         [said] = api.said("state_dir_failed")[-1:]
         assert said.endswith("No space left on device; the new value is in force, but a restart would lose it")
-        assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+        assert files_of(api.state).keys() == {
+            "identity.pem",
+            "bundle.json",
+            "revocations.json",
+            "member.json",
+            "own.json",
+        }
         assert files_of(api.state)["identity.pem"] == kept
         assert api.adopted[-1][0].svid.serial == api.serial
     serial = api.serial
@@ -182,7 +188,7 @@ async def test_with_a_damaged_bundle_it_does_not_start(bed: CaBed, mock_clock: M
         bed.sidecar("api", bed.secret())
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "identity.pem", "revocations.json", "member.json"])
+@pytest.mark.parametrize("name", ["bundle.json", "identity.pem", "revocations.json", "member.json", "own.json"])
 async def test_a_file_that_is_gone_is_had_again(bed: CaBed, mock_clock: MockClock, name: str) -> None:
     secret = bed.secret()
     api = await bed.joined("api", secret)
@@ -191,7 +197,7 @@ async def test_a_file_that_is_gone_is_had_again(bed: CaBed, mock_clock: MockCloc
     again = await bed.joined("api", secret)
     await bed.time.passes(10)
     assert verdict(again, again) == "ok"
-    assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+    assert files_of(api.state).keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json", "own.json"}
 
 
 @pytest.mark.parametrize("size", [0, 100])

@@ -282,3 +282,10 @@ async def test_a_fault_of_ours_in_a_report_costs_the_report_alone(it: It) -> Non
     await it.agent._do(Poll())
     assert "report_failed" in it.events
     assert all(one.message is None for one in it.agent._membership.reports)
+
+
+async def test_how_many_may_have_our_identity_is_what_the_mesh_file_says_now(it: It) -> None:
+    for services, room in (("{api: {instances: 3}}", 3), ("{api: {}}", 1), ("{web: {}}", 1)):
+        mesh = parse_mesh(f"trust_domain: shop.internal\nservices: {services}\n", "mesh.yaml")
+        it.agent.follow(lambda mesh=mesh: mesh)  # type: ignore[misc]
+        assert it.agent._twins._instances() == room

@@ -12,6 +12,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.logs import Log
+from sidecar.policy.mesh import Mesh, parse_mesh
 from tests.beds.mesh import LogSink
 
 START = 1_000_000
@@ -22,8 +23,13 @@ class Site:
         self.log = LogSink()
         self.instances = instances
         alarms = AlarmLog(Log(self.log, "json"), utc_now)
-        self.watch = TwinWatch(SpiffeId("shop.internal", ("api",)), Own(("aa",)), alarms, lambda: self.instances)
+        self.watch = TwinWatch(SpiffeId("shop.internal", ("api",)), Own(("aa",)), alarms, self._mesh)
         self.watch.hear({"now": START, "live": []})
+
+    def _mesh(self) -> Mesh:
+        return parse_mesh(
+            f"trust_domain: shop.internal\nservices: {{api: {{instances: {self.instances}}}}}\n", "mesh.yaml"
+        )
 
     def hear(self, at: int, *live: dict[str, Any]) -> bool:
         return self.watch.hear({"now": START + at, "live": list(live)})
@@ -80,7 +86,7 @@ async def test_the_first_answer_is_kept_and_no_other() -> None:
     site = Site()
     assert site.watch.own.since == START
     assert not site.hear(5)
-    assert TwinWatch(site.watch._identity, Own(), site.watch._alarms, lambda: 1).hear({"now": 3, "live": []})
+    assert TwinWatch(site.watch._identity, Own(), site.watch._alarms, site._mesh).hear({"now": 3, "live": []})
 
 
 async def test_an_older_ca_says_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sidecar.observe.recurrence import FEW, MAX_PLACES, SECONDS, Recurrence
+from sidecar.observe.recurrence import FEW, MAX_PLACES, SECONDS, Alternation, Recurrence
 
 
 def test_the_third_time_counts_and_every_one_after_it() -> None:
@@ -38,3 +38,21 @@ def test_places_are_bounded() -> None:
     assert not met.met(0, 0)  # it was forgotten
     assert met.met(MAX_PLACES, 0) is False
     assert met.met(MAX_PLACES, 0)
+
+
+def test_whoever_comes_back_was_at_two_places() -> None:
+    met = Alternation()
+    assert [met.met("a", place) for place in "xxyyxxy"] == [None, None, None, None, "y", None, "x"]
+
+
+def test_whoever_moves_on_was_at_one() -> None:
+    met = Alternation()
+    assert [met.met("a", place) for place in "xyzx"] == [None] * 4
+    assert met.met("b", "z") is None
+
+
+def test_what_is_kept_of_places_is_bounded() -> None:
+    met = Alternation(most=2)
+    for what in "abc":
+        met.met(what, "x")
+    assert [met.met("a", place) for place in "yx"] == [None, None]  # it was forgotten

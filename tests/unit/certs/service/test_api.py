@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ from certs.protocol.documents import (
 )
 from certs.protocol.enrolment import EnrolmentCredential
 from certs.protocol.wire import NONCE_SECONDS
-from certs.registrar import bundles, followers, registrar, revocations
+from certs.registrar import bundles, followers, registrar, revocations, twins
 from certs.registrar.followers import Follower
 from certs.service import api
 from certs.service.api import HEALTHY_SECONDS, NOTE_SECONDS, SEEN_SECONDS, CaApi, RateLimits, Snapshot, daily, etag
 from certs.service.limits import Rate
-from certs.store.store import Store, file_url
+from certs.store.store import Store, StoreUnavailableError, file_url
 from certs.store.writer import Writer
 from sidecar.identity.judge import Revocations
 from sidecar.identity.keys import certificate_digest, key_digest
@@ -886,7 +887,10 @@ async def test_a_report_is_kept_under_the_identity_of_its_certificate(tmp_path: 
     async with office(tmp_path) as ca:
         who = ca.sidecar("web", "1" * 32)
         answer = await ca.report(who, {"version": 1, "identity": "spiffe://shop.internal/api", "healthy": False})
-        assert (answer.status, answer.body) == (200, b"{}\n")
+        assert answer.status == 200
+        said = json.loads(answer.body)
+        assert said["now"] == int(ca.now.timestamp())
+        assert [(one["serial"], one["how"]) for one in said["live"]] == [(f"{who.chain[0].serial_number:x}", "secret")]
         (kept,) = ca.api.reports.current(ca.now)
         assert (kept.identity, kept.instance) == ("spiffe://shop.internal/web", "1" * 32)
         assert kept.serial == f"{who.chain[0].serial_number:x}"
@@ -921,3 +925,51 @@ async def test_one_identity_has_its_share_of_reports(tmp_path: Path, mock_clock:
         assert (await ca.report(web)).status == 200
         mock_clock.jump(10)
         assert (await ca.report(api)).status == 200
+
+
+async def test_a_report_is_taken_without_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with office(tmp_path) as ca:
+        who = ca.sidecar()
+
+        def unavailable(_question: object) -> None:
+            raise StoreUnavailableError("the disk is full")
+
+        monkeypatch.setattr(ca.store, "read", unavailable)
+        answer = await ca.report(who)
+        assert (answer.status, answer.body) == (200, b"{}\n")
+
+
+async def test_an_alarm_in_a_report_is_posted_once(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        posted: list[Any] = []
+        ca.api.post = lambda _key, alarm: posted.append(alarm)
+        who = ca.sidecar()
+        met = {"event": "mitm_suspected", "count": 1, "message": "somebody", "upstream": "db:5432"}
+        for _ in range(2):
+            assert (await ca.report(who, {"version": 1, "alarms": [met]})).status == 200
+        (alarm,) = posted
+        assert (alarm["message"], alarm["reported_by"]) == ("somebody", "spiffe://shop.internal/api")
+        assert ca.api.desk.current() == posted
+
+
+@pytest.mark.parametrize(("ago", "severity"), [(0, "alarm"), (59, "alarm"), (60, "notice"), (3000, "notice")])
+async def test_a_token_that_is_used_twice_is_an_alarm_if_its_holder_lives(
+    tmp_path: Path, ago: int, severity: str
+) -> None:
+    async with office(tmp_path) as ca:
+        token = ca.make_credential("token")
+        leaf = leaf_of(await ca.enrol(token))
+        assert ca.api.desk.current() == []
+        seen = ca.now - timedelta(seconds=ago)
+        ca.store.write(lambda it: twins.saw(it, sha256(der(leaf)).hexdigest(), seen))
+        assert denial(await ca.enrol(token)) == "pass_used"
+        (told,) = ca.api.desk.current()
+        assert (told["event"], told["severity"], told["service"]) == ("token_used_twice", severity, "api")
+
+
+async def test_a_token_that_is_used_twice_is_no_alarm_if_nobody_ever_polled_with_it(tmp_path: Path) -> None:
+    async with office(tmp_path) as ca:
+        token = ca.make_credential("token")
+        await ca.enrol(token)
+        await ca.enrol(token)
+        assert ca.api.desk.current()[0]["severity"] == "notice"
