@@ -256,8 +256,8 @@ async def _try_peer(
     """One connected peer: handshake with the expected identity, verdict; each has a deadline. Raises :class:`Refused`.
     Leaves ``net`` open."""
     expected = snapshot.mesh.identity(route.service)
-    # Only a kept channel's stream can say that it is a probe.
-    protocols = node.protocols(route.port) if probe is None else [ALPN_PREFIXES[0] + route.port]
+    # Only a kept channel's stream can say that it is to end before the app.
+    protocols = [ALPN_PREFIXES[0] + route.port] if probe is Attribute.PROBE else node.protocols(route.port)
     channel = snapshot.context.client(protocols, expected, node.clock)
     frames: FramedChannel | None = None
     seconds = _verdict_seconds(node)

@@ -225,6 +225,9 @@ def _called(
     at = f"at {result.get('address')}"
     if result.get("result") != "ok":
         word = result.get("peer_reason") or result.get("reason")
+        if word == "no_application_protocol" and not result.get("app"):
+            seen = f"{at}: it keeps no channels (`keep: 0`), so a call cannot end before its app: use --through-app"
+            return _edge(edge, Status.NOT_TRIED, seen)
         return _edge(edge, Status.FAILED, f"{at}: {word}" + _more(result))
     if result.get("verdict") is False:
         return _edge(

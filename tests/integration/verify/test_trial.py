@@ -64,6 +64,19 @@ async def test_through_the_app_it_is_reached_once_an_edge() -> None:
         assert edge["probe"] is True
 
 
+async def test_a_callee_that_keeps_no_channels_is_called_through_its_app_only() -> None:
+    """A probe that ends before the app needs a kept channel's frames; without them it is not let in."""
+    async with verify_bed() as bed:
+        await bed.start(keep=0)
+        report = await bed.verify()
+        assert kinds(report) == {"edge"}
+        assert (found(report, "edge").status, "--through-app" in found(report, "edge").seen) == (Status.NOT_TRIED, True)
+        assert bed.app.connections == 0
+        report = await bed.verify(through_app=True)
+        assert failures(report) == []
+        assert bed.app.connections == 1
+
+
 async def test_without_a_word_beforehand_a_probe_is_refused_and_nothing_is_marked() -> None:
     async with verify_bed() as bed:
         await bed.start()

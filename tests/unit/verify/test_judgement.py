@@ -147,6 +147,12 @@ def test_a_refused_edge_says_why() -> None:
     assert (check.status, "its own sidecar: policy_denied" in check.seen) == (Status.FAILED, True)
 
 
+@pytest.mark.parametrize(("app", "status"), [(False, Status.NOT_TRIED), (True, Status.FAILED)])
+def test_a_callee_without_kept_channels_needs_its_app(app: bool, status: Status) -> None:
+    refused = {"address": "x", "result": "refused", "peer_reason": "no_application_protocol", "app": app}
+    assert edge(refused, [RECORD]).status is status
+
+
 @pytest.mark.parametrize("answer", [{"error": "gone"}, {"results": []}, {}])
 def test_an_edge_that_was_not_called_is_no_pass(answer: dict[str, Any]) -> None:
     (check,) = judge_edge(EDGE, answer, [])
