@@ -15,12 +15,19 @@ LIST = Metric("mesh_ca_revocation_list_version", "gauge", (), "The list of revoc
 LISTED = Metric("mesh_ca_revocation_list_timestamp_seconds", "gauge", (), "When that list was signed.")
 FOLLOWERS = Metric("mesh_ca_followers", "gauge", (), "Sidecars that have polled this process.")
 REPORTS = Metric("mesh_ca_reports", "gauge", (), "Sidecars that have reported to this process in the last 20 seconds.")
+ALARMS = Metric(
+    "mesh_ca_alarms_total",
+    "counter",
+    ("event", "severity"),
+    "What may be an attack, each time: what sidecars reported, and what the CA met itself.",
+)
 STORE = Metric("mesh_ca_store_up", "gauge", (), "1 while the store answers.")
 HEALTHY = Metric("mesh_ca_healthy", "gauge", (), "1 while it does its work.")
 BUILD = Metric("mesh_ca_build_info", "gauge", ("release",), "1. What runs, in the label.")
 POLICY = Metric("mesh_ca_policy_info", "gauge", ("version",), "1. The version of its mesh file, in the label.")
 
 METRICS = (
-    REQUESTS, ISSUED, DENIED, REFUSED, ISSUER, ROOT, BUNDLE, LIST, LISTED, FOLLOWERS, REPORTS, STORE, HEALTHY, BUILD, POLICY,
+    REQUESTS, ISSUED, DENIED, REFUSED, ISSUER, ROOT, BUNDLE, LIST, LISTED, FOLLOWERS, REPORTS, ALARMS, STORE, HEALTHY, BUILD,
+    POLICY,
 )  # fmt: skip
 """All, in the order in which they are told."""

@@ -246,6 +246,7 @@ class CaApi:
             listed_at=listed_at.timestamp(),
             followers=len(self._seen),
             reports=self.reports.fresh(self.clock()),
+            alarms=self.desk.log.counts,
             healthy=not self.ailment(),
             release=__version__,
             policy=current.mesh_version,

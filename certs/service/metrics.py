@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from certs.protocol.catalogue import (
+    ALARMS,
     BUILD,
     BUNDLE,
     DENIED,
@@ -38,6 +39,7 @@ class Numbers:
     listed_at: float
     followers: int
     reports: int
+    alarms: Mapping[tuple[str, str], int]
     healthy: bool
     release: str
     policy: str
@@ -84,6 +86,7 @@ class Metrics:
         yield LISTED, one(now.listed_at)
         yield FOLLOWERS, one(now.followers)
         yield REPORTS, one(now.reports)
+        yield ALARMS, now.alarms
         yield STORE, one(self._is_store_up)
         yield HEALTHY, one(now.healthy)
         yield BUILD, {(now.release,): 1}

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 import trio.testing
 
-from sidecar.observe.alarm_log import MOST_WAITING, AlarmLog
+from sidecar.observe.alarm_log import MOST_KINDS, MOST_WAITING, AlarmLog
 from sidecar.observe.alarms import Severity
 from sidecar.observe.logs import Log
 
@@ -69,6 +69,17 @@ async def test_each_time_is_counted_for_the_metrics_beginning_with_none() -> Non
     site.met()
     site.met(event="neighbour_met", severity=Severity.NOTICE)
     assert site.alarms.counts == {("mitm_suspected", "alarm"): 2, ("neighbour_met", "notice"): 1}
+
+
+async def test_so_many_kinds_are_counted_apart_and_no_more() -> None:
+    site = Site()
+    for number in range(100):
+        site.met(event=f"made_up_{'x' * number}")
+    site.met()
+    assert len(site.alarms.counts) == MOST_KINDS + 1
+    assert site.alarms.counts["others", "alarm"] == 100 - MOST_KINDS + 1
+    assert site.alarms.counts["mitm_suspected", "alarm"] == 1, "what is known keeps its own"
+    assert site.alarms.counts.total() == 101
 
 
 async def test_the_end_tells_the_count() -> None:

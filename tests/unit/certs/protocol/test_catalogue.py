@@ -15,4 +15,4 @@ def test_no_name_is_also_a_sidecar_s() -> None:
 
 def test_no_label_is_an_identity_or_an_address() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
-    assert labels <= {"path", "status", "how", "reason", "release", "version"}
+    assert labels <= {"path", "status", "how", "reason", "release", "version", "event", "severity"}

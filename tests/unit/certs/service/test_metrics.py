@@ -8,7 +8,8 @@ from certs.protocol.catalogue import METRICS
 from certs.service.metrics import Metrics, Numbers
 
 NUMBERS = Numbers(
-    issuing_end=1.8e9, root_end=1.9e9, bundle=7, list_version=9, listed_at=1.7e9, followers=3, reports=2, healthy=True,
+    issuing_end=1.8e9, root_end=1.9e9, bundle=7, list_version=9, listed_at=1.7e9, followers=3, reports=2,
+    alarms={("mitm_suspected", "alarm"): 4}, healthy=True,
     release="0.1.0", policy="0123456789ab",
 )  # fmt: skip
 
@@ -33,6 +34,7 @@ def test_a_fresh_ca_has_nothing_to_tell_but_how_it_stands() -> None:
         "mesh_ca_revocation_list_timestamp_seconds": 1.7e9,
         "mesh_ca_followers": 3,
         "mesh_ca_reports": 2,
+        "mesh_ca_alarms_total event=mitm_suspected severity=alarm": 4,
         "mesh_ca_store_up": 0,
         "mesh_ca_healthy": 1,
         "mesh_ca_build_info release=0.1.0": 1,
