@@ -2,5 +2,5 @@
 logic.
 
 ``commands`` (the table of commands; each is loaded when it is used), ``run``, ``dev``, ``check``, ``policy``, ``status``
-(``status``, ``health``), ``explain``, ``inject``, ``schema``, ``trust``, ``probe``, ``verify``.
+(``status``, ``health``), ``explain``, ``inject``, ``schema``, ``trust``, ``probe``, ``verify``, ``alarms``.
 """

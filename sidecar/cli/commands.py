@@ -8,6 +8,7 @@ from sidecar import __version__
 from sidecar.host.commands import CommandGroup
 
 COMMANDS = {
+    "alarms": "sidecar.cli.alarms:alarms",
     "check": "sidecar.cli.check:check",
     "dev": "sidecar.cli.dev:dev",
     "explain": "sidecar.cli.explain:explain",

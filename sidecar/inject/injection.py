@@ -187,7 +187,17 @@ def inject(inputs: Inputs) -> Injection:
         needs[app] = needs_of(data, facts[app].sidecar if app in facts else {}, is_foreseen)
     image = f"{application.name}-sidecar:{inputs.image}"
     override = override_text(
-        application, apps, topology, placement, addresses, needs, options, image, inputs.files, record_line(record)
+        application,
+        apps,
+        topology,
+        placement,
+        addresses,
+        needs,
+        options,
+        image,
+        inputs.files,
+        record_line(record),
+        posts_alarms=written.mesh.alarm is not None,
     )
     kept: tuple[str, ...] = ()
     if inputs.earlier is not None and is_stale(inputs.earlier.override, image):

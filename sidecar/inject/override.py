@@ -14,7 +14,7 @@ from typing import Any
 from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.options import Options
 from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
-from sidecar.inject.topology import CA, MESH, Topology, sidecar_of
+from sidecar.inject.topology import CA, MESH, OUT, Topology, sidecar_of
 from sidecar.inject.visibility import App, app_of, neighbours
 from sidecar.inject.wiring import CA_PORT, CONFIG, ENROLMENT, STATE, TRUST, wiring_path
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block
@@ -52,10 +52,12 @@ def override_text(
     image: str,
     files: tuple[str, ...],
     record: str,
+    *,
+    posts_alarms: bool = False,
 ) -> str:
     """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``needs`` are digests of their wiring;
-    ``record`` is the line for the next run."""
-    made = _Override(application, apps, topology, placement, mesh_addresses, needs, options, image)
+    ``record`` is the line for the next run. ``posts_alarms``: mesh.yaml has a URL for alarms, so the CA has a way out."""
+    made = _Override(application, apps, topology, placement, mesh_addresses, needs, options, image, posts_alarms)
     data = {"services": dict(made.services()), "networks": dict(made.networks())}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
 
@@ -71,7 +73,9 @@ class _Override:
         needs: Mapping[str, str],
         options: Options,
         image: str,
+        posts_alarms: bool,
     ) -> None:
+        self.posts_alarms = posts_alarms
         self.application, self.apps, self.topology = application, apps, topology
         self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
         self.needs, self.options, self.image = needs, options, image
@@ -207,7 +211,7 @@ class _Override:
                     f"{CONFIG}/mesh.yaml",
                     "--listen",
                     f"0.0.0.0:{CA_PORT}",
-                ]  # the CA is on the mesh network only
+                ]  # the CA is on the mesh network, and alone on its way out
             ),
             # For the commands in its messages, which are run on the host.
             "environment": Flow({"MESH_STATE": self._state}),
@@ -216,7 +220,10 @@ class _Override:
             "healthcheck": Flow(
                 {"test": ["CMD", *health_check(probe)], "interval": "3s", "timeout": "60s", "retries": 20}
             ),
-            "networks": {MESH: Flow({"ipv4_address": str(self.mesh_addresses[CA])})},
+            "networks": {
+                MESH: Flow({"ipv4_address": str(self.mesh_addresses[CA])}),
+                **({OUT: Flow({})} if self.posts_alarms else {}),
+            },
             "volumes": [
                 self._mount("./mesh", CONFIG, read_only=True),
                 self._mount(f"{self._state}/ca", CA_STATE, read_only=False),
@@ -249,6 +256,8 @@ class _Override:
 
     def networks(self) -> Iterator[tuple[str, Any]]:
         yield MESH, self._network(MESH, internal=True, fixed=True)
+        if self.posts_alarms:
+            yield OUT, Commented(Flow({}), "the CA alone, to post alarms to `alarm.url` of mesh/mesh.yaml")
         for name, slots in self.topology.slots.items():
             before = [self.application.networks[key] for key in self.apps[name].owner.networks]
             for slot in slots:

@@ -29,10 +29,7 @@ def collect(project: Path, environ: Mapping[str, str], compose: Compose | None =
     """What each sidecar's ``status --json`` prints, by service, and the CA's ``certs list --json`` and ``certs reports
     --json``. One that does not answer has ``error`` instead. Raises :class:`UsageError` if this is no project of ``sidecar
     inject``."""
-    text = read_text(project / OVERRIDE)
-    if text is None:
-        raise UsageError(f"{project / OVERRIDE}: is not there; run this where `sidecar inject` was run")
-    files = [*(project / name for name in read_record(text, OVERRIDE).files), project / OVERRIDE]
+    files = _files(project)
     compose = compose or find_compose(environ)
     services = sorted(path.stem for path in (project / MESH_DIRECTORY / "sidecars").glob("*.yaml"))
 
@@ -51,6 +48,24 @@ def collect(project: Path, environ: Mapping[str, str], compose: Compose | None =
             "ca": ca.result(),
             "reports": reports.result().get("reports", []),
         }
+
+
+def alarms(
+    project: Path, environ: Mapping[str, str], options: Sequence[str], compose: Compose | None = None
+) -> Iterator[bytes]:
+    """What `certs alarms` prints in the CA's container, as it comes. Raises :class:`UsageError` as :func:`collect` does, and
+    if no CA answers."""
+    files = _files(project)
+    compose = compose or find_compose(environ)
+    return compose.stream(files, environ, "exec", "-T", CA, "certs", "alarms", CA_STATE, *options)
+
+
+def _files(project: Path) -> list[Path]:
+    """The files of the project that is there. Raises :class:`UsageError`."""
+    text = read_text(project / OVERRIDE)
+    if text is None:
+        raise UsageError(f"{project / OVERRIDE}: is not there; run this where `sidecar inject` was run")
+    return [*(project / name for name in read_record(text, OVERRIDE).files), project / OVERRIDE]
 
 
 def is_well(found: Mapping[str, Any]) -> bool:

@@ -24,6 +24,10 @@ from sidecar.inject.visibility import App, leads_to, names_for, neighbours, shar
 MESH = "sidecar-mesh"
 """The network between the sidecars."""
 
+OUT = "sidecar-alarm"
+"""The network by which the CA reaches the URL that alarms are posted to: the one way out of the mesh. The CA is alone on
+it."""
+
 CA = "mesh-ca"
 """The service and host name of the CA."""
 

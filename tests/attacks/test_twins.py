@@ -212,14 +212,16 @@ async def stolen_state(here: Site) -> Caller:
 
 
 async def test_a_copied_state_directory_is_told_after_its_first_renewal(tmp_path: Path) -> None:
-    async with site(tmp_path) as here, here.api() as api:
-        await trio.sleep(3)
+    async with site(tmp_path) as here, here.api(sooner=False) as api:
+        await trio.sleep(16)
         thief = await stolen_state(here)
         await quiet(here, api)  # until then it cannot be told from us: the limit
         await thief.renew()
         began = time.monotonic()
         met = await elsewhere(api)
-        print(f"a copied state directory: told {time.monotonic() - began:.0f} s after its first renewal (margin 2 s)")
+        seconds = time.monotonic() - began
+        print(f"a copied state directory: told {seconds:.0f} s after its first renewal")
+        assert seconds < 30
         assert met["reason"] == "renewal"
         assert met["presented"] == {"serial": f"{thief.chain[0].serial_number:x}"}
         await thief.client.close()

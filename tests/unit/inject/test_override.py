@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.inject.injection import OVERRIDE, inject
+from sidecar.inject.injection import MESH_FILE, OVERRIDE, inject
 from sidecar.inject.options import Options
 from sidecar.inject.override import WELL, health_check
 from tests.inject.applications import OPTIONS, inputs
+from tests.inject.bed import again
 
 
 class _Loader(yaml.SafeLoader):
@@ -186,3 +187,18 @@ def test_a_place_that_cannot_be_written_to_costs_only_more_checks(tmp_path: Path
     command = [part.replace(WELL, str(tmp_path / "none" / "well")) for part in health_check("true")]
     assert subprocess.run(command, capture_output=True, check=False).stderr == b""
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_the_ca_has_a_way_out_only_if_alarms_are_posted() -> None:
+    given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"], "deploy": {"replicas": 3}}})
+    first = inject(given)
+    edited = first.files[MESH_FILE].replace("\n...", "\nalarm: {url: 'https://hooks.example.com/x'}\n...")
+    second = inject(again(given, first, edited))
+    without, with_url = (yaml.load(one.files[OVERRIDE], _Loader) for one in (first, second))  # noqa: S506
+    assert set(without["services"]["mesh-ca"]["networks"]) == {"sidecar-mesh"}
+    assert "sidecar-alarm" not in without["networks"]
+    assert set(with_url["services"]["mesh-ca"]["networks"]) == {"sidecar-mesh", "sidecar-alarm"}
+    assert with_url["networks"]["sidecar-alarm"] == {}
+    on_it = [name for name, one in with_url["services"].items() if "sidecar-alarm" in str(one.get("networks"))]
+    assert on_it == ["mesh-ca"]
+    assert "instances" not in first.files[MESH_FILE], "the replicas of an app share one sidecar, which has one identity"

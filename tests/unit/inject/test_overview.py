@@ -130,3 +130,24 @@ def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest
 def test_elsewhere_there_is_nothing_to_ask(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
         overview.collect(tmp_path, {})
+
+
+class Streaming(Compose):
+    """Answers in blocks."""
+
+    def stream(self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str) -> Any:
+        yield from (f"{[file.name for file in files]} {arguments}".encode(), b"\n")
+
+
+def test_alarms_are_asked_of_the_ca_and_come_as_they_come(tmp_path: Path) -> None:
+    given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"]}})
+    (tmp_path / OVERRIDE).write_text(inject(given).files[OVERRIDE])
+    compose = Streaming(("docker", "compose"), (2, 40, 0))
+    said = b"".join(overview.alarms(tmp_path, {}, ["--follow"], compose)).decode()
+    assert said.startswith(f"['compose.yaml', '{OVERRIDE}'] ")
+    assert "('exec', '-T', 'mesh-ca', 'certs', 'alarms', '/var/lib/mesh-ca', '--follow')" in said
+
+
+def test_alarms_of_no_project(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
+        overview.alarms(tmp_path, {}, [])
