@@ -10,6 +10,7 @@ from sidecar.meanings.meaning import Kind, Meaning
 
 _STATUS = "`sidecar status`: of the sidecar that wrote the line, or `sidecar status --all` in a Compose project."
 _EXPLAIN_ID = "`sidecar explain ID --log LOG`: the connection of the line, at both ends."
+_ALARMS_OF_ALL = "`certs alarms DIR`: since when, how often, and where else in the mesh."
 _CA_DOWN = "The CA is down, or is being restarted."
 _NO_WAY = "The way to it is broken: a name, a network, a firewall, a wrong `identity.ca`."
 _NOT_THE_CA = "What answers there is not the CA of this mesh; then `mitm_suspected` stands beside it."
@@ -35,6 +36,7 @@ _ALARMS: tuple[Meaning, ...] = (
         as_step(find_who()),
         f"Of the CA's address: {FIND_WHAT}.",
         "`sidecar explain ID --log LOG`: what was expected, what answered, and what its reason means.",
+        _ALARMS_OF_ALL,
         "`sidecar verify`: whether every other call is in mutual TLS, with whom it should be.",
         "If nothing moved, treat it as an attack, and keep the log.",
     ),
@@ -65,6 +67,7 @@ _ALARMS: tuple[Meaning, ...] = (
             "without `instances:` in the mesh file.",
             "Somebody has stolen the service's key, its `state_dir` or its enrolment secret.",
         ),
+        _ALARMS_OF_ALL,
         "`certs list DIR`: the service's certificates, and when each was issued.",
         "If it is no second sidecar of yours: `certs revoke DIR SERVICE`, then `certs enrolment DIR SERVICE --out SECRET "
         "--force`.",
@@ -329,6 +332,7 @@ _OF_THE_CA: tuple[Meaning, ...] = (
             "The sidecar meets very many: somebody attacks it from many places.",
             "The sidecar was taken over, and floods the CA.",
         ),
+        _ALARMS_OF_ALL,
         "Look at the log of that sidecar, and at its machine.",
         "`certs revoke DIR SERVICE`: if it was taken over.",
     ),
