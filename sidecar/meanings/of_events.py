@@ -326,6 +326,16 @@ _PROCESS: tuple[Meaning, ...] = (
 
 _OF_THE_CA: tuple[Meaning, ...] = (
     _event(
+        "token_used_twice",
+        "An alarm of the CA: a one-time token came a second time, and was refused. One of the two who sent it may be a thief.",
+        (
+            "A sidecar lost its `state_dir` after it had enrolled, and tries its old token again.",
+            "Somebody copied the token and came first, or second.",
+        ),
+        "`certs list DIR`: which certificates the service has, and since when.",
+        "If it was nobody of yours: `certs revoke DIR SERVICE`, then `certs token DIR SERVICE`.",
+    ),
+    _event(
         "too_many_alarms",
         "An alarm: one service's sidecar reports more alarms than are shown one by one.",
         (
