@@ -327,7 +327,8 @@ _PROCESS: tuple[Meaning, ...] = (
 _OF_THE_CA: tuple[Meaning, ...] = (
     _event(
         "token_used_twice",
-        "An alarm of the CA: a one-time token came a second time, and was refused. One of the two who sent it may be a thief.",
+        "A one-time token came to the CA a second time, and was refused. If the service is alive, it is an alarm: one "
+        "of the two who sent it may be a thief.",
         (
             "A sidecar lost its `state_dir` after it had enrolled, and tries its old token again.",
             "Somebody copied the token and came first, or second.",
