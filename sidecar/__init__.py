@@ -30,6 +30,7 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.dev``: ``sidecar dev``: a whole mesh in one process
 * ``sidecar.inject``: ``sidecar inject``: a Compose application becomes a mesh
 * ``sidecar.explain``: what happened to one connection, from the logs of both ends
+* ``sidecar.learn``: what was seen becomes rules; what a changed mesh file would refuse of it
 * ``sidecar.verify``: ``sidecar verify``: tries every promise of a running mesh, and tells what was seen
 * ``sidecar.cli``: the ``sidecar`` command; no logic
 * ``sidecar.demo``: ``make demo``: a mesh of real processes, used and attacked

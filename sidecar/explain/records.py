@@ -80,7 +80,7 @@ def lines_with(blocks: Iterable[bytes], needle: bytes) -> Iterator[bytes]:
 def entry_of(line: bytes, wanted: str, source: str) -> Entry | None:
     """The line as a record of the connection ``wanted``; None if it is of something else."""
     text = line.decode("utf-8", "replace")
-    for found in _objects(text):
+    for found in objects(text):
         if (fields := _fields(found, wanted)) is not None:
             return Entry(source, fields)
     return _written_for_people(text, wanted, source)
@@ -91,7 +91,7 @@ def is_of(wanted: str, connection_id: str, channel_id: str) -> bool:
     return connection_id == wanted or connection_id.startswith(f"{wanted}-") or channel_id == wanted
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+def objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects that may be ours in a line: at its beginning or behind a prefix, and those inside of them."""
     at = -1
     for _ in range(_PLACES):

@@ -28,13 +28,18 @@ STDIN = Path("-")
 def in_files(paths: Iterable[Path], wanted: str) -> Iterator[Entry]:
     """The entries in files; ``-`` is stdin. Raises :class:`UsageError` for one that cannot be read."""
     for path in paths:
+        yield from _entries(blocks_in_file(path), wanted, "stdin" if path == STDIN else str(path))
+
+
+def blocks_in_file(path: Path, option: str = "--log") -> Iterator[bytes]:
+    """A file in blocks; ``-`` is stdin. ``option``: what names it. Raises :class:`UsageError` if it cannot be read."""
+    try:
+        with ExitStack() as opened:
+            file: BinaryIO = sys.stdin.buffer if path == STDIN else opened.enter_context(path.open("rb"))
+            yield from iter(lambda: file.read(BLOCK), b"")
+    except OSError as error:
         name = "stdin" if path == STDIN else str(path)
-        try:
-            with ExitStack() as opened:
-                file: BinaryIO = sys.stdin.buffer if path == STDIN else opened.enter_context(path.open("rb"))
-                yield from _entries(iter(lambda: file.read(BLOCK), b""), wanted, name)  # noqa: B023 (used at once)
-        except OSError as error:
-            raise UsageError(f"--log {name}: cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{option} {name}: cannot be read: {error.strerror or error}") from error
 
 
 def is_project(directory: Path) -> bool:
@@ -46,12 +51,16 @@ def in_compose(
     project: Path, wanted: str, environ: Mapping[str, str], compose: Compose | None = None
 ) -> Iterator[Entry]:
     """The entries in the logs of a project's sidecars, as Docker keeps them. Raises :class:`UsageError`."""
+    yield from _entries(blocks_in_compose(project, environ, compose), wanted, "docker compose logs")
+
+
+def blocks_in_compose(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> Iterator[bytes]:
+    """The logs of a project's sidecars in blocks, as Docker keeps them. Raises :class:`UsageError`."""
     text = read_text(project / OVERRIDE) or ""
     files = [*(project / name for name in read_record(text, OVERRIDE).files), project / OVERRIDE]
     compose = compose or find_compose(environ)
     sidecars = sorted(sidecar_of(path.stem) for path in (project / MESH_DIRECTORY / "sidecars").glob("*.yaml"))
-    blocks = compose.stream(files, environ, "logs", "--no-color", "--no-log-prefix", *sidecars)
-    yield from _entries(blocks, wanted, "docker compose logs")
+    yield from compose.stream(files, environ, "logs", "--no-color", "--no-log-prefix", *sidecars)
 
 
 def in_status(listen: str, wanted: str) -> Iterator[Entry]:

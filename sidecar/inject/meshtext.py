@@ -196,7 +196,7 @@ def _added_to(
     proposed = existing.proposed or frozenset()
     if observe and OBSERVE not in proposed and all(rule.name != OBSERVE for rule in mesh.rules):
         policy += _observe_lines(today + timedelta(days=OBSERVE_DAYS))
-    text = _insert(_insert(existing.text, "services", services, filename), "policy", policy, filename)
+    text = insert(insert(existing.text, "services", services, filename), "policy", policy, filename)
     notes += [f"{filename}: service '{name}' is no longer in the mesh" for name in mesh.services if name not in names]
     for old in mesh.rules:
         if old.name in proposed - known and old.name != OBSERVE:
@@ -223,11 +223,12 @@ def _callee(rule: Proposal) -> str:
     return rule.to[0].partition(":")[0]
 
 
-def _insert(text: str, key: str, added: list[str], filename: str) -> str:
-    """Inserts ``added`` at the end of the top-level block ``key``, before the blank lines and comments that follow it."""
+def insert(text: str, key: str, added: list[str], filename: str) -> str:
+    """Inserts ``added`` at the end of the top-level block ``key``, before the blank lines and comments that follow it.
+    Every byte that is there stays. Raises :class:`UsageError` if the block is written on one line."""
     if not added:
         return text
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # and nothing else ends a line: a comment may hold any character
     head = next((i for i, line in enumerate(lines) if re.match(rf"[\"']?{key}[\"']?\s*:", line)), None)
     if head is None:
         end = next((i for i, line in enumerate(lines) if re.match(r"\.\.\.(?:\s|$)", line)), len(lines))
