@@ -94,6 +94,7 @@ def test_learning(written: list[tuple[str, str, str]], seen_lines: list[dict[str
         Call(SpiffeId(DOMAIN, tuple(peer.split("/"))), Target(target, port))
         for line in seen_lines
         if line["event"] == "connection" and line["decision"] == "allow" and line["reason"] == "ok"
+        if line["direction"] == "inbound" or "/" not in line["service"]  # no sidecar is called that
         if "probe" not in line and line["rule"] == "observe" and f"//{DOMAIN}/" in line["peer_id"]
         for peer, target, port in [
             (line["peer_id"].removeprefix(f"spiffe://{DOMAIN}/"), line["service"], line["port"])
