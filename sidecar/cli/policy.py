@@ -22,6 +22,7 @@ from sidecar.learn.merge import commented_out, merged
 from sidecar.learn.rules import Evidence, Learned, learn
 from sidecar.learn.seen import Seen
 from sidecar.policy.explain import Explanation, TestResult, explain, run_tests
+from sidecar.policy.junit import as_junit
 from sidecar.policy.mesh import Mesh, load_mesh, parse_mesh
 
 _mesh_argument = click.argument("mesh", default="mesh.yaml", type=click.Path(path_type=Path))
@@ -34,16 +35,22 @@ def policy() -> None:
 
 @policy.command
 @_mesh_argument
-def test(mesh: Path) -> None:
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the results as JUnit XML too.")
+def test(mesh: Path, junit: Path | None) -> None:
     """Run the `tests:` of MESH (mesh.yaml if not given).
 
     A test of a service without a port is a test of each of its ports. Exit code: 0 if all pass, or there are none; 1 if one
-    fails; 2 if the file is wrong.
+    fails; 2 if the file is wrong, or the results cannot be written.
     """
     loaded = load_mesh(mesh)
     results = run_tests(loaded, datetime.now(UTC))
     for result in results:
         click.echo(_result_line(loaded, result))
+    if junit is not None:
+        try:
+            junit.write_text(as_junit(loaded, results), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--junit {junit}: cannot be written: {error.strerror or error}") from error
     failed = sum(not result.passed for result in results)
     if not results:
         click.echo(f"{mesh}: has no tests: write what must hold under `tests:`, and this checks it")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 
 from sidecar.identity.reasons import UsageError
@@ -19,7 +19,6 @@ from sidecar.inject.ports import Port
 from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scalar
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh, parse_mesh
-from sidecar.policy.names import ADMIN_PORT
 
 OBSERVE = "observe"
 """The name of the rule that ``--observe`` writes."""
@@ -132,8 +131,7 @@ def _fresh(
         *(line for name in names for line in _service_lines(name, names[name], origins.get(name, ()))),
     ]
     if until is not None:
-        apart = [rule for rule in rules if rule.to[0].endswith(f":{ADMIN_PORT}")]  # which "*" does not include
-        lines += ["policy:", *_observe_lines(until), *(line for rule in apart for line in _rule_lines(rule))]
+        lines += ["policy:", *_observe_lines(until), *(line for rule in rules for line in _rule_lines(rule))]
     elif rules:
         lines += ["policy:  # default: deny", *(line for rule in rules for line in _rule_lines(rule))]
     else:
@@ -156,8 +154,8 @@ def _rule_lines(rule: Proposal) -> list[str]:
 
 def _observe_lines(until: date) -> list[str]:
     return [
-        "  # Every service may call every other until that day, and the access logs show which calls are made. Then run",
-        "  # `sidecar inject --no-observe`, or write rules by hand.",
+        "  # Every service may call every other until that day, and the access logs show which calls are made.",
+        "  # `sidecar policy learn` adds rules for those; what no other rule allows is refused afterwards.",
         f'  - {{name: {OBSERVE}, from: "*", to: "*", until: {until}}}',
     ]
 
@@ -177,10 +175,11 @@ def _added_to(
     filename: str,
 ) -> MeshText:
     mesh, notes = existing.mesh, []
+    lasting = replace(mesh, rules=tuple(rule for rule in mesh.rules if rule.name != OBSERVE or rule.until is None))
     new = [name for name in names if name not in mesh.services]
     wanted = []
     for rule in rules:
-        if _is_allowed(mesh, rule, today):
+        if _is_allowed(lasting, rule, today):
             continue
         removed = (
             rule.name in existing.proposed

@@ -61,6 +61,18 @@ class TestTest:
             "3 passed, 1 failed",
         ]
 
+    def test_junit(self, here: Path) -> None:
+        assert run("test", "--junit", "results.xml").exit_code == 0
+        assert '<testsuite name="mesh.yaml" tests="2" failures="0"' in (here / "results.xml").read_text()
+        (here / "m.yaml").write_text(MESH + "  - {from: web, to: api, expect: allow}\n", encoding="utf-8")
+        assert run("test", "m.yaml", "--junit", "results.xml").exit_code == 1
+        assert "<failure " in (here / "results.xml").read_text()
+
+    def test_junit_where_nothing_can_be_written(self) -> None:
+        result = run("test", "--junit", "missing/results.xml")
+        assert result.exit_code == 2
+        assert result.stderr == "error: --junit missing/results.xml: cannot be written: No such file or directory\n"
+
     def test_there_are_none(self, here: Path) -> None:
         (here / "m.yaml").write_text("trust_domain: a\nservices: {}", encoding="utf-8")
         result = run("test", "m.yaml")

@@ -205,14 +205,21 @@ OBSERVE = replace(OPTIONS, observe=True)
 
 def test_observing() -> None:
     given, before = first(ONE, OBSERVE)
-    (rule,) = parse_mesh(text_of(before), "m").rules
+    rule, inferred = parse_mesh(text_of(before), "m").rules
     assert (rule.name, rule.from_, rule.to, rule.until) == ("observe", ("*",), ("*",), date(2026, 12, 8))
+    assert (inferred.name, inferred.until) == ("web->api:81", None)
     later = again(replace(given, today=date(2026, 12, 1)), before)
     assert text_of(inject(later)) == text_of(before)
     over = again(replace(given, today=date(2027, 1, 1)), before)
     assert parse_mesh(text_of(inject(over)), "m").rules[0].until == date(2027, 1, 15)
     ended = replace(later, options=OPTIONS)
     assert [it.name for it in parse_mesh(text_of(inject(ended)), "m").rules] == ["web->api:81"]
+
+
+def test_what_is_observed_only_has_no_rule_of_its_own_yet() -> None:
+    edited = text_of(first(ONE, OBSERVE)[1]) + "# mine\n"
+    injection = second(edited, TWO, options=OBSERVE)
+    assert [rule.name for rule in parse_mesh(text_of(injection), "m").rules] == ["observe", "web->api:81", "api->db"]
 
 
 def test_observing_with_an_edited_file() -> None:
