@@ -12,7 +12,7 @@ from sidecar.policy.mesh import parse_mesh
 MESH = """\
 trust_domain: t
 services: {web: {}, api: {ports: {http: 80, metrics: 90}}}
-policy: [{name: "a <b> & \\"c\\" \\x07", from: web, to: "api:http"}]
+policy: [{name: "a <b> & \\"c\\"", from: web, to: "api:http"}]
 tests:
   - {from: web, to: "api:http", expect: allow}
   - {from: web, to: api, expect: deny}
@@ -20,7 +20,7 @@ tests:
 
 
 def written(text: str) -> ElementTree.Element:
-    mesh = parse_mesh(text, 'x&"y".yaml')
+    mesh = parse_mesh(text, 'x&"y\x07.yaml')
     return ElementTree.fromstring(as_junit(mesh, run_tests(mesh, datetime(2026, 6, 1, tzinfo=UTC))))  # noqa: S314
 
 
@@ -40,7 +40,7 @@ def test_each_port_is_a_case_and_what_fails_says_why() -> None:
     ]
     [failure] = suite[1]
     assert failure.tag == "failure"
-    assert failure.get("message") == 'web may call api:http: rule \'a <b> & "c" \\x07\' (x&"y".yaml:3) allows it'
+    assert failure.get("message") == 'web may call api:http: rule \'a <b> & "c"\' (x&"y\\x07.yaml:3) allows it'
 
 
 def test_there_are_none() -> None:
