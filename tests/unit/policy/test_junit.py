@@ -29,7 +29,7 @@ def test_each_port_is_a_case_and_what_fails_says_why() -> None:
     [suite] = root
     assert (root.tag, suite.get("name"), suite.get("tests"), suite.get("failures")) == (
         "testsuites",
-        'x&"y".yaml',
+        'x&"y\\x07.yaml',
         "3",
         "1",
     )
