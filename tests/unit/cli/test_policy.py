@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import policy as module
 from sidecar.cli.commands import main
+from sidecar.learn import gather
 from sidecar.learn.rules import Evidence
 from sidecar.learn.seen import Seen
 from tests.unit.learn.lines import inbound, outbound
@@ -281,8 +282,8 @@ def test_in_a_project_the_logs_and_the_files_are_those_of_the_application(
     def said(_mesh: object, _environ: object, _today: object, commented: Any) -> Evidence:
         return Evidence(lambda call: call.source.service == "web", commented=commented)
 
-    monkeypatch.setattr(module.gather, "read_compose", read)
-    monkeypatch.setattr(module.gather, "evidence_of_project", said)
+    monkeypatch.setattr(gather, "read_compose", read)
+    monkeypatch.setattr(gather, "evidence_of_project", said)
     result = run("learn")
     assert (result.exit_code, result.stderr.partition(";")[0]) == (
         0,
