@@ -242,6 +242,13 @@ def _which_identity(value: object, info: Info) -> object:
 _EitherIdentity = Annotated[CaIdentity | FileIdentity, Before(_which_identity, _Identity)]
 
 
+@frozen()
+class ListenerLimits(Shape):
+    connections: Annotated[int, Between(1, 1_000_000, "is")] | None = None
+    """The most connections of this entry at a time; further ones are refused with `overloaded`. Idle kept channels do not
+    count. Default: only the limit of the whole sidecar."""
+
+
 @frozen(kw_only=True)
 class _Listener(Shape):
     """Times are in seconds. Without ``idle_timeout`` an idle connection is never closed."""
@@ -254,6 +261,8 @@ class _Listener(Shape):
     """A connection without any byte for this long is closed. Default: never."""
     max_age: _Seconds = 86400.0
     """A connection this old is closed."""
+    limits: Annotated[ListenerLimits, Before(nothing_is_empty)] = ListenerLimits()
+    """Limits of this listener."""
 
 
 @frozen(kw_only=True)

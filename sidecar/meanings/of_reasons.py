@@ -322,17 +322,18 @@ _DECISIONS: tuple[Meaning, ...] = (
     ),
     _inbound(
         Reason.OVERLOADED,
-        "A limit of this sidecar is reached: of connections, or of strangers who have not proved an identity.",
+        "A limit is reached, which `message` names: of this sidecar, of one of its listeners, of a rule of `mesh.yaml`, or"
+        " of strangers who have not proved an identity.",
         (
             "The app answers slowly, so that connections pile up.",
-            "`limits.connections` is lower than the load needs, or the limit of open files is (`ulimit -n`).",
+            "The limit is lower than the load needs, or the limit of open files is (`ulimit -n`).",
             "A flood of strangers: those from the busiest address are cut first.",
         ),
         "`sidecar status`: connections by peer, and how many strangers there are now.",
     ),
     _outbound(
         Reason.OVERLOADED,
-        "This sidecar has reached its own limit of connections (`limits.connections`).",
+        "This sidecar has reached its own limit of connections (`limits.connections`), or that of this listener.",
         (
             "The app opens connections and does not close them.",
             "The target answers slowly, so that connections pile up.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import islice
@@ -47,7 +47,8 @@ class Decision:
     people.
 
     ``rule`` and ``line`` name the rule that decided, if one did. ``dry_run`` lists what matching dry-run rules would have
-    done, such as ``try-reporting would allow``.
+    done, such as ``try-reporting would allow``. ``limits``: if the deciding rule has a limit of connections, the rules that
+    allow the call and their limits, in the order in which they are asked for room, up to the first without a limit.
     """
 
     kind: Kind
@@ -57,6 +58,7 @@ class Decision:
     rule: str | None = None
     line: int | None = None
     dry_run: tuple[str, ...] = ()
+    limits: tuple[tuple[str, int | None], ...] = ()
 
     @property
     def allowed(self) -> bool:
@@ -90,7 +92,8 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
         return _decision(mesh, source, target, Kind.DENIED, denying, dry_run)
     allowing = _first(rule for rule in enforced if rule.action == "allow")
     if allowing is not None:
-        return _decision(mesh, source, target, Kind.ALLOWED, allowing, dry_run)
+        decision = _decision(mesh, source, target, Kind.ALLOWED, allowing, dry_run)
+        return decision if allowing.connections is None else replace(decision, limits=_limits(enforced))
     if target.service not in mesh.services:
         return _decision(mesh, source, target, Kind.UNKNOWN_SERVICE, None, dry_run)
     if not mesh.has(target):
@@ -100,6 +103,16 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
     if over is not None:
         return _decision(mesh, source, target, Kind.RAN_OUT, over, dry_run)
     return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)
+
+
+def _limits(allowing: list[Rule]) -> tuple[tuple[str, int | None], ...]:
+    """Each rule that allows a call lets in as many as it says, so that one more rule never lets in fewer."""
+    found: list[tuple[str, int | None]] = []
+    for rule in sorted(allowing, key=lambda rule: rule.name):
+        found.append((rule.name, rule.connections))
+        if rule.connections is None:
+            break
+    return tuple(found)
 
 
 def _decision(

@@ -246,6 +246,9 @@ class RuleShape(Shape):
     """`dry-run`: what the rule would change is logged and counted, and not applied."""
     until: Annotated[date, read_by(_day, f"^{_DATE.pattern}$")] | None = None
     """The last day (UTC, YYYY-MM-DD) on which the rule holds. Not for a `deny` rule. Default: no end."""
+    connections: Annotated[int, Between(1, 1_000_000, "is")] | None = None
+    """The most connections that the rule lets into one sidecar at a time; further ones are refused with `overloaded`, unless
+    another rule allows them too. Idle kept channels do not count. Not for a `deny` rule. Default: no limit."""
 
 
 @frozen(kw_only=True)
@@ -293,7 +296,7 @@ class MeshShape(Shape):
 
 
 def _add_rule_faults(document: Document, problems: Problems) -> None:
-    """Adds deny rules with an end, and rules that share a name."""
+    """Adds deny rules with an end or a limit, and rules that share a name."""
     first: dict[str, int] = {}
     for index, rule in parts(part(document.data, "policy")):
         at: DataPath = ("policy", index)
@@ -305,6 +308,8 @@ def _add_rule_faults(document: Document, problems: Problems) -> None:
             problems.add(at, f"another rule (line {first[name]}) is called {shown(name)} already{give}")
         elif name is not None:
             first[name] = document.line(at)
+        if part(rule, "connections") is not None and part(rule, "action") == "deny":
+            problems.add((*at, "connections"), "a deny rule lets nothing in that could be counted")
 
 
 def _name_of(rule: Any) -> str | None:

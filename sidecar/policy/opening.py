@@ -8,13 +8,15 @@ under the old one; no service, port or local port is new; and no limit is wider.
 is gone opens, also where nothing else allowed what it denied.
 
 How rules are compared. A rule is within others if each entry of its ``from`` is, for each of its targets, in the ``from``
-of one of them. An enforced ``allow`` rule must be within old ones that hold as long. An old enforced ``deny`` rule, as far
-as its targets are still declared, must be within new ones. A pattern is within others if all of its samples are
-(:meth:`sidecar.policy.mesh.Pattern.samples`).
+of one of them. An enforced ``allow`` rule must be within old ones that hold as long and have no limit of connections. One
+with a limit may be within the old rule of its name instead, if that let in as many: two others would let in twice as many.
+An old enforced ``deny`` rule, as far as its targets are still declared, must be within new ones. A pattern is within others
+if all of its samples are (:meth:`sidecar.policy.mesh.Pattern.samples`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import islice
@@ -92,13 +94,23 @@ def _not_within(rules: Sequence[Rule], others: Sequence[Rule], there: frozenset[
     changed = [rule for rule in rules if _coverage(rule) not in same]
     sources = sum(1 + len(rule.identities) + len(rule.patterns) * len(rule.targets) for rule in changed)
     for rule in changed:
-        holding = [other for other in others if _last_day(other) >= _last_day(rule)]
+        holding = [
+            other
+            for other in others
+            if _last_day(other) >= _last_day(rule)
+            and (other.connections is None or (other.name == rule.name and _room(other) >= _room(rule)))
+        ]
         if sources * len(others) > MAX_COMPARISONS or not _within(rule, rule.targets & there, holding):
             yield rule
 
 
 def _coverage(rule: Rule) -> tuple[object, ...]:
-    return rule.identities, rule.patterns, rule.targets, rule.until
+    limit = None if rule.connections is None else (rule.name, rule.connections)
+    return rule.identities, rule.patterns, rule.targets, rule.until, limit
+
+
+def _room(rule: Rule) -> float:
+    return math.inf if rule.connections is None else rule.connections
 
 
 def _last_day(rule: Rule) -> date:

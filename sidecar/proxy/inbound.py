@@ -89,7 +89,7 @@ def serve(node: Node, port: MeshPort, app: App, sock: socket.socket, lines: Line
             here.describe(lines.present)
             look_twice(node, peer, sock, lines.present)
             try:
-                app_socket, endpoint = yield from _admit(node, port, app, here, lines.present, live.admission)
+                app_socket, endpoint = yield from _admit(node, port, app, here, lines.present, live)
             except Refused as refusal:
                 if frames is None:
                     yield partial(send_verdict, sock, channel, refusal.reason, timeouts.handshake)
@@ -128,6 +128,7 @@ def _next_stream(node: Node, port: MeshPort, here: PeerChannel, lines: Lines, li
     channel has ended, or is to end. Raises :class:`Refused` if no stream has come at all."""
     frames, timeouts = here.frames, node.config.timeouts
     assert frames is not None  # noqa: S101 (see `serve`)
+    node.registry.uncount(live)  # the stream before
     first = frames.number == 0
     seconds = timeouts.handshake if first else CALLEE_IDLE_SECONDS
     if not first:
@@ -158,7 +159,7 @@ def _next_stream(node: Node, port: MeshPort, here: PeerChannel, lines: Lines, li
 
 
 def _admit(
-    node: Node, port: MeshPort, app: App, here: PeerChannel, record: ConnectionRecord, admission: Admission
+    node: Node, port: MeshPort, app: App, here: PeerChannel, record: ConnectionRecord, live: Live
 ) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Judges one stream by what is in force now, and connects to our app. Raises :class:`Refused`."""
     caller = here.peer.id
@@ -168,7 +169,8 @@ def _admit(
     if not decision.allowed:
         why = decision.why + remedy(node.current.mesh, caller, decision)
         raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {why}")
-    here.judge(node, admission)
+    assert live.admission is not None  # noqa: S101 (see `serve`)
+    here.judge(node, live.admission)
     seconds = node.config.timeouts.connect
     if (opening := here.opening) is not None:
         if opening.strange:
@@ -185,6 +187,9 @@ def _admit(
         seconds = min(seconds, opening.milliseconds / 1000)
     if node.draining and node.config.has_replicas:
         raise Refused(Reason.DRAINED, f"is stopping: {caller} is to call another one")
+    if not stops:
+        listener, rules = ("inbound", port.port, port.listen), decision.limits or ((decision.rule, None),)
+        record.rule = node.registry.count(live, listener, port.limits.connections, rules)
     record.decision = "allow"
     if stops:
         raise Refused(Reason.PROBE, f"has let in a probe of {caller}, which ends before the app is reached")

@@ -11,11 +11,13 @@ uses it, or after, and the re-judgement finds the admission. No connection escap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.proxy.draining import Carried
@@ -49,9 +51,9 @@ class Live:
     """One connection, which can be cut: ``end`` ends it. The reason of the first cut is kept. ``admission`` is None until it
     is judged. ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the
     places. ``carried``: what it has carried, while it does. ``idle``: it is a kept channel without a stream now, which may
-    go at any time."""
+    go at any time. ``counted``: for which listener and which rule."""
 
-    __slots__ = ("admission", "carried", "end", "has_place", "idle", "reason", "stranger")
+    __slots__ = ("admission", "carried", "counted", "end", "has_place", "idle", "reason", "stranger")
 
     def __init__(self, end: Callable[[], object] = lambda: None) -> None:
         self.end = end
@@ -61,6 +63,7 @@ class Live:
         self.stranger: Stranger | None = None
         self.has_place = False
         self.carried: Carried | None = None
+        self.counted: tuple[Hashable, ...] = ()
 
     def cut(self, reason: Reason) -> None:
         """Ends the connection, which resets both its sides."""
@@ -81,6 +84,7 @@ class Registry:
         self._live: set[Live] = set()
         self._idle: dict[Live, None] = {}  # those of a kept channel without a stream, the longest idle first
         self.places = 0
+        self._counts: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -108,6 +112,42 @@ class Registry:
         self.places -= live.has_place
         live.has_place = False
 
+    def count(
+        self,
+        live: Live,
+        listener: tuple[str, str, Address],
+        most: int | None,
+        rules: Sequence[tuple[str | None, int | None]] = (),
+    ) -> str | None:
+        """Counts a connection that the policy allows, or one stream, for its ``listener`` (its list in the file, its name
+        and address), which takes ``most``, and for the first of ``rules`` that has room. Returns that rule. It counts until
+        :meth:`uncount` or :meth:`leave`; where there is no limit too, as a reload may bring one. Raises :class:`Refused` if
+        the listener or every rule is full; then it counts for neither."""
+        if most is not None and self._counts[listener] >= most:
+            entries, name, _ = listener
+            limit = f"{most} connections of {name} (limits.connections of that entry of `{entries}`)"
+            raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit}")
+        counted: tuple[Hashable, ...] = (listener,)
+        rule: str | None = None
+        if rules:
+            free = [name for name, limit in rules if limit is None or self._counts["rule", name] < limit]
+            if not free:
+                full = ", ".join(f"{limit} connections of rule '{name}'" for name, limit in rules)
+                raise Refused(Reason.OVERLOADED, f"has reached the limit of {full} (connections)")
+            rule = free[0]
+            counted += (("rule", rule),)
+        live.counted = counted
+        self._counts.update(counted)
+        return rule
+
+    def uncount(self, live: Live) -> None:
+        """The stream has ended, or the connection: its listener and its rule have room for another one."""
+        for what in live.counted:
+            self._counts[what] -= 1
+            if not self._counts[what]:
+                del self._counts[what]  # rules come and go
+        live.counted = ()
+
     def enter(self, live: Live) -> None:
         """Registers a connection until :meth:`leave`."""
         self._live.add(live)
@@ -116,6 +156,7 @@ class Registry:
         """The connection has ended, and its place is free."""
         self._live.discard(live)
         self._idle.pop(live, None)
+        self.uncount(live)
         self.give_back(live)
 
     def set_idle(self, live: Live, idle: bool) -> None:

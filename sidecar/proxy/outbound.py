@@ -99,6 +99,7 @@ def serve(
     record.rule, record.dry_run = decision.rule, decision.dry_run
     if not decision.allowed:
         raise Refused(Reason.POLICY_DENIED, decision.predicate + remedy(snapshot.mesh, snapshot.id, decision))
+    node.registry.count(live, ("outbound", route.shown, route.listen), route.limits.connections)
     record.decision = "allow"
 
     if loops.suspects:

@@ -20,7 +20,17 @@ import trio
 import trio.testing
 from OpenSSL import SSL
 
-from sidecar.config.sidecar_yaml import Admin, Config, FileIdentity, Inbound, Limits, Outbound, ProxyProtocol, Timeouts
+from sidecar.config.sidecar_yaml import (
+    Admin,
+    Config,
+    FileIdentity,
+    Inbound,
+    Limits,
+    ListenerLimits,
+    Outbound,
+    ProxyProtocol,
+    Timeouts,
+)
 from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
@@ -261,6 +271,7 @@ def inbound(
     idle_timeout: float | None = None,
     max_age: float = timedelta(days=1).total_seconds(),
     proxy_protocol: ProxyProtocol = "off",
+    most: int | None = None,
 ) -> Inbound:
     """An inbound port on a free address of loopback."""
     return Inbound(
@@ -272,6 +283,7 @@ def inbound(
         idle_timeout=idle_timeout,
         max_age=max_age,
         proxy_protocol=proxy_protocol,
+        limits=ListenerLimits(most),
     )
 
 
@@ -287,6 +299,7 @@ def outbound(
     idle_timeout: float | None = None,
     max_age: float = timedelta(days=1).total_seconds(),
     ambiguous_with: Sequence[Target] = (),
+    most: int | None = None,
 ) -> Outbound:
     """An outbound listener on a free address of loopback."""
     return Outbound(
@@ -300,6 +313,7 @@ def outbound(
         tolerate_missing_close_notify=tolerate_missing_close_notify,
         idle_timeout=idle_timeout,
         max_age=max_age,
+        limits=ListenerLimits(most),
     )
 
 

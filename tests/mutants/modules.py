@@ -116,7 +116,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "announced": ("integration/proxy/test_probing.py",),
     "probing": ("integration/verify/test_trial.py",),
     "judgement": ("integration/verify/test_trial.py",),
-    "live": ("unit/lifecycle/test_reload.py",),
+    "live": ("unit/lifecycle/test_reload.py", "integration/proxy/test_limits.py"),
     "address": ("unit/config/test_sidecar_yaml.py",),
     "sockets": ("unit/proxy/test_server.py", "integration/proxy/test_listener.py", "attacks/test_strangers.py"),
     "yaml12": ("unit/policy/test_mesh_yaml.py", "unit/config/test_sidecar_yaml.py"),

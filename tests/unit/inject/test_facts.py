@@ -101,6 +101,9 @@ VALUES: dict[str, Any] = {
     "outbound[].tolerate_missing_close_notify": True,
     "outbound[].idle_timeout": "7s",
     "outbound[].max_age": "7s",
+    "inbound[].proxy_protocol": "tls",
+    "inbound[].limits.connections": 7,
+    "outbound[].limits.connections": 7,
 }
 """A value of each key of ``sidecar.yaml`` that a person may want: whoever adds a key adds it here."""
 
@@ -112,11 +115,11 @@ def is_ours(key: str) -> bool:
 
 @pytest.mark.parametrize("key", [key.path for key in keys("sidecar")])
 def test_every_key_of_sidecar_yaml_can_be_given_unless_the_wiring_consists_of_it(key: str) -> None:
-    if key in ("inbound", "outbound", "timeouts", "limits"):
+    if key in ("inbound", "outbound", "timeouts", "limits", "inbound[].limits", "outbound[].limits"):
         return  # they hold others
     side, _, name = key.partition("[].")
     said: Any = VALUES.get(key)
-    for step in reversed([side, "*", name] if name else key.split(".")):
+    for step in reversed([side, "*", *name.split(".")] if name else key.split(".")):
         said = {step: said}
     db: dict[str, Any] = {"depends_on": ["web"], "expose": ["6379"]}
     services: dict[str, Any] = {"web": {"depends_on": ["db"], "expose": ["80"]}, "db": db}

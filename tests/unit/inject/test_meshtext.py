@@ -175,6 +175,7 @@ OTHER: dict[str, Any] = {
     "action": "deny",
     "mode": "dry-run",
     "until": date(2027, 1, 1),
+    "connections": 5,
 }
 """A value other than that of the rule below, for each key of a rule."""
 

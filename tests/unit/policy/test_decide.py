@@ -35,6 +35,23 @@ def asked(among: Mesh, source: str, target: str, now: datetime = NOW) -> Decisio
     return decide(among, parse_spiffe_id(f"spiffe://{source}"), service, port, now)
 
 
+def test_of_rules_with_limits_each_is_asked_for_room_up_to_one_without() -> None:
+    few, more, all_, last = (
+        f"{{name: {name}, from: web, to: db, {limit}}}"
+        for name, limit in (("a", "connections: 1"), ("b", "connections: 2"), ("c", ""), ("d", "connections: 4"))
+    )
+
+    def limits(*rules: str) -> tuple[tuple[str, int | None], ...]:
+        return asked(mesh(*rules), "shop.internal/web", "db:5432").limits
+
+    assert limits(more, few) == (("a", 1), ("b", 2))
+    assert limits(last, all_, few) == (("a", 1), ("c", None))
+    assert limits(all_, last) == ()
+    assert limits(few, "{from: web, to: db, action: deny}") == ()
+    dry = "{name: b, from: web, to: db, mode: dry-run, connections: 7}"
+    assert limits(dry, few) == (("a", 1),)
+
+
 @pytest.mark.parametrize(
     ("rule", "source", "target", "allowed"),
     [

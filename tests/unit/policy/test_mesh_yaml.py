@@ -174,6 +174,19 @@ def mistakes(text: str) -> list[str]:
             "policy:\n- {from: web, to: api, action: deny,\n   until: 2027-01-31}",
             "mesh.yaml:5: policy[0].until: a deny rule cannot run out: at its end it would let in what it refuses",
         ),
+        # Limits of rules
+        (
+            "policy:\n- {from: web, to: api, action: deny,\n   connections: 5}",
+            "mesh.yaml:5: policy[0].connections: a deny rule lets nothing in that could be counted",
+        ),
+        (
+            "policy: [{from: web, to: api, connections: 0}]",
+            "mesh.yaml:3: policy[0].connections: is 1 to 1000000, not 0",
+        ),
+        (
+            "policy: [{from: web, to: api, connections: many}]",
+            "mesh.yaml:3: policy[0].connections: must be a whole number, not 'many'",
+        ),
         # Names of rules
         (
             "policy:\n- {from: web, to: api}\n- {from: [web], to: [api], action: deny}",
@@ -379,6 +392,12 @@ policy:
         "mesh.yaml:12: policy[1].until: a deny rule cannot run out: at its end it would let in what it refuses",
         "mesh.yaml:12: policy[1].until: 'soon' is no day: write it as 2027-01-31",
     ]
+
+
+@pytest.mark.parametrize("more", ["", ", action: allow", ", mode: dry-run", ", until: 2030-01-01"])
+def test_an_allow_rule_may_have_a_limit(more: str) -> None:
+    text = f"trust_domain: a\nservices: {{web: {{ports: 5}}}}\npolicy: [{{from: web, to: web, connections: 7{more}}}]"
+    assert parse_mesh(text, "mesh.yaml").rules[0].connections == 7
 
 
 def test_broken_services_do_not_hide_a_broken_policy() -> None:

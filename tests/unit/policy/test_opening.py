@@ -101,6 +101,34 @@ def test_a_change_that_only_closes_or_says_the_same(old: list[str], new: list[st
     assert opening(mesh(*old), mesh(*new)) is None
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "opens"),
+    [
+        ([""], ["connections: 9"], False),
+        (["connections: 9"], ["connections: 9"], False),
+        (["connections: 9"], ["connections: 8"], False),
+        (["connections: 9"], [], False),
+        (["connections: 9"], [""], True),
+        (["connections: 9"], ["connections: 10"], True),
+        (["connections: 9"], ["connections: 9, name: another"], True),
+        (["connections: 9"], ["connections: 9", "connections: 9, name: another"], True),
+        (["connections: 9, until: 2030-01-01"], ["connections: 8"], True),
+        (["connections: 9"], ["connections: 8, until: 2030-01-01"], False),
+    ],
+)
+def test_room_for_more_connections_opens_and_for_fewer_closes(old: list[str], new: list[str], opens: bool) -> None:
+    def rules(limits: list[str]) -> Mesh:
+        return mesh(*(f"{{from: web, to: db, {limit}}}" for limit in limits))
+
+    assert may_open(rules(old), rules(new)) is opens
+
+
+def test_a_rule_of_the_same_limit_for_more_callers_opens() -> None:
+    few, many = (f"{{name: x, from: {it}, to: db, connections: 9}}" for it in ("web", "[web, api]"))
+    assert may_open(mesh(few), mesh(many))
+    assert not may_open(mesh(many), mesh(few))
+
+
 def test_two_patterns_one_for_each_length_are_within_one_and_not_the_reverse() -> None:
     both = mesh("{from: ['spiffe://shop.internal/batch/*', 'spiffe://shop.internal/batch/*/*'], to: db}")
     assert not may_open(mesh(DEEP), both)
@@ -167,7 +195,7 @@ def test_a_key_that_is_unknown_here_opens_if_it_differs(monkeypatch: pytest.Monk
 
 def test_every_key_of_a_rule_and_of_a_service_is_compared() -> None:
     """A key that is added to the file must be given a meaning here: it would open unseen."""
-    assert set(fields_of(RuleShape)) == {"name", "from_", "to", "action", "mode", "until"}
+    assert set(fields_of(RuleShape)) == {"name", "from_", "to", "action", "mode", "until", "connections"}
     assert set(fields_of(ServiceShape)) == {"ports", "dev", "instances"}
     others = {"trust_domain", "alarm"}  # these open if they differ
     assert module.COMPARED_APART | module.LONGER_OPENS | module.LOWER_OPENS | others == set(fields_of(MeshShape))
