@@ -140,7 +140,9 @@ class AlarmLog:
     def _write(self, alarms: Iterable[Alarm]) -> None:
         for one in alarms:
             fields = one.to_dict()
+            message = fields.pop("message")
             if one.count > 1:
-                fields["message"] += f"; met {one.count} times since {fields['first']}"
-            self._log.alarm(fields.pop("event"), severe=one.severity is Severity.ALARM, **fields)
+                message += f"; met {one.count} times since {fields['first']}"
+            severe = one.severity is Severity.ALARM
+            self._log.alarm(fields.pop("event"), severe=severe, message=message, **fields)
             self._told(one)

@@ -12,6 +12,7 @@ import trio
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from tests.attacks.stage import attacked_call, attacked_port
@@ -41,6 +42,7 @@ def listen_in(node: Node, style: Style) -> io.StringIO:
     """The sidecar's log as a file or a terminal gets it."""
     out = io.StringIO()
     node.log = Log(out, style)
+    node.alarm_log = AlarmLog(node.log, node.clock)
     return out
 
 
