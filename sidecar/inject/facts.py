@@ -50,6 +50,7 @@ class _Shape(Shape):
     ports: Annotated[Ports, Before(_numbers_are_names, Any)] | None = None
     mesh: bool | None = None
     scrapes: bool | None = None
+    i_know: bool | None = None
     sidecar: Annotated[dict[str, Any], Before(nothing_is_empty, Any)] = field(default_factory=dict)
 
 
@@ -67,13 +68,14 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The facts about one app. ``ports`` by name; None if nothing is said of them. ``scrapes``: it reads the metrics of the
-    sidecars."""
+    sidecars. ``i_know``: a person knows that the app can be reached beside its sidecar."""
 
     place: Place
     ports: Mapping[str, int] | None = None
     mesh: bool = True
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     scrapes: bool = False
+    i_know: bool = False
 
     @property
     def numbers(self) -> tuple[int, ...] | None:
@@ -122,7 +124,7 @@ def _read(said: Any, place: Place, *, top: bool) -> _Shape:
         for key in [key for key in data if key in _RULES]:
             problems.add((key,), f"{KEY} holds facts, never rules: who may call whom is in mesh/mesh.yaml alone")
             del data[key]
-        for key in ("ports", "scrapes"):
+        for key in ("ports", "scrapes", "i_know"):
             if top and key in data:
                 problems.add((key,), "belongs to a service, not to the defaults of all")
         for path in _ours(data.get("sidecar")):
@@ -163,6 +165,7 @@ def _together(shapes: list[_Shape], places: list[Place]) -> Facts:
         meshed[-1] if meshed else True,
         sidecar,
         any(shape.scrapes for shape in shapes),
+        any(shape.i_know for shape in shapes),
     )
 
 

@@ -18,6 +18,7 @@ from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
 from sidecar.inject import scraping
 from sidecar.inject.application import MARK, Application, ComposeService, read_application
+from sidecar.inject.beside import told_who_calls
 from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
@@ -175,10 +176,12 @@ def inject(inputs: Inputs) -> Injection:
     wirings: dict[str, str] = {}
     scrape: dict[str, str] = {}
     needs: dict[str, str] = {}
+    told_callers: list[str] = []
     for app in topology.slots:
         data = wiring(app, topology, names, placement.subnets, addresses[app])
         if app in facts:
             data = with_facts(data, facts[app], names, written.mesh)
+            told_callers += told_who_calls(apps[app], data, facts[app], names[app], topology, options)
         if callees := scraping.scraped(app, written.mesh, topology.slots, inputs.today):
             offered = scraping.listeners(app, callees, topology, names, placement.subnets)
             data["outbound"] = [*data["outbound"], *offered]
@@ -234,6 +237,7 @@ def inject(inputs: Inputs) -> Injection:
             *_kept_notes(kept),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
+            *told_callers,
             *told(clusters),
             *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
             *written.notes,

@@ -1,0 +1,105 @@
+"""What an app is told of its callers counts only where nobody else can tell it: each way to it is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from sidecar.identity.reasons import UsageError
+from sidecar.inject.injection import Injection, inject
+from tests.inject.applications import OPTIONS, inputs
+from tests.unit.inject.test_facts import injected, refusal, wiring
+
+TOLD = {"sidecar": {"inbound": {"80": {"proxy_protocol": "tls"}}}}
+
+
+def text(db: dict[str, Any] | None = None, x_mesh: dict[str, Any] | None = None, **more: Any) -> str:
+    services: dict[str, Any] = {"web": {"depends_on": ["db"]}, "db": {"expose": ["80"], **(db or {})}, **more}
+    services["db"]["x-mesh"] = TOLD | (x_mesh or {})
+    return yaml.safe_dump({"services": services}, sort_keys=False)
+
+
+def published(host_ip: str = "", target: int = 80, protocol: str = "tcp") -> dict[str, Any]:
+    port = {"mode": "ingress", "target": target, "published": "8080", "protocol": protocol}
+    return {"ports": [port | ({"host_ip": host_ip} if host_ip else {})]}
+
+
+def is_told(injection: Injection) -> bool:
+    return wiring(injection, "db").inbound[0].proxy_protocol == "tls"
+
+
+def test_an_app_that_only_its_sidecar_reaches_is_told() -> None:
+    injection = injected(text())
+    assert is_told(injection)
+    assert not any("proxy_protocol" in warning for warning in injection.warnings)
+
+
+OUTSIDER = {"image": "example.org/backup", "depends_on": ["db"], "x-mesh": {"mesh": False}}
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    "a published port": (published(), {}, {}, "at published port 80 (--publish drop)"),
+    "one of loopback": (published("127.0.0.1"), {}, {}, "at published port 80"),
+    "one moved to loopback": (published(), {}, {"publish": "loopback"}, "at published port 80"),
+    "an outsider": ({}, {"backup": OUTSIDER}, {}, "by backup, not in the mesh, on network"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_beside_the_sidecar_is_refused_by_name_unless_somebody_knows(way: str) -> None:
+    db, more, options, what = WAYS[way]
+    (told,) = refusal(text(db, **more), options=replace(OPTIONS, **options))
+    assert "x-mesh: 'proxy_protocol' of port 80 cannot be trusted: db can be reached beside its sidecar, " in told
+    assert what in told
+    assert told.startswith("compose.yaml:")
+    assert is_told(injected(text(db, {"i_know": True}, **more), options=replace(OPTIONS, **options)))
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_network_on_which_it_stays_is_a_way(knows: bool) -> None:
+    db = {"networks": {"outer": None, "default": None}, "expose": ["80"], "x-mesh": TOLD | {"i_know": knows}}
+    services = {"web": {"depends_on": ["db"]}, "db": db}
+    given = inputs(services, {"outer": {"external": True, "name": "outer"}})
+    if knows:
+        assert is_told(inject(given))
+        return
+    with pytest.raises(UsageError, match="beside its sidecar, on network outer, on which it stays: whoever"):
+        inject(given)
+
+
+@pytest.mark.parametrize(
+    ("db", "options"),
+    [
+        (published(), {"publish": "drop"}),
+        (published(protocol="udp"), {}),
+        ({**published(target=81), "expose": ["80"]}, {}),
+    ],
+)
+def test_what_is_no_way_to_this_port_is_not_refused(db: dict[str, Any], options: dict[str, Any]) -> None:
+    said = text(db, {"ports": [80]})
+    assert is_told(injected(said, options=replace(OPTIONS, **options)))
+
+
+def test_a_port_that_is_not_told_may_be_reached_as_before() -> None:
+    said = yaml.safe_load(text(published()))
+    said["services"]["db"]["x-mesh"] = {"sidecar": {"inbound": {"80": {"proxy_protocol": "off"}}}}
+    assert not is_told(injected(yaml.safe_dump(said)))
+
+
+@pytest.mark.parametrize(("port", "warned"), [(80, True), (81, False)])
+def test_a_health_check_of_the_port_is_warned_of(port: int, warned: bool) -> None:
+    check = {"healthcheck": {"test": ["CMD", "curl", f"http://localhost:{port}/health"]}}
+    injection = injected(text(check, {"ports": [80]}))
+    what = "db: its health check calls port 80, which expects a PROXY protocol header (proxy_protocol: tls)"
+    assert any(what in warning for warning in injection.warnings) is warned
+
+
+def test_it_is_said_of_one_service_and_not_of_all() -> None:
+    said = "x-mesh: {i_know: true}\n" + text()
+    assert any("belongs to a service, not to the defaults of all" in line for line in refusal(said))
+
+
+def test_limits_are_given_by_x_mesh_too() -> None:
+    said = text(x_mesh={"sidecar": {"inbound": {"80": {"limits": {"connections": 5}}}}})
+    assert wiring(injected(said), "db").inbound[0].limits.connections == 5
