@@ -9,7 +9,7 @@ has forbidden.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -18,6 +18,7 @@ from sidecar.inject.edges import Edge
 from sidecar.inject.ports import Port
 from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scalar
 from sidecar.policy.decide import decide
+from sidecar.policy.ending import ending_rules
 from sidecar.policy.mesh import Mesh, parse_mesh
 
 OBSERVE = "observe"
@@ -101,11 +102,22 @@ def mesh_text(
     inserted into an edited file."""
     known = frozenset(rule.name for rule in rules) | ({OBSERVE} if observe else frozenset())
     if existing is not None and existing.edited:
-        return _added_to(existing, names, origins, rules, known, observe=observe, today=today, filename=filename)
+        added = _added_to(existing, names, origins, rules, known, observe=observe, today=today, filename=filename)
+        return replace(added, notes=(*_ending(added.mesh, today), *added.notes))
     before = existing.proposed or frozenset() if existing is not None else frozenset()
     until = _until(existing, today)
     text = _fresh(trust_domain, names, origins, rules, until if observe else None, files)
-    return MeshText(text, parse_mesh(text, filename), known | before, ())
+    mesh = parse_mesh(text, filename)
+    return MeshText(text, mesh, known | before, tuple(_ending(mesh, today)))
+
+
+def _ending(mesh: Mesh, today: date) -> Iterator[str]:
+    """A sentence for each rule that allows something and runs out within a week."""
+    for rule in ending_rules(mesh, datetime.combine(today, time(), UTC)):
+        yield (
+            f"{mesh.filename}:{rule.line}: rule '{rule.name}' runs out after {rule.until}, and what no other rule allows is "
+            "refused then: `sidecar policy learn` adds rules for what was seen; `sidecar status --all` names the calls"
+        )
 
 
 def _until(existing: Existing | None, today: date) -> date:

@@ -103,6 +103,9 @@ def _sidecar(name: str, one: Mapping[str, Any], reports: Sequence[Mapping[str, A
     yield f"{name}  {state}  {one['identity']} until {one['certificate_until']}, {versions}"
     yield from (f"  NOT WELL: {sentence}" for sentence in one["unwell"])
     yield from (f"  REFUSED at the last reload: {sentence}" for sentence in one.get("reload_refused", ()))
+    for end in one.get("ending", ()):
+        call = f"{end['from']} -> {end['to']}"
+        yield f"  ENDS SOON: {call} is refused after {end['until']}, when rule '{end['rule']}' runs out"
     for port in one["inbound"]:
         yield f"  {port['port']} may be called by: {', '.join(port['may_call']) or 'nobody'}"
     yield from _refused(one["refused_lately"])

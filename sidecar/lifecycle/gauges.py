@@ -14,6 +14,7 @@ from cryptography.hazmat.backends.openssl import backend
 
 from sidecar import __version__
 from sidecar.agent.agent import Agent
+from sidecar.lifecycle.ending_watch import EndingWatch
 from sidecar.lifecycle.reload import Reloader
 from sidecar.observe.catalogue import Numbers
 from sidecar.policy.mesh import Mesh
@@ -28,10 +29,12 @@ class Gauges:
         server: Server,
         reloader: Reloader,
         agent: Agent | None,
+        endings: EndingWatch,
         unwell: Callable[[], list[str]],
         draining: Callable[[], bool],
     ) -> None:
         self._server, self._reloader, self._agent = server, reloader, agent
+        self._endings = endings
         self._unwell, self._draining = unwell, draining
         self._started_at = server.node.clock().timestamp()
 
@@ -54,6 +57,7 @@ class Gauges:
             reload_refused=len(self._reloader.refused),
             certificate_end=self._reloader.loaded.svid.not_after.timestamp(),
             allow_all=allow_all(mesh, node.clock()),
+            ending=len(self._endings.calls),
             member=None if self._agent is None else self._agent.numbers(),
         )
 

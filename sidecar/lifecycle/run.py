@@ -29,6 +29,7 @@ from sidecar.host.process import (
 )
 from sidecar.identity.judge import Revocations, revoked
 from sidecar.identity.reasons import UsageError
+from sidecar.lifecycle.ending_watch import EndingWatch
 from sidecar.lifecycle.gauges import Gauges
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.report import report_of
@@ -128,11 +129,12 @@ async def _enrol(agent: Agent) -> Credentials | None:
 
 async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, agent: Agent | None = None) -> None:
     stop = trio.Event()
-    status = partial(_status, config, server, reloader, agent, stop, server.node.clock())
+    endings = EndingWatch(server.node)
+    status = partial(_status, config, server, reloader, agent, endings, stop, server.node.clock())
     if agent is not None:
         agent.report(lambda: report_of(status(), f"{server.node.clock():%FT%TZ}"))
     unwell = partial(_unwell, server, reloader)
-    numbers = Gauges(server, reloader, agent, unwell, stop.is_set).now
+    numbers = Gauges(server, reloader, agent, endings, unwell, stop.is_set).now
     source = Source(unwell, stop.is_set, status, numbers, server.node.metrics)
     admins: list[LocalServer] = []
     if config.admin is not None:
@@ -158,6 +160,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             nursery.start_soon(_handle_signals, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
+            nursery.start_soon(endings.run)
             nursery.start_soon(memory.give_back)
             nursery.start_soon(server.node.alarm_log.run)
             nursery.start_soon(server.own_app.run, source.mesh_routes())
@@ -211,6 +214,7 @@ def _status(
     server: Server,
     reloader: Reloader,
     agent: Agent | None,
+    endings: EndingWatch,
     stop: trio.Event,
     started_at: datetime,
 ) -> dict[str, Any]:
@@ -240,6 +244,7 @@ def _status(
         alarms=node.alarm_log.alarms.current(),
         reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
+        ending=endings.calls,
     )
     return describe(node.clock(), state, node.metrics)
 

@@ -18,6 +18,7 @@ from sidecar.observe.alarms import alarm_lines
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.traffic import Edge, Traffic
 from sidecar.policy.decide import callers, decide
+from sidecar.policy.ending import Ending
 from sidecar.policy.mesh import Mesh
 
 
@@ -30,7 +31,7 @@ class CurrentState:
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
     most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
     are not open yet, a sentence each. ``idle_channels``: kept, without a connection now. ``alarms``: as JSON, the one that
-    was met last is last."""
+    was met last is last. ``ending``: calls that are refused soon, since a rule runs out."""
 
     config: Config
     mesh: Mesh
@@ -47,6 +48,7 @@ class CurrentState:
     waiting: Sequence[str] = ()
     reload_refused: Sequence[str] = ()
     alarms: Sequence[Mapping[str, Any]] = ()
+    ending: Sequence[Ending] = ()
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "waiting": list(state.waiting),
         "policy": mesh.version,
         "reload_refused": list(state.reload_refused),
+        "ending": [one.as_json() for one in state.ending],
         "trust": dict(state.trust),
         "inbound": [
             {
@@ -136,6 +139,9 @@ def as_text(status: Mapping[str, Any]) -> str:
     if status["draining"]:
         lines.append("  draining: it ends as soon as no request is in flight")
     lines += [f"  REFUSED at the last reload: {sentence}" for sentence in status.get("reload_refused", ())]
+    for one in status.get("ending", ()):
+        day, rule = one["until"], one["rule"]
+        lines.append(f"  ENDS SOON: {one['from']} -> {one['to']} is refused after {day}, when rule '{rule}' runs out")
     if version := status.get("policy"):
         lines.append(f"  policy version {version}")
     if status["trust"]:

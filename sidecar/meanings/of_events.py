@@ -178,6 +178,15 @@ _FILES: tuple[Meaning, ...] = (
         "`docker compose up -d`: recreates what has changed; elsewhere restart the sidecar.",
     ),
     _event(
+        "rule_ends_soon",
+        "Calls that are in use now are refused within a week: the last rule that allows them has an `until`. The line names "
+        "them.",
+        ("`sidecar inject --observe` allows everything for two weeks.", "A rule was written for a time."),
+        "`sidecar policy learn MESH`: adds rules for what was seen, for you to read.",
+        "`sidecar policy diff MESH MESH --at 2027-01-31`: which past connections would be refused on a day.",
+        "If it is meant to end: nothing.",
+    ),
+    _event(
         "single_file_mount",
         "A file is mounted by itself: when an editor replaces it, the container keeps seeing the old one.",
         ("`volumes:` names the file in place of its directory.",),

@@ -82,6 +82,12 @@ ALLOW_ALL = Metric(
     ("rule",),
     "When a rule in force that allows every service every port ends; +Inf if it never does.",
 )
+ENDING = Metric(
+    "sidecar_policy_ending_calls",
+    "gauge",
+    (),
+    "Callers and ports in use that are refused within a week, when the last rule that allows them runs out.",
+)
 CERTIFICATE = Metric("sidecar_certificate_not_after_timestamp_seconds", "gauge", (), "When our certificate ends.")
 RENEWAL = Metric("sidecar_certificate_renewal_timestamp_seconds", "gauge", (), "When the next renewal is due.")
 OBTAINED = Metric("sidecar_certificates_obtained_total", "counter", (), "Certificates that the CA gave us.")
@@ -101,8 +107,8 @@ FRESH = Metric(
 
 METRICS = (
     OPENED, CLOSED, REFUSED, LIVE, ENDED, TO_APP, FROM_APP, STREAMS, REUSED, IDLE, HANDSHAKE, CONNECT, LAG, STRANGERS, CPU,
-    STARTED, HEALTHY, DRAINING, WAITING, FOLDED, LOST, ALARMS, BUILD, POLICY, RELOAD, ALLOW_ALL, CERTIFICATE, RENEWAL,
-    OBTAINED, RENEWALS_FAILED, FAILING, BUNDLE, LIST, LISTED, FRESH,
+    STARTED, HEALTHY, DRAINING, WAITING, FOLDED, LOST, ALARMS, BUILD, POLICY, RELOAD, ALLOW_ALL, ENDING, CERTIFICATE,
+    RENEWAL, OBTAINED, RENEWALS_FAILED, FAILING, BUNDLE, LIST, LISTED, FRESH,
 )  # fmt: skip
 """All, in the order in which they are told."""
 
@@ -125,7 +131,8 @@ class MemberNumbers:
 class Numbers:
     """The state of a sidecar at one moment, beside what :class:`~sidecar.observe.metrics.Metrics` counts. Times are in
     seconds since 1970. ``member``: None if no CA issues our certificate. ``alarms``: by event and severity.
-    ``allow_all``: the ends of the rules that allow everything, by name."""
+    ``allow_all``: the ends of the rules that allow everything, by name. ``ending``: calls
+    that a rule which runs out will refuse."""
 
     release: str
     python: str
@@ -143,6 +150,7 @@ class Numbers:
     reload_refused: int
     certificate_end: float
     allow_all: Mapping[str, float] = field(default_factory=dict)
+    ending: int = 0
     member: MemberNumbers | None = None
 
 
@@ -176,6 +184,7 @@ def families(metrics: Metrics, now: Numbers) -> Iterator[tuple[Metric, Samples]]
     yield POLICY, {(now.policy,): 1}
     yield RELOAD, one(now.reload_refused)
     yield ALLOW_ALL, {(rule,): end for rule, end in list(now.allow_all.items())[:MAX_RULES]}
+    yield ENDING, one(now.ending)
     yield CERTIFICATE, one(now.certificate_end)
     if (member := now.member) is not None:
         yield RENEWAL, {(): member.renews_at}

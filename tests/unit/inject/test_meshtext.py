@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -215,6 +216,21 @@ def test_observing() -> None:
     assert parse_mesh(text_of(inject(over)), "m").rules[0].until == date(2027, 1, 15)
     ended = replace(later, options=OPTIONS)
     assert [it.name for it in parse_mesh(text_of(inject(ended)), "m").rules] == ["web->api:81"]
+
+
+@pytest.mark.parametrize("edit", ["", "# mine\n"])
+def test_the_end_of_a_rule_is_told_a_week_before(edit: str) -> None:
+    given, before = first(ONE, OBSERVE)
+
+    def told(day: date) -> list[str]:
+        later = again(replace(given, today=day), before, text_of(before) + edit)
+        return [note for note in inject(later).warnings if "runs out after" in note]
+
+    assert told(date(2026, 12, 1)) == []
+    (note,) = told(date(2026, 12, 2))
+    assert re.match(
+        r"mesh/mesh\.yaml:\d+: rule 'observe' runs out after 2026-12-08, and what no other rule allows", note
+    )
 
 
 def test_what_is_observed_only_has_no_rule_of_its_own_yet() -> None:

@@ -52,6 +52,13 @@ def test_what_is_not_well_is_told(change: dict[str, Any], line: str) -> None:
     assert not overview.is_well({"sidecars": {"web": WEB | change}, "ca": CA})
 
 
+def test_what_a_rule_that_runs_out_will_refuse_is_told() -> None:
+    end = {"from": "api", "to": "web:http", "rule": "observe", "until": "2026-12-08"}
+    line = "  ENDS SOON: api -> web:http is refused after 2026-12-08, when rule 'observe' runs out"
+    assert line in shown(web=WEB | {"ending": [end]})
+    assert line not in shown(web=WEB | {"ending": []})
+
+
 def test_who_does_not_answer_is_told() -> None:
     silent = {"error": 'service "api-mesh" is not running'}
     assert shown(api=silent)[0] == 'api  DOES NOT ANSWER: service "api-mesh" is not running'

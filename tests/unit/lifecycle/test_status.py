@@ -10,6 +10,7 @@ from sidecar.identity.spiffe import parse_svid
 from sidecar.lifecycle.status import CurrentState, as_text, describe
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord
+from sidecar.policy.ending import Ending
 from sidecar.policy.mesh import Mesh, parse_mesh
 from tests.beds.certificates import Authority
 
@@ -150,3 +151,12 @@ def test_kept_channels_are_told_where_there_are_any() -> None:
     said = describe(NOW, state(idle_channels=1), metrics)
     assert said["channels"] == {"idle": 1, "streams": 3, "reused": 2}
     assert as_text(said).splitlines()[-1] == "kept channels: 1 idle now; 2 of 3 connections needed no handshake"
+
+
+def test_what_ends_soon() -> None:
+    ending = Ending("web", "api:http", "observe", NOW.date())
+    said = describe(NOW, state(ending=(ending,)), Metrics())
+    assert said["ending"] == [{"from": "web", "to": "api:http", "rule": "observe", "until": str(NOW.date())}]
+    line = f"  ENDS SOON: web -> api:http is refused after {NOW.date()}, when rule 'observe' runs out"
+    assert line in as_text(said).splitlines()
+    assert "ENDS SOON" not in as_text(describe(NOW, state(), Metrics()))
