@@ -20,7 +20,7 @@ from sidecar.inject.upgrade import upgrade
 @click.option("--check", is_flag=True, help="Exit 1 if anything would change; change nothing.")
 @click.option("--activate", is_flag=True, help="Name the override in .env, so that no -f is needed.")
 @click.option(
-    "--observe/--no-observe", default=None, help="One rule that allows everything for two weeks, instead of a policy."
+    "--observe/--no-observe", default=None, help="Allow everything for two weeks, besides the inferred rules."
 )
 @click.option(
     "--publish",
