@@ -24,7 +24,7 @@ class Change:
     @property
     def is_refusal(self) -> bool:
         """Whether what was allowed would be refused."""
-        return self.before.allowed and not self.after.allowed
+        return not self.after.allowed
 
     @property
     def connections(self) -> int:

@@ -108,11 +108,12 @@ class Metrics:
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
+        # What `sidecar verify` tries raises no alert, and is no call that somebody needs (`sidecar policy learn`).
+        reason = Reason.PROBE if record.probe else record.outcome
         if record.traffic is None:
-            # What `sidecar verify` tries is refused as it should be, and no alert is to be raised by it.
-            self.edges[record.edge].refused[Reason.PROBE if record.probe else record.outcome] += 1
+            self.edges[record.edge].refused[reason] += 1
         else:
-            record.traffic.ended[record.outcome] += 1
+            record.traffic.ended[reason] += 1
         self.folded += folded
         if record.decision == "deny" and record.outcome is not Reason.PROBE and not (folded or record.probe):
             self._refused += 1

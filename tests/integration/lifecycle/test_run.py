@@ -31,6 +31,7 @@ from sidecar.host.process import raise_descriptor_limit
 from sidecar.identity.judge import Revocations
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle import run as run_module
+from sidecar.lifecycle.ending_watch import EndingWatch
 from sidecar.lifecycle.run import machinery, prepare, run
 from sidecar.observe.logs import Log
 from tests.beds.ca import CaBed, ca_bed
@@ -76,7 +77,7 @@ async def test_a_listener_that_nothing_reaches_makes_it_unwell(tmp_path: Path) -
     server, reloader = prepare(config, {}, Log(LogSink(), "json"))
     for fault, unwell in ((None, []), ("nothing reaches this listener now", ["nothing reaches this listener now"])):
         server.listeners[1].fault = fault
-        status = run_module._status(config, server, reloader, None, trio.Event(), utc_now())
+        status = run_module._status(config, server, reloader, None, EndingWatch(server.node), trio.Event(), utc_now())
         assert (status["healthy"], status["unwell"]) == (not unwell, unwell)
     server.close()
 
@@ -87,7 +88,7 @@ async def test_a_revoked_certificate_makes_it_unwell(tmp_path: Path) -> None:
     own = reloader.loaded.svid
     for before, healthy in ((own.not_before, True), (own.not_before + timedelta(seconds=1), False)):
         reloader.revocations = Revocations({own.id: before})
-        status = run_module._status(config, server, reloader, None, trio.Event(), utc_now())
+        status = run_module._status(config, server, reloader, None, EndingWatch(server.node), trio.Event(), utc_now())
         assert (status["healthy"], any("was revoked" in one for one in status["unwell"])) == (healthy, not healthy)
     server.close()
 

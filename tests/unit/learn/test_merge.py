@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.identity.reasons import UsageError
+from sidecar.learn import merge
 from sidecar.learn.merge import commented_out, merged
 from sidecar.learn.rules import Evidence, Learned, learn
 from sidecar.learn.seen import Seen
@@ -94,6 +95,26 @@ def test_a_text_whose_rules_would_become_others_is_refused() -> None:
     text = '? "policy"\n: []\n' + SERVICES.removesuffix("policy:\n")
     with pytest.raises(UsageError, match="nothing can be added as it is written"):
         again(text)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        TEXT + '  - {from: cli, to: "db:sql"}\n',
+        TEXT.replace("observe", "other") + '  - {from: web, to: ["api:http", "db:sql"]}\n',
+        TEXT.replace("cli: {}", "") + '  - {from: web, to: ["api:http", "db:sql"]}\n',
+    ],
+)
+def test_only_what_was_learned_is_added(after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge, "insert", lambda *_: after)
+    with pytest.raises(UsageError, match="nothing can be added as it is written"):
+        again(TEXT)
+
+
+def test_and_that_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = TEXT + '  - {from: web, to: ["api:http", "db:sql"]}\n'
+    monkeypatch.setattr(merge, "insert", lambda *_: after)
+    assert again(TEXT) == after
 
 
 @pytest.mark.parametrize(

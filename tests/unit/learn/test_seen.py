@@ -64,7 +64,8 @@ def test_what_was_refused_or_broken_off_is_no_call(reason: Reason, make: Any) ->
 @pytest.mark.parametrize("reason", sorted(CARRIED))
 def test_what_was_carried_is_one(reason: Reason) -> None:
     assert list(seen(inbound("web", "api:http", reason=str(reason))).calls) == [WEB_API]
-    assert not seen(inbound("web", "api:http", reason=str(reason), decision="deny")).calls
+    refused = seen(inbound("web", "api:http", reason=str(reason), decision="deny"))
+    assert (refused.calls, refused.left_out.total()) == ({}, 1)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_what_ended_badly_or_was_refused_is_not_counted() -> None:
     tally = reported(bad).calls[WEB_API]
     assert (tally.connections, tally.refusals) == (1, 2)
     assert not reported(edge("inbound", "web", "http", ended={"truncated": 9})).calls
+    assert not reported(edge("inbound", "web", "http", ended={"probe": 3})).calls
     assert not reported(edge("inbound", "web", "http", opened=0, refused={"probe": 9, "expired": 9})).calls
 
 
