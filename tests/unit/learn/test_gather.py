@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.edges import Edge
+from sidecar.inject.injection import inject
 from sidecar.inject.meshtext import Existing
 from sidecar.learn import gather
 from sidecar.learn.seen import Seen
 from sidecar.policy.mesh import parse_mesh
+from tests.inject.applications import inputs
 from tests.unit.explain.test_sources import compose, project
 from tests.unit.learn.lines import DOMAIN, inbound, outbound
 from tests.unit.learn.test_merge import TEXT
@@ -160,3 +165,16 @@ def test_what_the_files_mention(one: Edge, mentioned: list[object]) -> None:
         call("batch/web", "api:http"),
     ]
     assert [it for it in calls if gather.mentions(one, it, parse_mesh(TEXT, "m"))] == mentioned
+
+
+def test_the_evidence_of_a_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``inject`` infers it, here of an application that is given in place of Compose's answer."""
+    services = {"web": {"environment": {"URL": "http://api:80"}}, "api": {"expose": ["80"]}, "db": {"expose": ["5432"]}}
+    given = inputs(services)
+    planned = SimpleNamespace(injection=inject(given), inputs=replace(given, existing=existing("web->api:http")))
+    monkeypatch.setattr(gather, "plan", lambda *_: planned)
+    found = gather.evidence_of_project(mesh(), {}, date(2026, 6, 1), {call("web", "db:sql")})
+    assert found.mentions is not None
+    assert found.mentions(WEB_API)
+    assert not found.mentions(call("web", "db:sql"))
+    assert (found.removed, found.commented) == ({WEB_API}, {call("web", "db:sql")})
