@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds.processes import Shop, free_port, output
+from tests.beds.processes import Running, Shop, free_port, output
 from tests.protocols import nginx
 from tests.protocols.foreign import api_before, place, web_to, written
 from tests.protocols.programs import find, needs, program, server, shell
@@ -110,3 +110,65 @@ async def test_a_caller_s_own_header_is_a_bad_request_and_no_address(shop: Shop,
         forging = ("curl", "-sS", "--max-time", "20", "--haproxy-protocol", "-w", "[%{http_code}]")
         said = await output(*forging, f"http://{web.at('api:http')}/", check=False)
         assert said.endswith("[400]")
+
+
+ENVOY = "type.googleapis.com/envoy.extensions.filters"
+
+
+@asynccontextmanager
+async def envoy_app(shop: Shop) -> AsyncIterator[tuple[str, Running]]:
+    """It answers with the address of the header, and writes a line with the SPIFFE ID of the TLV 0xE0."""
+    where = place()
+    host, port = where.split(":")
+    file = written(
+        shop,
+        "app.yaml",
+        f"""
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: {host}, port_value: {port}}}}}
+    listener_filters:
+    - name: proxy
+      typed_config:
+        "@type": {ENVOY}.listener.proxy_protocol.v3.ProxyProtocol
+        rules: [{{tlv_type: 224, on_tlv_present: {{metadata_namespace: caller, key: id}}}}]
+    access_log:
+    - name: stdout
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog
+        log_format: {{text_format_source: {{inline_string: "calls: %DYNAMIC_METADATA(caller:id)%;\\n"}}}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": {ENVOY}.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: http
+          http_filters:
+          - name: router
+            typed_config: {{"@type": {ENVOY}.http.router.v3.Router}}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              response_headers_to_add:
+              - header: {{key: x-address, value: "%DOWNSTREAM_REMOTE_ADDRESS%"}}
+              routes: [{{match: {{prefix: /}}, direct_response: {{status: 200}}}}]
+""",
+    )
+    options = ("--concurrency", "1", "--disable-hot-restart", "-l", "info")
+    async with server(program("envoy"), "-c", file, *options, ready="starting main dispatch loop") as process:
+        yield where, process
+
+
+@needs("envoy")
+@pytest.mark.parametrize("mode", MODES)
+async def test_envoy_reads_the_spiffe_id(shop: Shop, mode: str) -> None:
+    async with (
+        envoy_app(shop) as (address, envoy),
+        api_before(shop, address, f", proxy_protocol: {mode}") as api,
+        web_to(shop, api.at("http")) as web,
+    ):
+        said = await output("curl", "-sSi", "--max-time", "20", f"http://{web.at('api:http')}/")
+        line = await api.program.connection()
+        assert f"x-address: {line['peer_address']}" in said.splitlines()
+        await envoy.line(f"calls: {'-' if mode == 'conn' else 'spiffe://shop.internal/web'};")
