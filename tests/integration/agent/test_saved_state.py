@@ -188,7 +188,7 @@ async def test_with_a_damaged_bundle_it_does_not_start(bed: CaBed, mock_clock: M
         bed.sidecar("api", bed.secret())
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "identity.pem", "revocations.json", "member.json", "own.json"])
+@pytest.mark.parametrize("name", ["bundle.json", "identity.pem", "revocations.json", "member.json"])
 async def test_a_file_that_is_gone_is_had_again(bed: CaBed, mock_clock: MockClock, name: str) -> None:
     secret = bed.secret()
     api = await bed.joined("api", secret)
