@@ -33,7 +33,7 @@ def open_admin(
         served = routes(reports, clock, alarms)
         return LocalServer("the CA's admin socket", (directory / SOCKET).absolute(), served, log)
     except UsageError as error:
-        log.warning("admin_unavailable", message=f"{error}; `certs reports` has nobody to ask")
+        log.info("admin_unavailable", message=f"{error}; `certs reports` has nobody to ask")
         return None
 
 

@@ -103,7 +103,7 @@ async def practise(
         sidecars[name] = await mesh.sidecar(name)
     print(f"a mesh of {len(sidecars)} sidecars and a CA", flush=True)
 
-    shutil.copytree(mesh.directory / "ca", mesh.directory / THIEF, ignore=shutil.ignore_patterns(ROOT_KEY))
+    shutil.copytree(mesh.directory / "ca", mesh.directory / THIEF, ignore=shutil.ignore_patterns(ROOT_KEY, "*.sock"))
     await mesh.certs("issue", THIEF, caller, "--out", SEEN)
     outbound = [{"to": f"{callee}:drill", "listen": f"{LOOPBACK}:{entry}", "peers": [f"{LOOPBACK}:{listen}"]}]
     mesh.write(f"{THIEF}.yaml", wiring(caller, from_files(SEEN), outbound=outbound))

@@ -68,8 +68,7 @@ from sidecar.transport.tls import KeyPair, Roots
 
 POLL_SECONDS = 5.0
 
-NO_REPORTS_SECONDS = 3600.0
-"""How long none is sent to a CA that takes none: an older one."""
+NO_REPORTS_SECONDS = 3600.0  # to a CA that takes none: an older one
 
 _LEAST_WAIT = 0.01
 _SAME = timedelta(seconds=1)
@@ -290,7 +289,7 @@ class Agent:
         try:
             answer = await self._client.report(self._saved.instance, report.encode(self._describe()))
             if self._twins.hear(answer):
-                await self._write(partial(self._saved.keep_own, self._twins.own))
+                await self._keep_own()
         except CaDeniedError as error:
             if error.denial in wire.UNKNOWN_PATH:
                 self._no_reports_until = trio.current_time() + NO_REPORTS_SECONDS
@@ -335,7 +334,7 @@ class Agent:
             raise RuntimeError("not enrolled yet")
         key = await self._disk.run(self._saved.pending_key) if isinstance(step, Enrol) else new_key()
         if self._twins.made(key):
-            await self._write(partial(self._saved.keep_own, self._twins.own))
+            await self._keep_own()
         csr = accept.csr_for(key)
         if own is None or isinstance(step, Enrol):
             how = Means.ENROLLED if own is None else Means.ENROLLED_AGAIN
@@ -395,6 +394,11 @@ class Agent:
     async def _keep(self, name: str, data: bytes) -> None:
         """Writes a file of ``state_dir``. A failure, such as a full disk, is logged and does not keep ``data`` from use."""
         await self._write(partial(self._saved.keep, name, data))
+
+    async def _keep_own(self) -> None:
+        """A failure is not logged: the certificate, which is written next, tells of a full disk."""
+        with contextlib.suppress(UsageError, StalledError):
+            await self._disk.run(partial(self._saved.keep_own, self._twins.own))
 
     async def _keep_floors(self, trust: Trust) -> None:
         await self._write(partial(self._saved.keep_floors, trust))

@@ -219,7 +219,7 @@ async def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
         await joined(sidecar)
         assert sidecar.state.stat().st_mode & 0o777 == 0o700
         modes = {file.name: file.stat().st_mode & 0o777 for file in sidecar.state.iterdir()}
-        assert modes.keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json"}
+        assert modes.keys() == {"identity.pem", "bundle.json", "revocations.json", "member.json", "own.json"}
         assert set(modes.values()) == {0o600}
         with pytest.raises(UsageError, match=re.escape(str(sidecar.state))):
             desk.membership()

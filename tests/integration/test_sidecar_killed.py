@@ -97,7 +97,7 @@ async def test_killed_while_it_renews(tmp_path: Path) -> None:
     assert site.faults() == []
 
 
-NAMES = {statedir.IDENTITY, statedir.BUNDLE, statedir.REVOCATIONS, statedir.MEMBER, statedir.PENDING}
+NAMES = {statedir.IDENTITY, statedir.BUNDLE, statedir.REVOCATIONS, statedir.MEMBER, statedir.PENDING, statedir.OWN}
 
 
 def is_issued(site: CaSite, sha256: str) -> bool:
