@@ -302,6 +302,7 @@ async def test_what_is_no_answer_to_a_report(bed: CaBed, mock_clock: MockClock, 
     bed.api.bent["/v1/report"] = answering(Response(200, body))
     ca = await client(bed)
     assert str(await fails(bed, partial(ca.report, "0" * 32, b"{}"))) == "the CA's answer to a report is not an object"
+    await bed.time.finishes(ca.close)
 
 
 @pytest.mark.parametrize("said", [{}, {"nonce": 7}, {"nonce": "no base64!"}, []])
