@@ -665,3 +665,10 @@ def test_a_connection_of_which_a_side_was_reset_is_lost_whatever_it_may_still_ta
     assert not line.duplex.lost
     line.duplex.aborted = True
     assert line.duplex.lost
+
+
+def test_a_connection_whose_peer_takes_nothing_more_is_lost_although_the_app_still_reads(line: Line) -> None:
+    line.hear(records(b"to the app"))
+    line.duplex.failed(SEND_NET, after_fin=True)
+    assert line.duplex.lost
+    assert not line.duplex.aborted
