@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from certs.cli.options import DIRECTORY, directory
-from certs.service.admin import ALARMS_PATH, SOCKET
+from certs.cli.reports import ask
+from certs.service.admin import ALARMS_PATH
 from sidecar.documents.printable import printable_values
 from sidecar.identity.reasons import UsageError
-from sidecar.observe import probe
 from sidecar.observe.alarms import alarm_lines
 
 FOLLOW_SECONDS = 1.0
@@ -32,7 +32,7 @@ def alarms(given: Path | None, as_json: bool, follow: bool) -> None:
     write `alarm: {url: …}` in mesh.yaml. Exit code: 2 if no CA answers there.
     """
     where = directory(given)
-    found = ask(where)
+    found = ask(where, ALARMS_PATH)
     if not follow:
         if as_json:
             click.echo(json.dumps({"alarms": found}, indent=2))
@@ -52,23 +52,10 @@ def alarms(given: Path | None, as_json: bool, follow: bool) -> None:
         found = _ask_again(where, found)
 
 
-def ask(where: Path) -> list[dict[str, Any]]:
-    """The alarms, the newest last. Raises :class:`UsageError` if no CA answers."""
-    path = (where / SOCKET).absolute()
-    try:
-        status, body = probe.ask(f"unix:{path}", ALARMS_PATH)
-        found = json.loads(body)
-        if status != 200 or not isinstance(found, dict) or not isinstance(found.get("alarms"), list):
-            raise ValueError(f"it answers with status {status}")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: no CA answers there ({error}): is `certs serve {where}` running?") from error
-    return list(found["alarms"])
-
-
 def _ask_again(where: Path, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same; those before, if the CA restarts now."""
     try:
-        return ask(where)
+        return ask(where, ALARMS_PATH)
     except UsageError as error:
         click.echo(f"{error}; trying again", err=True)
         _PAUSE.wait(FOLLOW_SECONDS)

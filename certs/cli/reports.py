@@ -26,7 +26,7 @@ def reports(given: Path | None, as_json: bool) -> None:
     sidecar reports each five seconds; the last report is kept for an hour. A report is what a sidecar says of itself. Exit
     code: 2 if no CA answers there.
     """
-    found = ask(directory(given))
+    found = {"reports": ask(directory(given), REPORTS_PATH)}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -36,17 +36,18 @@ def reports(given: Path | None, as_json: bool) -> None:
         click.echo("\n".join(as_lines(one)))
 
 
-def ask(where: Path) -> dict[str, Any]:
-    """The document of ``--json``. Raises :class:`UsageError` if no CA answers."""
-    path = (where / SOCKET).absolute()
+def ask(where: Path, path: str) -> list[Any]:
+    """What the CA of a directory answers at this path of its admin socket: a list of that name. Raises :class:`UsageError`
+    if no CA answers."""
+    socket, name = (where / SOCKET).absolute(), path.removeprefix("/")
     try:
-        status, body = probe.ask(f"unix:{path}", REPORTS_PATH)
+        status, body = probe.ask(f"unix:{socket}", path)
         found = json.loads(body)
-        if status != 200 or not isinstance(found, dict) or not isinstance(found.get("reports"), list):
+        if status != 200 or not isinstance(found, dict) or not isinstance(found.get(name), list):
             raise ValueError(f"it answers with status {status}")
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: no CA answers there ({error}): is `certs serve {where}` running?") from error
-    return found
+        raise UsageError(f"{socket}: no CA answers there ({error}): is `certs serve {where}` running?") from error
+    return list(found[name])
 
 
 def as_lines(one: Mapping[str, Any]) -> Iterator[str]:

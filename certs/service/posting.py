@@ -88,7 +88,7 @@ class Posting:
         try:
             with trio.fail_after(SECONDS):
                 await trio.to_thread.run_sync(partial(post, url, body), limiter=self._threads, abandon_on_cancel=True)
-        except (PostingError, trio.TooSlowError) as error:
+        except (PostingError, trio.TooSlowError, RuntimeError) as error:  # RuntimeError: the system has no thread left
             why = f"no answer within {SECONDS:g} s" if isinstance(error, trio.TooSlowError) else str(error)
             lost = f"; {self.lost} gave way to newer ones" if self.lost else ""
             self._faults.report("alarm", f"{url.address} does not take an alarm: {why}; trying again{lost}")

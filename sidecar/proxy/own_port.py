@@ -57,7 +57,12 @@ class OwnApp:
         if self._open >= MAX_CONNECTIONS:
             raise Refused(Reason.OVERLOADED, f"has reached its limit of {MAX_CONNECTIONS} connections to mesh-admin")
         nursery, routes = self._answering
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # no descriptor is left
+            raise Refused(
+                Reason.CONNECT_FAILED, f"cannot answer on mesh-admin now: {error.strerror or error}"
+            ) from error
         ours.setblocking(False)
         self._open += 1
         nursery.start_soon(self._answer, theirs, routes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any
 
@@ -172,6 +173,25 @@ async def test_so_many_at_a_time_and_none_before_it_runs(autojump_clock: MockClo
         await reached(app)
     with pytest.raises(Refused):
         await app.reach(1.0, {})
+
+
+async def test_without_a_descriptor_left_the_caller_is_refused_and_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    app = OwnApp(Log(LogSink(), "json"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.run, {})
+        await trio.testing.wait_all_tasks_blocked()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", none_left)
+            with pytest.raises(Refused, match="cannot answer on mesh-admin now: Too many open files") as refused:
+                await reached(app)
+        assert refused.value.reason is Reason.CONNECT_FAILED
+        assert app._open == 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_bug_in_an_answer_ends_that_connection_alone() -> None:

@@ -63,7 +63,7 @@ def followed(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
     said: list[str] = []
     coming = iter(answers)
 
-    def ask(_where: Path) -> list[dict[str, Any]]:
+    def ask(_where: Path, _path: str) -> list[dict[str, Any]]:
         try:
             answer = next(coming)
         except StopIteration:

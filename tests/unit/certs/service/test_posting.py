@@ -188,3 +188,21 @@ def test_an_unverified_https_server_gets_nothing() -> None:
     with receiver() as there, pytest.raises(PostingError):
         post(parse_alarm_url(there.url.replace("http:", "https:")), b"{}")
     assert there.got == []
+
+
+async def test_a_machine_without_a_thread_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posting, "BACKOFF", (0.01, 0.02))
+    real, left = trio.to_thread.run_sync, [1]
+
+    async def none_left(*arguments: Any, **options: Any) -> Any:
+        if left:
+            left.pop()
+            raise RuntimeError("can't start new thread")
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", none_left)
+    with receiver() as there:
+        async with running(there.url) as site:
+            site.posting.put("1", {"id": "1"})
+            await until_got(there, 1)
+            assert site.events[0] == "alarm_not_posted"
