@@ -24,8 +24,8 @@ from sidecar.documents.regular import IrregularError, Read, read_regular
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import shown
 
-MAX_BYTES = 1 << 20
-MAX_NODES = 50_000
+MAX_BYTES = 4 << 20
+MAX_NODES = 200_000
 MAX_DEPTH = 32
 
 _FAST: Any = getattr(getattr(yaml, "cyaml", None), "CParser", None)
@@ -48,7 +48,7 @@ _NO_TEXT_BEGINS = frozenset(("", *"nNtTfF~-+.0123456789"))
 def load_text(path: Path, read: Read = read_regular) -> str:
     """The text of a file. The only function of this module that touches the disk.
 
-    Raises :class:`UsageError` if it is no regular file, not readable, larger than 1 MiB, or not UTF-8.
+    Raises :class:`UsageError` if it is no regular file, not readable, larger than :data:`MAX_BYTES`, or not UTF-8.
     """
     try:
         content = read(path, MAX_BYTES).content

@@ -43,9 +43,9 @@ OPEN_SECONDS = 5.0
 QUIET_SECONDS = 60.0
 """A warning that has ended and comes back within this time is not logged again, unless it stays."""
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 4 << 20
 
-LOAD_SECONDS = 10.0
+LOAD_SECONDS = 20.0
 """How long a load that reads files by itself may take, with what it computes."""
 
 DESCRIPTORS = "descriptors"

@@ -84,7 +84,8 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
     target = Target(service, port)
     if source.trust_domain != mesh.trust_domain:
         return _decision(mesh, source, target, Kind.OTHER_TRUST_DOMAIN)
-    in_force = [rule for rule in mesh.rules if rule.applies(source, target, now)]
+    fitting = mesh.rules_that_fit(source, target)
+    in_force = [rule for rule in fitting if not rule.ran_out(now)]
     dry_run = tuple(sorted(f"{rule.name} would {rule.action}" for rule in in_force if rule.mode == "dry-run"))
     enforced = [rule for rule in in_force if rule.mode == "enforce"]
     denying = _first(rule for rule in enforced if rule.action == "deny")
@@ -99,7 +100,7 @@ def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime)
     if not mesh.has(target):
         return _decision(mesh, source, target, Kind.UNKNOWN_PORT, None, dry_run)
     # An enforced rule that fits and is in force has decided above: those that are left ran out.
-    over = _first(rule for rule in mesh.rules if rule.fits(source, target) and rule.mode == "enforce")
+    over = _first(rule for rule in fitting if rule.mode == "enforce")
     if over is not None:
         return _decision(mesh, source, target, Kind.RAN_OUT, over, dry_run)
     return _decision(mesh, source, target, Kind.NO_RULE, None, dry_run)
@@ -173,34 +174,22 @@ def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
     """The callers that may use this port: declared services by name, then other identities and patterns as SPIFFE IDs. A
     pattern is listed if :func:`decide` allows at least one of the identities that it matches."""
     target = Target(service, port)
+    longest = max((len(pattern.segments) for rule in mesh.rules for pattern in rule.patterns), default=0)
     services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
     others = {
         str(SpiffeId(mesh.trust_domain, written))
-        for rule in mesh.rules
+        for rule in mesh.rules_for(target)
         if rule.mode == "enforce"
-        for written, paths in _sources(mesh, rule)
-        if _allows_one(mesh, rule, paths, target, now)
+        for written, paths in _sources(mesh, rule, longest)
+        if any(decide(mesh, SpiffeId(mesh.trust_domain, path), service, port, now).allowed for path in paths)
     }
     return [*services, *sorted(others)]
 
 
-def _allows_one(mesh: Mesh, rule: Rule, paths: Iterable[tuple[str, ...]], target: Target, now: datetime) -> bool:
-    """Whether one of these identities may call. All of them are named by the same entry of the rule's ``from``."""
-    for path in paths:
-        source = SpiffeId(mesh.trust_domain, path)
-        if not rule.applies(source, target, now):
-            return False  # it applies to none of the others either: the same entry names them
-        if decide(mesh, source, target.service, target.port, now).allowed:
-            return True
-    return False
-
-
-def _sources(mesh: Mesh, rule: Rule) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:
+def _sources(mesh: Mesh, rule: Rule, longest: int) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:
     """The entries of a rule's ``from`` that are no declared service, as they are written, each with identities to try."""
-    for path in rule.identities:
-        if SpiffeId(mesh.trust_domain, path).service not in mesh.services:
-            yield path, (path,)
-    longest = max((len(pattern.segments) for other in mesh.rules for pattern in other.patterns), default=0)
+    for path in rule.identities.difference((name,) for name in mesh.services):
+        yield path, (path,)
     for pattern in rule.patterns:
         yield pattern.segments, islice(pattern.samples(longest), MAX_SAMPLES)
 

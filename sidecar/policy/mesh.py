@@ -16,7 +16,7 @@ The values of a rule's ``from`` and ``to``:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, product
@@ -29,6 +29,7 @@ from sidecar.documents.schema import Made, fields_of, frozen, values
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.policy.index import Index
 from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
 from sidecar.policy.names import ADMIN_PORT, WILDCARDS, Names, Target
 
@@ -160,6 +161,19 @@ class Mesh(MeshShape):
     """A digest of what the file says, comments and layout aside: sidecars with the same have the same policy in force."""
     ended: bool = False
     """Whether the text ends with a line ``...``."""
+    _index: Made[Index[Rule]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_index", Index(self.rules))
+        MeshShape.__post_init__(self)  # `super` does not find the class that `frozen` makes anew, with slots
+
+    def rules_that_fit(self, source: SpiffeId, target: Target) -> list[Rule]:
+        """The rules that cover this call, in force or not, in the file's order."""
+        return [rule for rule in self._index.candidates(source.segments, target) if rule.fits(source, target)]
+
+    def rules_for(self, target: Target) -> list[Rule]:
+        """The rules for this port, in force or not, in the file's order."""
+        return [rule for rule in self._index.for_target(target) if target in rule.targets]
 
     def identity(self, service: str) -> SpiffeId:
         """The identity of a declared service. Raises :class:`KeyError` for any other name."""

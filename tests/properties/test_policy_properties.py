@@ -120,6 +120,13 @@ def test_a_dry_run_rule_never_changes_anything(among: list[Rule], source: Spiffe
     assert allowed(among, source, target) == allowed(enforced, source, target)
 
 
+@given(rules(), sources, targets)
+def test_the_index_finds_every_rule_that_fits_and_no_other(among: list[Rule], source: SpiffeId, target: Target) -> None:
+    mesh = with_rules(among)
+    assert mesh.rules_that_fit(source, target) == [rule for rule in among if rule.fits(source, target)]
+    assert mesh.rules_for(target) == [rule for rule in among if target in rule.targets]
+
+
 @given(sources, targets)
 def test_an_empty_policy_denies_everything(source: SpiffeId, target: Target) -> None:
     assert not allowed([], source, target)
