@@ -62,7 +62,7 @@ def test(mesh: Path, junit: Path | None) -> None:
 
 @policy.command("explain")
 @_mesh_argument
-@click.option("--from", "from_", required=True, metavar="SERVICE|SPIFFE-ID", help="The caller.")
+@click.option("--from", "from_", required=True, metavar="SERVICE|SPIFFE-ID|plaintext", help="The caller.")
 @click.option("--to", required=True, metavar="SERVICE[:PORT]", help="The service that is called.")
 def explain_(mesh: Path, from_: str, to: str) -> None:
     """Explain why MESH (mesh.yaml if not given) allows or denies a call, and what would change that.
@@ -253,7 +253,12 @@ def _result_line(mesh: Mesh, result: TestResult) -> str:
 
 def _explanation_lines(mesh: Mesh, explanation: Explanation) -> list[str]:
     decision = explanation.decision
-    lines = [f"{'ALLOWED' if decision.allowed else 'DENIED'}: {decision.why}", "", "Both ends decide, each for itself:"]
+    who = (
+        "Both ends decide, each for itself:"
+        if len(explanation.ends) > 1
+        else "One end decides, as the caller has no sidecar:"
+    )
+    lines = [f"{'ALLOWED' if decision.allowed else 'DENIED'}: {decision.why}", "", who]
     lines += [
         f"  {end.sidecar}: {'yes' if end.allowed else 'no'}. It checks, {end.checks}." for end in explanation.ends
     ]

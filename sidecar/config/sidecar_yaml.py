@@ -17,12 +17,15 @@ import ipaddress
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from sidecar.config.collisions import add_listener_faults
+from sidecar.config.permissive import PortMode, add_mode_faults
 from sidecar.documents.address import DEVICE, Address, ca_address, parse_address
 from sidecar.documents.checks import Info, as_text
+from sidecar.documents.days import DAY_PATTERN, is_over, parse_day
 from sidecar.documents.document import part, parts
 from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.paths import joined
@@ -75,6 +78,7 @@ def parse_shape(data: Any, problems: Problems, mesh: Mesh | None) -> ConfigShape
     _add_identity_faults(data, problems)
     _add_port_faults(data, problems, mesh)
     add_listener_faults(data, problems)
+    add_mode_faults(data, problems)
     return fit(ConfigShape, data, problems, _Context(mesh, Path(problems.document.filename).parent))
 
 
@@ -285,6 +289,18 @@ class Inbound(MeshPort):
     """Whether the app is told who calls, by a PROXY protocol header (version 2) that it must be set up to expect. `conn`: by
     the address of the caller's sidecar. `tls`: its identity too, as the CN (a service's name, or a SPIFFE ID) and as the TLV
     0xE0 (the SPIFFE ID). `tls-full`: its certificate too. Whoever reaches the app beside its sidecar can forge all of it."""
+    mode: PortMode = "strict"
+    """`permissive`: callers without TLS are taken too, if a rule says `from: plaintext`. The first byte tells them apart.
+    They never have an identity. `sidecar status` names them."""
+    until: Annotated[date, read_by(parse_day, DAY_PATTERN)] | None = None
+    """The last day (UTC, YYYY-MM-DD) of `mode: permissive`, which needs one: then the port is strict, and plaintext cut."""
+    server_first: bool = False
+    """Whether the server speaks first (MySQL, SMTP): then a caller on a permissive port that sends nothing for a second is
+    taken for one without TLS. Otherwise silence is never taken for anything."""
+
+    def takes_plaintext(self, now: datetime) -> bool:
+        """Whether it does at this time. Fails closed: not without an end that is to come."""
+        return self.mode == "permissive" and self.until is not None and not is_over(self.until, now)
 
 
 @frozen(kw_only=True)

@@ -75,7 +75,7 @@ def removed(edges: Iterable[Edge], existing: Existing | None, mesh: Mesh) -> fro
 
 
 def mentions(edge: Edge, call: Call, mesh: Mesh) -> bool:
-    if (edge.caller, edge.callee) != (call.source.service, call.target.service):
+    if (edge.caller, edge.callee) != (call.caller, call.target.service):
         return False
     number = mesh.services[edge.callee].ports.get(call.target.port)
     return number is not None and (not edge.ports or number in edge.ports)

@@ -58,7 +58,7 @@ def replay(old: Mesh, new: Mesh, seen: Seen, now: datetime, later: datetime) -> 
     """The calls whose verdict changes, those that would be refused first. The old file is asked at ``now``, the new one at
     ``later``: a rule of it may have run out by then."""
     return sorted(
-        _changes(old, new, seen, now, later), key=lambda one: (not one.is_refusal, -one.connections, one.call)
+        _changes(old, new, seen, now, later), key=lambda one: (not one.is_refusal, -one.connections, one.call.order)
     )
 
 

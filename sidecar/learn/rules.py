@@ -16,13 +16,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from sidecar.identity.spiffe import SpiffeId
 from sidecar.inject.yamltext import comment, flow
 from sidecar.learn.seen import Call, Seen, Tally
 from sidecar.policy.decide import Kind, decide, name_in_rule
 from sidecar.policy.mesh import Mesh
 from sidecar.policy.mesh_yaml import rule_name
-from sidecar.policy.names import Target
+from sidecar.policy.names import Plaintext, Target
 
 MESH_OWN = "mesh"
 """The first segment of identities that are the mesh's own."""
@@ -88,13 +87,15 @@ def learn(mesh: Mesh, seen: Seen, evidence: Evidence, now: datetime, instead_of:
     offered: dict[Call, str] = {}
     notes: list[str] = []
     covered = 0
-    for call, tally in sorted(seen.calls.items()):
+    for call, tally in sorted(seen.calls.items(), key=lambda item: item[0].order):
         if name_in_rule(mesh, call.source) is None or not mesh.has(call.target) or _is_mesh_own(call):
             notes.append(f"{call}: one of them is not declared in {mesh.filename}")
             continue
         decision = decide(rest, call.source, call.target.service, call.target.port, now)
         if decision.allowed:
             covered += 1
+        elif isinstance(call.source, Plaintext):
+            notes.append(f"{call}: it proves nothing, so no rule is learned for it; to let it in, write one by hand")
         elif decision.kind is Kind.DENIED:
             notes.append(f"{call}: {decision.because}, and it stays so")
         elif call in evidence.commented:
@@ -105,18 +106,19 @@ def learn(mesh: Mesh, seen: Seen, evidence: Evidence, now: datetime, instead_of:
             chosen[call] = tally
     taken = {rule.name for rule in mesh.rules}
     rules = tuple(
-        _named(sources, targets, {call: chosen[call] for call in sorted(chosen) if call.source in sources}, taken)
+        _named(sources, targets, {call: chosen[call] for call in chosen if call.caller in sources}, taken)
         for sources, targets in _together(chosen)
     )
     offers = tuple(
-        _named((call.source,), (call.target,), {call: seen.calls[call]}, taken, against)
+        _named((call.caller,), (call.target,), {call: seen.calls[call]}, taken, against)
         for call, against in offered.items()
     )
     return Learned(rules, offers, covered, tuple(notes))
 
 
 def _is_mesh_own(call: Call) -> bool:
-    return call.source.service is None and call.source.segments[0] == MESH_OWN
+    source = call.source
+    return not isinstance(source, Plaintext) and source.service is None and source.segments[0] == MESH_OWN
 
 
 def _against(call: Call, tally: Tally, seen: Seen, evidence: Evidence, instead_of: Collection[str], kind: Kind) -> str:
@@ -136,26 +138,25 @@ def _against(call: Call, tally: Tally, seen: Seen, evidence: Evidence, instead_o
     return "" if tally.seen_by_callee else "the caller's own sidecar alone tells of it"
 
 
-def _together(calls: Collection[Call]) -> list[tuple[tuple[SpiffeId, ...], tuple[Target, ...]]]:
+def _together(calls: Collection[Call]) -> list[tuple[tuple[str, ...], tuple[Target, ...]]]:
     """Callers with the same ports together: the callers, and the ports."""
-    targets: dict[SpiffeId, list[Target]] = {}
-    for call in sorted(calls):
-        targets.setdefault(call.source, []).append(call.target)
-    callers: dict[tuple[Target, ...], list[SpiffeId]] = {}
+    targets: dict[str, list[Target]] = {}
+    for call in sorted(calls, key=lambda one: one.order):
+        targets.setdefault(call.caller, []).append(call.target)
+    callers: dict[tuple[Target, ...], list[str]] = {}
     for source, called in targets.items():
         callers.setdefault(tuple(called), []).append(source)
     return [(tuple(sources), called) for called, sources in callers.items()]
 
 
 def _named(
-    sources: Collection[SpiffeId],
+    callers: tuple[str, ...],
     targets: Collection[Target],
     calls: Mapping[Call, Tally],
     taken: set[str],
     against: str = "",
 ) -> NewRule:
     """The rule, with a name of its own if the one that its ends give is taken. ``taken`` is added to."""
-    callers = tuple(source.service or str(source) for source in sources)
     called = tuple(map(str, targets))
     default = rule_name(callers, called)
     name, number = default, 1

@@ -1,8 +1,8 @@
 """Who called whom, folded from access logs and from reports. Pure; fails closed: what may be no call of the mesh is none.
 
 How this works. Both ends log a connection, so each end's lines are counted apart, and the larger number is the connections.
-Only a verified identity of the mesh counts. What was refused as an attack, a probe, an unverified or a foreign peer is
-counted as left out, and makes no call. An alarm is remembered with what it is about.
+Only a verified identity of the mesh counts, and a caller without TLS, as what it is. What was refused as an attack, a probe,
+an unverified or a foreign peer is counted as left out, and makes no call. An alarm is remembered with what it is about.
 
 A sidecar that was taken over logs and reports what it likes. So it is kept apart whether the *callee's* sidecar saw a call,
 or the caller's own alone.
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_spiffe_id
 from sidecar.observe.traffic import OTHERS
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Caller, Plaintext, Target
 
 MAX_CALLS = 10_000
 MAX_ALARMS = 1000
@@ -48,11 +48,21 @@ ALARMS = frozenset({"mitm_suspected", "tampering_suspected", "neighbour_met", "i
 class Call(NamedTuple):
     """A caller, and the port that it calls."""
 
-    source: SpiffeId
+    source: Caller
     target: Target
 
     def __str__(self) -> str:
-        return f"{self.source.service or self.source} -> {self.target}"
+        return f"{self.caller} -> {self.target}"
+
+    @property
+    def caller(self) -> str:
+        """The caller as a rule names it."""
+        return str(self.source) if isinstance(self.source, Plaintext) else self.source.service or str(self.source)
+
+    @property
+    def order(self) -> tuple[bool, str, Target]:
+        """Calls in the order of these are those of identities, by name, then those without TLS."""
+        return isinstance(self.source, Plaintext), str(self.source), self.target
 
 
 @dataclass(slots=True)
@@ -128,7 +138,7 @@ class Seen:
         """Whether there was an alarm about this call, or about the identity of either end."""
         if self._too_many_alarms:
             return True
-        caller, target = str(call.source.service), call.target
+        caller, target = call.caller, call.target
         ends = {(caller, str(target)), (target.service, str(target)), (caller, ""), (target.service, "")}
         return not ends.isdisjoint(self._alarms)
 
@@ -151,6 +161,9 @@ class Seen:
 
     def _call_of(self, line: Mapping[str, Any], *, is_denied: bool) -> Call | None:
         peer, service = line.get("peer_id"), line.get("service")
+        if line.get("plaintext") is True:
+            target = _target(f"{service}:{line.get('port')}")
+            return None if target is None or peer is not None else Call(PLAINTEXT, target)
         # Before a caller's sidecar dials it asks its policy, so a refused call has no peer yet.
         unmet = peer is None and is_denied and line.get("direction") == "outbound"
         identity = None if unmet else self._ours(peer)

@@ -19,7 +19,7 @@ from itertools import islice
 
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.mesh import Mesh, Rule
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Caller, Plaintext, Target
 
 NO_RULE = "no rule allows it"
 
@@ -75,14 +75,15 @@ class Decision:
         return f"{self.caller} {self.predicate}"
 
 
-def decide(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Decision:
-    """Whether the holder of ``source`` may call this port at ``now``, an aware datetime.
+def decide(mesh: Mesh, source: Caller, service: str, port: str, now: datetime) -> Decision:
+    """Whether ``source`` may call this port at ``now``, an aware datetime: the holder of an identity, or whoever calls
+    without TLS. Whether the port takes plaintext at all is its own sidecar's ``mode``.
 
     Denies unless a rule in force allows the call and no rule in force denies it. Raises :class:`ValueError` where a rule
     covers the call and ``now`` has no time zone.
     """
     target = Target(service, port)
-    if source.trust_domain != mesh.trust_domain:
+    if not isinstance(source, Plaintext) and source.trust_domain != mesh.trust_domain:
         return _decision(mesh, source, target, Kind.OTHER_TRUST_DOMAIN)
     fitting = mesh.rules_that_fit(source, target)
     in_force = [rule for rule in fitting if not rule.ran_out(now)]
@@ -118,7 +119,7 @@ def _limits(allowing: list[Rule]) -> tuple[tuple[str, int | None], ...]:
 
 def _decision(
     mesh: Mesh,
-    source: SpiffeId,
+    source: Caller,
     target: Target,
     kind: Kind,
     rule: Rule | None = None,
@@ -142,7 +143,7 @@ def _decision(
     return Decision(kind, caller, target, because, rule.name, rule.line, dry_run)
 
 
-def remedy(mesh: Mesh, source: SpiffeId, decision: Decision) -> str:
+def remedy(mesh: Mesh, source: Caller, decision: Decision) -> str:
     """What would allow a denied call, as the end of the sentence that refuses it; empty if no single step would."""
     if decision.kind is Kind.DENIED:
         return "; deny beats allow, so only without that rule can another one allow it"
@@ -152,27 +153,32 @@ def remedy(mesh: Mesh, source: SpiffeId, decision: Decision) -> str:
     return f"; to allow it, add to `policy:` in {mesh.filename}: {rule}"
 
 
-def rule_for(mesh: Mesh, source: SpiffeId, target: str) -> str | None:
+def rule_for(mesh: Mesh, source: Caller, target: str) -> str | None:
     """A rule, in one line, that allows this call where nothing denies it; None if no rule can name the caller."""
     named = name_in_rule(mesh, source)
     return None if named is None else f'- {{from: [{named}], to: ["{target}"]}}'
 
 
-def name_in_rule(mesh: Mesh, source: SpiffeId) -> str | None:
+def name_in_rule(mesh: Mesh, source: Caller) -> str | None:
     """A caller as ``from`` names it, quoted; None if it is not of this mesh, or must be declared in ``services`` first."""
+    if isinstance(source, Plaintext):
+        return str(source)
     undeclared = source.service is not None and source.service not in mesh.services
     return None if source.trust_domain != mesh.trust_domain or undeclared else json.dumps(source.service or str(source))
 
 
-def caller_name(mesh: Mesh, source: SpiffeId) -> str:
-    """An identity as people read it: the name of a service of this mesh, or any other identity as a whole SPIFFE ID."""
+def caller_name(mesh: Mesh, source: Caller) -> str:
+    """A caller as people read it: ``plaintext``, the name of a service of this mesh, or any other identity as a whole SPIFFE
+    ID."""
+    if isinstance(source, Plaintext):
+        return str(source)
     ours = source.trust_domain == mesh.trust_domain and source.service in mesh.services
     return str(source.service) if ours else str(source)
 
 
 def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
-    """The callers that may use this port: declared services by name, then other identities and patterns as SPIFFE IDs. A
-    pattern is listed if :func:`decide` allows at least one of the identities that it matches."""
+    """The callers that may use this port: declared services by name, then other identities and patterns as SPIFFE IDs, and
+    ``plaintext`` last. A pattern is listed if :func:`decide` allows at least one of the identities that it matches."""
     target = Target(service, port)
     longest = max((len(pattern.segments) for rule in mesh.rules for pattern in rule.patterns), default=0)
     services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
@@ -183,7 +189,8 @@ def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
         for written, paths in _sources(mesh, rule, longest)
         if any(decide(mesh, SpiffeId(mesh.trust_domain, path), service, port, now).allowed for path in paths)
     }
-    return [*services, *sorted(others)]
+    plaintext = [str(PLAINTEXT)] if decide(mesh, PLAINTEXT, service, port, now).allowed else []
+    return [*services, *sorted(others), *plaintext]
 
 
 def _sources(mesh: Mesh, rule: Rule, longest: int) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:

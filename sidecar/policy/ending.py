@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
-from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.decide import caller_name, decide
 from sidecar.policy.mesh import Mesh, Rule
-from sidecar.policy.names import Target
+from sidecar.policy.names import Caller, Target
 
 SOON_DAYS = 7
 
@@ -45,7 +44,7 @@ def ending_rules(mesh: Mesh, now: datetime) -> list[Rule]:
     return sorted(found, key=lambda rule: (str(rule.until), rule.name))
 
 
-def endings(mesh: Mesh, calls: Iterable[tuple[SpiffeId, Target]], now: datetime) -> Iterator[Ending | None]:
+def endings(mesh: Mesh, calls: Iterable[tuple[Caller, Target]], now: datetime) -> Iterator[Ending | None]:
     """Of each call the end, None if it has none soon. ``calls``: those that were seen. It may be slow where there are
     thousands of rules, so it yields after each call."""
     days = sorted({rule.until for rule in ending_rules(mesh, now) if rule.until is not None})
@@ -53,7 +52,7 @@ def endings(mesh: Mesh, calls: Iterable[tuple[SpiffeId, Target]], now: datetime)
         yield next((found for day in days if (found := _ending(mesh, source, target, now, day)) is not None), None)
 
 
-def _ending(mesh: Mesh, source: SpiffeId, target: Target, now: datetime, day: date) -> Ending | None:
+def _ending(mesh: Mesh, source: Caller, target: Target, now: datetime, day: date) -> Ending | None:
     """The end of a call if it is allowed on this day and refused on the next."""
     last = max(now, datetime.combine(day, time(), UTC))
     next_day = datetime.combine(day + timedelta(days=1), time(), UTC)

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.decide import Decision, decide, name_in_rule
 from sidecar.policy.mesh import Mesh, PolicyTest
-from sidecar.policy.names import Target
+from sidecar.policy.names import Caller, Plaintext, Target
 
 # --- the file's own tests --------------------------------------------------------------------------------------------
 
@@ -67,15 +66,15 @@ class Explanation:
     """Why a call is allowed or denied. ``would_allow`` is the text of a rule that would allow a denied call, if a single one
     would."""
 
-    source: SpiffeId
+    source: Caller
     target: Target
     decision: Decision
-    ends: tuple[End, End]
+    ends: tuple[End, ...]
     near_misses: tuple[NearMiss, ...]
     would_allow: str | None
 
 
-def explain(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime) -> Explanation:
+def explain(mesh: Mesh, source: Caller, service: str, port: str, now: datetime) -> Explanation:
     """The decision on a call, what each end checks, the rules that come near, and a rule that would allow the call."""
     target = Target(service, port)
     decision = decide(mesh, source, service, port, now)
@@ -89,7 +88,13 @@ def explain(mesh: Mesh, source: SpiffeId, service: str, port: str, now: datetime
     )
 
 
-def _ends(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision) -> tuple[End, End]:
+def _ends(mesh: Mesh, source: Caller, target: Target, decision: Decision) -> tuple[End, ...]:
+    if isinstance(source, Plaintext):
+        alone = (
+            f"where its own file has `mode: permissive` for this port and the day of `until` is not over, that the policy "
+            f"lets plaintext call {target}; who calls is not proved. A strict port takes no plaintext, whatever rules say"
+        )
+        return (End(f"{target.service}'s sidecar", alone, decision.allowed),)
     if source.trust_domain == mesh.trust_domain and source.service in mesh.services:
         caller = f"{source.service}'s own sidecar"
     else:
@@ -105,9 +110,9 @@ def _ends(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision) -> t
     return End(caller, outbound, decision.allowed), End(f"{target.service}'s sidecar", inbound, decision.allowed)
 
 
-def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decision, now: datetime) -> Iterable[NearMiss]:
+def _near_misses(mesh: Mesh, source: Caller, target: Target, decision: Decision, now: datetime) -> Iterable[NearMiss]:
     """Rules that fit but did not decide. Where no rule decided, also rules of which only one end fits."""
-    if source.trust_domain != mesh.trust_domain:
+    if not isinstance(source, Plaintext) and source.trust_domain != mesh.trust_domain:
         return
     for rule in mesh.rules:
         if rule.applies(source, target, now):
@@ -126,7 +131,7 @@ def _near_misses(mesh: Mesh, source: SpiffeId, target: Target, decision: Decisio
             yield NearMiss(rule.name, rule.line, f"is for {target}, but from {', '.join(rule.from_)}")
 
 
-def _rule_text(mesh: Mesh, source: SpiffeId, target: Target) -> str | None:
+def _rule_text(mesh: Mesh, source: Caller, target: Target) -> str | None:
     """The rule to add to ``policy:`` for this call; None if no rule can name the caller."""
     caller = name_in_rule(mesh, source)
     return None if caller is None else f'  - from: [{caller}]\n    to: ["{target}"]\n'

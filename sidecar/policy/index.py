@@ -36,6 +36,9 @@ class Listed(Protocol):
     @property
     def targets(self) -> frozenset[Target]: ...
 
+    @property
+    def plaintext(self) -> bool: ...
+
 
 _R = TypeVar("_R", bound=Listed)
 _K = TypeVar("_K", bound=Hashable)
@@ -62,7 +65,7 @@ class _Lists(Generic[_K]):
 class Index(Generic[_R]):
     """The rules of a mesh file, listed."""
 
-    __slots__ = ("_broad", "_by_source", "_by_target", "_rules")
+    __slots__ = ("_broad", "_by_source", "_by_target", "_plaintext", "_rules")
 
     def __init__(self, rules: Iterable[_R]) -> None:
         self._rules = tuple(rules)
@@ -70,6 +73,7 @@ class Index(Generic[_R]):
             None if rule.patterns or len(rule.identities) > FEW else rule.identities for rule in self._rules
         )
         self._by_target = _Lists.of(None if len(rule.targets) > FEW else rule.targets for rule in self._rules)
+        self._plaintext = frozenset(place for place, rule in enumerate(self._rules) if rule.plaintext)
         self._broad = self._by_source.broad & self._by_target.broad
 
     def candidates(self, source: Segments, target: Target) -> list[_R]:
@@ -78,6 +82,11 @@ class Index(Generic[_R]):
         caller, port = callers.named.get(source, _NONE), ports.named.get(target, _NONE)
         # Each intersection takes the time of its shorter side.
         return self._at((caller & port) | (caller & ports.broad) | (callers.broad & port) | self._broad)
+
+    def for_plaintext(self, target: Target) -> list[_R]:
+        """The rules that may cover a call of this port by a caller without TLS."""
+        ports = self._by_target
+        return self._at((self._plaintext & ports.named.get(target, _NONE)) | (self._plaintext & ports.broad))
 
     def for_target(self, target: Target) -> list[_R]:
         """The rules that may be for this port."""

@@ -7,6 +7,7 @@ The values of a rule's ``from`` and ``to``:
 
 * ``from: web`` is the service of that name, and no other identity;
 * ``from: "*"`` is every service declared in this file (not every certificate of the trust domain);
+* ``from: plaintext`` is whoever calls a port in ``mode: permissive`` without TLS; nothing else includes it;
 * ``from: "spiffe://shop.internal/batch/*"`` is a pattern over whole path segments: ``*`` is one, ``**`` any number,
   including none; every other segment is itself, dots included. A pattern of one plain segment must be a declared service;
 * ``to: "api:http"`` is one port, ``to: api`` all ports of a service, ``to: "*"`` all ports of all services; but
@@ -31,7 +32,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.index import Index
 from sidecar.policy.mesh_yaml import MeshShape, RuleShape, ServiceShape, TestShape, parse_shape, rule_name
-from sidecar.policy.names import ADMIN_PORT, WILDCARDS, Names, Target
+from sidecar.policy.names import ADMIN_PORT, PLAINTEXT, WILDCARDS, Caller, Names, Plaintext, Target
 
 _NAMED_BY_NO_RULE = "*"
 """A path segment that only wildcards match: the grammar of SPIFFE IDs excludes it, so no rule can name it."""
@@ -90,8 +91,8 @@ class Pattern:
 class Rule(RuleShape):
     """One rule of the policy: its keys, and its line. ``from_`` and ``to`` are as they are written in the file.
 
-    ``identities`` (by their path segments) and ``patterns`` are what ``from`` refers to in this mesh, ``targets`` is what
-    ``to`` refers to.
+    ``identities`` (by their path segments), ``patterns`` and ``plaintext`` (callers without TLS) are what ``from`` refers to
+    in this mesh, ``targets`` is what ``to`` refers to.
     """
 
     trust_domain: str
@@ -102,18 +103,21 @@ class Rule(RuleShape):
     identities: Made[frozenset[tuple[str, ...]]]
     patterns: Made[tuple[Pattern, ...]]
     targets: Made[frozenset[Target]]
+    plaintext: bool = False
 
-    def applies(self, source: SpiffeId, target: Target, now: datetime) -> bool:
+    def applies(self, source: Caller, target: Target, now: datetime) -> bool:
         """Whether the rule covers this call and is in force at ``now``, with any action and mode. Raises ValueError where it
         covers the call and ``now`` has no time zone."""
         return self.fits(source, target) and not self.ran_out(now)
 
-    def fits(self, source: SpiffeId, target: Target) -> bool:
+    def fits(self, source: Caller, target: Target) -> bool:
         """Whether the rule covers this call, in force or not."""
         return target in self.targets and self.has_source(source)
 
-    def has_source(self, source: SpiffeId) -> bool:
-        """Whether ``from`` includes this identity. It never includes one of another trust domain."""
+    def has_source(self, source: Caller) -> bool:
+        """Whether ``from`` includes this caller. It never includes one of another trust domain."""
+        if isinstance(source, Plaintext):
+            return self.plaintext
         return source.trust_domain == self.trust_domain and (
             source.segments in self.identities or any(pattern.matches(source.segments) for pattern in self.patterns)
         )
@@ -144,7 +148,7 @@ class PolicyTest(TestShape):
 
     from_: str
     to: tuple[str, ...]
-    source: Made[SpiffeId]
+    source: Made[Caller]
     targets: Made[tuple[Target, ...]]
     line: int
 
@@ -167,8 +171,10 @@ class Mesh(MeshShape):
         object.__setattr__(self, "_index", Index(self.rules))
         MeshShape.__post_init__(self)  # `super` does not find the class that `frozen` makes anew, with slots
 
-    def rules_that_fit(self, source: SpiffeId, target: Target) -> list[Rule]:
+    def rules_that_fit(self, source: Caller, target: Target) -> list[Rule]:
         """The rules that cover this call, in force or not, in the file's order."""
+        if isinstance(source, Plaintext):
+            return [rule for rule in self._index.for_plaintext(target) if rule.fits(source, target)]
         return [rule for rule in self._index.candidates(source.segments, target) if rule.fits(source, target)]
 
     def rules_for(self, target: Target) -> list[Rule]:
@@ -192,9 +198,10 @@ class Mesh(MeshShape):
         """The one port that ``api:http``, or ``api`` if it has one port, refers to. Raises :class:`ValueError`."""
         return self._names().target(text)
 
-    def source(self, text: str) -> SpiffeId:
-        """The identity that a declared service's name, or a whole SPIFFE ID, refers to. Raises :class:`ValueError`."""
-        return self._names().identity(text)
+    def source(self, text: str) -> Caller:
+        """The caller that ``plaintext``, a declared service's name, or a whole SPIFFE ID refers to. Raises
+        :class:`ValueError`."""
+        return self._names().source(text)
 
     def _names(self) -> Names:
         return Names(self.trust_domain, {name: tuple(service.ports) for name, service in self.services.items()})
@@ -243,7 +250,7 @@ class _Every(NamedTuple):
 
 
 def _rule(keys: RuleShape, every: _Every, names: Names, line: int) -> Rule:
-    sources = [names.pattern(text) for text in keys.from_ if text != "*"]
+    sources = [names.pattern(text) for text in keys.from_ if text not in {"*", str(PLAINTEXT)}]
     plain = frozenset(segments for segments in sources if not WILDCARDS.intersection(segments))
     identities = plain
     if "*" in keys.from_:
@@ -257,9 +264,10 @@ def _rule(keys: RuleShape, every: _Every, names: Names, line: int) -> Rule:
         identities=identities,
         patterns=tuple(Pattern(segments) for segments in dict.fromkeys(sources) if segments not in plain),
         targets=every.targets if "*" in keys.to else targets,
+        plaintext=str(PLAINTEXT) in keys.from_,
     )
 
 
 def _test(keys: TestShape, names: Names, line: int) -> PolicyTest:
     targets = tuple(dict.fromkeys(chain.from_iterable(map(names.targets, keys.to))))
-    return PolicyTest(**values(keys), source=names.identity(keys.from_), targets=targets, line=line)
+    return PolicyTest(**values(keys), source=names.source(keys.from_), targets=targets, line=line)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from sidecar.documents.checks import Info, as_text
+from sidecar.documents.days import DAY_PATTERN, parse_day
 from sidecar.documents.document import DataPath, Document, part, parts
 from sidecar.documents.durations import PATTERN, parse_duration
 from sidecar.documents.problems import Problems, did_you_mean
@@ -33,7 +34,7 @@ from sidecar.documents.schema import (
 )
 from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
 from sidecar.policy.alarm_url import parse_alarm_url
-from sidecar.policy.names import ADMIN_PORT, Names, Target
+from sidecar.policy.names import ADMIN_PORT, PLAINTEXT, Names, Target
 
 Action = Literal["allow", "deny"]
 Mode = Literal["enforce", "dry-run"]
@@ -47,7 +48,6 @@ LEAST_STALENESS_SECONDS = 120
 """The CA signs the list of revocations once a minute, and a sidecar fetches it every five seconds."""
 
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def parse_shape(document: Document) -> tuple[MeshShape, Names]:
@@ -108,6 +108,10 @@ def _trust_domain(text: str) -> str:
 def _service_name(text: str, info: Info) -> str:
     if not is_segment(text):
         raise ValueError(f"{shown(text)} is no service name: of A-Z a-z 0-9 . _ -, and not . or ..")
+    if text == str(PLAINTEXT):
+        raise ValueError(
+            f"{shown(text)} is reserved: in a rule it is whoever calls without TLS; call your service by another name"
+        )
     if len(str(SpiffeId(_names(info).trust_domain or "", (text,)))) > MAX_ID_BYTES:
         raise ValueError(f"a SPIFFE ID has at most {MAX_ID_BYTES} bytes, this service's would have more")
     return text
@@ -145,15 +149,6 @@ def _rule_name(text: str) -> str:
     return text
 
 
-def _day(text: str) -> date:
-    try:
-        if not _DATE.fullmatch(text):  # fromisoformat would take "20270131" and week dates as well
-            raise ValueError("not YYYY-MM-DD")
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{shown(text)} is no day: write it as 2027-01-31") from error
-
-
 def _alarm_url(text: str) -> str:
     parse_alarm_url(text)
     return text
@@ -179,8 +174,8 @@ Ports = Annotated[
     _UNCHANGING,
 ]
 _Some = Annotated[tuple[_T, ...], Before(one_is_a_list), After(_not_empty)]
-_Source = Annotated[str, _resolved_by(lambda names, text: text == "*" or names.pattern(text))]
-_Identity = Annotated[str, _resolved_by(Names.identity)]
+_Source = Annotated[str, _resolved_by(lambda names, text: text in {"*", str(PLAINTEXT)} or names.pattern(text))]
+_Caller = Annotated[str, _resolved_by(Names.source)]
 _Targets = Annotated[str, _resolved_by(Names.targets)]
 _Duration = Annotated[timedelta, read_by(parse_duration, PATTERN), Before(nothing_is_the_default)]
 _Call = Annotated[Target, Before(_call, str)]
@@ -235,7 +230,8 @@ class RuleShape(Shape):
     `web->api:http`."""
     from_: Annotated[_Some[_Source], Named("from")]
     """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
-    in which `*` is one whole path segment and `**` any number of them. One, or a list."""
+    in which `*` is one whole path segment and `**` any number of them. One, or a list. `plaintext` is whoever calls a port
+    in `mode: permissive` without TLS, and proves nothing: neither `"*"` nor a pattern includes it."""
     to: _Some[_Targets]
     """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list.
     `mesh-admin`, the port at which each sidecar answers for its own health and metrics, is meant only by
@@ -244,7 +240,7 @@ class RuleShape(Shape):
     """Whether the rule allows or refuses. A `deny` rule wins over every `allow` rule."""
     mode: Mode = "enforce"
     """`dry-run`: what the rule would change is logged and counted, and not applied."""
-    until: Annotated[date, read_by(_day, f"^{_DATE.pattern}$")] | None = None
+    until: Annotated[date, read_by(parse_day, DAY_PATTERN)] | None = None
     """The last day (UTC, YYYY-MM-DD) on which the rule holds. Not for a `deny` rule. Default: no end."""
     connections: Annotated[int, Between(1, 1_000_000, "is")] | None = None
     """The most connections that the rule lets into one sidecar at a time; further ones are refused with `overloaded`, unless
@@ -255,8 +251,8 @@ class RuleShape(Shape):
 class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
-    from_: Annotated[_Identity, Named("from")]
-    """The caller: a service's name or a whole SPIFFE ID."""
+    from_: Annotated[_Caller, Named("from")]
+    """The caller: a service's name, a whole SPIFFE ID, or `plaintext`."""
     to: _Some[_Targets]
     """What is called, as in a rule. Each port of it is a test."""
     expect: Action

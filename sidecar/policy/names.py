@@ -21,6 +21,22 @@ WILDCARDS = frozenset({"*", "**"})
 _SPIFFE = "spiffe://"
 
 
+@dataclass(frozen=True, slots=True)
+class Plaintext:
+    """Whoever calls a permissive port without TLS. It is no identity: it proves nothing, so all of them are one caller to a
+    rule, which must name it."""
+
+    def __str__(self) -> str:
+        return "plaintext"
+
+
+PLAINTEXT = Plaintext()
+"""The word that means it is reserved: no service has this name. Neither ``*`` nor a pattern includes it."""
+
+Caller = SpiffeId | Plaintext
+"""Whom the policy judges."""
+
+
 class Target(NamedTuple):
     """A named port of a service, which a rule allows or forbids to call."""
 
@@ -78,6 +94,10 @@ class Names:
             return parse_spiffe_id(text)
         self._of(text)
         return SpiffeId(self.trust_domain or "", (text,))
+
+    def source(self, text: str) -> Caller:
+        """A caller: ``plaintext``, or :meth:`identity`. Raises :class:`ValueError`."""
+        return PLAINTEXT if text == str(PLAINTEXT) else self.identity(text)
 
     def pattern(self, text: str) -> tuple[str, ...]:
         """The path segments, with wildcards, that an entry of a rule's ``from`` refers to: a declared service, or a

@@ -26,7 +26,7 @@ from sidecar.identity.spiffe import SpiffeId, shown
 from sidecar.policy.decide import MAX_SAMPLES
 from sidecar.policy.mesh import Mesh, Pattern, Rule
 from sidecar.policy.mesh_yaml import Action, MeshShape, ServiceShape
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Caller, Target
 
 LONGER_OPENS = frozenset({"max_leaf_ttl", "revocation_staleness", "reenrol_window"})
 LOWER_OPENS = frozenset({"bundle_at_least"})
@@ -106,7 +106,7 @@ def _not_within(rules: Sequence[Rule], others: Sequence[Rule], there: frozenset[
 
 def _coverage(rule: Rule) -> tuple[object, ...]:
     limit = None if rule.connections is None else (rule.name, rule.connections)
-    return rule.identities, rule.patterns, rule.targets, rule.until, limit
+    return rule.identities, rule.patterns, rule.plaintext, rule.targets, rule.until, limit
 
 
 def _room(rule: Rule) -> float:
@@ -122,12 +122,15 @@ def _within(rule: Rule, targets: frozenset[Target], others: Sequence[Rule]) -> b
     if not targets:
         return True
     if any(
-        rule.identities <= one.identities and {*rule.patterns} <= {*one.patterns} and targets <= one.targets
+        rule.identities <= one.identities
+        and {*rule.patterns} <= {*one.patterns}
+        and rule.plaintext <= one.plaintext
+        and targets <= one.targets
         for one in others
     ):
         return True  # a single rule covers as much: the usual case, and the fast one
-    for segments in rule.identities:
-        source = SpiffeId(rule.trust_domain, segments)
+    callers: list[Caller] = [SpiffeId(rule.trust_domain, segments) for segments in rule.identities]
+    for source in [*callers, PLAINTEXT] if rule.plaintext else callers:
         if targets.difference(*(one.targets for one in others if one.has_source(source))):
             return False
     return all(

@@ -280,7 +280,7 @@ def test_in_a_project_the_logs_and_the_files_are_those_of_the_application(
         seen.take(inbound("api", "db:5432"))
 
     def said(_mesh: object, _environ: object, _today: object, commented: Any) -> Evidence:
-        return Evidence(lambda call: call.source.service == "web", commented=commented)
+        return Evidence(lambda call: call.caller == "web", commented=commented)
 
     monkeypatch.setattr(gather, "read_compose", read)
     monkeypatch.setattr(gather, "evidence_of_project", said)

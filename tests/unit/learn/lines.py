@@ -29,6 +29,11 @@ def outbound(
     return _line(record, time, changes)
 
 
+def plaintext(target: str, **changes: Any) -> dict[str, Any]:
+    """The callee's line of a connection without TLS that a rule let in."""
+    return inbound("x", target, peer_id=None, plaintext=True, **changes)
+
+
 def _line(record: ConnectionRecord, time: str | None, changes: dict[str, Any]) -> dict[str, Any]:
     record.decision, record.rule = "allow", "observe"
     record.end(Reason.OK)

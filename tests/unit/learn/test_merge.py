@@ -23,7 +23,7 @@ def again(text: str, *, mentioned: tuple[str, ...] = ("web",)) -> str:
     mesh, seen = parse_mesh(text, "mesh.yaml"), Seen(DOMAIN)
     for line in (inbound("web", "api:http"), inbound("api", "db:sql"), inbound("web", "db:sql")):
         seen.take(line)
-    evidence = Evidence(lambda one: one.source.service in mentioned, commented=commented_out(text, mesh))
+    evidence = Evidence(lambda one: one.caller in mentioned, commented=commented_out(text, mesh))
     return merged(text, mesh, learn(mesh, seen, evidence, NOW, {"observe"}))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sidecar.learn.replay import Change, as_json, replay
 from sidecar.learn.seen import Seen
-from tests.unit.learn.lines import DOMAIN, inbound
+from tests.unit.learn.lines import DOMAIN, inbound, plaintext
 from tests.unit.learn.test_rules import NOW, mesh
 
 DENY = "{name: no, from: web, to: api, action: deny}"
@@ -79,3 +79,11 @@ def test_refusals_come_first_and_the_most_frequent_of_them() -> None:
     assert "first" not in both[0].as_json()
     all_over = replay(mesh(), mesh(), SEEN, NOW, NOW + timedelta(days=7))
     assert [one.connections for one in all_over] == [2, 1]
+
+
+def test_callers_without_tls_would_be_refused() -> None:
+    [change] = replay(mesh("{name: old, from: plaintext, to: db}"), mesh(), seen(plaintext("db:sql")), NOW, NOW)
+    assert change.line().startswith(
+        "REFUSED  plaintext -> db:sql  1 connection, last 2026-06-01 10:00: before, rule 'old'"
+    )
+    assert change.as_json()["from"] == "plaintext"

@@ -10,7 +10,7 @@ import pytest
 from sidecar.learn.rules import Evidence, Learned, learn
 from sidecar.learn.seen import Seen
 from sidecar.policy.mesh import Mesh, parse_mesh
-from tests.unit.learn.lines import DOMAIN, inbound, outbound
+from tests.unit.learn.lines import DOMAIN, inbound, outbound, plaintext
 from tests.unit.learn.test_seen import WEB_API, call
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -178,3 +178,13 @@ def test_commented_rules_have_names_of_their_own_too() -> None:
 def test_another_call_is_not_in_evidence() -> None:
     evidence = Evidence(lambda _call: True, removed={call("web", "db:sql")}, commented={call("cli", "api:http")})
     assert texts(learned(inbound("web", "api:http"), evidence=evidence))
+
+
+def test_no_rule_is_learned_or_offered_for_callers_without_tls() -> None:
+    found = learned(plaintext("db:sql"), inbound("web", "db:sql"))
+    assert texts(found) == ['{from: web, to: "db:sql"}']
+    assert found.offers == ()
+    assert found.notes == (
+        "plaintext -> db:sql: it proves nothing, so no rule is learned for it; to let it in, write one by hand",
+    )
+    assert learned(plaintext("db:sql"), file=mesh("{from: plaintext, to: db}")).covered == 1

@@ -11,8 +11,8 @@ from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.learn import seen as module
 from sidecar.learn.seen import CARRIED, Call, Seen, time_of
-from sidecar.policy.names import Target
-from tests.unit.learn.lines import DOMAIN, inbound, outbound
+from sidecar.policy.names import PLAINTEXT, Target
+from tests.unit.learn.lines import DOMAIN, inbound, outbound, plaintext
 
 
 def call(caller: str, target: str) -> Call:
@@ -242,3 +242,18 @@ def test_alarms_of_reports() -> None:
     found = reported(alarms=[{"event": "mitm_suspected", "service": "web", "upstream": "api:http"}, 7])
     assert found.is_alarmed(WEB_API)
     assert not found.is_alarmed(call("web", "db:sql"))
+
+
+def test_a_caller_without_tls_is_seen_as_what_it_is() -> None:
+    found = seen(plaintext("db:sql"), plaintext("db:sql"), inbound("web", "db:sql"))
+    without = Call(PLAINTEXT, Target("db", "sql"))
+    assert found.calls[without].connections == 2
+    assert (str(without), without.caller) == ("plaintext -> db:sql", "plaintext")
+    assert sorted(found.calls, key=lambda one: one.order) == [call("web", "db:sql"), without]
+
+
+def test_what_claims_both_is_no_call() -> None:
+    assert not seen(inbound("web", "db:sql", plaintext=True)).calls
+    for word in ("yes", 1, None):
+        assert not seen(inbound("web", "db:sql", plaintext=word, peer_id=None)).calls
+    assert not seen(plaintext("db:sql", reason="plaintext_refused", decision="deny")).calls

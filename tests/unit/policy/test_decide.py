@@ -9,7 +9,7 @@ import pytest
 from sidecar.identity.spiffe import parse_spiffe_id
 from sidecar.policy.decide import Decision, Kind, caller_name, callers, decide, name_in_rule, remedy, warnings
 from sidecar.policy.mesh import Mesh, parse_mesh
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Target
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -402,3 +402,54 @@ def test_a_peer_that_is_allowed_and_denied_is_no_caller() -> None:
 )
 def test_only_a_service_of_this_mesh_is_called_by_its_name(source: str, name: str) -> None:
     assert caller_name(mesh(), parse_spiffe_id(source)) == name
+
+
+class TestPlaintext:
+    EVERY = (
+        "{from: '*', to: '*'}",
+        "{from: 'spiffe://shop.internal/**', to: '*'}",
+        "{from: 'spiffe://shop.internal/*', to: '*'}",
+        "{from: [web, api, db], to: '*'}",
+    )
+
+    @staticmethod
+    def asked(among: Mesh, now: datetime = NOW) -> Decision:
+        return decide(among, PLAINTEXT, "db", "5432", now)
+
+    def test_a_rule_that_names_it_lets_it_in(self) -> None:
+        decision = self.asked(mesh("{from: plaintext, to: db}"))
+        assert (decision.allowed, decision.rule) == (True, "plaintext->db")
+        assert decision.why == "plaintext may call db:5432: rule 'plaintext->db' (mesh.yaml:10) allows it"
+        assert self.asked(mesh("{from: [web, plaintext], to: '*'}")).allowed
+        assert not decide(mesh("{from: plaintext, to: db}"), PLAINTEXT, "api", "http", NOW).allowed
+
+    def test_no_other_word_includes_it(self) -> None:
+        decision = self.asked(mesh(*self.EVERY))
+        assert decision.kind is Kind.NO_RULE
+        assert remedy(mesh(), PLAINTEXT, decision) == (
+            '; to allow it, add to `policy:` in mesh.yaml: - {from: [plaintext], to: ["db:5432"]}'
+        )
+
+    def test_its_rule_lets_in_nobody_else(self) -> None:
+        among = mesh("{from: plaintext, to: '*'}")
+        for caller in ("shop.internal/web", "shop.internal/plaintext", "elsewhere/plaintext"):
+            assert not asked(among, caller, "db:5432").allowed
+        assert asked(mesh("{from: [plaintext, web], to: '*'}"), "shop.internal/web", "db:5432").allowed
+
+    def test_deny_and_the_end_hold_for_it(self) -> None:
+        allow = "{from: plaintext, to: db, until: 2026-06-01}"
+        assert self.asked(mesh(allow)).allowed
+        assert self.asked(mesh(allow), NOW + timedelta(days=1)).kind is Kind.RAN_OUT
+        assert self.asked(mesh(allow, "{name: no, from: plaintext, to: db, action: deny}")).kind is Kind.DENIED
+        assert self.asked(mesh(allow, "{name: no, from: '*', to: db, action: deny}")).allowed  # `*`: declared services
+
+    def test_who_may_call(self) -> None:
+        among = mesh("{from: [web, plaintext], to: db}", "{from: '*', to: 'api:http'}")
+        assert callers(among, "db", "5432", NOW) == ["web", "plaintext"]
+        assert "plaintext" not in callers(among, "api", "http", NOW)
+        assert caller_name(among, PLAINTEXT) == "plaintext"
+        # An identity of that name, which a CA of one's own could issue, is another caller.
+        assert (
+            caller_name(among, parse_spiffe_id("spiffe://shop.internal/plaintext"))
+            == "spiffe://shop.internal/plaintext"
+        )

@@ -10,6 +10,7 @@ from sidecar.identity.spiffe import SpiffeId, parse_spiffe_id
 from sidecar.policy.decide import decide
 from sidecar.policy.explain import NearMiss, explain, run_tests
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import PLAINTEXT
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -115,3 +116,16 @@ class TestExplain:
         assert all(end.allowed for end in explanation.ends)
         assert explanation.would_allow is None
         assert explanation.near_misses == (NearMiss("twice", 8, "fits, and says the same"),)
+
+
+def test_a_caller_without_tls_is_judged_at_one_end() -> None:
+    asked = mesh("{from: '*', to: db}", tests="[{from: plaintext, to: db, expect: deny}]")
+    explanation = explain(asked, PLAINTEXT, "db", "5432", NOW)
+    [end] = explanation.ends
+    assert (end.sidecar, end.allowed) == ("db's sidecar", False)
+    assert "`mode: permissive`" in end.checks
+    assert explanation.would_allow == '  - from: [plaintext]\n    to: ["db:5432"]\n'
+    assert [miss.rule for miss in explanation.near_misses] == ["*->db"]
+    assert [result.passed for result in run_tests(asked, NOW)] == [True]
+    assert [result.passed for result in run_tests(mesh("{from: plaintext, to: db}"), NOW)] == []
+    assert explain(mesh("{from: plaintext, to: db}"), PLAINTEXT, "db", "5432", NOW).decision.allowed

@@ -10,7 +10,7 @@ import pytest
 from sidecar.policy.decide import Kind, callers, decide
 from sidecar.policy.index import FEW, Index
 from sidecar.policy.mesh import Mesh, Rule, parse_mesh
-from sidecar.policy.names import ADMIN_PORT, Target
+from sidecar.policy.names import ADMIN_PORT, PLAINTEXT, Target
 from tests.specimens import mesh_with
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -87,3 +87,12 @@ def test_an_index_of_nothing_finds_nothing() -> None:
     empty: Index[Rule] = Index([])
     assert empty.candidates(("s1",), Target("s1", "a")) == []
     assert empty.for_target(Target("s1", "a")) == []
+
+
+def test_a_rule_for_callers_without_tls_is_looked_at_for_them_alone(looked_at: list[str]) -> None:
+    rules = ["plaintext", "web", ["web", "plaintext"]]
+    written = [{"name": f"r{number}", "from": source, "to": "*"} for number, source in enumerate(rules)]
+    mesh = parse_mesh(mesh_with(rest=f"policy: {json.dumps(written)}"), "mesh.yaml")
+    assert decide(mesh, PLAINTEXT, "web", "http", NOW).rule == "r0"
+    assert looked_at == ["r0", "r2"]
+    assert decide(mesh, mesh.identity("web"), "web", "http", NOW).rule == "r1"

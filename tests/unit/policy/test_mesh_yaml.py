@@ -239,6 +239,11 @@ def test_a_mistake_beside_the_services(rest: str, line: str) -> None:
         ("{..: {}}", "mesh.yaml:2: services['..']: '..' is no service name: of A-Z a-z 0-9 . _ -, and not . or .."),
         ('{"": {}}', "mesh.yaml:2: services['']: '' is no service name: of A-Z a-z 0-9 . _ -, and not . or .."),
         ('{"*": {}}', "mesh.yaml:2: services.*: '*' is no service name: of A-Z a-z 0-9 . _ -, and not . or .."),
+        (
+            "{plaintext: {}}",
+            "mesh.yaml:2: services.plaintext: 'plaintext' is reserved: in a rule it is whoever calls without "
+            "TLS; call your service by another name",
+        ),
         ("{a/b: {}}", "mesh.yaml:2: services.a/b: 'a/b' is no service name: of A-Z a-z 0-9 . _ -, and not . or .."),
         (
             "{wéb: {}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.policy.names import Names, Target
+from sidecar.policy.names import PLAINTEXT, Names, Target
 
 NAMES = Names("shop.internal", {"web": ("http", "tls"), "db": ("5432",), "job": ()})
 
@@ -71,4 +71,13 @@ def test_patterns() -> None:
     assert NAMES.pattern("spiffe://shop.internal/batch/**") == ("batch", "**")
     for text in ("wbe", "spiffe://shop.internal/wbe", "spiffe://elsewhere/web", "spiffe://shop.internal/we*"):
         with pytest.raises(ValueError, match=r"unknown service|of another trust domain|is no pattern"):
+            NAMES.pattern(text)
+
+
+def test_plaintext_is_a_caller_and_no_identity() -> None:
+    assert NAMES.source("plaintext") is PLAINTEXT
+    assert str(PLAINTEXT) == "plaintext"
+    assert NAMES.source("web") == SpiffeId("shop.internal", ("web",))
+    for text in ("plaintext", "spiffe://shop.internal/plaintext"):
+        with pytest.raises(ValueError, match="unknown service 'plaintext'"):
             NAMES.pattern(text)
