@@ -10,6 +10,7 @@ import click
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.options import Publish, parse_ports
+from sidecar.inject.published import parse_asked
 from sidecar.inject.steps import InjectRequest, carry_out, next_steps, plan, report
 from sidecar.inject.upgrade import upgrade
 
@@ -33,6 +34,12 @@ from sidecar.inject.upgrade import upgrade
     multiple=True,
     metavar="SERVICE=PORT[,PORT]",
     help="The ports that a service listens on; or =none.",
+)
+@click.option(
+    "--publish-mesh",
+    multiple=True,
+    metavar="SERVICE[:PORT][=ADDR:PORT]",
+    help="Publish a service's mutual TLS port on the host, on loopback by default; or =none to end it.",
 )
 @click.option("--only", metavar="SERVICE,…", help="Put only these into the mesh; `all` for all services again.")
 @click.option("--subnets", metavar="CIDR", help="The range for the added networks.  [default: 10.128.0.0/9]")
@@ -62,6 +69,7 @@ def inject(
     observe: bool | None,
     publish: Publish | None,
     ports: tuple[str, ...],
+    publish_mesh: tuple[str, ...],
     only: str | None,
     subnets: str | None,
     state: Path | None,
@@ -82,7 +90,18 @@ def inject(
         raise UsageError("--dry-run and --check: give one of them")
     names = None if only is None else () if only == "all" else tuple(filter(None, only.split(",")))
     request = InjectRequest(
-        files, state, publish, names, observe, subnets, parse_ports(ports), activate, relayout, all_names, merged
+        files,
+        state,
+        publish,
+        names,
+        observe,
+        subnets,
+        parse_ports(ports),
+        activate,
+        relayout,
+        all_names,
+        merged,
+        parse_asked(publish_mesh),
     )
     today = datetime.now(UTC).date()
     if upgrades:

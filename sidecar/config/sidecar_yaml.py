@@ -277,6 +277,8 @@ class MeshPort(_Listener):
     """Which port of the service this is: its name in the mesh file, or its number if it is named by that."""
     listen: _Listen
     """Where other sidecars connect, with mutual TLS: `host:port`."""
+    device: Annotated[str, After(_device)] | None = None
+    """The network interface that `listen` is bound to, as in `outbound`. Linux only. Default: any."""
 
 
 @frozen(kw_only=True)

@@ -21,5 +21,6 @@ service tells of its own port), ``questions`` (what a person is asked, and what 
 their ports), ``layout`` (where the last run put everything), ``kept`` (sidecars of another version), ``options`` (the
 choices of a run, kept for the next), ``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on
 this machine), ``overview`` (``sidecar status --all``), ``activation`` (``COMPOSE_FILE``), ``merged`` (application and
-override as one file), ``beside`` (ways to an app that is told who calls), ``yamltext``.
+override as one file), ``beside`` (ways to an app beside its sidecar), ``published`` (mutual TLS at an address of the host),
+``yamltext``.
 """

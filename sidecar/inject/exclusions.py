@@ -39,7 +39,7 @@ def exclude(
 def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str], *, only_calls: bool) -> str | None:
     """``only_calls``: it calls others, and nobody calls it: what it serves over UDP is for the world outside."""
     mode = app.owner.network_mode or ""
-    if mode == "host":
+    if is_on_host(app):
         return "uses the host's network, where no sidecar can be put between it and others"
     if mode == "none":
         return "has no network"
@@ -55,6 +55,10 @@ def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str], *,
     if udp & set(calls):
         return f"is called at UDP port {min(port for port in calls if port in udp)}, which mutual TLS does not carry"
     return None
+
+
+def is_on_host(app: App) -> bool:
+    return app.owner.network_mode == "host"
 
 
 def udp_beside(app: App) -> tuple[int, ...]:

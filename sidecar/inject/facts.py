@@ -12,7 +12,7 @@ refused. The entries of ``inbound`` are named by a port, those of ``outbound`` b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any
@@ -31,11 +31,16 @@ from sidecar.policy.mesh_yaml import Ports
 KEY = "x-mesh"
 OURS: Mapping[str, tuple[str, ...]] = {
     "": ("service", "mesh", "identity", "admin"),
-    "inbound": ("port", "listen", "app"),
+    "inbound": ("port", "listen", "app", "device"),
     "outbound": ("to", "listen", "peers", "allow_from", "device", "ambiguous_with"),
 }
 """The keys of ``sidecar.yaml`` that ``inject`` writes: at the top, and in each entry of the two lists."""
 
+KNOWS = "i_know"
+"""In an entry of ``inbound``: a person knows that the app can be reached at this port beside its sidecar. No key of
+``sidecar.yaml``."""
+
+_PLAINTEXT = ("mode", "until", "server_first")
 _DEEPEST = 8
 _RULES = ("calls", "policy", "allow", "from", "to")
 
@@ -50,7 +55,6 @@ class _Shape(Shape):
     ports: Annotated[Ports, Before(_numbers_are_names, Any)] | None = None
     mesh: bool | None = None
     scrapes: bool | None = None
-    i_know: bool | None = None
     sidecar: Annotated[dict[str, Any], Before(nothing_is_empty, Any)] = field(default_factory=dict)
 
 
@@ -68,14 +72,13 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The facts about one app. ``ports`` by name; None if nothing is said of them. ``scrapes``: it reads the metrics of the
-    sidecars. ``i_know``: a person knows that the app can be reached beside its sidecar."""
+    sidecars."""
 
     place: Place
     ports: Mapping[str, int] | None = None
     mesh: bool = True
     sidecar: Mapping[str, Any] = field(default_factory=dict)
     scrapes: bool = False
-    i_know: bool = False
 
     @property
     def numbers(self) -> tuple[int, ...] | None:
@@ -124,9 +127,13 @@ def _read(said: Any, place: Place, *, top: bool) -> _Shape:
         for key in [key for key in data if key in _RULES]:
             problems.add((key,), f"{KEY} holds facts, never rules: who may call whom is in mesh/mesh.yaml alone")
             del data[key]
-        for key in ("ports", "scrapes", "i_know"):
+        for key in ("ports", "scrapes"):
             if top and key in data:
                 problems.add((key,), "belongs to a service, not to the defaults of all")
+        if data.pop(KNOWS, None) is not None:
+            problems.add((KNOWS,), f"belongs to a port: sidecar: {{inbound: {{PORT: {{{KNOWS}: true}}}}}}")
+        for path in _everywhere(data.get("sidecar")) if top else ():
+            problems.add(("sidecar", *path), "belongs to a service's port, not to the defaults of all")
         for path in _ours(data.get("sidecar")):
             problems.add(("sidecar", *path), "is what `sidecar inject` writes: it cannot be given")
     return fit(_Shape, data, problems)
@@ -152,6 +159,13 @@ def _ours(sidecar: Any) -> Iterator[DataPath]:
             yield from ((side, entry, key) for key in (keys if isinstance(keys, dict) else ()) if key in OURS[side])
 
 
+def _everywhere(sidecar: Any) -> Iterator[DataPath]:
+    inbound = sidecar.get("inbound") if isinstance(sidecar, dict) else None
+    for name, keys in inbound.items() if isinstance(inbound, dict) else ():
+        if isinstance(keys, dict) and KNOWS in keys:
+            yield "inbound", name, KNOWS
+
+
 def _together(shapes: list[_Shape], places: list[Place]) -> Facts:
     """What several say of one app; the last word counts."""
     ports = [shape.ports for shape in shapes if shape.ports is not None]
@@ -165,7 +179,6 @@ def _together(shapes: list[_Shape], places: list[Place]) -> Facts:
         meshed[-1] if meshed else True,
         sidecar,
         any(shape.scrapes for shape in shapes),
-        any(shape.i_know for shape in shapes),
     )
 
 
@@ -203,10 +216,14 @@ def _listed(ports: Mapping[str, int]) -> str:
 
 
 def with_facts(
-    wiring: Mapping[str, Any], facts: Facts, ports: Mapping[str, Mapping[str, int]], mesh: Mesh
+    wiring: Mapping[str, Any],
+    facts: Facts,
+    ports: Mapping[str, Mapping[str, int]],
+    mesh: Mesh,
+    strict: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The data of a ``sidecar.yaml`` with the facts in it. ``ports`` are those of each app. Raises :class:`UsageError` for
-    what that file may not have."""
+    """The data of a ``sidecar.yaml`` with the facts in it. ``ports`` are those of each app. What ``inbound`` says of
+    plaintext is not of the listeners in ``strict``. Raises :class:`UsageError` for what that file may not have."""
     from sidecar.config.sidecar_yaml import parse_shape  # 50 ms, which a run without facts does not need
 
     place = facts.place
@@ -220,15 +237,35 @@ def with_facts(
             continue
         names = [_names(entry, str(wiring["service"]), side, ports) for entry in wiring[side]]
         data[side] = [
-            {**entry, **{key: it for name, keys in given.items() if name in known for key, it in keys.items()}}
+            _completed(
+                entry, {key: it for name, keys in given.items() if name in known for key, it in keys.items()}, strict
+            )
             for entry, known in zip(wiring[side], names, strict=True)
         ]
+        for name, keys in given.items():
+            if side == "inbound" and not isinstance(keys.get(KNOWS, False), bool):
+                problems.add((side, name, KNOWS), "is not true or false")
         all_names = {"*"}.union(*names)
         for name in given:
             if name not in all_names:
                 problems.add((side, name), f"there is no such port here{did_you_mean(name, all_names)}")
     parse_shape(data, problems, mesh)
     return data
+
+
+def _completed(entry: Mapping[str, Any], said: Mapping[str, Any], strict: Collection[str]) -> dict[str, Any]:
+    """An entry of ``inbound`` or ``outbound`` with what is said of it."""
+    left = (KNOWS, *_PLAINTEXT) if entry["listen"] in strict else (KNOWS,)
+    return {**entry, **{key: it for key, it in said.items() if key not in left}}
+
+
+def known_ways(facts: Facts, service: str, ports: Mapping[str, Mapping[str, int]]) -> frozenset[str]:
+    """The ports of which a person knows that they can be reached beside the sidecar. :func:`with_facts` took the facts."""
+    given = facts.sidecar.get("inbound") or {}
+    said = {name for name, keys in given.items() if keys.get(KNOWS)}
+    return frozenset(
+        name for name in ports[service] if not said.isdisjoint(_names({"port": name}, service, "inbound", ports))
+    )
 
 
 def _names(

@@ -18,11 +18,11 @@ from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
 from sidecar.inject import scraping
 from sidecar.inject.application import MARK, Application, ComposeService, read_application
-from sidecar.inject.beside import told_who_calls
+from sidecar.inject.beside import told_who_calls, ways_beside
 from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import exclude
-from sidecar.inject.facts import Place, read_facts, refuse_contradictions, with_facts
+from sidecar.inject.facts import Place, known_ways, read_facts, refuse_contradictions, with_facts
 from sidecar.inject.kept import Earlier, is_stale, keep
 from sidecar.inject.layout import layout_of, parse_override
 from sidecar.inject.listening import is_worker, listening_ports
@@ -32,13 +32,16 @@ from sidecar.inject.override import override_text
 from sidecar.inject.picture import left_out, lost_networks, picture, warnings
 from sidecar.inject.placement import readers_of, refuse_readable_state, writers_of
 from sidecar.inject.ports import Port, infer_ports, settle
+from sidecar.inject.published import Published, publish, published_network
+from sidecar.inject.published import entries as published_entries
+from sidecar.inject.published import notes as published_notes
 from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, dynamic_half, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
 from sidecar.inject.visibility import App, find_apps
 from sidecar.inject.wellknown import is_broker
-from sidecar.inject.wiring import needs_of, wiring, wiring_path, wiring_text
+from sidecar.inject.wiring import needs_of, numbers_at, wiring, wiring_path, wiring_text
 from sidecar.policy.decide import decide
 
 OVERRIDE = "compose.mesh.yaml"
@@ -143,9 +146,12 @@ def inject(inputs: Inputs) -> Injection:
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
     inside = tuple(it for it in edges if _is_meshed(it, topology))
     require_ports(mentions, inside, ports, answers)
+    names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
+    taken = {app: numbers_at(app, topology, names) for app in topology.slots}
+    published = publish(options.publish_mesh, apps, names, topology.excluded, taken, dropped=options.publish == "drop")
     placement = place(
         application.name,
-        _sizes(apps, topology),
+        _sizes(apps, topology, published),
         options.subnets,
         inputs.taken,
         inputs.before.block if inputs.before is not None else None,
@@ -156,7 +162,6 @@ def inject(inputs: Inputs) -> Injection:
 
     # The files.
     scrapers = [app for app in topology.slots if app in facts and facts[app].scrapes]
-    names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
         names,
@@ -178,10 +183,13 @@ def inject(inputs: Inputs) -> Injection:
     needs: dict[str, str] = {}
     told_callers: list[str] = []
     for app in topology.slots:
-        data = wiring(app, topology, names, placement.subnets, addresses[app])
+        at_host = [it for it in published if it.app == app]
+        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host)
         if app in facts:
-            data = with_facts(data, facts[app], names, written.mesh)
-            told_callers += told_who_calls(apps[app], data, facts[app], names[app], topology, options)
+            strict = {entry["listen"] for entry in published_entries(at_host, placement.subnets)}
+            data = with_facts(data, facts[app], names, written.mesh, strict)
+            ways, known = ways_beside(apps[app], apps, topology, options), known_ways(facts[app], app, names)
+            told_callers += told_who_calls(apps[app], data, facts[app], names[app], ways, known)
         if callees := scraping.scraped(app, written.mesh, topology.slots, inputs.today):
             offered = scraping.listeners(app, callees, topology, names, placement.subnets)
             data["outbound"] = [*data["outbound"], *offered]
@@ -201,6 +209,7 @@ def inject(inputs: Inputs) -> Injection:
         inputs.files,
         record_line(record),
         posts_alarms=written.mesh.alarm is not None,
+        published=published,
     )
     kept: tuple[str, ...] = ()
     if inputs.earlier is not None and is_stale(inputs.earlier.override, image):
@@ -237,6 +246,7 @@ def inject(inputs: Inputs) -> Injection:
             *_kept_notes(kept),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
+            *published_notes(published),
             *told_callers,
             *told(clusters),
             *_subnet_notes(find_subnet_mentions(application, apps, texts), topology),
@@ -368,7 +378,7 @@ def _refuse_unknown(
             raise UsageError(f"--port: {MESH_FILE} was edited, and declares the ports of '{name}': change them there")
 
 
-def _sizes(apps: Mapping[str, App], topology: Topology) -> dict[str, tuple[int, int]]:
+def _sizes(apps: Mapping[str, App], topology: Topology, published: tuple[Published, ...]) -> dict[str, tuple[int, int]]:
     """The prefix length of each network, with room for more services and containers, and the longest that will do."""
     sidecars = len(topology.slots) + 1
     found = {MESH: (prefix_for(max(ROOM_FOR_SIDECARS, 2 * sidecars), 1), prefix_for(sidecars, 1))}
@@ -376,6 +386,7 @@ def _sizes(apps: Mapping[str, App], topology: Topology) -> dict[str, tuple[int, 
         replicas = apps[name].owner.replicas
         size = prefix_for(1, max(ROOM_FOR_CONTAINERS, 2 * replicas)), prefix_for(1, replicas + 1)
         found |= {slot.network: size for slot in slots}
+    found |= {published_network(one.app): (prefix_for(1, 1), prefix_for(1, 1)) for one in published}
     for plain in topology.plain:
         containers = sum(apps[name].owner.replicas for name in (plain.app, *plain.outsiders))
         room = max(ROOM_FOR_CONTAINERS, 2 * containers)

@@ -73,6 +73,6 @@ def _stanzas(override: str) -> dict[str, str]:
 
 def _is_enough(before: Mapping[str, Any], after: Mapping[str, Any], needs: str | None) -> bool:
     """Whether a sidecar as it runs does all that the application needs."""
-    is_same = all(before.get(key) == after.get(key) for key in ("networks", "profiles", "user"))
+    is_same = all(before.get(key) == after.get(key) for key in ("networks", "profiles", "user", "ports"))
     logs_there = before.get("logging", after["logging"]) == after["logging"]
     return is_same and logs_there and before.get("labels", {}).get(NEEDS, needs) == after.get("labels", {}).get(NEEDS)

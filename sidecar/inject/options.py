@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import MARK
 from sidecar.inject.layout import layout_data, layout_of_override, parse_layout
+from sidecar.inject.published import Asked, read_asked
 from sidecar.inject.subnets import DEFAULT_RANGE
 from sidecar.inject.topology import Layout
 
@@ -26,7 +27,8 @@ _RECORD = re.compile(rf"^{MARK}: (\{{.*\}})$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``state`` is a directory, ``user`` is ``uid:gid``. Empty ``only``: all services. ``ports`` are from ``--port``."""
+    """``state`` is a directory, ``user`` is ``uid:gid``. Empty ``only``: all services. ``ports`` are from ``--port``,
+    ``publish_mesh`` from ``--publish-mesh``."""
 
     state: str
     user: str
@@ -35,6 +37,7 @@ class Options:
     observe: bool = False
     subnets: IPv4Network = DEFAULT_RANGE
     ports: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    publish_mesh: Mapping[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ def record_line(record: Record) -> str:
         "observe": options.observe,
         "subnets": str(options.subnets),
         "ports": {name: list(numbers) for name, numbers in sorted(options.ports.items())},
+        **(
+            {"publish_mesh": {name: str(it) for name, it in sorted(options.publish_mesh.items())}}
+            if options.publish_mesh
+            else {}
+        ),
         "state": options.state,
         "user": options.user,
         "block": str(record.block),
@@ -85,6 +93,7 @@ def read_record(override: str, filename: str) -> Record:
             observe=bool(data["observe"]),
             subnets=IPv4Network(data["subnets"]),
             ports={str(name): tuple(map(int, numbers)) for name, numbers in data["ports"].items()},
+            publish_mesh=read_asked(data.get("publish_mesh", {})),
         )
         if options.publish not in get_args(Publish):
             raise ValueError(options.publish)

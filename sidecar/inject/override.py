@@ -7,12 +7,13 @@ request, the ports that the host publishes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
 from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.options import Options
+from sidecar.inject.published import Published, compose_ports, published_network
 from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
 from sidecar.inject.topology import CA, MESH, OUT, Topology, sidecar_of
 from sidecar.inject.visibility import App, app_of, neighbours
@@ -54,10 +55,14 @@ def override_text(
     record: str,
     *,
     posts_alarms: bool = False,
+    published: Collection[Published] = (),
 ) -> str:
     """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``needs`` are digests of their wiring;
-    ``record`` is the line for the next run. ``posts_alarms``: mesh.yaml has a URL for alarms, so the CA has a way out."""
+    ``record`` is the line for the next run. ``posts_alarms``: mesh.yaml has a URL for alarms, so the CA has a way out.
+    ``published``: at what addresses of the host sidecars answer."""
     made = _Override(application, apps, topology, placement, mesh_addresses, needs, options, image, posts_alarms)
+    for one in published:
+        made.published.setdefault(one.app, []).append(one)
     data = {"services": dict(made.services()), "networks": dict(made.networks())}
     return _HEAD.format(files=" and ".join(files)) + record + "\n" + "\n".join(block(data)) + "\n"
 
@@ -76,6 +81,7 @@ class _Override:
         posts_alarms: bool,
     ) -> None:
         self.posts_alarms = posts_alarms
+        self.published: dict[str, list[Published]] = {}
         self.application, self.apps, self.topology = application, apps, topology
         self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
         self.needs, self.options, self.image = needs, options, image
@@ -172,6 +178,10 @@ class _Override:
         for slot in self.topology.slots[app.name]:
             address = str(first_fixed(self.subnets[slot.network]))
             networks[slot.network] = Flow({"aliases": sorted(slot.names), "ipv4_address": address})
+        published = self.published.get(app.name, ())
+        if published:
+            network = published_network(app.name)
+            networks[network] = Flow({"ipv4_address": str(first_fixed(self.subnets[network]))})
         file = f"{CONFIG}/{wiring_path(app.name)}"
         return {
             "image": self.image,
@@ -185,6 +195,7 @@ class _Override:
             # Not service_healthy: the sidecar itself waits for the CA, and only if it has no certificate.
             "depends_on": {CA: Flow({"condition": "service_started"})},
             "networks": networks,
+            **({"ports": [Flow(port) for port in compose_ports(published)]} if published else {}),
             "volumes": [
                 self._mount("./mesh", CONFIG, read_only=True),
                 self._mount(f"{self._state}/trust", TRUST, read_only=True),
@@ -262,6 +273,12 @@ class _Override:
             before = [self.application.networks[key] for key in self.apps[name].owner.networks]
             for slot in slots:
                 yield slot.network, self._network(slot.network, internal=all(it.internal for it in before), fixed=True)
+        for app in self.published:
+            network = self._network(published_network(app), internal=False, fixed=True)
+            yield (
+                published_network(app),
+                Commented(network, f"{sidecar_of(app)} alone, for what the host publishes of it"),
+            )
         for plain in self.topology.plain:
             internal = self.application.networks[plain.instead_of].internal
             shown = f"{plain.app} and {', '.join(plain.outsiders)}, which is not in the mesh: plaintext"

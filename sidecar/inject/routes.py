@@ -1,7 +1,11 @@
-"""The networks that this machine has a route to: no added network may overlap one. I/O: reads the kernel's table."""
+"""What addresses this machine has. I/O: reads the kernel's table of routes, and opens sockets that nobody can reach.
+
+No added network may overlap one that this machine has a route to. A port can be published only at an address of its own.
+"""
 
 from __future__ import annotations
 
+import socket
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -23,6 +27,16 @@ def taken_networks(table: Path = _TABLE) -> tuple[Taken, ...]:
         if network.prefixlen:
             found.append(Taken(network, f"a network of this machine, on {device}"))
     return tuple(found)
+
+
+def is_here(host: str) -> bool:
+    """Whether an IP address is one of this machine's; the wildcard is."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.bind((host, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _address(word: str) -> IPv4Address:

@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from sidecar.inject.meshtext import Proposal
-from sidecar.inject.subnets import first_fixed
+from sidecar.inject.subnets import dynamic_half, first_fixed
 from sidecar.inject.topology import Topology
 from sidecar.inject.wiring import mesh_number
 from sidecar.policy.decide import decide
@@ -65,7 +65,7 @@ def listeners(
         {
             "to": f"{callee}:{ADMIN_PORT}",
             "listen": f"{first_fixed(subnets[slot.network])}:{next(free)}",
-            "allow_from": [str(subnets[slot.network])],
+            "allow_from": [str(dynamic_half(subnets[slot.network]))],
             "device": "auto",
             "peers": [f"{callee}.mesh:{mesh_number(ports[callee])}"],
         }

@@ -30,7 +30,8 @@ from sidecar.inject.mounted import read_texts
 from sidecar.inject.options import Options, Publish, Record, read_record
 from sidecar.inject.override import IMAGES
 from sidecar.inject.project import Change, diff, find_changes, read_text
-from sidecar.inject.routes import taken_networks
+from sidecar.inject.published import Asked
+from sidecar.inject.routes import is_here, taken_networks
 from sidecar.inject.state import Certs, default_state, ensure_state, leftovers, run_certs
 from sidecar.inject.subnets import parse_range
 from sidecar.inject.topology import sidecar_of
@@ -55,6 +56,7 @@ class InjectRequest:
     relayout: bool = False
     all_names: bool = False
     merged: bool = False
+    publish_mesh: Mapping[str, Asked | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,17 @@ def plan(request: InjectRequest, environ: Mapping[str, str], today: date) -> Pla
     notes = list(summed_up(compose_warnings))
     if read.unread:
         notes.append(f"{in_short(read.unread)}: cannot be read, so calls that are configured there may be missing")
+    for target, asked in options.publish_mesh.items():
+        if not is_here(asked.host):
+            notes.append(
+                f"--publish-mesh {target}: {asked.host} is no address of this machine, so Docker does not start "
+                f"{sidecar_of(target.partition(':')[0])} here"
+            )
+    if merge is not None and options.publish_mesh:
+        notes.append(
+            f"{MERGED}: whether the host's port leads to the network of --publish-mesh is up to the tool that starts it "
+            "(Docker's does); elsewhere it leads to nobody, never to plaintext"
+        )
     notes += leftovers(Path(options.state), application.name, application.services)
     notes += _left_out(files)
     if environ.get("COMPOSE_FILE") and OVERRIDE not in environ["COMPOSE_FILE"]:
@@ -280,6 +293,10 @@ def _options(
         if before is not None
         else Options(str(default_state(dict(environ), name, project, digest)), user)
     )
+    for target, wanted in (request.publish_mesh or {}).items():
+        if wanted is None and target not in old.publish_mesh:
+            listed = ", ".join(sorted(old.publish_mesh)) or "nothing"
+            raise UsageError(f"--publish-mesh: {target}=none: it is not published; {listed} is")
     # Where the file says the ports now, the answer of an earlier run is over.
     answered = {name: numbers for name, numbers in old.ports.items() if not declares_ports(config, name)}
     return replace(
@@ -290,4 +307,7 @@ def _options(
         observe=old.observe if request.observe is None else request.observe,
         subnets=old.subnets if request.subnets is None else parse_range(request.subnets),
         ports={**answered, **(request.ports or {})},
+        publish_mesh={
+            target: it for target, it in {**old.publish_mesh, **(request.publish_mesh or {})}.items() if it is not None
+        },
     )

@@ -2,20 +2,22 @@
 
 Nothing listens on a wildcard address. Inbound listeners are bound to the sidecar's address on the mesh network. Outbound
 listeners are bound to its address on one private network of its app and to that network's device, and accept only
-connections from that network.
+connections from the containers on that network: not from its gateway, in whose name come the host's own programs and what
+arrives at published ports.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import Any
 
 from certs.protocol.mesh_state import SECRET
-from sidecar.inject.subnets import first_fixed
+from sidecar.inject.published import Published, entries
+from sidecar.inject.subnets import dynamic_half, first_fixed
 from sidecar.inject.topology import CA, Topology
 from sidecar.inject.yamltext import Flow, block
 from sidecar.policy.names import ADMIN_PORT
@@ -42,12 +44,19 @@ def wiring_path(app: str) -> str:
 
 
 def wiring(
-    app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], address: IPv4Address
+    app: str,
+    topology: Topology,
+    ports: Ports,
+    subnets: Mapping[str, IPv4Network],
+    address: IPv4Address,
+    published: Collection[Published] = (),
 ) -> dict[str, Any]:
-    """The data of an app's file. ``address`` is the sidecar's address on the mesh network."""
+    """The data of an app's file. ``address`` is the sidecar's address on the mesh network; ``published`` are those ports of
+    the app at which the host answers too."""
     inbound = [
         {"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"} for name, number in ports[app].items()
     ]
+    inbound += [entry | {"app": f"{app}:{ports[app][entry['port']]}"} for entry in entries(published, subnets)]
     outbound: list[dict[str, Any]] = []
     for slot in topology.slots[app]:
         found: dict[int, dict[str, Any]] = {}
@@ -59,7 +68,7 @@ def wiring(
                 found[number] = {
                     "to": f"{callee}:{name}",
                     "listen": f"{first_fixed(subnets[slot.network])}:{number}",
-                    "allow_from": [str(subnets[slot.network])],
+                    "allow_from": [str(dynamic_half(subnets[slot.network]))],
                     "device": "auto",
                     "peers": [f"{callee}.mesh:{number}"],
                 }
@@ -79,6 +88,12 @@ def wiring(
         "timeouts": {"wait": WAIT},
         "log_format": "json",
     }
+
+
+def numbers_at(app: str, topology: Topology, ports: Ports) -> frozenset[int]:
+    """Every number at which an app's sidecar may have a listener, whatever the address."""
+    called = {number for slot in topology.slots[app] for callee in slot.callees for number in ports[callee].values()}
+    return frozenset({*called, *ports[app].values(), mesh_number(ports[app]), int(ADMIN.rpartition(":")[2])})
 
 
 def mesh_number(ports: Mapping[str, int]) -> int:

@@ -153,7 +153,7 @@ class Server:
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             handler = _inbound(node, port, app)
             trial = partial(ask_app, node, port, app)
-            self._add(f"inbound[{index}].listen", port.listen, None, "inbound", port.port, None, handler, trial)
+            self._add(f"inbound[{index}].listen", port.listen, port.device, "inbound", port.port, None, handler, trial)
         admin = config.admin
         if admin is not None and admin.mesh_listen is not None:
             own = MeshPort(port=ADMIN_PORT, listen=admin.mesh_listen, require_alpn=True)

@@ -68,6 +68,13 @@ def test_a_dry_run_shows_all_and_changes_nothing(project: Path) -> None:
         ("services: {}", [], "compose.yaml: has no services"),
         ("services: {'..': {image: x}, a: {image: y}}", [], "service '..': its name cannot be an identity"),
         (COMPOSE, ["--port", "db"], "--port: 'db' is not SERVICE=PORT"),
+        (COMPOSE, ["--publish-mesh", "db=x"], "--publish-mesh: 'db=x' is not SERVICE[:PORT][=ADDR:PORT]"),
+        (
+            COMPOSE,
+            ["--publish-mesh", "bd"],
+            "--publish-mesh: there is no service 'bd' with a network of its own (did you",
+        ),
+        (COMPOSE, ["--publish-mesh", "db=none"], "--publish-mesh: db=none: it is not published; nothing is"),
         (COMPOSE, ["--only", "wbe"], "--only: there is no service 'wbe' (did you mean 'web'?)"),
         (COMPOSE, ["--subnets", "10.0.0.0"], "--subnets: "),
         (COMPOSE, ["--subnets", "127.0.0.0/24", "--state", "."], "is not outside of the project"),
@@ -96,6 +103,24 @@ def test_no_compose_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     result = run()
     assert result.exit_code == 2
     assert result.stderr.startswith("error: Docker Compose 2.24.4 or newer is needed")
+
+
+def test_what_is_published_of_the_mesh_stays_until_it_ends(project: Path) -> None:
+    assert run("--publish-mesh", "db=203.0.113.7:7000").exit_code == 0
+    override = project / "compose.mesh.yaml"
+    assert 'host_ip: "203.0.113.7", published: "7000"' in override.read_text()
+    again = run()
+    assert "db:6379 answers mutual TLS at 203.0.113.7:7000 of the host" in again.stdout
+    assert (
+        "--publish-mesh db: 203.0.113.7 is no address of this machine, so Docker does not start db-mesh here"
+        in again.stdout
+    )
+    assert 'published: "7000"' in override.read_text()
+    merged = run("--merged", "--publish-mesh", "db=7001")
+    assert "whether the host's port leads to the network of --publish-mesh is up to the tool" in merged.stdout
+    assert "no address of this machine" not in merged.stdout
+    assert run("--publish-mesh", "db=none").exit_code == 0
+    assert "published:" not in override.read_text()
 
 
 def test_part_of_it_and_all_again(project: Path) -> None:

@@ -9,11 +9,14 @@ import pytest
 import yaml
 
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.beside import told_who_calls
+from sidecar.inject.facts import Facts, Place
 from sidecar.inject.injection import Injection, inject
-from tests.inject.applications import OPTIONS, inputs
+from tests.inject.applications import OPTIONS, apps, inputs
 from tests.unit.inject.test_facts import injected, refusal, wiring
 
-TOLD = {"sidecar": {"inbound": {"80": {"proxy_protocol": "tls"}}}}
+TOLD: dict[str, Any] = {"sidecar": {"inbound": {"80": {"proxy_protocol": "tls"}}}}
+KNOWN: dict[str, Any] = {"sidecar": {"inbound": {"80": {"proxy_protocol": "tls", "i_know": True}}}}
 
 
 def text(db: dict[str, Any] | None = None, x_mesh: dict[str, Any] | None = None, **more: Any) -> str:
@@ -42,6 +45,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "a published port": (published(), {}, {}, "at published port 80 (--publish drop)"),
     "one of loopback": (published("127.0.0.1"), {}, {}, "at published port 80"),
     "one moved to loopback": (published(), {}, {"publish": "loopback"}, "at published port 80"),
+    "the host's network": ({}, {"agent": {"network_mode": "host"}}, {}, "by agent, on the host's network"),
     "an outsider": ({}, {"backup": OUTSIDER}, {}, "by backup, not in the mesh, on network"),
 }
 
@@ -53,18 +57,22 @@ def test_each_way_beside_the_sidecar_is_refused_by_name_unless_somebody_knows(wa
     assert "x-mesh: 'proxy_protocol' of port 80 cannot be trusted: db can be reached beside its sidecar, " in told
     assert what in told
     assert told.startswith("compose.yaml:")
-    assert is_told(injected(text(db, {"i_know": True}, **more), options=replace(OPTIONS, **options)))
+    assert is_told(injected(text(db, KNOWN, **more), options=replace(OPTIONS, **options)))
+    elsewhere = {"sidecar": {"inbound": {**TOLD["sidecar"]["inbound"], "81": {"i_know": True}}}, "ports": [80, 81]}
+    assert what in refusal(text(db, elsewhere, **more), options=replace(OPTIONS, **options))[0]
 
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_a_network_on_which_it_stays_is_a_way(knows: bool) -> None:
-    db = {"networks": {"outer": None, "default": None}, "expose": ["80"], "x-mesh": TOLD | {"i_know": knows}}
+    db = {"networks": {"outer": None, "default": None}, "expose": ["80"], "x-mesh": KNOWN if knows else TOLD}
     services = {"web": {"depends_on": ["db"]}, "db": db}
     given = inputs(services, {"outer": {"external": True, "name": "outer"}})
     if knows:
         assert is_told(inject(given))
         return
-    with pytest.raises(UsageError, match="beside its sidecar, on network outer, on which it stays: whoever"):
+    with pytest.raises(
+        UsageError, match="beside its sidecar, on network outer, on which it stays \\(it is external, and its"
+    ):
         inject(given)
 
 
@@ -96,8 +104,38 @@ def test_a_health_check_of_the_port_is_warned_of(port: int, warned: bool) -> Non
 
 
 def test_it_is_said_of_one_service_and_not_of_all() -> None:
-    said = "x-mesh: {i_know: true}\n" + text()
-    assert any("belongs to a service, not to the defaults of all" in line for line in refusal(said))
+    said = "x-mesh: {sidecar: {inbound: {'*': {i_know: true}}}}\n" + text()
+    assert any("belongs to a service's port, not to the defaults of all" in line for line in refusal(said))
+
+
+def test_it_is_said_of_a_port_and_not_of_a_service() -> None:
+    (told,) = refusal(text(x_mesh={"i_know": True}))
+    assert told.endswith(" i_know: belongs to a port: sidecar: {inbound: {PORT: {i_know: true}}}")
+    (told,) = refusal(text(x_mesh={"sidecar": {"inbound": {"80": {"i_know": "yes"}}}}))
+    assert told.endswith("inbound.80.i_know: is not true or false")
+
+
+WIRED = {"inbound": [{"port": "http", "identity_header": "x-forwarded-client-cert"}]}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_header_of_http_is_refused_as_the_header_of_a_connection_is(known: bool) -> None:
+    (db,) = apps({"db": {"healthcheck": {"test": ["CMD", "curl", "http://localhost:80/"]}}}).values()
+    facts = Facts(Place("compose.yaml", {(): 7}))
+    ways: dict[int | None, tuple[str, ...]] = {80: ("at published port 80",), None: ("by x",)}
+
+    def told(ways: dict[int | None, tuple[str, ...]]) -> list[str]:
+        return told_who_calls(db, WIRED, facts, {"http": 80}, ways, {"http"} if known else ())
+
+    if not known:
+        with pytest.raises(
+            UsageError, match=r"^compose.yaml:7: x-mesh: 'identity_header' of port http cannot be trusted: .*"
+        ):
+            told(ways)
+    assert told(ways if known else {81: ways[80]}) == [
+        "db: its health check calls port 80, which is told who calls by a header (identity_header: "
+        "x-forwarded-client-cert): the check comes without one, and the app must answer it"
+    ]
 
 
 def test_limits_are_given_by_x_mesh_too() -> None:

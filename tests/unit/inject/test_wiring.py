@@ -24,8 +24,8 @@ def test_every_port_of_every_callee_on_the_address_of_its_network_only() -> None
     assert [
         (str(it.target), str(it.listen), str(it.peers[0]), str(it.allow_from[0]), it.device) for it in config.outbound
     ] == [
-        ("api:http", "10.0.0.2:80", "api.mesh:80", "10.0.0.0/28", "auto"),
-        ("web:80", "10.0.0.18:80", "web.mesh:80", "10.0.0.16/28", "auto"),
+        ("api:http", "10.0.0.2:80", "api.mesh:80", "10.0.0.8/29", "auto"),
+        ("web:80", "10.0.0.18:80", "web.mesh:80", "10.0.0.24/29", "auto"),
     ]
     assert config.timeouts.wait == 300.0  # `wait-for-it web:80` must not succeed because a sidecar is there
     assert wiring_path("db") == "sidecars/db.yaml"
