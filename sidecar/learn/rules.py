@@ -1,10 +1,10 @@
 """The least set of rules that covers what was seen, and nothing else. Pure; fails closed.
 
 How this works. A call that the file allows already needs no rule; the rules that the learned ones are to replace
-(:data:`sidecar.inject.meshtext.OBSERVE`) count as absent for that. A call that is left is *learned* if the callee's sidecar
-saw it let in and the application gives a reason for it. Everything else that is left is *offered*: written commented out,
-with what speaks against it, for a person to enable. So a service that was taken over teaches itself no way. What a rule
-denies, and what a person has commented out, is neither.
+(:data:`sidecar.inject.meshtext.OBSERVE`) count as absent for that. A call that is left is *learned* if it was let in and the
+application's files give a reason for it; where there are no files to look at, if the callee's sidecar saw it. Everything
+else that is left is *offered*: written commented out, with what speaks against it, for a person to enable. So a service
+that was taken over teaches itself no way. What a rule denies, and what a person has commented out, is neither.
 
 A learned rule names callers and ports one by one. Callers that call the same ports share a rule, so there is no more than
 one rule a caller.

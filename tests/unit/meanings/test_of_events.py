@@ -93,22 +93,30 @@ def logged(path: Path, text: str) -> tuple[set[str], set[str]]:
     return names, made
 
 
-FOUND = [logged(path, path.read_text()) for path in FILES]
-NAMES = set().union(*(names for names, _ in FOUND)) | set(Means) | {"stray_output"}
 WORDS = {one.word for one in EVENTS}
 
 
-def test_every_event_has_an_entry() -> None:
-    assert not NAMES - WORDS
-    assert len(NAMES) > 40
+@pytest.fixture(scope="module")
+def found() -> list[tuple[set[str], set[str]]]:
+    return [logged(path, path.read_text()) for path in FILES]
 
 
-def test_every_entry_is_of_an_event() -> None:
-    assert not WORDS - NAMES
+@pytest.fixture
+def names(found: list[tuple[set[str], set[str]]]) -> set[str]:
+    return set().union(*(names for names, _ in found)) | set(Means) | {"stray_output"}
 
 
-def test_every_expression_that_names_an_event_is_known() -> None:
-    assert set().union(*(made for _, made in FOUND)) - MADE.keys() == set()
+def test_every_event_has_an_entry(names: set[str]) -> None:
+    assert not names - WORDS
+    assert len(names) > 40
+
+
+def test_every_entry_is_of_an_event(names: set[str]) -> None:
+    assert not WORDS - names
+
+
+def test_every_expression_that_names_an_event_is_known(found: list[tuple[set[str], set[str]]]) -> None:
+    assert set().union(*(made for _, made in found)) - MADE.keys() == set()
 
 
 @pytest.mark.parametrize(
