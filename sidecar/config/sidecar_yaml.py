@@ -55,6 +55,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LogFormat = Literal["auto", "json", "console"]
 AccessLog = Literal["all", "refusals", "off"]
 ProxyProtocol = Literal["off", "conn", "tls", "tls-full"]
+IdentityHeader = Literal["off", "x-forwarded-client-cert"]
 
 _T = TypeVar("_T")
 
@@ -291,6 +292,10 @@ class Inbound(MeshPort):
     """Whether the app is told who calls, by a PROXY protocol header (version 2) that it must be set up to expect. `conn`: by
     the address of the caller's sidecar. `tls`: its identity too, as the CN (a service's name, or a SPIFFE ID) and as the TLV
     0xE0 (the SPIFFE ID). `tls-full`: its certificate too. Whoever reaches the app beside its sidecar can forge all of it."""
+    identity_header: IdentityHeader = "off"
+    """Whether each HTTP/1.1 request tells the app who calls, in the header `X-Forwarded-Client-Cert` as Envoy writes it:
+    `By` (this service's SPIFFE ID), `Hash` (SHA-256 of the caller's certificate), `URI` (the caller's SPIFFE ID). Headers of
+    that name by a caller are removed. What is no HTTP/1.1 request is refused, as is HTTP/2. May go with `proxy_protocol`."""
     mode: PortMode = "strict"
     """`permissive`: callers without TLS are taken too, if a rule says `from: plaintext`. The first byte tells them apart.
     They never have an identity. `sidecar status` names them."""

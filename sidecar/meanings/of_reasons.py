@@ -358,6 +358,8 @@ _ENDINGS: tuple[Meaning, ...] = (
             "The caller's app was stopped, or gave up waiting.",
             "The caller closed before it had read the whole answer; some clients and pools always do.",
             "The network between the two sidecars broke.",
+            "At a port with `identity_header`: it sent HTTP/2, or what may be request smuggling. The line's message says "
+            "what was met; the caller got the same sentence, with 400 or its like.",
         ),
         _READ_PEERS_LOG,
     ),
@@ -375,6 +377,7 @@ _ENDINGS: tuple[Meaning, ...] = (
         (
             "The app was restarted, or crashed: see its log.",
             "The app closes connections that are idle for too long, or closed before it had read all.",
+            "At a port with `identity_header`: its answer is no HTTP/1.1, or incomplete. The caller got 502, or a reset.",
         ),
         "`docker compose ps --all`: whether the app was restarted.",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,12 +64,14 @@ def carry(
     record: ConnectionRecord,
     live: Live,
     endings: Mapping[How, Reason],
+    make_duplex: Callable[..., Duplex] = Duplex,
 ) -> Steps[Ends]:
     """Relays a connection that is let in until it ends, and records how. ``endings``: the reason word of each ending in this
-    direction. Leaves both sockets open, for :meth:`Ends.close`."""
+    direction. ``make_duplex``: what carries it (:func:`sidecar.proxy.introduce.duplex_for`). Leaves both sockets open, for
+    :meth:`Ends.close`."""
     frames = channel if isinstance(channel, FramedChannel) else None
     tolerant = options.tolerate_missing_close_notify and frames is None
-    duplex = Duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
+    duplex = make_duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
     traffic = node.metrics.let_in(record, stream=frames is not None)
     traffic.begin(duplex)
     live.carried = duplex

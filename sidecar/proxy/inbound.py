@@ -24,7 +24,7 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import remedy
 from sidecar.proxy import carry
 from sidecar.proxy.channels import CALLEE_IDLE_SECONDS, PeerChannel
-from sidecar.proxy.introduce import introduce
+from sidecar.proxy.introduce import duplex_for, introduce
 from sidecar.proxy.lines import Lines
 from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
@@ -43,6 +43,7 @@ _ENDINGS = {
     How.PEER_RESET: Reason.CLIENT_RESET,
     How.PEER_ALERT: Reason.PEER_REFUSED,
     How.TRUNCATED: Reason.TRUNCATED,
+    How.REFUSED: Reason.CLIENT_RESET,
 }
 
 
@@ -105,9 +106,10 @@ def serve(node: Node, port: MeshPort, app: App, sock: socket.socket, lines: Line
                     yield partial(send_verdict, sock, channel, Reason.OK, timeouts.handshake)
                 else:
                     yield from answer(sock, channel, frames, Reason.OK, node.time() + timeouts.handshake)
+                make_duplex = duplex_for(port, node.current.id, peer)
                 with app.using(endpoint):
                     ends = yield from carry.carry(
-                        node, port, here.carrier, sock, app_socket, lines.present, live, _ENDINGS
+                        node, port, here.carrier, sock, app_socket, lines.present, live, _ENDINGS, make_duplex
                     )
                 yield from ends.close()
             except BaseException:

@@ -1,18 +1,27 @@
-"""Tells our app who calls, before it gets a byte of the caller: the header of the PROXY protocol, to the app's socket.
+"""Tells our app who calls: before a byte of the caller by the header of the PROXY protocol, or in each of its HTTP requests.
 
-It is written when the app is reached and the relay has not begun, so its bytes are in nobody's record. Each stream of a kept
-channel has a connection to the app of its own, and so a header of its own. Fails closed: an app that cannot be told, or does
-not take the header in time, gets no byte of the caller.
+The PROXY protocol's header is written when the app is reached and the relay has not begun, so its bytes are in nobody's
+record. Each stream of a kept channel has a connection to the app of its own, and so a header of its own. Fails closed: an
+app that cannot be told, or does not take the header in time, gets no byte of the caller.
+
+The HTTP header is Envoy's ``X-Forwarded-Client-Cert`` (XFCC) with one element: ``By``, our own SPIFFE ID; ``Hash``, the
+SHA-256 of the caller's certificate (DER) in hexadecimal; ``URI``, its SPIFFE ID. Everything in it was judged. No value needs
+XFCC's quotes, as none may hold a ``,``, ``;``, ``=`` or ``"`` (:mod:`sidecar.identity.spiffe`).
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 
 from sidecar.config.sidecar_yaml import Inbound, MeshPort
 from sidecar.identity.reasons import Reason, Refused
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.proxy.peer import VerifiedPeer
+from sidecar.relay.duplex import Duplex
+from sidecar.relay.http_duplex import HttpDuplex
 from sidecar.relay.poller import WRITABLE
 from sidecar.relay.strand import Ready, Steps
 from sidecar.transport import sockets
@@ -45,6 +54,17 @@ def introduce(
     except BaseException:
         sockets.hard_close(app)
         raise
+
+
+def duplex_for(port: MeshPort, own: SpiffeId, peer: VerifiedPeer | None) -> Callable[..., Duplex]:
+    """What makes the duplex of a connection to ``port``: one that names ``peer`` in each request, if the port says so. None
+    is a caller without an identity: nobody is named, and no header of its own gets through."""
+    if not isinstance(port, Inbound) or port.identity_header == "off":
+        return Duplex
+    element = (
+        None if peer is None else f"By={own};Hash={sha256(peer.path[0]).hexdigest()};URI={peer.id}".encode("ascii")
+    )
+    return partial(HttpDuplex, element=element, host=(own.service or own.trust_domain).encode("ascii"))
 
 
 def _send(app: socket.socket, data: memoryview, until: float, waits: Callable[[], Steps[None]]) -> Steps[None]:

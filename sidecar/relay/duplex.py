@@ -122,6 +122,7 @@ class How(Enum):
     PEER_RESET = "peer_reset"  # the peer's side broke after its stream had ended cleanly
     PEER_ALERT = "peer_alert"  # the peer sent an alert before its first byte of data
     TRUNCATED = "truncated"  # the peer's stream ended without close_notify
+    REFUSED = "refused"  # the peer sent what its app is not to get (`http_duplex`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class Ending:
 
 
 _WAIT, _RECV_NET, _SEND_APP, _RECV_APP, _SEND_NET, _SHUT_APP, _END, _MORE = Op
+_SAID = (How.APP_RESET, How.REFUSED)
 _NOTHING = memoryview(b"")
 
 
@@ -279,8 +281,8 @@ class Duplex:
     def _next_end(self) -> Op | None:
         """The operation that passes an end on; None while something must go out first, or the connection continues."""
         if self.decided is not None:
-            # What an app sent before its reset must still go out; what is for a broken peer need not.
-            if self._app_left or (self._net_left and self.decided.how is How.APP_RESET):
+            # What an app sent before its reset must still go out, or why it was refused; what is for a broken peer need not.
+            if self._app_left or (self._net_left and self.decided.how in _SAID):
                 return _WAIT
             self.ending = self.decided
             return _END

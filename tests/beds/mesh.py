@@ -24,6 +24,7 @@ from sidecar.config.sidecar_yaml import (
     Admin,
     Config,
     FileIdentity,
+    IdentityHeader,
     Inbound,
     Limits,
     ListenerLimits,
@@ -271,6 +272,7 @@ def inbound(
     idle_timeout: float | None = None,
     max_age: float = timedelta(days=1).total_seconds(),
     proxy_protocol: ProxyProtocol = "off",
+    identity_header: IdentityHeader = "off",
     most: int | None = None,
 ) -> Inbound:
     """An inbound port on a free address of loopback."""
@@ -283,6 +285,7 @@ def inbound(
         idle_timeout=idle_timeout,
         max_age=max_age,
         proxy_protocol=proxy_protocol,
+        identity_header=identity_header,
         limits=ListenerLimits(most),
     )
 

@@ -102,6 +102,7 @@ VALUES: dict[str, Any] = {
     "outbound[].idle_timeout": "7s",
     "outbound[].max_age": "7s",
     "inbound[].proxy_protocol": "tls",
+    "inbound[].identity_header": "x-forwarded-client-cert",
     "inbound[].limits.connections": 7,
     "outbound[].limits.connections": 7,
 }
