@@ -30,11 +30,24 @@ class HttpFaultError(ChannelError):
 class HttpChannel:
     """See the module. ``spare``: a buffer that nothing is left in between two calls."""
 
-    __slots__ = ("_done", "_ended", "_exchanges", "_inner", "_out", "_silent", "_spare", "answers", "ended", "unread")
+    __slots__ = (
+        "_again",
+        "_done",
+        "_ended",
+        "_exchanges",
+        "_inner",
+        "_out",
+        "_silent",
+        "_spare",
+        "answers",
+        "ended",
+        "unread",
+    )
 
     def __init__(self, inner: Channel, exchanges: Exchanges, spare: Buffer) -> None:
         self._inner, self._exchanges, self._spare = inner, exchanges, spare
         self._out = _NOTHING  # for the app
+        self._again = False  # more of it can be had without being fed
         self._ended = False  # the peer's stream has
         self._done = False  # our direction has
         self._silent = 0  # bytes of ciphertext since the last data
@@ -55,17 +68,16 @@ class HttpChannel:
 
     def read(self, buffer: Buffer) -> int:
         """As ``Channel.read``. Raises :class:`HttpFaultError` too, when all before the fault was read."""
-        self.unread = self.ended = False
         if not self._out:
             if self._exchanges.raw and not self._exchanges.holds:
                 return self._read_inner(buffer)
-            self.unread = self._advance(buffer)
+            self._again = self._advance(buffer)
         size = min(len(self._out), buffer.size)
         buffer.view[:size] = self._out[:size]
         self._out = self._out[size:]
-        ends = self._ended and not (self._out or self.unread or self._exchanges.holds)
-        if self._out or (ends and size):
-            self.unread = self.ended = True  # the next call has something at once: the rest, or the end
+        ends = self._ended and not (self._out or self._again or self._exchanges.holds)
+        self.ended = bool(self._out) or (ends and size > 0)  # the next call has something at once: the rest, or the end
+        self.unread = self.ended or self._again
         return -1 if ends and not size else size
 
     def _read_inner(self, buffer: Buffer) -> int:
@@ -87,7 +99,9 @@ class HttpChannel:
         exchanges, more = self._exchanges, False
         if self.may_receive:
             size = self._read_inner(buffer)
-            more = self.unread
+            more = (
+                self.unread or size == buffer.size
+            )  # as in `Duplex`: a full buffer tells nothing of what is behind it
             if size > 0:
                 exchanges.receive(buffer.view[:size])
         try:
@@ -96,7 +110,6 @@ class HttpChannel:
             raise self._refused(fault) from fault
         finally:
             self._out, exchanges.to_app = memoryview(exchanges.to_app), bytearray()
-            self.ended = False
         return more
 
     def _refused(self, fault: BadRequestError) -> HttpFaultError:

@@ -12,7 +12,7 @@ import trio
 
 from sidecar.transport import sockets
 from tests.beds.mesh import App, mesh_bed
-from tests.beds.processes import DEADLINE, Shop, sidecar_pair
+from tests.beds.processes import DEADLINE, Shop, SidecarProcess, sidecar_pair
 from tests.protocols.programs import all_ok, entered
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -106,29 +106,34 @@ async def test_a_conversation(shop: Shop) -> None:
     async with mesh_bed() as bed:
         app = await bed.app(chat)
         async with sidecar_pair(shop, str(app.address)) as (web, api):
-            with await entered(web) as client:
-                key = base64.b64encode(os.urandom(16)).decode()
-                request = f"GET /chat HTTP/1.1\r\nHost: api\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-                await sockets.send_all(client, request.encode())
-                frames = Frames(client, client=True)
-                answer = await frames.head()
-                assert answer.startswith("HTTP/1.1 101 ")
-                assert f"Sec-WebSocket-Accept: {accept(key)}\r\n" in answer
-                assert await frames.receive() == (TEXT, True, b"welcome")  # nobody asked
-
-                for size in (0, 1, 125, 126, 65535, 65536, 1_000_000):
-                    payload = os.urandom(size)
-                    await frames.send(BINARY, payload)
-                    assert await frames.receive() == (BINARY, True, payload)
-
-                # A control frame may come between the fragments of a message.
-                await frames.send(TEXT, b"in three ", final=False)
-                await frames.send(PING, b"still there?")
-                assert await frames.receive() == (PONG, True, b"still there?")
-                await frames.send(CONTINUATION, b"fragments ", final=False)
-                await frames.send(CONTINUATION, b"it came")
-                assert await frames.receive() == (BINARY, True, b"in three fragments it came")
-
-                await frames.send(CLOSE, struct.pack("!H", 1000))
-                assert await frames.receive() == (CLOSE, True, struct.pack("!H", 1000))
+            await converse(web)
             await all_ok(web, api, connections=1)
+
+
+async def converse(web: SidecarProcess) -> None:
+    """The client's side of all that :func:`chat` knows."""
+    with await entered(web) as client:
+        key = base64.b64encode(os.urandom(16)).decode()
+        request = f"GET /chat HTTP/1.1\r\nHost: api\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+        await sockets.send_all(client, request.encode())
+        frames = Frames(client, client=True)
+        answer = await frames.head()
+        assert answer.startswith("HTTP/1.1 101 ")
+        assert f"Sec-WebSocket-Accept: {accept(key)}\r\n" in answer
+        assert await frames.receive() == (TEXT, True, b"welcome")  # nobody asked
+
+        for size in (0, 1, 125, 126, 65535, 65536, 1_000_000):
+            payload = os.urandom(size)
+            await frames.send(BINARY, payload)
+            assert await frames.receive() == (BINARY, True, payload)
+
+        # A control frame may come between the fragments of a message.
+        await frames.send(TEXT, b"in three ", final=False)
+        await frames.send(PING, b"still there?")
+        assert await frames.receive() == (PONG, True, b"still there?")
+        await frames.send(CONTINUATION, b"fragments ", final=False)
+        await frames.send(CONTINUATION, b"it came")
+        assert await frames.receive() == (BINARY, True, b"in three fragments it came")
+
+        await frames.send(CLOSE, struct.pack("!H", 1000))
+        assert await frames.receive() == (CLOSE, True, struct.pack("!H", 1000))
