@@ -27,6 +27,7 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.proxy``: one connection, top to bottom; the listeners; the connections that live
 * ``sidecar.agent``: this sidecar's own identity: enrolment, renewal, what it accepts from the CA and keeps on disk
 * ``sidecar.lifecycle``: one sidecar from start to drain: reload, status
+* ``sidecar.connect``: ``sidecar connect``: a person's pass becomes a local port
 * ``sidecar.dev``: ``sidecar dev``: a whole mesh in one process
 * ``sidecar.inject``: ``sidecar inject``: a Compose application becomes a mesh
 * ``sidecar.explain``: what happened to one connection, from the logs of both ends

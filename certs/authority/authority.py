@@ -301,13 +301,17 @@ def issue(
     *,
     not_before: datetime | None = None,
     dns: Sequence[str] = (),
+    shortest: timedelta = x509_profile.MIN_TTL,
 ) -> Issued:
     """Issues a certificate with a new key for the service ``name`` (or ``mesh/ca``, ``batch/nightly``: segments of a SPIFFE
-    ID). ``not_before``, ``dns``: as in :func:`certs.protocol.x509_profile.leaf`. Raises :class:`UsageError`."""
+    ID). ``not_before``, ``dns``, ``shortest``: as in :func:`certs.protocol.x509_profile.leaf`. Raises
+    :class:`UsageError`."""
     identity = identity_of(authority, name)
     key = new_key()
     try:
-        leaf = x509_profile.leaf(identity, key.public_key(), authority.issuer, now, ttl, not_before=not_before, dns=dns)
+        leaf = x509_profile.leaf(
+            identity, key.public_key(), authority.issuer, now, ttl, not_before=not_before, dns=dns, shortest=shortest
+        )
     except x509_profile.ProfileError as error:
         raise UsageError(str(error)) from error
     return Issued(identity, (leaf, authority.issuer.certificate), key, authority.roots)

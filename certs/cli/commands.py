@@ -15,6 +15,7 @@ COMMANDS = {
     "inspect": "certs.cli.ca:inspect",
     "issue": "certs.cli.ca:issue",
     "list": "certs.cli.records:list_",
+    "pass": "certs.cli.passes:pass_",
     "renew-issuing": "certs.cli.ca:renew_issuing",
     "reports": "certs.cli.reports:reports",
     "revoke": "certs.cli.access:revoke",

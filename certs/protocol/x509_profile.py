@@ -102,14 +102,16 @@ def leaf(
     *,
     not_before: datetime | None = None,
     dns: Sequence[str] = (),
+    shortest: timedelta = MIN_TTL,
 ) -> x509.Certificate:
     """The X.509-SVID of ``identity``, valid for ``ttl`` from ``now`` but no longer than its issuer.
 
     Does not check whether the caller may have this identity. The subject is empty, so that only the URI can be read as the
     name. ``not_before``: the earliest start; backdating stops there. It is for an identity whose certificates before that
-    time are revoked. ``dns``: more DNS names, for tools such as curl. Raises :class:`ProfileError`.
+    time are revoked. ``dns``: more DNS names, for tools such as curl. ``shortest``: as in :func:`check_ttl`. Raises
+    :class:`ProfileError`.
     """
-    check_ttl(ttl)
+    check_ttl(ttl, shortest)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     if identity.service is not None and is_dns_name(identity.service):
         names.append(x509.DNSName(identity.service))
@@ -127,10 +129,14 @@ def leaf(
     )
 
 
-def check_ttl(ttl: timedelta) -> None:
-    """Raises :class:`ProfileError` unless a leaf may be valid for that long. A longer-lived one would need revocation."""
-    if not MIN_TTL <= ttl <= MAX_TTL:
-        raise ProfileError(f"a certificate is valid for 5 minutes to 24 hours, not for {ttl}")
+def check_ttl(ttl: timedelta, shortest: timedelta = MIN_TTL) -> None:
+    """Raises :class:`ProfileError` unless a leaf may be valid for that long. A longer-lived one would need revocation.
+    ``shortest``: less than usual for one that is not renewed."""
+    if not shortest <= ttl <= MAX_TTL:
+        minutes = shortest // timedelta(minutes=1)
+        raise ProfileError(
+            f"a certificate is valid for {minutes} minute{'' if minutes == 1 else 's'} to 24 hours, not for {ttl}"
+        )
 
 
 def is_dns_name(text: str) -> bool:

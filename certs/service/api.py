@@ -427,8 +427,8 @@ class CaApi:
     async def report(self, request: Request) -> Response:
         """Keeps what a sidecar reports about itself. Nothing is decided by it."""
         svid, instance = request.peer.svid, request.headers.get(wire.INSTANCE_HEADER.lower(), "")
-        if svid is None:
-            raise Denied(Denial.NO_CERTIFICATE, "a report needs mutual TLS, with a certificate that is not revoked")
+        if svid is None or svid.id.service is None:  # a person's pass has no sidecar to report
+            raise Denied(Denial.NO_CERTIFICATE, "a report needs mutual TLS with a service's certificate, not revoked")
         if not wire.INSTANCE.fullmatch(instance):
             raise Denied(Denial.BAD_REQUEST, f"a report has {wire.INSTANCE_HEADER}: 32 hexadecimal digits")
         if not self._reporting.take(str(svid.id), trio.current_time()):

@@ -10,6 +10,7 @@ from sidecar.host.commands import CommandGroup
 COMMANDS = {
     "alarms": "sidecar.cli.alarms:alarms",
     "check": "sidecar.cli.check:check",
+    "connect": "sidecar.cli.connect:connect",
     "dev": "sidecar.cli.dev:dev",
     "explain": "sidecar.cli.explain:explain",
     "health": "sidecar.cli.status:health",

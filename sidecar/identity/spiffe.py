@@ -25,6 +25,9 @@ MAX_CLAIMS_BYTES = 4096
 of names took 25 ms, and all connections wait for it; the time grows with the size."""
 DEFAULT_MAX_LEAF_TTL = timedelta(hours=25)
 
+PEOPLE = "user"
+"""The first path segment of a person's identity. The second is the person's name."""
+
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
 _SCHEME = "spiffe://"
@@ -50,6 +53,11 @@ class SpiffeId:
     def service(self) -> str | None:
         """The service's name, if this is the identity of a service (it has exactly one path segment)."""
         return self.segments[0] if len(self.segments) == 1 else None
+
+    @property
+    def person(self) -> str | None:
+        """The person's name, if this is the identity of a person: ``spiffe://<trust domain>/user/<name>``."""
+        return self.segments[1] if len(self.segments) == 2 and self.segments[0] == PEOPLE else None
 
 
 def is_trust_domain(text: str) -> bool:

@@ -57,7 +57,10 @@ class Call(NamedTuple):
     @property
     def caller(self) -> str:
         """The caller as a rule names it."""
-        return str(self.source) if isinstance(self.source, Plaintext) else self.source.service or str(self.source)
+        source = self.source
+        if isinstance(source, Plaintext) or (source.service is None and source.person is None):
+            return str(source)
+        return "/".join(source.segments)
 
     @property
     def order(self) -> tuple[bool, str, Target]:

@@ -106,8 +106,10 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
             "The other end has not reached the CA for half an hour or longer: the CA is down, or the way to it.",
             "The CA refuses to renew it: the service was revoked, or is in the CA's mesh.yaml no longer.",
             "The clock of this machine is ahead, or that of the other one behind.",
+            "The other end is a person (`user/NAME`), whose pass has ended: as it should. It cuts a live connection.",
         ),
-        "Read the other end's log for `certificate_failed`: it says what the CA answered.",
+        "Read the other end's log for `certificate_failed`: it says what the CA answered. For a person, `certs pass` makes "
+        "another pass.",
         _CLOCKS,
         "`sidecar status --all`: whether the CA answers, and until when each certificate is good.",
     ),

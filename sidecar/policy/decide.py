@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 
-from sidecar.identity.spiffe import SpiffeId
+from sidecar.identity.spiffe import PEOPLE, SpiffeId
 from sidecar.policy.mesh import Mesh, Rule
 from sidecar.policy.names import PLAINTEXT, Caller, Plaintext, Target
 
@@ -147,8 +147,12 @@ def remedy(mesh: Mesh, source: Caller, decision: Decision) -> str:
     """What would allow a denied call, as the end of the sentence that refuses it; empty if no single step would."""
     if decision.kind is Kind.DENIED:
         return "; deny beats allow, so only without that rule can another one allow it"
+    if decision.kind not in (Kind.NO_RULE, Kind.RAN_OUT):
+        return ""
     rule = rule_for(mesh, source, str(decision.target))
-    if rule is None or decision.kind not in (Kind.NO_RULE, Kind.RAN_OUT):
+    if rule is None and isinstance(source, SpiffeId) and source.person is not None:
+        return f"; only a person that {mesh.filename} declares in `people:` can have a rule"
+    if rule is None:
         return ""
     return f"; to allow it, add to `policy:` in {mesh.filename}: {rule}"
 
@@ -160,28 +164,35 @@ def rule_for(mesh: Mesh, source: Caller, target: str) -> str | None:
 
 
 def name_in_rule(mesh: Mesh, source: Caller) -> str | None:
-    """A caller as ``from`` names it, quoted; None if it is not of this mesh, or must be declared in ``services`` first."""
+    """A caller as ``from`` names it, quoted; None if it is not of this mesh, or a service or person to be declared first."""
     if isinstance(source, Plaintext):
         return str(source)
-    undeclared = source.service is not None and source.service not in mesh.services
-    return None if source.trust_domain != mesh.trust_domain or undeclared else json.dumps(source.service or str(source))
+    undeclared = (source.service or source.person) is not None and not is_declared(mesh, source)
+    return None if source.trust_domain != mesh.trust_domain or undeclared else json.dumps(caller_name(mesh, source))
 
 
 def caller_name(mesh: Mesh, source: Caller) -> str:
-    """A caller as people read it: ``plaintext``, the name of a service of this mesh, or any other identity as a whole SPIFFE
-    ID."""
-    if isinstance(source, Plaintext):
+    """A caller as people read it: ``plaintext``, the name of a service of this mesh, ``user/alice`` for a declared person,
+    or any other identity as a whole SPIFFE ID."""
+    if isinstance(source, Plaintext) or not is_declared(mesh, source):
         return str(source)
-    ours = source.trust_domain == mesh.trust_domain and source.service in mesh.services
-    return str(source.service) if ours else str(source)
+    return "/".join(source.segments)
+
+
+def is_declared(mesh: Mesh, source: SpiffeId) -> bool:
+    """Whether an identity is that of a service or a person in the mesh file."""
+    known = source.service in mesh.services or source.person in mesh.people
+    return source.trust_domain == mesh.trust_domain and known
 
 
 def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
-    """The callers that may use this port: declared services by name, then other identities and patterns as SPIFFE IDs, and
-    ``plaintext`` last. A pattern is listed if :func:`decide` allows at least one of the identities that it matches."""
+    """The callers that may use this port: declared services by name, then declared people, then other identities and
+    patterns as SPIFFE IDs, and ``plaintext`` last. A pattern is listed if :func:`decide` allows at least one of the
+    identities that it matches."""
     target = Target(service, port)
     longest = max((len(pattern.segments) for rule in mesh.rules for pattern in rule.patterns), default=0)
-    services = [name for name in mesh.services if decide(mesh, mesh.identity(name), service, port, now).allowed]
+    declared = [*mesh.services, *(f"{PEOPLE}/{name}" for name in mesh.people)]
+    named = [name for name in declared if decide(mesh, mesh.source(name), service, port, now).allowed]
     others = {
         str(SpiffeId(mesh.trust_domain, written))
         for rule in mesh.rules_for(target)
@@ -190,12 +201,13 @@ def callers(mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
         if any(decide(mesh, SpiffeId(mesh.trust_domain, path), service, port, now).allowed for path in paths)
     }
     plaintext = [str(PLAINTEXT)] if decide(mesh, PLAINTEXT, service, port, now).allowed else []
-    return [*services, *sorted(others), *plaintext]
+    return [*named, *sorted(others), *plaintext]
 
 
 def _sources(mesh: Mesh, rule: Rule, longest: int) -> Iterator[tuple[tuple[str, ...], Iterable[tuple[str, ...]]]]:
-    """The entries of a rule's ``from`` that are no declared service, as they are written, each with identities to try."""
-    for path in rule.identities.difference((name,) for name in mesh.services):
+    """The entries of a rule's ``from`` that are not declared, as they are written, each with identities to try."""
+    declared = chain(((name,) for name in mesh.services), ((PEOPLE, name) for name in mesh.people))
+    for path in rule.identities.difference(declared):
         yield path, (path,)
     for pattern in rule.patterns:
         yield pattern.segments, islice(pattern.samples(longest), MAX_SAMPLES)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sidecar.policy.decide import Decision, decide, name_in_rule
+from sidecar.policy.decide import Decision, caller_name, decide, name_in_rule
 from sidecar.policy.mesh import Mesh, PolicyTest
 from sidecar.policy.names import Caller, Plaintext, Target
 
@@ -97,10 +97,13 @@ def _ends(mesh: Mesh, source: Caller, target: Target, decision: Decision) -> tup
         return (End(f"{target.service}'s sidecar", alone, decision.allowed),)
     if source.trust_domain == mesh.trust_domain and source.service in mesh.services:
         caller = f"{source.service}'s own sidecar"
+    elif source.person in mesh.people and source.trust_domain == mesh.trust_domain:
+        caller = f"the `sidecar connect` of {caller_name(mesh, source)}"
     else:
         caller = f"the holder of {source} (no service of this mesh)"
+    before = "when the pass is made" if source.person in mesh.people else "before it dials"
     outbound = (
-        f"before it dials, that the policy lets {source} call {target}; in the handshake, that the peer is "
+        f"{before}, that the policy lets {source} call {target}; in the handshake, that the peer is "
         f"spiffe://{mesh.trust_domain}/{target.service} and no other"
     )
     inbound = (

@@ -6,6 +6,7 @@ empty policy is no mistake; it denies everything. Decisions are in ``decide``.
 The values of a rule's ``from`` and ``to``:
 
 * ``from: web`` is the service of that name, and no other identity;
+* ``from: user/alice`` is the declared person of that name;
 * ``from: "*"`` is every service declared in this file (not every certificate of the trust domain);
 * ``from: plaintext`` is whoever calls a port in ``mode: permissive`` without TLS; nothing else includes it;
 * ``from: "spiffe://shop.internal/batch/*"`` is a pattern over whole path segments: ``*`` is one, ``**`` any number,
@@ -199,12 +200,13 @@ class Mesh(MeshShape):
         return self._names().target(text)
 
     def source(self, text: str) -> Caller:
-        """The caller that ``plaintext``, a declared service's name, or a whole SPIFFE ID refers to. Raises
-        :class:`ValueError`."""
+        """The caller that ``plaintext``, a declared service's name, ``user/alice`` for a declared person, or a whole SPIFFE
+        ID refers to. Raises :class:`ValueError`."""
         return self._names().source(text)
 
     def _names(self) -> Names:
-        return Names(self.trust_domain, {name: tuple(service.ports) for name, service in self.services.items()})
+        ports = {name: tuple(service.ports) for name, service in self.services.items()}
+        return Names(self.trust_domain, ports, self.people)
 
 
 def load_mesh(

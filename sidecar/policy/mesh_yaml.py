@@ -32,7 +32,15 @@ from sidecar.documents.schema import (
     one_is_a_list,
     read_by,
 )
-from sidecar.identity.spiffe import DEFAULT_MAX_LEAF_TTL, MAX_ID_BYTES, SpiffeId, is_segment, is_trust_domain, shown
+from sidecar.identity.spiffe import (
+    DEFAULT_MAX_LEAF_TTL,
+    MAX_ID_BYTES,
+    PEOPLE,
+    SpiffeId,
+    is_segment,
+    is_trust_domain,
+    shown,
+)
 from sidecar.policy.alarm_url import parse_alarm_url
 from sidecar.policy.names import ADMIN_PORT, PLAINTEXT, Names, Target
 
@@ -47,6 +55,9 @@ MOST_INSTANCES = 60
 LEAST_STALENESS_SECONDS = 120
 """The CA signs the list of revocations once a minute, and a sidecar fetches it every five seconds."""
 
+MAX_PERSON = 200
+"""Characters of a person's name."""
+
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -56,6 +67,12 @@ def parse_shape(document: Document) -> tuple[MeshShape, Names]:
     names = declared_names(document.data)
     _add_rule_faults(document, problems)
     _add_dev_faults(document, names, problems)
+    if names.people != () and PEOPLE in names.ports:
+        problems.add(
+            ("services", PEOPLE),
+            f"with `people:` no service may be called {shown(PEOPLE)}: their identities begin with that word, and a pattern "
+            "for them would mean it too",
+        )
     return fit(MeshShape, document.data, problems, names), names
 
 
@@ -72,7 +89,9 @@ def declared_names(data: Any) -> Names:
             ports[name] = tuple(declared)
         else:
             ports[name] = (str(declared),) if isinstance(declared, int) else None
-    return Names(trust_domain if isinstance(trust_domain, str) else None, ports)
+    people = one_is_a_list(part(data, "people") or ())
+    known = isinstance(people, tuple) and all(isinstance(name, str) for name in people)
+    return Names(trust_domain if isinstance(trust_domain, str) else None, ports, people if known else None)
 
 
 def rule_name(sources: Iterable[str], targets: Iterable[str]) -> str:
@@ -115,6 +134,17 @@ def _service_name(text: str, info: Info) -> str:
     if len(str(SpiffeId(_names(info).trust_domain or "", (text,)))) > MAX_ID_BYTES:
         raise ValueError(f"a SPIFFE ID has at most {MAX_ID_BYTES} bytes, this service's would have more")
     return text
+
+
+def _people(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not is_segment(name) or len(name) > MAX_PERSON:
+            raise ValueError(
+                f"{shown(name)} is no name of a person: 1 to {MAX_PERSON} of A-Z a-z 0-9 . _ -, not . or .."
+            )
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{shown(twice)} is declared twice")
+    return names
 
 
 def _port_name(text: str) -> str:
@@ -229,9 +259,10 @@ class RuleShape(Shape):
     """The rule's name in logs, metrics and `sidecar policy explain`; unique. Default: made of its ends, such as
     `web->api:http`."""
     from_: Annotated[_Some[_Source], Named("from")]
-    """The callers: a service's name; `"*"`, every declared service; or a pattern such as `spiffe://shop.internal/batch/*`,
-    in which `*` is one whole path segment and `**` any number of them. One, or a list. `plaintext` is whoever calls a port
-    in `mode: permissive` without TLS, and proves nothing: neither `"*"` nor a pattern includes it."""
+    """The callers: a service's name; `user/alice`, a declared person; `"*"`, every declared service; or a pattern such as
+    `spiffe://shop.internal/batch/*`, in which `*` is one whole path segment and `**` any number of them. One, or a list.
+    `plaintext` is whoever calls a port in `mode: permissive` without TLS, and proves nothing: neither `"*"` nor a pattern
+    includes it."""
     to: _Some[_Targets]
     """What is called: `service:port`; a service's name (all its ports); or `"*"` (all ports of all). One, or a list.
     `mesh-admin`, the port at which each sidecar answers for its own health and metrics, is meant only by
@@ -252,7 +283,7 @@ class TestShape(Shape):
     __test__ = False  # pytest, this is not a test case
 
     from_: Annotated[_Caller, Named("from")]
-    """The caller: a service's name, a whole SPIFFE ID, or `plaintext`."""
+    """The caller: a service's name, `user/alice`, a whole SPIFFE ID, or `plaintext`."""
     to: _Some[_Targets]
     """What is called, as in a rule. Each port of it is a test."""
     expect: Action
@@ -270,6 +301,9 @@ class MeshShape(Shape):
         _UNCHANGING,
     ]
     """Every service of the mesh, by name (A-Z a-z 0-9 . _ -). The identity of `web` is `spiffe://<trust domain>/web`."""
+    people: Annotated[tuple[str, ...], Before(one_is_a_list), Before(nothing_is_none_of_them), After(_people)] = ()
+    """People, by name (A-Z a-z 0-9 . _ -), to whom `certs pass` may give a way in for some hours. A rule names one as
+    `user/alice`, whose identity is `spiffe://<trust domain>/user/alice`; `"*"` means none of them."""
     rules: Annotated[tuple[RuleShape, ...], Before(nothing_is_none_of_them), Named("policy")] = ()
     """Which callers may call which ports. A call that no rule allows is refused. The order of rules has no effect."""
     tests: Annotated[tuple[TestShape, ...], Before(nothing_is_none_of_them)] = ()

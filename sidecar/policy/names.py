@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sidecar.documents.problems import did_you_mean
-from sidecar.identity.spiffe import MAX_ID_BYTES, SpiffeId, is_segment, parse_spiffe_id, shown
+from sidecar.identity.spiffe import MAX_ID_BYTES, PEOPLE, SpiffeId, is_segment, parse_spiffe_id, shown
 
 ADMIN_PORT = "mesh-admin"
 """A port that every service has and none declares: its sidecar's own health and metrics. A rule means it only if it is
@@ -19,6 +19,7 @@ written in full (``api:mesh-admin``): neither ``api`` nor ``*`` includes it, in 
 WILDCARDS = frozenset({"*", "**"})
 
 _SPIFFE = "spiffe://"
+_PERSON = f"{PEOPLE}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a mesh file declares: its trust domain, and the port names of each service.
+    """What a mesh file declares: its trust domain, the port names of each service, and people.
 
     None stands for a part that is present but cannot be read. It was reported where it was read, so names that refer to it
     are no further mistake, and have no target.
@@ -57,6 +58,7 @@ class Names:
 
     trust_domain: str | None
     ports: Mapping[str, tuple[str, ...] | None]
+    people: tuple[str, ...] | None = ()
 
     def targets(self, text: str) -> tuple[Target, ...]:
         """The ports that ``api:http``, ``api`` or ``*`` refers to. Raises :class:`ValueError`."""
@@ -89,9 +91,12 @@ class Names:
         return found[0] if found else Target(text.partition(":")[0], "")
 
     def identity(self, text: str) -> SpiffeId:
-        """The identity of a declared service, or any whole SPIFFE ID. Raises :class:`ValueError`."""
+        """The identity of a declared service, of a declared person (``user/alice``), or any whole SPIFFE ID. Raises
+        :class:`ValueError`."""
         if text.startswith(_SPIFFE):
             return parse_spiffe_id(text)
+        if text.startswith(_PERSON):
+            return SpiffeId(self.trust_domain or "", (PEOPLE, self._person(text)))
         self._of(text)
         return SpiffeId(self.trust_domain or "", (text,))
 
@@ -100,8 +105,8 @@ class Names:
         return PLAINTEXT if text == str(PLAINTEXT) else self.identity(text)
 
     def pattern(self, text: str) -> tuple[str, ...]:
-        """The path segments, with wildcards, that an entry of a rule's ``from`` refers to: a declared service, or a
-        pattern of this trust domain. Raises :class:`ValueError`.
+        """The path segments, with wildcards, that an entry of a rule's ``from`` refers to: a declared service or person, or
+        a pattern of this trust domain. Raises :class:`ValueError`.
         """
         if not text.startswith(_SPIFFE):
             return self.identity(text).segments
@@ -123,5 +128,16 @@ class Names:
     def _of(self, service: str) -> tuple[str, ...] | None:
         """The port names of a declared service."""
         if service not in self.ports:
-            raise ValueError(f"unknown service {shown(service)}{did_you_mean(service, self.ports)}")
+            hint = did_you_mean(service, self.ports)
+            if service in (self.people or ()):
+                hint = f" (the person of that name is {shown(_PERSON + service)})"
+            raise ValueError(f"unknown service {shown(service)}{hint}")
         return self.ports[service]
+
+    def _person(self, text: str) -> str:
+        """The name of a declared person, written ``user/alice``."""
+        name = text.removeprefix(_PERSON)
+        if self.people is not None and name not in self.people:
+            known = did_you_mean(name, self.people).replace("'", f"'{_PERSON}", 1)
+            raise ValueError(f"unknown person {shown(text)}{known or ': `people:` declares none of that name'}")
+        return name

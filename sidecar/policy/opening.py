@@ -4,8 +4,8 @@ A half-written file may parse, and what it lacks may be a denial. So a change th
 that only closes (:mod:`sidecar.host.follow`).
 
 Invariant: if :func:`opening` returns None, then nobody may call a port at any time under the new mesh that he may not call
-under the old one; no service, port or local port is new; and no limit is wider. The reverse is not promised: a denial that
-is gone opens, also where nothing else allowed what it denied.
+under the old one; no service, person, port or local port is new; and no limit is wider. The reverse is not promised: a
+denial that is gone opens, also where nothing else allowed what it denied.
 
 How rules are compared. A rule is within others if each entry of its ``from`` is, for each of its targets, in the ``from``
 of one of them. An enforced ``allow`` rule must be within old ones that hold as long and have no limit of connections. One
@@ -30,7 +30,7 @@ from sidecar.policy.names import PLAINTEXT, Caller, Target
 
 LONGER_OPENS = frozenset({"max_leaf_ttl", "revocation_staleness", "reenrol_window"})
 LOWER_OPENS = frozenset({"bundle_at_least"})
-COMPARED_APART = frozenset({"services", "rules", "tests"})
+COMPARED_APART = frozenset({"services", "people", "rules", "tests"})
 
 MAX_COMPARISONS = 1_000_000
 """A change that would take more comparisons of a rule's source with another rule counts as opening."""
@@ -43,7 +43,7 @@ def may_open(old: Mesh, new: Mesh) -> bool:
 
 def opening(old: Mesh, new: Mesh) -> str | None:
     """What of the new mesh could allow more than the old one, for people; None if nothing could."""
-    for found in (_wider_keys(old, new), _new_services(old, new), _wider_rules(old, new)):
+    for found in (_wider_keys(old, new), _new_services(old, new), _new_people(old, new), _wider_rules(old, new)):
         for what in found:
             return what
     return None
@@ -69,6 +69,11 @@ def _new_services(old: Mesh, new: Mesh) -> Iterator[str]:
         for key in fields_of(ServiceShape).keys() - {"ports"}:
             if getattr(before, key) != getattr(service, key):
                 yield f"{key} of service {shown(name)} has changed"
+
+
+def _new_people(old: Mesh, new: Mesh) -> Iterator[str]:
+    """Whoever is declared can be given a pass."""
+    yield from (f"person {shown(name)} is new" for name in new.people if name not in old.people)
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -76,13 +76,17 @@ def carry(
     traffic.begin(duplex)
     live.carried = duplex
     try:
-        outcome = yield Carry(duplex, net, app, options.idle_timeout, options.max_age)
+        longest = _longest(node, options, live)
+        outcome = yield Carry(duplex, net, app, options.idle_timeout, longest)
     finally:
         live.carried = None
         traffic.finish(duplex)
         record.bytes_to_app, record.bytes_from_app = duplex.to_app, duplex.from_app
     if isinstance(outcome, Reason):
-        record.end(outcome, _limit_reached(outcome, options))
+        if outcome is Reason.MAX_AGE and longest < options.max_age:
+            record.end(Reason.EXPIRED, f"cut: the pass of {record.peer_id} has ended, and is not renewed")
+        else:
+            record.end(outcome, _limit_reached(outcome, options))
         # Cut by this sidecar: neither side may mistake it for the clean end of a stream.
         return Ends(app, Closing.CUT, net, Closing.CUT)
     record.end(endings[outcome.how], outcome.detail)
@@ -91,6 +95,14 @@ def carry(
     net_closing = Closing.CLEAN if outcome.how is How.OK else Closing.LINGER
     kept = frames is not None and outcome.how is How.OK and frames.is_idle and not duplex.lost
     return Ends(app, app_closing, net, Closing.RESET if outcome.reset_net else net_closing, kept)
+
+
+def _longest(node: Node, options: MeshPort | Outbound, live: Live) -> float:
+    """How long a connection may be open, in seconds. That of a person ends with the pass. A service renews its certificate,
+    and its connections outlive the one that they began with."""
+    if live.admission is None or live.admission.peer.id.person is None:
+        return options.max_age
+    return min(options.max_age, (live.admission.peer.not_after - node.clock()).total_seconds())
 
 
 def _limit_reached(reason: Reason, options: MeshPort | Outbound) -> str | None:

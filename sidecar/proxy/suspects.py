@@ -116,6 +116,9 @@ def look_twice(node: Node, peer: VerifiedPeer, sock: socket.socket, record: Conn
     if between is None or not node.returns.met(peer.svid.sha256, node.time()):
         return
     serial = f"{peer.svid.serial:x}"
+    whose = (
+        "pass was not used in both by its owner, it" if peer.id.person else "state directory was not copied by you, it"
+    )
     node.alarm_log.report(
         f"{peer.id} is in two places at once: certificate {serial} comes from {host} and from {between} in turn",
         event="identity_elsewhere",
@@ -125,7 +128,7 @@ def look_twice(node: Node, peer: VerifiedPeer, sock: socket.socket, record: Conn
         expected=str(peer.id),
         presented={"serial": serial, "sha256": peer.svid.sha256},
         connection_id=record.connection_id,
-        next=f"if its state directory was not copied by you, it was stolen: certs revoke {peer.id.service}",
+        next=f"if its {whose} was stolen: certs revoke {'/'.join(peer.id.segments)}",
     )
 
 

@@ -241,3 +241,29 @@ async def test_a_key_is_certified_once(tmp_path: Path) -> None:
         await desk.denied("key_reused", desk.renew(web, csr(key=key)))
         await desk.denied("key_reused", desk.renew(api, csr(key=key)))
         await desk.denied("key_reused", desk.renew(web, csr(key=web.key)))
+
+
+async def test_with_the_certificate_of_a_pass(tmp_path: Path) -> None:
+    """A person's access ends with the pass: it is not renewed, neither before its end nor after it."""
+    async with ca_desk(tmp_path) as desk:
+        keys = desk.keys("user/alice")
+        await desk.denied("not_entitled", desk.renew(keys))
+        await desk.denied("not_entitled", desk.renew(keys, csr(uris=[f"spiffe://{DOMAIN}/user/alice"])))
+        await desk.denied("not_entitled", desk.renew(keys, csr(uris=[WEB])))
+        await desk.denied("not_entitled", desk.reenrol(keys.chain[0], keys.key))
+        web = desk.keys("web")
+        desk.clock.jump(HOUR + SECOND)
+        await desk.denied("not_entitled", desk.reenrol(keys.chain[0], keys.key))
+        assert names_of((await desk.reenrol(web.chain[0], web.key)).certificate) == [WEB, "web"]
+
+
+async def test_nobody_waits_for_a_pass_and_it_reports_nothing(tmp_path: Path) -> None:
+    async with ca_desk(tmp_path) as desk:
+        alice, web = desk.keys("user/alice"), desk.keys("web")
+        asked = {"Mesh-Instance": "a" * 32, "Mesh-Bundle": "1"}
+        for keys, status in ((alice, 401), (web, 200)):
+            assert (await desk.ask("GET", "/v1/revocations", b"", keys, headers=asked)).status == 200
+            said = json.dumps({"version": 1, "healthy": True}).encode()
+            assert (await desk.ask("POST", "/v1/report", said, keys, headers=asked)).status == status
+        found = desk.write(lambda it: followers.all_followers(it.connection, desk.clock()))
+        assert [one.identity for one in found] == [WEB]

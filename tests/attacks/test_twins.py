@@ -19,8 +19,10 @@ import pytest
 import trio
 from cryptography import x509
 
+from certs.authority import authority
 from sidecar.agent import accept
 from sidecar.documents.address import Address
+from sidecar.host.clock import utc_now
 from sidecar.identity.judge import Revocations
 from tests.attacks.test_stolen_parts import stolen_issuer
 from tests.beds import forks
@@ -252,6 +254,38 @@ async def test_one_certificate_from_two_addresses_in_turn_is_told_by_the_callee(
         assert met["expected"] == "spiffe://shop.internal/web"
         assert "127.0.0.2" in met["message"]
         await web.client.close()
+
+
+async def test_a_pass_that_is_used_in_two_places_at_once_is_told_and_two_passes_are_not(tmp_path: Path) -> None:
+    """A person may have several; each is a certificate of its own. One that is in two places was copied."""
+    async with site(tmp_path) as here:
+        (here.site.path / "mesh.yaml").write_text(
+            f"{CALLS_API}people: [alice]\n".replace("[web, job]", "[web, user/alice]")
+        )
+        async with here.api(sooner=False) as api:
+            loaded = authority.load(here.site.directory, utc_now())
+            first, second = (authority.issue(loaded, "user/alice", utc_now()) for _ in range(2))
+
+            async def call(source: str, made: authority.Issued) -> None:
+                number = len(api.program.connections) + 1
+                with await connect_from(source, Address(*api.address("http"))) as sock:
+                    peer = Foreigner(sock, Credential(made.chain[0], made.key, made.chain))
+                    await peer.handshake()
+                    assert (await peer.receive()).startswith(b"\x02ok")
+                    await peer.close()
+                await api.program.connection(number)
+
+            for _ in range(4):
+                await call("127.0.0.1", first)
+                await call("127.0.0.2", second)
+            assert api.program.events("identity_elsewhere") == []
+            for source in ("127.0.0.2", "127.0.0.1", "127.0.0.2", "127.0.0.1"):
+                await call(source, first)
+            met = await elsewhere(api)
+            assert met["expected"] == "spiffe://shop.internal/user/alice"
+            assert met["next"] == (
+                "if its pass was not used in both by its owner, it was stolen: certs revoke user/alice"
+            )
 
 
 # -- the issuing key ---------------------------------------------------------------------------------------------------

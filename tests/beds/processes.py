@@ -131,6 +131,7 @@ class Running:
     async def read_errors(self, stream: Any) -> None:
         async for data in stream:
             self.errors += data.decode()
+            self._news.unpark_all()
         self._closed()
 
     def _closed(self) -> None:

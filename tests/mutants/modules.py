@@ -139,6 +139,10 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "certs/files": ("unit/certs/authority/test_authority.py", "unit/certs/store/test_store.py"),
     "certs/enrolment": ("unit/certs/registrar/test_registrar.py", "integration/agent/test_agent.py"),
     "certs/x509_profile": ("unit/certs/authority/test_authority.py", "unit/certs/protocol/test_csr.py"),
+    "certs/access_pass": ("unit/connect/test_person.py",),
+    "certs/passes": ("unit/certs/cli/test_passes.py",),
+    "person": (),
+    "owner": (),
     "certs/authority": (
         "unit/certs/cli/test_ca.py",
         "unit/certs/registrar/test_rotation.py",

@@ -275,3 +275,18 @@ def test_what_cannot_be_read_is_a_finding(der: bytes) -> None:
     found = claims(der)
     assert found["sha256"]
     assert found["unreadable"].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "person"),
+    [
+        ("user/alice", "alice"),
+        ("user", None),
+        ("user/alice/x", None),
+        ("users/alice", None),
+        ("mesh/ca", None),
+        ("alice/user", None),
+    ],
+)
+def test_people(text: str, person: str | None) -> None:
+    assert parse_spiffe_id(f"spiffe://shop.internal/{text}").person == person

@@ -188,3 +188,12 @@ def test_no_rule_is_learned_or_offered_for_callers_without_tls() -> None:
         "plaintext -> db:sql: it proves nothing, so no rule is learned for it; to let it in, write one by hand",
     )
     assert learned(plaintext("db:sql"), file=mesh("{from: plaintext, to: db}")).covered == 1
+
+
+def test_for_a_person_a_rule_is_offered_as_for_any_caller_and_only_if_declared() -> None:
+    people = parse_mesh(SERVICES + OBSERVE + "people: [alice]\n", "mesh.yaml")
+    lines = inbound("user/alice", "db:sql"), inbound("user/bob", "db:sql")
+    found = learned(*lines, file=people, evidence=Evidence(lambda _call: False))
+    assert found.rules == ()
+    assert [offer.text for offer in found.offers] == ['{from: user/alice, to: "db:sql"}']
+    assert found.notes == ("user/bob -> db:sql: one of them is not declared in mesh.yaml",)

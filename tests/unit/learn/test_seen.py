@@ -257,3 +257,9 @@ def test_what_claims_both_is_no_call() -> None:
     for word in ("yes", 1, None):
         assert not seen(inbound("web", "db:sql", plaintext=word, peer_id=None)).calls
     assert not seen(plaintext("db:sql", reason="plaintext_refused", decision="deny")).calls
+
+
+def test_a_person_is_seen_as_rules_name_one() -> None:
+    found = seen(inbound("user/alice", "db:sql"))
+    (one,) = found.calls
+    assert (str(one), one.caller) == ("user/alice -> db:sql", "user/alice")

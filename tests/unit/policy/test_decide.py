@@ -453,3 +453,46 @@ class TestPlaintext:
             caller_name(among, parse_spiffe_id("spiffe://shop.internal/plaintext"))
             == "spiffe://shop.internal/plaintext"
         )
+
+
+PEOPLE = f"{SERVICES}people: [alice, bob]\n"
+
+
+def test_a_person_is_let_in_by_a_rule_with_that_name_alone() -> None:
+    ours = parse_mesh(
+        f"{PEOPLE}policy:\n  - {{from: user/alice, to: db}}\n  - {{from: '*', to: [db, 'api:http']}}\n", "m"
+    )
+    assert asked(ours, "shop.internal/user/alice", "db:5432").why == (
+        "user/alice may call db:5432: rule 'user/alice->db' (m:11) allows it"
+    )
+    for caller, target in (
+        ("user/alice", "api:http"),
+        ("user/bob", "db:5432"),
+        ("user", "db:5432"),
+        ("alice", "db:5432"),
+    ):
+        assert not asked(ours, f"shop.internal/{caller}", target).allowed, caller
+    assert not asked(ours, "other/user/alice", "db:5432").allowed
+    assert callers(ours, "db", "5432", NOW) == ["web", "web-admin", "a.b", "aXb", "api", "db", "user/alice"]
+    denied = parse_mesh(f"{PEOPLE}policy:\n  - {{from: ['spiffe://shop.internal/user/*'], to: db}}\n"
+                        "  - {from: user/bob, to: db, action: deny}\n", "m")  # fmt: skip
+    assert asked(denied, "shop.internal/user/alice", "db:5432").allowed
+    assert not asked(denied, "shop.internal/user/bob", "db:5432").allowed
+    assert callers(denied, "db", "5432", NOW) == ["user/alice", "spiffe://shop.internal/user/*"]
+
+
+def test_how_people_are_named() -> None:
+    ours = parse_mesh(PEOPLE, "m")
+    alice, carol, other = (
+        parse_spiffe_id(f"spiffe://{text}")
+        for text in ("shop.internal/user/alice", "shop.internal/user/carol", "x/user/bob")
+    )
+    assert [caller_name(ours, one) for one in (alice, carol, other)] == ["user/alice", str(carol), str(other)]
+    assert [name_in_rule(ours, one) for one in (alice, carol, other)] == ['"user/alice"', None, None]
+    denied = decide(ours, alice, "db", "5432", NOW)
+    assert (
+        remedy(ours, alice, denied) == '; to allow it, add to `policy:` in m: - {from: ["user/alice"], to: ["db:5432"]}'
+    )
+    assert remedy(ours, carol, decide(ours, carol, "db", "5432", NOW)) == (
+        "; only a person that m declares in `people:` can have a rule"
+    )

@@ -129,3 +129,17 @@ def test_a_caller_without_tls_is_judged_at_one_end() -> None:
     assert [result.passed for result in run_tests(asked, NOW)] == [True]
     assert [result.passed for result in run_tests(mesh("{from: plaintext, to: db}"), NOW)] == []
     assert explain(mesh("{from: plaintext, to: db}"), PLAINTEXT, "db", "5432", NOW).decision.allowed
+
+
+def test_a_person_has_no_policy_where_it_dials() -> None:
+    asked = mesh("{from: user/alice, to: db}", tests="[{from: user/bob, to: db, expect: deny}]\npeople: [alice, bob]")
+    explanation = explain(asked, asked.source("user/alice"), "db", "5432", NOW)
+    assert explanation.decision.allowed
+    first, second = explanation.ends
+    assert first.sidecar == "the `sidecar connect` of user/alice"
+    assert first.checks.startswith("when the pass is made, that the policy lets")
+    assert second.sidecar == "db's sidecar"
+    assert [result.passed for result in run_tests(asked, NOW)] == [True]
+    assert explain(asked, asked.source("user/bob"), "db", "5432", NOW).would_allow == (
+        '  - from: ["user/bob"]\n    to: ["db:5432"]\n'
+    )

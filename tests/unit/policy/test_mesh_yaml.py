@@ -438,3 +438,49 @@ def test_ports_that_are_broken_do_not_hide_the_rest() -> None:
 def test_the_shape_alone_is_not_enough_to_check_with() -> None:
     with pytest.raises(TypeError, match="checked only with the names"):
         read(MeshShape, {"trust_domain": "a", "services": {"a": {}}}, None)
+
+
+PEOPLE = "trust_domain: a\nservices:\n  web: {ports: {x: 1}}\n"
+
+
+def test_people() -> None:
+    mesh = parse_mesh(f"{PEOPLE}people: [alice, b.o_b-2]\npolicy: [{{from: [user/alice, user/b.o_b-2], to: web}}]", "m")
+    assert mesh.people == ("alice", "b.o_b-2")
+    assert mesh.rules[0].identities == {("user", "alice"), ("user", "b.o_b-2")}
+    assert parse_mesh(f"{PEOPLE}people: alice", "m").people == ("alice",)
+    assert parse_mesh(f"{PEOPLE}people: [{'n' * 200}]", "m").people
+    assert parse_mesh(f"{PEOPLE}people:", "m").people == parse_mesh(PEOPLE, "m").people == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("people: [a/b]", "4: people: 'a/b' is no name of a person: 1 to 200 of A-Z a-z 0-9 . _ -, not . or .."),
+        ("people: ['']", "4: people: '' is no name of a person: 1 to 200 of A-Z a-z 0-9 . _ -, not . or .."),
+        (f"people: [{'n' * 201}]", None),
+        ("people: [7]\npolicy: [{from: user/x, to: web}]", "4: people[0]: must be text, not 7 (quote it)"),
+        ("people: [bob, bob]", "4: people: 'bob' is declared twice"),
+        ("people: [7]", "4: people[0]: must be text, not 7 (quote it)"),
+        ("people: {alice: 1}\npolicy: [{from: user/x, to: web}]", "4: people: must be a list, not a mapping"),
+        (
+            "people: [bob]\npolicy: [{from: user/bbo, to: web}]",
+            "5: policy[0].from: unknown person 'user/bbo' (did you mean 'user/bob'?)",
+        ),
+        (
+            "policy: [{from: user/bob, to: web}]",
+            "4: policy[0].from: unknown person 'user/bob': `people:` declares none of that name",
+        ),
+        ("people: [bob]\ntests: [{from: bob, to: web, expect: deny}]", None),
+    ],
+)
+def test_a_mistake_about_people(more: str, line: str | None) -> None:
+    found = mistakes(PEOPLE + more)
+    assert len(found) == 1
+    assert line is None or found == [f"mesh.yaml:{line}"]
+
+
+def test_with_people_no_service_is_called_user() -> None:
+    text = "trust_domain: a\nservices:\n  web: {}\n  user: {}\n"
+    assert "user" in parse_mesh(text, "m").services
+    (line,) = mistakes(f"{text}people: [alice]")
+    assert line.startswith("mesh.yaml:4: services.user: with `people:` no service may be called 'user'")

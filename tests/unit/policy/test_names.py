@@ -81,3 +81,22 @@ def test_plaintext_is_a_caller_and_no_identity() -> None:
     for text in ("plaintext", "spiffe://shop.internal/plaintext"):
         with pytest.raises(ValueError, match="unknown service 'plaintext'"):
             NAMES.pattern(text)
+
+
+def test_people() -> None:
+    names = Names("shop.internal", {"web": ()}, ("alice", "bob"))
+    alice = SpiffeId("shop.internal", ("user", "alice"))
+    assert names.identity("user/alice") == names.source("user/alice") == alice
+    assert names.pattern("user/alice") == ("user", "alice")
+    with pytest.raises(ValueError, match=r"^unknown person 'user/alcie' \(did you mean 'user/alice'\?\)$"):
+        names.pattern("user/alcie")
+    with pytest.raises(ValueError, match=r"^unknown person 'user/x': `people:` declares none of that name$"):
+        names.identity("user/x")
+    with pytest.raises(ValueError, match=r"^unknown service 'alice' \(the person of that name is 'user/alice'\)$"):
+        names.identity("alice")
+    with pytest.raises(ValueError, match=r"^unknown service 'user/alice'"):
+        names.targets("user/alice")  # people are not called
+
+
+def test_people_that_cannot_be_read_were_reported_already() -> None:
+    assert Names("a", {"web": ()}, None).identity("user/x") == SpiffeId("a", ("user", "x"))

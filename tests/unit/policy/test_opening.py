@@ -232,3 +232,10 @@ def test_a_pattern_with_more_samples_than_are_tried_opens(monkeypatch: pytest.Mo
     for most, opens in ((number, False), (number - 1, True)):
         monkeypatch.setattr(module, "MAX_SAMPLES", most)
         assert may_open(wide, deep) is opens
+
+
+def test_a_new_person_opens_and_one_that_is_gone_does_not() -> None:
+    one, two = mesh(more="people: [alice]\n"), mesh(more="people: [bob, alice]\n")
+    assert opening(one, two) == "person 'bob' is new"
+    assert not may_open(two, one)
+    assert not may_open(two, mesh(more="people: [alice, bob]\n"))

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,11 +16,12 @@ import trio
 from trio.testing import MockClock
 
 from sidecar.identity.reasons import Reason
+from sidecar.identity.spiffe import parse_spiffe_id
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy import carry
 from sidecar.proxy.inbound import _ENDINGS
-from sidecar.proxy.live import Live
+from sidecar.proxy.live import Admission, Live
 from sidecar.relay.duplex import Ending, How
 from sidecar.relay.strand import Carry, Steps, Stopped, run
 from sidecar.transport import sockets
@@ -28,14 +30,28 @@ from tests.beds.mesh import inbound
 OPTIONS = replace(inbound("http"), idle_timeout=60.0)
 
 
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def admitted(peer: str, left: timedelta, source: str | None = None) -> Admission:
+    """A peer whose certificate is good for so long yet."""
+    svid: Any = SimpleNamespace(id=parse_spiffe_id(f"spiffe://shop.internal/{peer}"), not_after=NOW + left)
+    return Admission(parse_spiffe_id(f"spiffe://shop.internal/{source or peer}"), "api", "http", svid, (), b"")
+
+
 class Ends:
     """One session with the far ends of its sockets: ``client`` beyond the network, ``app`` beyond the app's socket. Nothing
     is carried: it is told how it ends."""
 
-    def __init__(self, outcome: Ending | Reason | Exception | None) -> None:
+    def __init__(self, outcome: Ending | Reason | Exception | None, person: timedelta | None = None) -> None:
+        """``person``: the caller is a person, whose pass ends then."""
         self.outcome = outcome
+        self.live = Live()
+        if person is not None:
+            self.live.admission = admitted("user/alice", person)
         self.told: Carry | None = None
         self.record = ConnectionRecord("inbound", "api", "http", started=0.0)
+        self.record.peer_id = None if person is None else "spiffe://shop.internal/user/alice"
         self.net, self.client = tcp_pair()
         self.app_socket, self.app = tcp_pair()
 
@@ -43,9 +59,9 @@ class Ends:
         await run(self._steps())
 
     def _steps(self) -> Steps[None]:
-        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None), metrics=Metrics())
+        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None), metrics=Metrics(), clock=lambda: NOW)
         channel: Any = None
-        carried = carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, Live(), _ENDINGS)
+        carried = carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, self.live, _ENDINGS)
         wanted: Any = next(carried)
         self.told = wanted
         wanted.duplex.to_app, wanted.duplex.from_app = 11, 22
@@ -70,8 +86,8 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @asynccontextmanager
-async def ends(outcome: Ending | Reason | Exception | None) -> AsyncIterator[Ends]:
-    both = Ends(outcome)
+async def ends(outcome: Ending | Reason | Exception | None, person: timedelta | None = None) -> AsyncIterator[Ends]:
+    both = Ends(outcome, person)
     with both.net, both.client, both.app_socket, both.app:
         yield both
 
@@ -158,3 +174,29 @@ async def test_a_peer_that_does_not_close_keeps_its_record_waiting_for_a_time_on
         await both.run()
         assert trio.current_time() - before <= carry.UPLOAD_SECONDS + 1
         assert both.record.reason == "app_reset"  # decided before the wait
+
+
+def test_a_connection_of_a_person_ends_with_the_pass_and_that_of_a_service_does_not() -> None:
+    node: Any = SimpleNamespace(clock=lambda: NOW)
+
+    def longest(peer: str, left: timedelta, source: str | None = None) -> float:
+        live = Live()
+        live.admission = admitted(peer, left, source)
+        return carry._longest(node, OPTIONS, live)
+
+    assert longest("user/alice", timedelta(minutes=5)) == 300
+    assert longest("user/alice", timedelta(days=3)) == OPTIONS.max_age
+    assert longest("user/alice", -timedelta(seconds=1)) == -1
+    assert longest("web", timedelta(minutes=5)) == OPTIONS.max_age
+    assert longest("db", timedelta(minutes=5), source="user/alice") == OPTIONS.max_age  # the other end of a person's
+
+
+async def test_the_end_of_a_pass_is_recorded_as_its_end() -> None:
+    async with ends(Reason.MAX_AGE, timedelta(seconds=9)) as both:
+        await both.run()
+        assert both.record.reason is Reason.EXPIRED
+        assert both.record.message == "cut: the pass of spiffe://shop.internal/user/alice has ended, and is not renewed"
+        assert both.told is not None
+        assert both.told.max_age == 9
+        assert await is_reset(both.app)
+        assert await is_reset(both.client)
