@@ -39,6 +39,7 @@ from sidecar.observe.admin import Source
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.local import LocalServer
 from sidecar.observe.logs import Log
+from sidecar.proxy.live import BareAdmission
 from sidecar.proxy.node import Node
 from sidecar.proxy.probing import Probing
 from sidecar.proxy.probing import routes as probing_routes
@@ -222,7 +223,7 @@ def _status(
     node = server.node
     live = [
         ("inbound", str(admission.source), admission.port)
-        if admission.peer.id == admission.source
+        if isinstance(admission, BareAdmission) or admission.peer.id == admission.source
         else ("outbound", str(admission.peer.id), f"{admission.service}:{admission.port}")
         for admission in node.registry.admissions()
     ]

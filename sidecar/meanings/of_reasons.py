@@ -52,6 +52,7 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
         "Somebody spoke plaintext to this port, where mutual TLS is required. Nothing reached the app.",
         (
             _FORGOTTEN,
+            "The port was `mode: permissive`, and the day of its `until` is over.",
             "A health check or a monitoring system sends a plain request to the port. One that only connects is a `probe`.",
             _SCANNER,
         ),
@@ -256,7 +257,8 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
 _DECISIONS: tuple[Meaning, ...] = (
     _inbound(
         Reason.POLICY_DENIED,
-        "The caller proved who it is, and the policy does not let it call this port.",
+        "The policy does not let this caller call this port: the service that it proved to be, or whoever speaks plaintext "
+        "to a permissive port (`from: plaintext`).",
         (
             "No rule of the mesh file allows the call: nobody foresaw it.",
             "The caller's sidecar reads a newer mesh file than this one.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.observe.traffic import Edge, Traffic
+from sidecar.observe.traffic import OTHERS, PLAINTEXT, Edge, Traffic
 
 Direction = Literal["inbound", "outbound"]
 
@@ -17,10 +17,11 @@ class ConnectionRecord:
 
     ``peer_address`` and ``peer_id`` belong to the other sidecar. ``peer_id`` holds verified identities only; what an
     unverified peer claims is in ``unverified``. ``upstream`` is the target: the app's address (inbound) or ``service:port``
-    (outbound). ``client_address`` is the local caller's (outbound). ``reused``: it is a further stream on the kept channel
-    ``channel_id``. That and ``connection_id`` are the same at both ends. ``traffic``: where it is counted, once
-    it was let in. ``probe``: it is one of `sidecar verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`).
-    ``altered``: what came from the peer was altered on the way. Neither is a field of the line.
+    (outbound). ``plaintext``: the caller speaks no TLS, and so has no identity (inbound). ``client_address`` is the local
+    caller's (outbound). ``reused``: it is a further stream on the kept channel ``channel_id``. That and ``connection_id``
+    are the same at both ends. ``traffic``: where it is counted, once it was let in. ``probe``: it is one of `sidecar
+    verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`). ``altered``: what came from the peer was
+    altered on the way. Neither is a field of the line.
     """
 
     direction: Direction
@@ -43,6 +44,7 @@ class ConnectionRecord:
     channel_id: str | None = None
     reused: bool = False
     probe: bool = False
+    plaintext: bool = False
     unverified: dict[str, Any] = field(default_factory=dict)
     reason: Reason | None = None
     peer_reason: str | None = None
@@ -76,6 +78,10 @@ class ConnectionRecord:
         """What it is counted under."""
         if self.direction == "inbound":
             peer = (self.peer_id or "").removeprefix("spiffe://").partition("/")[2]
+            if peer == PLAINTEXT:
+                peer = OTHERS  # an identity of that name, which another CA may give
+            if self.plaintext:
+                peer = PLAINTEXT
             return Edge("inbound", peer, self.port, self.rule or "")
         target = self.upstream or ""
         service, _, port = target.partition(":")
@@ -108,7 +114,7 @@ class ConnectionRecord:
             "channel_id": self.channel_id,
             "reused": self.reused,
         }
-        for name in ("client_address", "peer_reason", "dry_run", "probe", "unverified", "message"):
+        for name in ("client_address", "peer_reason", "dry_run", "probe", "plaintext", "unverified", "message"):
             value = getattr(self, name)
             if value:
                 line[name] = list(value) if name == "dry_run" else value

@@ -19,6 +19,9 @@ MAX_EDGES = 256
 OTHERS = "others"
 """A service of this name is counted with them."""
 
+PLAINTEXT = "plaintext"
+"""As a peer: every caller without TLS. No service has this name."""
+
 
 class Edge(NamedTuple):
     """``peer``: the service of the verified identity (inbound; the path of one that is no service's), or the target's

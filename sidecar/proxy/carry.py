@@ -10,8 +10,9 @@ from functools import partial
 from sidecar.config.sidecar_yaml import MeshPort, Outbound
 from sidecar.identity.reasons import Reason
 from sidecar.observe.record import ConnectionRecord
-from sidecar.proxy.live import Live
+from sidecar.proxy.live import Admission, Live
 from sidecar.proxy.node import Node
+from sidecar.relay.bare import BareChannel
 from sidecar.relay.duplex import Duplex, How
 from sidecar.relay.frames import FramedChannel
 from sidecar.relay.strand import Carry, Steps
@@ -58,7 +59,7 @@ def _close(sock: socket.socket, how: Closing) -> Steps[None]:
 def carry(
     node: Node,
     options: MeshPort | Outbound,
-    channel: TlsChannel | FramedChannel,
+    channel: TlsChannel | FramedChannel | BareChannel,
     net: socket.socket,
     app: socket.socket,
     record: ConnectionRecord,
@@ -70,7 +71,8 @@ def carry(
     direction. ``make_duplex``: what carries it (:func:`sidecar.proxy.introduce.duplex_for`). Leaves both sockets open, for
     :meth:`Ends.close`."""
     frames = channel if isinstance(channel, FramedChannel) else None
-    tolerant = options.tolerate_missing_close_notify and frames is None
+    bare = isinstance(channel, BareChannel)  # its streams end with a FIN, as there is nothing else
+    tolerant = bare or (options.tolerate_missing_close_notify and frames is None)
     duplex = make_duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
     traffic = node.metrics.let_in(record, stream=frames is not None)
     traffic.begin(duplex)
@@ -100,7 +102,7 @@ def carry(
 def _longest(node: Node, options: MeshPort | Outbound, live: Live) -> float:
     """How long a connection may be open, in seconds. That of a person ends with the pass. A service renews its certificate,
     and its connections outlive the one that they began with."""
-    if live.admission is None or live.admission.peer.id.person is None:
+    if not isinstance(live.admission, Admission) or live.admission.peer.id.person is None:
         return options.max_age
     return min(options.max_age, (live.admission.peer.not_after - node.clock()).total_seconds())
 

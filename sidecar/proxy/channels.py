@@ -140,7 +140,7 @@ class Channels:
     def _may_go_on(self, route: Outbound, kept: PeerChannel, live: Live) -> bool:
         if kept.is_retired(self._node, route) or not _is_silent(kept.sock):
             return False
-        assert live.admission is not None  # noqa: S101 (`put` sets it)
+        assert isinstance(live.admission, Admission)  # noqa: S101 (`put` sets it)
         return kept.is_trusted(self._node, live.admission, route.service)
 
     def put(self, kept: PeerChannel, admission: Admission) -> None:

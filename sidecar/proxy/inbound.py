@@ -151,7 +151,7 @@ def _next_stream(node: Node, port: MeshPort, here: PeerChannel, lines: Lines, li
         return False
     assert isinstance(opening, Open)  # noqa: S101 (a callee's channel takes nothing else)
     if not first:
-        assert live.admission is not None  # noqa: S101 (see `serve`)
+        assert isinstance(live.admission, Admission)  # noqa: S101 (see `serve`)
         if here.is_retired(node, port) or not here.is_trusted(node, live.admission):
             return False  # before it is confirmed: the caller tries again on a new one
         lines.begin(node.time())
@@ -171,7 +171,7 @@ def _admit(
     if not decision.allowed:
         why = decision.why + remedy(node.current.mesh, caller, decision)
         raise Refused(Reason.POLICY_DENIED, f"does not let {caller} in: {why}")
-    assert live.admission is not None  # noqa: S101 (see `serve`)
+    assert isinstance(live.admission, Admission)  # noqa: S101 (see `serve`)
     here.judge(node, live.admission)
     seconds = node.config.timeouts.connect
     if (opening := here.opening) is not None:
@@ -201,7 +201,7 @@ def _admit(
     def waits() -> Steps[None]:
         return send(here.sock, here.channel, node.time() + seconds)
 
-    found = yield from _connect(app, seconds, waits)
+    found = yield from connect(app, seconds, waits)
     node.metrics.connects["inbound"].add(node.time() - began)
     yield from introduce(port, here.peer, here.sock, found[0], began + seconds, waits)
     return found
@@ -222,7 +222,7 @@ def _take_as_probe(node: Node, here: PeerChannel, record: ConnectionRecord) -> b
     return stops
 
 
-def _connect(app: App, seconds: float, waits: Callable[[], Steps[None]]) -> Steps[tuple[socket.socket, dial.Endpoint]]:
+def connect(app: App, seconds: float, waits: Callable[[], Steps[None]]) -> Steps[tuple[socket.socket, dial.Endpoint]]:
     """Connects to the first endpoint of our app that answers. ``seconds``: for the look-up and all endpoints together. The
     caller waits for its verdict meanwhile, and longer than this: so it hears why it is refused. ``waits`` is run before
     anything is waited for. Raises :class:`Refused`."""

@@ -25,19 +25,21 @@ from sidecar.relay.http_duplex import HttpDuplex
 from sidecar.relay.poller import WRITABLE
 from sidecar.relay.strand import Ready, Steps
 from sidecar.transport import sockets
-from sidecar.transport.proxy_protocol import End, HeaderTooLongError, header
+from sidecar.transport.proxy_protocol import End, HeaderTooLongError, bare_header, header
 
 
 def introduce(
     port: MeshPort,
-    peer: VerifiedPeer,
+    peer: VerifiedPeer | None,
     net: socket.socket,
     app: socket.socket,
     until: float,
     waits: Callable[[], Steps[None]],
 ) -> Steps[None]:
-    """Writes the header, if the port has one. ``net``: the socket of the caller's sidecar. ``waits`` is run before anything
-    is waited for. Closes ``app`` and raises :class:`Refused` if the app does not take it by ``until``."""
+    """Writes the header, if the port has one. ``peer``: None if the caller speaks no TLS; then the header has its address
+    and no identity, whatever the port's is to have. ``net``: the socket of the caller's sidecar, or of that caller.
+    ``waits`` is run before anything is waited for. Closes ``app`` and raises :class:`Refused` if the app does not take it
+    by ``until``."""
     if not isinstance(port, Inbound) or port.proxy_protocol == "off":
         return  # this sidecar's own port has no app to tell
     try:
@@ -47,7 +49,11 @@ def introduce(
             lost = f"lost the connection while it reached the app: {error.strerror or error}"
             raise Refused(Reason.CLIENT_RESET, lost) from error
         try:
-            data = memoryview(header(port.proxy_protocol, source, destination, peer.id, peer.path[0]))
+            data = memoryview(
+                bare_header(source, destination)
+                if peer is None
+                else header(port.proxy_protocol, source, destination, peer.id, peer.path[0])
+            )
         except HeaderTooLongError as error:
             raise Refused(Reason.CONNECT_FAILED, f"cannot tell the app who calls: {error} (proxy_protocol)") from error
         yield from _send(app, data, until, waits)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from sidecar.config.sidecar_yaml import Inbound
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.record import Direction
 from sidecar.proxy.lines import Lines
@@ -26,8 +27,9 @@ Handler = Callable[[socket.socket, Lines, Live], Steps[None]]
 
 class Listener:
     """An open listening socket, and the handler of its connections. ``where``: its key in the configuration, for messages.
-    ``upstream``: the target of its connections, for the log. ``closed``: its socket refuses connections until :meth:`open`.
-    ``fault``: why no connection reaches it now, as a sentence."""
+    ``upstream``: the target of its connections, for the log. ``permissive``: the port in the configuration, if callers
+    without TLS may come. ``closed``: its socket refuses connections until :meth:`open`. ``fault``: why no connection
+    reaches it now, as a sentence."""
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Listener:
     ) -> None:
         self.where, self.sock, self.device, self.closed = where, sock, device, closed
         self.direction, self.port, self.upstream, self.handler = direction, port, upstream, handler
+        self.permissive: Inbound | None = None
         self.fault: str | None = None
         self._accepting = trio.CancelScope()
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 
 import trio
 
+from sidecar.config.sidecar_yaml import Inbound
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
+from sidecar.policy.names import PLAINTEXT, Plaintext
 from sidecar.proxy.draining import Carried
 from sidecar.transport.strangers import Stranger
 
@@ -47,6 +49,29 @@ class Admission:
         return f"{self.source} -> {self.service}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class BareAdmission:
+    """The same of a connection without TLS. Its caller has proved nothing, so there is no more to judge: what the policy
+    says of plaintext, and whether the port still takes any (``entry``)."""
+
+    entry: Inbound
+    service: str
+
+    @property
+    def source(self) -> Plaintext:
+        return PLAINTEXT
+
+    @property
+    def port(self) -> str:
+        return self.entry.port
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.service}:{self.port}"
+
+
+Judged = Admission | BareAdmission
+
+
 class Live:
     """One connection, which can be cut: ``end`` ends it. The reason of the first cut is kept. ``admission`` is None until it
     is judged. ``stranger``: its entry in the budget for strangers (inbound). ``has_place``: whether it takes one of the
@@ -58,7 +83,7 @@ class Live:
     def __init__(self, end: Callable[[], object] = lambda: None) -> None:
         self.end = end
         self.idle = False
-        self.admission: Admission | None = None
+        self.admission: Judged | None = None
         self.reason: Reason | None = None
         self.stranger: Stranger | None = None
         self.has_place = False
@@ -89,7 +114,7 @@ class Registry:
     def __len__(self) -> int:
         return len(self._live)
 
-    def admissions(self) -> list[Admission]:
+    def admissions(self) -> list[Judged]:
         """The admissions of the live connections that were judged and not cut, without idle channels."""
         return [
             live.admission
@@ -177,7 +202,7 @@ class Registry:
         for live in list(self._idle):
             live.cut(Reason.DRAINED)
 
-    async def rejudge(self, judge: Callable[[Admission], Reason | None]) -> int:
+    async def rejudge(self, judge: Callable[[Judged], Reason | None]) -> int:
         """Cuts every connection for whose admission ``judge`` returns a reason. Returns how many. Works in portions, so that
         the relay runs between them; so ``judge`` must use the snapshot in force at each call."""
         cut = 0

@@ -18,10 +18,12 @@ from sidecar.observe.alarm_log import AlarmLog
 from sidecar.observe.announced import Announced
 from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.plaintext import PlaintextCallers
 from sidecar.observe.recurrence import Alternation, Recurrence
 from sidecar.policy.decide import Decision, decide
 from sidecar.policy.mesh import Mesh
-from sidecar.proxy.live import Admission, Live, Registry
+from sidecar.policy.names import Caller
+from sidecar.proxy.live import Admission, BareAdmission, Judged, Live, Registry
 from sidecar.relay.relay import Relay
 from sidecar.transport.accepting import Room
 from sidecar.transport.dial import Resolver
@@ -66,6 +68,7 @@ class Snapshot:
 class Node:
     """One sidecar. Several can run in one process, each with its own identity; they share a relay and a gate.
 
+    ``callers``: those without TLS, of its permissive ports.
     ``altered``, ``neighbours``, ``returns``, ``places_of_peers``: where suspects were met (:mod:`sidecar.proxy.suspects`).
     ``sharing``: how many sidecars share the process's descriptors. ``alarms``: where alarms go, if others share it.
     ``room``: for strangers. ``places``: for connections of judged peers and of our own app, ``limits.connections`` of them
@@ -81,6 +84,7 @@ class Node:
     registry: Registry = field(default_factory=Registry)
     metrics: Metrics = field(default_factory=Metrics)
     announced: Announced = field(default_factory=Announced)
+    callers: PlaintextCallers = field(default_factory=PlaintextCallers)
     sharing: int = 1
     draining: bool = False
     alarms: InitVar[AlarmLog | None] = None
@@ -91,7 +95,7 @@ class Node:
     places_of_peers: Alternation = field(default_factory=Alternation)
     room: Room = field(init=False)
     places: int = field(init=False)
-    _decisions: dict[tuple[SpiffeId, str, str], Decision] = field(default_factory=dict)
+    _decisions: dict[tuple[Caller, str, str], Decision] = field(default_factory=dict)
     _decided_by: tuple[Mesh, date] | None = None
 
     def __post_init__(self, alarms: AlarmLog | None) -> None:
@@ -99,19 +103,20 @@ class Node:
         capacity = process.capacity(self.config.limits.connections, process.descriptor_limit() // self.sharing)
         self.room, self.places = Room(capacity.strangers), capacity.connections
 
-    def admit(self, live: Live) -> None:
-        """Gives a connection a place: its peer was judged, or it is our own app's. It is no stranger any more. Raises
-        :class:`~sidecar.identity.reasons.Refused` if all places are taken."""
+    def admit(self, live: Live, *, proved: bool = True) -> None:
+        """Gives a connection a place: its peer was judged, or it is our own app's. It is no stranger any more. ``proved``:
+        its peer has proved an identity. Raises :class:`~sidecar.identity.reasons.Refused` if all places are taken."""
         self.registry.take_place(live, self.places)
         if live.stranger is not None:
-            self.gate.prove(live.stranger.address)
+            if proved:
+                self.gate.prove(live.stranger.address)
             self.room.leave(live.stranger)
 
     def protocols(self, port: str) -> list[str]:
         """What is offered to a peer, or accepted of it, for this port: the preferred one first."""
         return [prefix + port for prefix in (ALPN_PREFIXES if self.config.keep else ALPN_PREFIXES[1:])]
 
-    def decide(self, source: SpiffeId, service: str, port: str) -> Decision:
+    def decide(self, source: Caller, service: str, port: str) -> Decision:
         """What the policy in force says. An answer is kept until the policy or the day (UTC) is another one."""
         by = self.current.mesh, self.clock().date()
         if self._decided_by is None or self._decided_by[0] is not by[0] or self._decided_by[1] != by[1]:
@@ -128,9 +133,12 @@ class Node:
         """Seconds on the monotonic clock, for durations."""
         return trio.current_time()
 
-    def recheck(self, admission: Admission) -> Reason | None:
+    def recheck(self, admission: Judged) -> Reason | None:
         """The reason to cut a connection that was let in before; None if trust and policy still allow it."""
-        if (changed := self.current.check_trust(admission)) is not None:
+        if isinstance(admission, BareAdmission):
+            if not admission.entry.takes_plaintext(self.clock()):
+                return Reason.POLICY_CHANGED
+        elif (changed := self.current.check_trust(admission)) is not None:
             return changed
         if not self.decide(admission.source, admission.service, admission.port).allowed:
             return Reason.POLICY_CHANGED

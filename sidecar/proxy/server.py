@@ -4,7 +4,8 @@ How it works. Each listener is a task that accepts; each connection is a generat
 (:class:`~sidecar.relay.strand.Strand`). It has a :class:`~sidecar.observe.record.ConnectionRecord`, or one for each stream
 of a kept channel (:class:`~sidecar.proxy.lines.Lines`), enters the registry (before anything is judged, so that a reload
 finds it), and goes through the direction's handler, which closes both sockets. A socket that a stranger has opened waits in
-the :class:`~sidecar.transport.lobby.Lobby` until the stranger has spoken; only then is it a connection.
+the :class:`~sidecar.transport.lobby.Lobby` until the stranger has spoken; only then is it a connection. On a permissive port
+its first byte decides whether that is one of :mod:`sidecar.proxy.inbound` or of :mod:`sidecar.proxy.cleartext`.
 
 Invariants. Every stream, and every accepted socket without one, gives exactly one line for the access log (which
 ``access_log`` may leave out), or counts once in a summary of strangers (:mod:`sidecar.observe.folding`), and counts once in
@@ -41,7 +42,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.observe.summaries import Summaries
 from sidecar.policy.names import ADMIN_PORT
-from sidecar.proxy import inbound, outbound
+from sidecar.proxy import cleartext, inbound, outbound
 from sidecar.proxy.channels import Channels
 from sidecar.proxy.draining import Look, Phase
 from sidecar.proxy.lines import Lines
@@ -63,6 +64,7 @@ LOOK_SECONDS = 1.0
 
 DRAIN_LOOK_SECONDS = 0.05
 
+_SPOKEN = frozenset({Left.SPOKE, Left.BARE, Left.SILENT})
 _DRAINED = "cut at the end of the drain"
 
 
@@ -152,8 +154,9 @@ class Server:
         for index, port in enumerate(ports):
             app = dial.Upstream(f"{config.service}'s app", port.apps, node.resolver, self.listening)
             handler = _inbound(node, port, app)
-            trial = partial(ask_app, node, port, app)
-            self._add(f"inbound[{index}].listen", port.listen, port.device, "inbound", port.port, None, handler, trial)
+            trial, bare = partial(ask_app, node, port, app), port if port.mode == "permissive" else None
+            where = f"inbound[{index}].listen"
+            self._add(where, port.listen, port.device, "inbound", port.port, None, handler, trial, bare)
         admin = config.admin
         if admin is not None and admin.mesh_listen is not None:
             own = MeshPort(port=ADMIN_PORT, listen=admin.mesh_listen, require_alpn=True)
@@ -179,6 +182,7 @@ class Server:
         upstream: str | None,
         handler: Handler,
         trial: Trial | None,
+        permissive: Inbound | None = None,
     ) -> None:
         """Opens one entry of the configuration: a listener for each address of its host. With ``timeouts.wait`` they stay
         closed at first, and ``trial`` says how long; None: it opens at once."""
@@ -186,6 +190,7 @@ class Server:
         closed = self.node.config.timeouts.wait is not None and trial is not None
         for sock in sockets.listen_all(where, listen.host, listen.port, device, closed=closed):
             listener = Listener(where, sock, device, direction, port, upstream, handler, closed=closed)
+            listener.permissive = permissive
             self.listeners.append(listener)
             if trial is not None:
                 self._trials[listener] = trial
@@ -225,8 +230,11 @@ class Server:
         with contextlib.suppress(OSError):  # reset already
             record.peer_address = sockets.text(sock.getpeername())
 
+        permissive = listener.permissive
+
         def leave(left: Left) -> None:
-            if left is Left.SPOKE:
+            if left in _SPOKEN:
+                record.plaintext = permissive is not None and left is not Left.SPOKE
                 self._begin(listener, sock, live, record, connections)
             else:
                 self._part(sock, live, record, left)
@@ -241,7 +249,8 @@ class Server:
 
         live.stranger = self.node.room.enter(sock, displace)
         goes_first = self.node.gate.is_proved(live.stranger.address)
-        guest = self._lobby.enter(sock, leave, goes_first=goes_first)
+        may_be_silent = permissive is not None and cleartext.may_be_silent(permissive, self.node.clock())
+        guest = self._lobby.enter(sock, leave, goes_first=goes_first, may_be_silent=may_be_silent)
 
     def _begin(
         self,
@@ -300,7 +309,7 @@ class Server:
         node.registry.enter(live)
         try:
             refused = yield from self._serve_and_record(listener, sock, live, lines)
-            if refused and listener.direction == "inbound":
+            if refused and listener.direction == "inbound" and not lines.present.plaintext:
                 yield partial(sockets.linger, sock)  # so that the alert or the verdict is not lost
         finally:
             # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
@@ -411,6 +420,8 @@ def _nothing() -> None:
 
 def _inbound(node: Node, port: MeshPort, app: inbound.App) -> Handler:
     def handle(sock: socket.socket, lines: Lines, live: Live) -> Steps[None]:
+        if lines.present.plaintext and isinstance(port, Inbound):
+            return cleartext.serve(node, port, app, sock, lines.present, live)
         return inbound.serve(node, port, app, sock, lines, live)
 
     return handle

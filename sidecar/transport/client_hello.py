@@ -25,6 +25,11 @@ def missing_bytes(data: bytes) -> int:
     return 0 if size > _MAX_RECORD else max(_HEADER + size - len(data), 0)
 
 
+def is_bare(data: bytes) -> bool:
+    """Whether ``data`` is the beginning of something other than TLS: every connection of it begins with this one byte."""
+    return data[:1] not in (b"", bytes((_HANDSHAKE,)))
+
+
 def offered_protocols(data: bytes) -> list[bytes]:
     """The ALPN protocols (RFC 7301 3.1) of the ClientHello with which ``data`` begins. Empty if it is none, if it offers
     none, or if what offers them has not arrived. Only the first record is read."""

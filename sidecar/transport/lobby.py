@@ -5,6 +5,9 @@ are no more than one descriptor each here: no task, no TLS object, no buffer. Wh
 the caller has sent its first TLS record, or anything that begins none. From then on the socket is a connection like any
 other. A caller that closes before that, or says nothing for too long, never becomes one.
 
+The first byte decides whether a caller speaks TLS. Where the server speaks first, a caller without TLS says nothing: a guest
+of such a port that has sent no byte for :data:`SILENCE_SECONDS` leaves as silent. One byte is enough not to be.
+
 Guests leave in portions of some CPU time (:data:`SECONDS_A_TICK`), so that neither a flood that ends at once nor one that
 speaks at once holds up the loop. Those from addresses where peers have proved an identity go first.
 """
@@ -22,10 +25,13 @@ import trio
 
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, make_poller
 from sidecar.transport import sockets
-from sidecar.transport.client_hello import FIRST_BYTES, missing_bytes
+from sidecar.transport.client_hello import FIRST_BYTES, is_bare, missing_bytes
 
 SECONDS_A_TICK = 0.001
 """One guest costs about 100 µs."""
+
+SILENCE_SECONDS = 1.0
+"""A sidecar sends its first byte as soon as it is connected: that takes two round trips."""
 
 
 class Left(enum.Enum):
@@ -33,6 +39,10 @@ class Left(enum.Enum):
 
     SPOKE = enum.auto()
     """Its first message is there, unread."""
+    BARE = enum.auto()
+    """Its first byte is there, unread, and begins no TLS."""
+    SILENT = enum.auto()
+    """It has sent nothing, where a caller without TLS waits for the server."""
     CLOSED = enum.auto()
     """Its caller has closed or reset it, in the middle of its first message."""
     UNUSED = enum.auto()
@@ -70,6 +80,7 @@ class Lobby:
         self._seconds = seconds
         self._poller = make_poller()
         self._guests: dict[int, Guest] = {}  # by descriptor, in the order in which they are late
+        self._silent: dict[int, tuple[Guest, float]] = {}  # by descriptor, in the order in which they count as silent
         self._first = deque[tuple[Guest, int]]()
         self._others = deque[tuple[Guest, int]]()
         self._ended = False
@@ -77,9 +88,17 @@ class Lobby:
     def __len__(self) -> int:
         return len(self._guests)
 
-    def enter(self, sock: socket.socket, leave: Callable[[Left], object], *, goes_first: bool = False) -> Guest:
+    def enter(
+        self,
+        sock: socket.socket,
+        leave: Callable[[Left], object],
+        *,
+        goes_first: bool = False,
+        may_be_silent: bool = False,
+    ) -> Guest:
         """Takes an accepted socket in. ``leave`` must not wait. It is called later; at once if :meth:`run` has ended.
-        ``goes_first``: it is looked at before others."""
+        ``goes_first``: it is looked at before others. ``may_be_silent``: it leaves as silent after
+        :data:`SILENCE_SECONDS`."""
         sock.setblocking(False)
         guest = Guest(sock, leave, trio.current_time() + self._seconds, goes_first)
         if self._ended:
@@ -88,6 +107,8 @@ class Lobby:
             return guest
         self._poller.add(guest.descriptor)  # which reports at once what is there already
         self._guests[guest.descriptor] = guest
+        if may_be_silent:
+            self._silent[guest.descriptor] = guest, trio.current_time() + SILENCE_SECONDS
         return guest
 
     def expel(self, guest: Guest) -> bool:
@@ -95,6 +116,7 @@ class Lobby:
         if not self._waits(guest):
             return False
         del self._guests[guest.descriptor]
+        self._silent.pop(guest.descriptor, None)
         self._poller.remove(guest.descriptor)
         guest.leave = None
         return True
@@ -104,7 +126,7 @@ class Lobby:
         try:
             while True:
                 await self._wait()
-                while self._see() or self._part_with_late():
+                while self._see() or self._part_with_silent() or self._part_with_late():
                     await trio.lowlevel.checkpoint()
         finally:
             self._ended = True
@@ -113,9 +135,10 @@ class Lobby:
             self._poller.close()
 
     async def _wait(self) -> None:
-        """Until there are events, or the first guest is late."""
+        """Until there are events, or the first guest is late or counts as silent."""
         first = next(iter(self._guests.values()), None)
-        with trio.move_on_at(math.inf if first is None else first.ends):
+        _, silent_at = next(iter(self._silent.values()), (None, math.inf))
+        with trio.move_on_at(math.inf if first is None else min(first.ends, silent_at)):
             await trio.lowlevel.wait_readable(self._poller.fileno())
 
     def _see(self) -> bool:
@@ -132,8 +155,24 @@ class Lobby:
             if what & READABLE and (how := _look(guest, what)) is not None:
                 self._leave(guest, how)
             else:
+                if what & READABLE:
+                    self._silent.pop(guest.descriptor, None)
                 self._poller.rearm(guest.descriptor, READABLE)
         return bool(self._first or self._others)
+
+    def _part_with_silent(self) -> bool:
+        """Whether there may be more to part with."""
+        now, until = trio.current_time(), time.thread_time() + SECONDS_A_TICK
+        while self._silent:
+            descriptor, (guest, at) = next(iter(self._silent.items()))
+            if at > now:
+                return False
+            del self._silent[descriptor]
+            if not _has_spoken(guest):
+                self._leave(guest, Left.SILENT)
+            if time.thread_time() >= until:
+                return True
+        return False
 
     def _part_with_late(self) -> bool:
         """Whether there may be more to part with."""
@@ -168,4 +207,15 @@ def _look(guest: Guest, what: int) -> Left | None:
         guest.want(len(data) + missing)
         return None
     # Also if it is readable with less than was asked for: it may have ended, and not every poller says so.
-    return Left.SPOKE
+    return Left.BARE if is_bare(data) else Left.SPOKE
+
+
+def _has_spoken(guest: Guest) -> bool:
+    """Whether a byte of it is there, or its end: then there is an event that tells."""
+    try:
+        guest.sock.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:  # reset
+        return True
+    return True

@@ -5,6 +5,7 @@ connection: a signature, a command, both addresses, and then TLVs (a type, two b
 was judged, or comes from the kernel. Nothing is copied that a caller merely claims: no SNI, and no subject of a certificate.
 
 * Addresses: of the connection between the two sidecars. The source is the *caller's sidecar*, the destination our listener.
+  Of a caller without TLS it is the caller itself, and nothing else is told of it, in whatever mode.
 * ``tls``: PP2_TYPE_SSL with the TLS version and a CN; and the caller's SPIFFE ID, in a TLV of its own.
 * ``tls-full``: the caller's certificate as well, in the sub-TLV where ghostunnel writes it.
 
@@ -64,6 +65,15 @@ def header(mode: Mode, source: End, destination: End, caller: SpiffeId, certific
             inner += _tlv(SUBTYPE_CERTIFICATE, certificate)
         client = struct.pack("!BI", _CLIENT_SSL | _CLIENT_CERTIFICATE, _VERIFIED)
         tlvs = _tlv(TYPE_SSL, client + inner) + _tlv(TYPE_SPIFFE_ID, identity)
+    return _whole(source, destination, tlvs)
+
+
+def bare_header(source: End, destination: End) -> bytes:
+    """The header of a connection whose caller speaks no TLS: its address, and no TLV. So nothing says it has an identity."""
+    return _whole(source, destination, b"")
+
+
+def _whole(source: End, destination: End, tlvs: bytes) -> bytes:
     addresses = _addresses(source, destination)
     size = _FIXED + len(addresses) + len(tlvs)
     if size > MAX_HEADER:

@@ -434,9 +434,9 @@ async def test_who_comes_from_where_a_peer_proved_its_identity_is_looked_at_firs
     order = list[bool]()
     enter = Lobby.enter
 
-    def noting(lobby: Lobby, *arguments: Any, goes_first: bool = False) -> Guest:
+    def noting(lobby: Lobby, *arguments: Any, goes_first: bool = False, **more: Any) -> Guest:
         order.append(goes_first)
-        return enter(lobby, *arguments, goes_first=goes_first)
+        return enter(lobby, *arguments, goes_first=goes_first, **more)
 
     monkeypatch.setattr(Lobby, "enter", noting)
     async with attacked_port() as port:

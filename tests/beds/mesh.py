@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +274,10 @@ def inbound(
     proxy_protocol: ProxyProtocol = "off",
     identity_header: IdentityHeader = "off",
     most: int | None = None,
+    until: date | None = None,
+    server_first: bool = False,
 ) -> Inbound:
-    """An inbound port on a free address of loopback."""
+    """An inbound port on a free address of loopback. ``until``: it is permissive until that day."""
     return Inbound(
         port=port,
         listen=ANYWHERE,
@@ -287,6 +289,9 @@ def inbound(
         proxy_protocol=proxy_protocol,
         identity_header=identity_header,
         limits=ListenerLimits(most),
+        mode="strict" if until is None else "permissive",
+        until=until,
+        server_first=server_first,
     )
 
 

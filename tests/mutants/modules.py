@@ -56,7 +56,9 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "streams": ("integration/proxy/test_kept_channels.py", "attacks/test_kept_channels.py"),
     "strangers": ("attacks/test_strangers.py",),
     "accepting": ("attacks/test_strangers.py",),
-    "lobby": ("attacks/test_strangers.py",),
+    "lobby": ("attacks/test_strangers.py", "attacks/test_plaintext.py"),
+    "cleartext": ("integration/proxy/test_cleartext.py", "attacks/test_plaintext.py"),
+    "bare": ("attacks/test_plaintext.py",),
     "loops": ("unit/proxy/test_outbound.py",),
     "folding": ("unit/observe/test_summaries.py", "unit/proxy/test_server.py"),
     "tls_data": ("unit/transport/test_tls.py", "unit/relay/test_relay.py", *ATTACKS_ON_PEERS),
@@ -87,6 +89,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "node": (
         "integration/proxy/test_kept_channels.py",
         "unit/proxy/test_live.py",
+        "attacks/test_plaintext.py",
         "unit/lifecycle/test_reload.py",
         "attacks/test_revoked_peers.py",
     ),

@@ -192,7 +192,7 @@ async def test_an_app_that_answers_is_held_back_no_longer() -> None:
         app = dial.Upstream("api's app", [(await bed.app()).address], dial.Resolver(), ())
         (endpoint,) = await app.endpoints()
         endpoint.failed()
-        sock, reached = await run(inbound_module._connect(app, 5, nothing_to_send))
+        sock, reached = await run(inbound_module.connect(app, 5, nothing_to_send))
         sock.close()
         assert reached is endpoint
         assert (endpoint.failures, endpoint.aside_until) == (0, 0)

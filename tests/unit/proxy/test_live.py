@@ -8,7 +8,7 @@ import trio.testing
 
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid
-from sidecar.proxy.live import CUT_A_TICK, JUDGED_A_TICK, Admission, Live, Registry
+from sidecar.proxy.live import CUT_A_TICK, JUDGED_A_TICK, Admission, Judged, Live, Registry
 from tests.beds.certificates import Authority
 
 PEER = parse_svid(Authority().leaf().der)
@@ -16,8 +16,8 @@ CLAIM = Admission(SpiffeId("shop.internal", ("web",)), "api", "http", PEER, (), 
 OTHER = Admission(SpiffeId("shop.internal", ("job",)), "api", "http", PEER, (), b"root")
 
 
-def web_may_not(admission: Admission) -> Reason | None:
-    return Reason.POLICY_CHANGED if admission.source.service == "web" else None
+def web_may_not(admission: Judged) -> Reason | None:
+    return Reason.POLICY_CHANGED if str(admission.source).endswith("/web") else None
 
 
 async def connection(registry: Registry, admission: Admission | None, lives: list[Live]) -> None:
@@ -99,7 +99,7 @@ async def test_five_thousand_are_judged_in_portions_so_that_others_get_their_tur
     registry, lives, count = Registry(), list[Live](), 5_000
     judged, portions = 0, list[int]()
 
-    def judge(_: Admission) -> Reason | None:
+    def judge(_: Judged) -> Reason | None:
         nonlocal judged
         judged += 1
         return reason
@@ -142,7 +142,7 @@ async def test_a_connection_that_comes_while_others_are_judged_is_judged_by_what
 async def test_one_that_ends_while_others_are_judged_is_no_trouble() -> None:
     registry, lives = Registry(), list[Live]()
 
-    def judge(_: Admission) -> Reason | None:
+    def judge(_: Judged) -> Reason | None:
         for live in lives[-10:]:
             live.end()
         return None

@@ -10,7 +10,7 @@ from OpenSSL import SSL
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.transport.client_hello import FIRST_BYTES, missing_bytes, offered_protocols
+from sidecar.transport.client_hello import FIRST_BYTES, is_bare, missing_bytes, offered_protocols
 from sidecar.transport.tls import Context
 from tests.beds.certificates import Authority, key_pair
 
@@ -104,3 +104,8 @@ def test_the_longest_record_is_waited_for() -> None:
 @given(st.binary(max_size=40))
 def test_whatever_arrives(data: bytes) -> None:
     assert 0 <= missing_bytes(data) <= FIRST_BYTES
+
+
+def test_one_byte_tells_tls_from_anything_else() -> None:
+    assert [is_bare(said) for said in (b"", b"\x16", b"\x16GET")] == [False, False, False]
+    assert all(is_bare(bytes((first,)) + b"\x16") for first in range(256) if first != 22)

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sidecar.relay import poller
 from sidecar.transport import lobby as lobby_module
-from sidecar.transport.lobby import SECONDS_A_TICK, Guest, Left, Lobby
+from sidecar.transport.lobby import SECONDS_A_TICK, SILENCE_SECONDS, Guest, Left, Lobby
 from sidecar.transport.sockets import hard_close
 from tests.beds.mesh import PATIENCE
 
@@ -25,12 +25,14 @@ SECONDS = 5.0
 class Visitor:
     """One caller and its socket in the lobby. ``left``: how it has left."""
 
-    def __init__(self, lobby: Lobby, stack: ExitStack, *, goes_first: bool = False) -> None:
+    def __init__(
+        self, lobby: Lobby, stack: ExitStack, *, goes_first: bool = False, may_be_silent: bool = False
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.caller = stack.enter_context(socket.create_connection(server.getsockname()[:2]))
             self.sock = stack.enter_context(server.accept()[0])
         self.left: list[Left] = []
-        self.guest: Guest = lobby.enter(self.sock, self.left.append, goes_first=goes_first)
+        self.guest: Guest = lobby.enter(self.sock, self.left.append, goes_first=goes_first, may_be_silent=may_be_silent)
 
     async def leaves(self) -> Left:
         with trio.fail_after(PATIENCE):
@@ -70,7 +72,7 @@ async def test_it_stays_until_its_first_message_is_whole(lobby: Lobby, stack: Ex
 async def test_what_begins_no_hello_is_not_waited_for(lobby: Lobby, stack: ExitStack, first: bytes) -> None:
     visitor = Visitor(lobby, stack)
     visitor.caller.send(first)
-    assert await visitor.leaves() is Left.SPOKE
+    assert await visitor.leaves() is (Left.SPOKE if first[0] == 22 else Left.BARE)
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["FIN", "RST"])
@@ -169,3 +171,56 @@ async def test_at_the_end_all_leave_and_nobody_enters(stack: ExitStack) -> None:
     assert visitor.left == [Left.CANCELLED]
     assert Visitor(lobby, stack).left == [Left.CANCELLED]
     assert len(lobby) == 0
+
+
+async def test_the_first_byte_tells_tls_from_anything_else(lobby: Lobby, stack: ExitStack) -> None:
+    for said, how in ((b"\x16\x03", None), (b"GET", Left.BARE), (b"\x00", Left.BARE), (HELLO, Left.SPOKE)):
+        visitor = Visitor(lobby, stack)
+        visitor.caller.sendall(said)
+        if how is None:
+            await wait_all_tasks_blocked()
+            assert not visitor.left
+        else:
+            assert await visitor.leaves() is how
+
+
+async def test_who_may_be_silent_leaves_as_such(lobby: Lobby, stack: ExitStack, mock_clock: MockClock) -> None:
+    silent, strict = Visitor(lobby, stack, may_be_silent=True), Visitor(lobby, stack)
+    begun = Visitor(lobby, stack, may_be_silent=True)
+    begun.caller.sendall(HELLO[:1])
+    await wait_all_tasks_blocked()
+    mock_clock.jump(SILENCE_SECONDS * 0.99)
+    await wait_all_tasks_blocked()
+    assert not silent.left
+    mock_clock.jump(SILENCE_SECONDS * 0.02)
+    assert await silent.leaves() is Left.SILENT
+    await wait_all_tasks_blocked()
+    assert (strict.left, begun.left) == ([], [])
+    mock_clock.jump(SECONDS)
+    assert (await strict.leaves(), await begun.leaves()) == (Left.LATE, Left.LATE)
+
+
+async def test_many_silent_ones_leave_in_portions(
+    lobby: Lobby, stack: ExitStack, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitors = [Visitor(lobby, stack, may_be_silent=True) for _ in range(5)]
+    await wait_all_tasks_blocked()
+    monkeypatch.setattr(lobby_module, "SECONDS_A_TICK", 0)
+    mock_clock.jump(SILENCE_SECONDS)
+    assert {await visitor.leaves() for visitor in visitors} == {Left.SILENT}
+
+
+async def test_a_byte_at_the_last_moment_is_no_silence(stack: ExitStack, mock_clock: MockClock) -> None:
+    """The event of it has not been seen when the time is over: the socket is asked."""
+    lobby = Lobby(SECONDS)
+    spoke, reset, ended = (Visitor(lobby, stack, may_be_silent=True) for _ in range(3))
+    spoke.caller.sendall(HELLO)
+    hard_close(reset.caller)
+    ended.caller.shutdown(socket.SHUT_WR)
+    mock_clock.jump(SILENCE_SECONDS)
+    assert not lobby._part_with_silent()
+    assert [one.left for one in (spoke, reset, ended)] == [[], [], []]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lobby.run)
+        assert [await one.leaves() for one in (spoke, reset, ended)] == [Left.SPOKE, Left.UNUSED, Left.UNUSED]
+        nursery.cancel_scope.cancel()

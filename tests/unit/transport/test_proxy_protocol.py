@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.identity.spiffe import SpiffeId
-from sidecar.transport.proxy_protocol import LOCAL, MAX_HEADER, End, HeaderTooLongError, Mode, header
+from sidecar.transport.proxy_protocol import LOCAL, MAX_HEADER, End, HeaderTooLongError, Mode, bare_header, header
 
 WEB = SpiffeId("shop.internal", ("web",))
 BATCH = SpiffeId("shop.internal", ("batch", "web"))
@@ -150,3 +150,8 @@ def test_whatever_is_written_is_read_again_and_the_caller_s_bytes_follow(
     assert read.rest == said
     assert read.tlvs.get(0xE0) == (None if mode == "conn" else str(caller).encode())
     assert read.inside.get(0x28) == (certificate if mode == "tls-full" else None)
+
+
+def test_of_a_caller_without_tls_addresses_are_told_and_nothing_else() -> None:
+    assert bare_header(CALLER, HERE) == header("conn", CALLER, HERE, WEB, CERTIFICATE)
+    assert parse(bare_header(CALLER, HERE)).tlvs == {}
