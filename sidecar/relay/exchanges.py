@@ -12,8 +12,9 @@ The invariants:
   it is under way. The app sees no byte behind the fault, and no clean end.
 * A request is forwarded when the answer to the one before it has ended, and not before: its bytes wait. So an app that
   finds the end of a request elsewhere than we do still answers one request at a time, and to its caller.
-* Bytes are passed on raw only after a 101 to a request that asked for it, or a 2xx to a CONNECT. HTTP/2 would be such bytes:
-  the offer ``Upgrade: h2c`` is withdrawn, as any server may leave it, and its preface is refused.
+* Bytes are passed on raw only after a 101 to a request that asked for it, or a 2xx to a CONNECT that has no body: with one
+  it is of an app that takes CONNECT for a request as any other, and would take the next bytes for one too. HTTP/2 would be
+  raw: the offer ``Upgrade: h2c`` is withdrawn, as any server may leave it, and its preface is refused.
 * :data:`HEADER` is removed in every spelling that some app reads as it: in any case, and whatever stands for its hyphens
   (CGI's ``_``, and what lighttpd makes one of), from heads and trailers. A caller cannot have it removed either: no
   ``Connection`` nominates it (RFC 9110 7.6.1). It is added if there is an identity to tell.
@@ -230,7 +231,7 @@ class Exchanges:
             self._inform(event)
             return not self.raw
         elif isinstance(event, h11.Response):
-            self._check_switch()
+            self._check_switch(event)
             headers: Any = event.headers
             if event.http_version < b"1.1":
                 headers = [*_without(event.headers.raw_items(), {b"keep-alive"}), (b"Connection", b"close")]
@@ -247,7 +248,7 @@ class Exchanges:
         return True
 
     def _inform(self, event: h11.InformationalResponse) -> None:
-        self._check_switch()
+        self._check_switch(event)
         if not self._old:  # RFC 9110 15.2
             self.to_caller += self._caller.send(
                 h11.InformationalResponse(status_code=event.status_code, headers=event.headers, reason=event.reason)
@@ -255,10 +256,13 @@ class Exchanges:
         if event.status_code == 101:
             self._go_raw()
 
-    def _check_switch(self) -> None:
+    def _check_switch(self, answer: h11.Response | h11.InformationalResponse) -> None:
         ours, theirs = self._app.our_state, self._app.their_state
         if theirs is h11.SWITCHED_PROTOCOL and ours is not h11.SWITCHED_PROTOCOL:
             raise BadAnswerError("switched protocols before it had the whole request")
+        framed = any(name in _FRAMING for name, _ in answer.headers)
+        if theirs is h11.SWITCHED_PROTOCOL and framed and answer.status_code != 101:
+            raise BadAnswerError("answered a CONNECT as any other request")  # RFC 9110 9.3.6
 
     def _go_raw(self) -> None:
         self.raw = True

@@ -32,6 +32,7 @@ class BadRequestError(Exception):
         self.status = status
 
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _HEAD_END = re.compile(rb"\n\r?\n")  # as h11 finds it
 _FIELDS = rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\x00]*\r\n)*\r\n"
 _HEAD = re.compile(rb"[^\r\n\x00]+\r\n" + _FIELDS)
@@ -51,8 +52,9 @@ _FAULTS = (
 def cut_head(held: bytearray) -> bytes | None:
     """Takes the head of a request off the front of what has come; None if it is not complete. Raises
     :class:`BadRequestError`."""
-    while held.startswith(b"\r\n"):  # some clients end a body with one (RFC 9112 2.2)
-        del held[:2]
+    if (empty := _EMPTY_LINES.match(held)) is not None:  # some clients end a body with one (RFC 9112 2.2)
+        size = empty.end()
+        del empty, held[:size]  # the match holds the bytes, which could not change their size
     if held and held[0] <= 0x20 and held != b"\r":
         raise BadRequestError("it begins with no method: this is not HTTP")
     end = _HEAD_END.search(held, 0, MAX_HEAD)

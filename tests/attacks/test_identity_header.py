@@ -181,6 +181,17 @@ async def test_no_header_of_the_caller_s_reaches_the_app(kept: bool) -> None:
 
 
 @KEPT
+async def test_connect_is_no_way_around(kept: bool) -> None:
+    """This app answers CONNECT as it does all, and reads on. Behind a tunnel it would read the caller's own header."""
+    async with stage() as there:
+        heard = await there.say(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n" + SMUGGLED, kept=kept)
+        assert heard.startswith(b"HTTP/1.1 502 ")
+        assert FORGED not in there.app.received
+        assert [line["reason"] for line in await there.logged()] == ["app_reset"]
+        await there.honest(kept=kept)
+
+
+@KEPT
 async def test_a_second_answer_to_one_request_is_nobody_s(kept: bool) -> None:
     """The body is a request, and this app takes it for one: it answers twice. The next caller hears its own answer."""
     async with stage() as there:

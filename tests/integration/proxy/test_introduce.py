@@ -6,21 +6,25 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
 
 import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sidecar.config.sidecar_yaml import MeshPort, ProxyProtocol
+from sidecar.config.sidecar_yaml import IdentityHeader, MeshPort, ProxyProtocol
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.policy.names import ADMIN_PORT
 from sidecar.proxy import introduce as introduce_module
-from sidecar.proxy.introduce import introduce
+from sidecar.proxy.introduce import duplex_for, introduce
 from sidecar.proxy.peer import VerifiedPeer
 from sidecar.proxy.waiting import ask_app
+from sidecar.relay.duplex import Duplex
+from sidecar.relay.http_duplex import HttpDuplex
 from sidecar.relay.strand import Steps, run
 from sidecar.transport import sockets
 from sidecar.transport.dial import Upstream
@@ -37,6 +41,7 @@ from tests.beds.mesh import (
     outbound,
     receive_all,
 )
+from tests.beds.simulation import fake_buffers
 from tests.unit.transport.test_proxy_protocol import parse
 
 
@@ -228,3 +233,105 @@ async def test_the_trial_of_a_waiting_listener_names_nobody() -> None:
                 while not swallow.heard:
                     await trio.lowlevel.checkpoint()
             assert swallow.heard == [expected]
+
+
+# -- in each HTTP request ---------------------------------------------------------------------------------------------------
+
+NAMES: IdentityHeader = "x-forwarded-client-cert"
+OWN = SpiffeId("shop.internal", ("api",))
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def answer_each(sock: socket.socket, app: App) -> None:
+    """One request a read, as its caller waits for the answer."""
+    while data := await sockets.receive(sock, 65536):
+        app.received += data
+        await sockets.send_all(sock, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+def names_in(received: bytes) -> list[bytes]:
+    return [line for line in received.split(b"\r\n") if line.lower().startswith(b"x-forwarded-client-cert")]
+
+
+async def ask(client: socket.socket, request: bytes = GET) -> bytes:
+    await sockets.send_all(client, request)
+    heard = b""
+    with trio.fail_after(10):
+        while not heard.endswith(b"ok"):
+            heard += await sockets.receive(client, 65536)
+    return heard
+
+
+async def named(bed: MeshBed, app: App, **more: Any) -> tuple[RunningSidecar, RunningSidecar, Address]:
+    api = await bed.sidecar("api", inbound=[inbound("http", app.address, identity_header=NAMES, **more)])
+    web = await bed.sidecar("web", outbound=[outbound("api", "http", api.address("http"))])
+    return web, api, web.address("api:http", "outbound")
+
+
+def test_only_a_port_that_says_so_pays_for_it() -> None:
+    assert duplex_for(inbound("http"), OWN, PEER) is Duplex
+    assert duplex_for(MeshPort(port=ADMIN_PORT, listen=ANYWHERE), OWN, PEER) is Duplex
+
+
+async def test_who_has_no_identity_is_not_named_and_names_nobody() -> None:
+    """A caller without TLS: for it ``duplex_for`` gets None."""
+    for peer, names in ((PEER, 1), (None, 0)):
+        made = duplex_for(inbound("http", identity_header=NAMES), OWN, peer)
+        duplex = made(None, fake_buffers(64))
+        assert isinstance(duplex, HttpDuplex)
+        exchanges = duplex._http._exchanges
+        exchanges.receive(GET[:-2] + b"x_forwarded_client_cert: URI=spiffe://shop.internal/admin\r\n\r\n")
+        exchanges.advance()
+        found = names_in(bytes(exchanges.to_app))
+        assert len(found) == names
+        if peer is not None:
+            digest = sha256(b"DER").hexdigest()
+            element = f"By=spiffe://shop.internal/api;Hash={digest};URI=spiffe://shop.internal/web"
+            assert found == [f"X-Forwarded-Client-Cert: {element}".encode()]
+
+
+async def test_each_request_names_its_caller_and_the_channel_is_kept() -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app(answer_each)
+        web, api, entry = await named(bed, app)
+        for number in (1, 2, 3):
+            with await connect(entry) as client:
+                await ask(client)
+                await ask(client, GET.replace(b"Host", b"Connection: close\r\nHost"))
+                assert await receive_all(client) == b""
+            line = await api.log.connection(number)
+            assert (line["reason"], line["reused"]) == ("ok", number > 1)
+            assert line["bytes_from_app"] == 2 * len(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert (await web.log.connection(number))["reason"] == "ok"
+        assert len(names_in(bytes(app.received))) == 6
+        assert len(set(names_in(bytes(app.received)))) == 1
+
+
+async def test_both_at_once() -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app(answer_each)
+        _, _, entry = await named(bed, app, proxy_protocol="tls")
+        with await connect(entry) as client:
+            await sockets.send_all(client, GET)
+            client.shutdown(socket.SHUT_WR)
+            await receive_all(client)
+        read = parse(bytes(app.received))
+        assert read.tlvs[0xE0] == b"spiffe://shop.internal/web"
+        assert len(names_in(read.rest)) == 1
+
+
+async def test_an_idle_connection_ends_with_the_drain_and_a_changed_policy_cuts_it() -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app(answer_each)
+        _, api, entry = await named(bed, app)
+        with await connect(entry) as client:
+            await ask(client)
+            (live,) = [one for one in api.node.registry._live if one.carried]
+            live.cut(Reason.POLICY_CHANGED)
+            with pytest.raises(ConnectionResetError):
+                await receive_all(client)
+        assert (await api.log.connection())["reason"] == "policy_changed"
+        with await connect(entry) as client:
+            await ask(client)
+            ended = await api.drained()
+            assert ended["drained"] == 1

@@ -422,6 +422,15 @@ def test_raw_after_a_connect_that_succeeds() -> None:
     assert refused.caller(GET) == GET
 
 
+@pytest.mark.parametrize("answer", [OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+def test_an_app_that_does_not_know_connect_is_not_reached_raw(answer: bytes) -> None:
+    line = asked(b"CONNECT a:1 HTTP/1.1")
+    with pytest.raises(BadAnswerError, match="as any other request"):
+        line.app(answer)
+    assert not line.exchanges.raw
+    assert line.exchanges.refuse(502, "no")
+
+
 @pytest.mark.parametrize("answer", [SWITCH, b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_a_switch_within_a_request_is_none(answer: bytes) -> None:
     line = asked(b"CONNECT a:1 HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: 1")

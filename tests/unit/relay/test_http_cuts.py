@@ -24,6 +24,7 @@ def test_a_head_is_cut_where_it_ends() -> None:
 def test_empty_lines_before_a_request_are_passed_over() -> None:
     assert head(b"\r\n\r\n" + HEAD) == (HEAD, b"")
     assert head(b"\r\n\r") == (None, b"\r")
+    assert head(b"\r\n" * 1000) == (None, b"")
 
 
 BAD_HEADS = {
