@@ -22,5 +22,5 @@ their ports), ``layout`` (where the last run put everything), ``kept`` (sidecars
 choices of a run, kept for the next), ``placement`` (secrets outside of what apps can read), ``routes`` (networks in use on
 this machine), ``overview`` (``sidecar status --all``), ``activation`` (``COMPOSE_FILE``), ``merged`` (application and
 override as one file), ``beside`` (ways to an app beside its sidecar), ``published`` (mutual TLS at an address of the host),
-``yamltext``.
+``outsiders`` (callers that are not in the mesh), ``yamltext``.
 """

@@ -74,8 +74,9 @@ def _to_all_ports(app: App, apps: Mapping[str, App], topology: Topology) -> Iter
         if name == app.name:
             yield f"on network {network}, on which it stays ({reason})"
     for plain in topology.plain:
-        if plain.app == app.name:
-            yield f"by {', '.join(plain.outsiders)}, not in the mesh, on network {plain.network}"
+        if plain.app == app.name and plain.beside:
+            why = "; ".join(dict.fromkeys(plain.beside.values()))
+            yield f"by {', '.join(plain.beside)}, not in the mesh ({why})"
     on_host = [other.name for other in apps.values() if is_on_host(other)]
     if on_host:
         yield f"by {', '.join(on_host)}, on the host's network"

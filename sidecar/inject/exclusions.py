@@ -1,7 +1,7 @@
 """Which apps cannot be put behind a sidecar, and why. Pure.
 
-An excluded app keeps its networks and keeps working: it and every app that it shares a network with still reach each other,
-in plaintext. Each such pair is reported, so that plaintext is never taken for mutual TLS.
+An excluded app, an *outsider*, keeps its networks and keeps working: between it and the apps that it shares a network with
+goes plaintext. Each such pair is reported, so that plaintext is never taken for mutual TLS.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from sidecar.identity.spiffe import shown
 from sidecar.inject.edges import Mention
 from sidecar.inject.visibility import App
 from sidecar.inject.wellknown import is_router
+
+ASKS_DOCKER = "finds its backends by asking Docker, and calls them by their addresses"
 
 
 def exclude(
@@ -47,7 +49,7 @@ def _reason(app: App, calls: Iterable[int | None], images: Mapping[str, str], *,
         return f"uses the network of {'Docker itself' if mode == 'bridge' else 'a container of another application'}"
     for member in app.members:
         if is_router(images.get(member.name) or member.image) and _asks_docker(app):
-            return "finds its backends by asking Docker, and calls them by their addresses"
+            return ASKS_DOCKER
     tcp = {port for member in app.members for port in member.declared("tcp")}
     udp = {port for member in app.members for port in member.declared("udp")} - tcp
     if udp and not tcp and not only_calls and not set(calls) - udp - {None}:

@@ -256,7 +256,10 @@ def with_facts(
 def _completed(entry: Mapping[str, Any], said: Mapping[str, Any], strict: Collection[str]) -> dict[str, Any]:
     """An entry of ``inbound`` or ``outbound`` with what is said of it."""
     left = (KNOWS, *_PLAINTEXT) if entry["listen"] in strict else (KNOWS,)
-    return {**entry, **{key: it for key, it in said.items() if key not in left}}
+    found = {**entry, **{key: it for key, it in said.items() if key not in left}}
+    if found.get("mode") == "strict" and said.get("until") is None:
+        found.pop("until", None)  # the entry's own day, for which there is no use any more
+    return found
 
 
 def known_ways(facts: Facts, service: str, ports: Mapping[str, Mapping[str, int]]) -> frozenset[str]:

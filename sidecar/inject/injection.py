@@ -16,12 +16,12 @@ from typing import Any
 
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
-from sidecar.inject import scraping
+from sidecar.inject import outsiders, scraping
 from sidecar.inject.application import MARK, Application, ComposeService, read_application
 from sidecar.inject.beside import told_who_calls, ways_beside
 from sidecar.inject.clusters import cluster_references, find_clusters, told, with_clusters
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
-from sidecar.inject.exclusions import exclude
+from sidecar.inject.exclusions import ASKS_DOCKER, exclude, udp_beside
 from sidecar.inject.facts import Place, known_ways, read_facts, refuse_contradictions, with_facts
 from sidecar.inject.kept import Earlier, is_stale, keep
 from sidecar.inject.layout import layout_of, parse_override
@@ -39,7 +39,7 @@ from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, dynamic_half, fixed_addresses, place, prefix_for
 from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
-from sidecar.inject.visibility import App, find_apps
+from sidecar.inject.visibility import App, find_apps, shared_networks
 from sidecar.inject.wellknown import is_broker
 from sidecar.inject.wiring import needs_of, numbers_at, wiring, wiring_path, wiring_text
 from sidecar.policy.decide import decide
@@ -140,11 +140,14 @@ def inject(inputs: Inputs) -> Injection:
     layout = inputs.before.layout if inputs.before is not None and not inputs.relayout else Layout()
     static = (*find_static_references(application, apps, texts), *cluster_references(clusters))
     is_foreseen = _foreseen(inputs, edges)
-    topology = lay_out(application, apps, excluded, static, ports, layout, is_foreseen)
+    called = {(edge.caller, edge.callee) for edge in edges}
+    topology = lay_out(
+        application, apps, excluded, static, ports, layout, is_foreseen, lambda *pair: options.observe or pair in called
+    )
     if not topology.slots:
         reasons = "\n".join(left_out(topology.excluded))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
-    inside = tuple(it for it in edges if _is_meshed(it, topology))
+    inside = tuple(it for it in edges if _is_meshed(it, topology) or _comes_from_outside(it, apps, topology))
     require_ports(mentions, inside, ports, answers)
     names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
     taken = {app: numbers_at(app, topology, names) for app in topology.slots}
@@ -161,12 +164,20 @@ def inject(inputs: Inputs) -> Injection:
     addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA], layout.addresses)
 
     # The files.
+    mesh_before = inputs.existing.mesh if inputs.existing is not None else None
+    days_before = inputs.before.plaintext if inputs.before is not None else {}
+    days, recorded = outsiders.last_days(topology, days_before, mesh_before, facts, names, inputs.today)
+    ways = {app: ways_beside(apps[app], apps, topology, options) for app in topology.slots}
     scrapers = [app for app in topology.slots if app in facts and facts[app].scrapes]
     written = mesh_text(
         _trust_domain(application.name, inputs.existing),
         names,
         ports if not edited else infer_ports(apps, mentions, inputs.dockerfiles, given, listening),
-        (*proposals(inside, names), *scraping.proposals(scrapers, topology.slots)),
+        (
+            *proposals([it for it in inside if it.caller in topology.slots], names),
+            *scraping.proposals(scrapers, topology.slots),
+            *outsiders.proposals(topology, names, days),
+        ),
         observe=options.observe,
         today=inputs.today,
         files=inputs.files,
@@ -176,22 +187,25 @@ def inject(inputs: Inputs) -> Injection:
     digest = sha256(written.text.encode()).hexdigest()
     untouched = inputs.existing is None or not inputs.existing.edited
     mesh_sha256 = digest if untouched else inputs.before.mesh_sha256 if inputs.before is not None else ""
-    laid_out = layout_of(topology, placement.subnets, addresses)
-    record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out)
+    laid_out = layout_of(topology, placement.subnets, addresses, filter(layout.has_gateway, placement.subnets))
+    unseen = outsiders.not_seen(ways)
+    record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out, recorded, unseen)
     wirings: dict[str, str] = {}
     scrape: dict[str, str] = {}
     needs: dict[str, str] = {}
     told_callers: list[str] = []
     for app in topology.slots:
         at_host = [it for it in published if it.app == app]
-        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host)
+        day = days.get(app)
+        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host, day, layout)
         if app in facts:
             strict = {entry["listen"] for entry in published_entries(at_host, placement.subnets)}
+            strict |= {entry["listen"] for entry in data["inbound"] if day is not None and "mode" not in entry}
             data = with_facts(data, facts[app], names, written.mesh, strict)
-            ways, known = ways_beside(apps[app], apps, topology, options), known_ways(facts[app], app, names)
-            told_callers += told_who_calls(apps[app], data, facts[app], names[app], ways, known)
+            known = known_ways(facts[app], app, names)
+            told_callers += told_who_calls(apps[app], data, facts[app], names[app], ways[app], known)
         if callees := scraping.scraped(app, written.mesh, topology.slots, inputs.today):
-            offered = scraping.listeners(app, callees, topology, names, placement.subnets)
+            offered = scraping.listeners(app, callees, topology, names, placement.subnets, layout)
             data["outbound"] = [*data["outbound"], *offered]
             scrape[scraping.targets_path(app)] = scraping.targets_text(offered)
         wirings[app] = wiring_text(data)
@@ -210,6 +224,7 @@ def inject(inputs: Inputs) -> Injection:
         record_line(record),
         posts_alarms=written.mesh.alarm is not None,
         published=published,
+        layout=layout,
     )
     kept: tuple[str, ...] = ()
     if inputs.earlier is not None and is_stale(inputs.earlier.override, image):
@@ -246,6 +261,7 @@ def inject(inputs: Inputs) -> Injection:
             *_kept_notes(kept),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
+            *outsiders.notes(topology, days, ways, inputs.today, _listening(apps, ports)),
             *published_notes(published),
             *told_callers,
             *told(clusters),
@@ -366,6 +382,20 @@ def _is_meshed(edge: Edge, topology: Topology) -> bool:
     return both and not topology.is_plaintext(edge.caller, edge.callee)
 
 
+def _listening(apps: Mapping[str, App], ports: Mapping[str, tuple[Port, ...]]) -> frozenset[str]:
+    """The apps that can be called, by TCP or by UDP."""
+    return frozenset(name for name, app in apps.items() if ports[name] or udp_beside(app))
+
+
+def _comes_from_outside(edge: Edge, apps: Mapping[str, App], topology: Topology) -> bool:
+    """Whether an outsider's call must lead to a port of a sidecar: so the port must be known."""
+    reason = topology.excluded.get(edge.caller)
+    if reason in (None, ASKS_DOCKER) or edge.callee not in topology.slots or udp_beside(apps[edge.callee]):
+        return False
+    shared = shared_networks(apps[edge.caller], apps[edge.callee])
+    return any((edge.callee, network) not in topology.stays for network in shared)
+
+
 def _refuse_unknown(
     given: Mapping[str, object], apps: Mapping[str, App], edited: Mapping[str, Mapping[str, int]]
 ) -> None:
@@ -390,7 +420,7 @@ def _sizes(apps: Mapping[str, App], topology: Topology, published: tuple[Publish
     for plain in topology.plain:
         containers = sum(apps[name].owner.replicas for name in (plain.app, *plain.outsiders))
         room = max(ROOM_FOR_CONTAINERS, 2 * containers)
-        found[plain.network] = (prefix_for(1, room), prefix_for(1, containers + 1))
+        found |= dict.fromkeys(plain.networks(), (prefix_for(1, room), prefix_for(1, containers + 1)))
     return found
 
 

@@ -7,18 +7,23 @@ facts: they are read from its networks and sidecars.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import yaml
 
-from sidecar.inject.topology import ALONE, CA, MESH, Layout, Topology, sidecar_of
+from sidecar.inject.topology import CA, MESH, Layout, Topology, sidecar_of
 
 _BY_APP = ("callees", "names", "outside")
 
 
-def layout_of(topology: Topology, subnets: Mapping[str, IPv4Network], addresses: Mapping[str, IPv4Address]) -> Layout:
+def layout_of(
+    topology: Topology,
+    subnets: Mapping[str, IPv4Network],
+    addresses: Mapping[str, IPv4Address],
+    gateways: Iterable[str] = (),
+) -> Layout:
     callees = {
         app: {callee: slot.network for slot in slots for callee in slot.callees}
         for app, slots in topology.slots.items()
@@ -28,12 +33,9 @@ def layout_of(topology: Topology, subnets: Mapping[str, IPv4Network], addresses:
         for app, slots in topology.slots.items()
     }
     outside: dict[str, dict[str, str]] = {}
-    for (app, network), why in topology.stays.items():
-        if why == ALONE:
-            outside.setdefault(app, {})[network] = network
     for plain in topology.plain:
         outside.setdefault(plain.app, {})[plain.instead_of] = plain.network
-    return Layout(subnets, addresses, callees, names, outside)
+    return Layout(subnets, addresses, callees, names, outside, frozenset(gateways))
 
 
 def layout_data(layout: Layout) -> dict[str, Any]:
@@ -45,18 +47,23 @@ def layout_data(layout: Layout) -> dict[str, Any]:
             part: {app: dict(sorted(found.items())) for app, found in sorted(getattr(layout, part).items())}
             for part in _BY_APP
         },
+        "gateways": sorted(layout.gateways),
     }
 
 
 def parse_layout(data: Mapping[str, Any]) -> Layout:
     """Raises :class:`ValueError`, :class:`TypeError`, :class:`KeyError` or :class:`AttributeError` for anything else."""
+    callees, names, outside = (
+        {str(app): {str(key): str(it) for key, it in found.items()} for app, found in data[part].items()}
+        for part in _BY_APP
+    )
     return Layout(
         {str(name): IPv4Network(text) for name, text in data["subnets"].items()},
         {str(name): IPv4Address(text) for name, text in data["addresses"].items()},
-        *(
-            {str(app): {str(key): str(it) for key, it in found.items()} for app, found in data[part].items()}
-            for part in _BY_APP
-        ),
+        callees,
+        names,
+        outside,
+        frozenset(map(str, data.get("gateways", ()))),
     )
 
 
@@ -93,4 +100,6 @@ def layout_of_override(override: str) -> Layout:
                     callees.setdefault(app, {})[alias] = network
     subnets = {name: raw["ipam"]["config"][0]["subnet"] for name, raw in data["networks"].items()}
     addresses = {app: networks[MESH]["ipv4_address"] for app, networks in apps.items()}
-    return parse_layout({"subnets": subnets, "addresses": addresses, "callees": callees, "names": names, "outside": {}})
+    told = [name for name, raw in data["networks"].items() if "gateway" in raw["ipam"]["config"][0]]
+    parts = {"callees": callees, "names": names, "outside": {}}
+    return parse_layout({"subnets": subnets, "addresses": addresses, **parts, "gateways": told})

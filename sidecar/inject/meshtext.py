@@ -20,6 +20,7 @@ from sidecar.inject.yamltext import Commented, Flow, block, comment, flow, scala
 from sidecar.policy.decide import decide
 from sidecar.policy.ending import ending_rules
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import PLAINTEXT
 
 OBSERVE = "observe"
 """The name of the rule that ``--observe`` writes."""
@@ -42,11 +43,13 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A rule that the application gives a reason for. ``name`` is the default name of such a rule in the policy."""
+    """A rule that the application gives a reason for. ``name`` is the default name of such a rule in the policy. ``caller``
+    is a service, or ``plaintext``."""
 
     caller: str
     to: tuple[str, ...]
     why: str
+    until: date | None = None
 
     @property
     def name(self) -> str:
@@ -114,6 +117,12 @@ def mesh_text(
 def _ending(mesh: Mesh, today: date) -> Iterator[str]:
     """A sentence for each rule that allows something and runs out within a week."""
     for rule in ending_rules(mesh, datetime.combine(today, time(), UTC)):
+        if rule.plaintext:
+            yield (
+                f"{mesh.filename}:{rule.line}: rule '{rule.name}' runs out after {rule.until}, and who still calls in "
+                "plaintext is refused then: `sidecar status --all` names them; another `until` there gives them time"
+            )
+            continue
         yield (
             f"{mesh.filename}:{rule.line}: rule '{rule.name}' runs out after {rule.until}, and what no other rule allows is "
             "refused then: `sidecar policy learn` adds rules for what was seen; `sidecar status --all` names the calls"
@@ -161,7 +170,8 @@ def _service_lines(name: str, ports: Mapping[str, int], origins: tuple[Port, ...
 
 def _rule_lines(rule: Proposal) -> list[str]:
     to = list(rule.to) if len(rule.to) > 1 else rule.to[0]
-    return [f"  - {flow({'from': rule.caller, 'to': to})}  # {comment(rule.why)}"]
+    until = {} if rule.until is None else {"until": rule.until}
+    return [f"  - {flow({'from': rule.caller, 'to': to, **until})}  # {comment(rule.why)}"]
 
 
 def _observe_lines(until: date) -> list[str]:
@@ -191,7 +201,7 @@ def _added_to(
     new = [name for name in names if name not in mesh.services]
     wanted = []
     for rule in rules:
-        if _is_allowed(lasting, rule, today):
+        if _is_allowed(lasting, rule, today) or (rule.until is not None and rule.until < today):
             continue
         removed = (
             rule.name in existing.proposed
@@ -223,7 +233,7 @@ def _added_to(
 def _is_allowed(mesh: Mesh, rule: Proposal, today: date) -> bool:
     now = datetime.combine(today, time(), UTC)
     try:
-        caller = mesh.identity(rule.caller)
+        caller = PLAINTEXT if rule.caller == str(PLAINTEXT) else mesh.identity(rule.caller)
         targets = [target for text in rule.to for target in mesh.targets(text)]
     except (KeyError, ValueError):
         return False

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from ipaddress import IPv4Network
 from typing import Any, Literal, get_args
 
@@ -43,7 +44,8 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Record:
     """``files`` are the Compose files that the override belongs to. ``mesh_sha256`` is of ``mesh.yaml`` as it was written;
-    ``proposed`` are all rules proposed for it so far."""
+    ``proposed`` are all rules proposed for it so far. ``plaintext``: the last day of it that each app was given.
+    ``not_seen``: the ways past each app's sidecar."""
 
     options: Options
     files: tuple[str, ...]
@@ -51,6 +53,8 @@ class Record:
     mesh_sha256: str
     proposed: frozenset[str]
     layout: Layout
+    plaintext: Mapping[str, date] = field(default_factory=dict)
+    not_seen: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def record_line(record: Record) -> str:
@@ -72,6 +76,8 @@ def record_line(record: Record) -> str:
         "block": str(record.block),
         "mesh_sha256": record.mesh_sha256,
         "proposed": sorted(record.proposed),
+        **({"plaintext": {app: str(day) for app, day in record.plaintext.items()}} if record.plaintext else {}),
+        **({"not_seen": dict(record.not_seen)} if record.not_seen else {}),
         "layout": layout_data(record.layout),
     }
     return f"{MARK}: {json.dumps(data)}".replace("$", "$$")
@@ -104,6 +110,8 @@ def read_record(override: str, filename: str) -> Record:
             str(data["mesh_sha256"]),
             frozenset(map(str, data["proposed"])),
             parse_layout(data["layout"]) if "layout" in data else layout_of_override(override),
+            {str(app): date.fromisoformat(day) for app, day in data.get("plaintext", {}).items()},
+            {str(app): [str(way) for way in ways] for app, ways in data.get("not_seen", {}).items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         line = override.count("\n", 0, found.start()) + 1

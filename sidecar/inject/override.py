@@ -14,8 +14,8 @@ from typing import Any
 from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.options import Options
 from sidecar.inject.published import Published, compose_ports, published_network
-from sidecar.inject.subnets import Placement, dynamic_half, first_fixed
-from sidecar.inject.topology import CA, MESH, OUT, Topology, sidecar_of
+from sidecar.inject.subnets import Placement, dynamic_half, first_fixed, gateway
+from sidecar.inject.topology import CA, MESH, OUT, Layout, Topology, app_alias, is_met, sidecar_of
 from sidecar.inject.visibility import App, app_of, neighbours
 from sidecar.inject.wiring import CA_PORT, CONFIG, ENROLMENT, STATE, TRUST, wiring_path
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block
@@ -56,11 +56,13 @@ def override_text(
     *,
     posts_alarms: bool = False,
     published: Collection[Published] = (),
+    layout: Layout | None = None,
 ) -> str:
     """``mesh_addresses`` are those of the sidecars, by app, and of the CA; ``needs`` are digests of their wiring;
     ``record`` is the line for the next run. ``posts_alarms``: mesh.yaml has a URL for alarms, so the CA has a way out.
-    ``published``: at what addresses of the host sidecars answer."""
+    ``published``: at what addresses of the host sidecars answer. ``layout``: that of the last run."""
     made = _Override(application, apps, topology, placement, mesh_addresses, needs, options, image, posts_alarms)
+    made.layout = layout or made.layout
     for one in published:
         made.published.setdefault(one.app, []).append(one)
     data = {"services": dict(made.services()), "networks": dict(made.networks())}
@@ -81,6 +83,7 @@ class _Override:
         posts_alarms: bool,
     ) -> None:
         self.posts_alarms = posts_alarms
+        self.layout = Layout()
         self.published: dict[str, list[Published]] = {}
         self.application, self.apps, self.topology = application, apps, topology
         self.subnets, self.mesh_addresses = placement.subnets, mesh_addresses
@@ -95,7 +98,7 @@ class _Override:
                 yield member.name, self._member(self.apps[name], member)
         outsiders = {it for plain in self.topology.plain for it in plain.outsiders}
         for name in sorted(outsiders):
-            yield name, {"networks": Tagged("!override", self._outsider_networks(name))}
+            yield name, self._outsider(name)
         for name in self.topology.slots:
             yield sidecar_of(name), self._sidecar(self.apps[name])
         yield CA, self._ca()
@@ -112,6 +115,7 @@ class _Override:
 
     def _app_networks(self, app: App) -> dict[str, Any]:
         own = sorted({alias for attachment in app.owner.networks.values() for alias in attachment.aliases})
+        own += [app_alias(app.name)] if is_met(app.name, self.topology) else []
         found: dict[str, Any] = {}
         for index, slot in enumerate(self.topology.slots[app.name]):
             found[slot.network] = Flow({"aliases": own}) if own and index == 0 else Flow({})
@@ -120,19 +124,38 @@ class _Override:
                 why = self.topology.stays[app.name, network]
                 found[network] = Commented(Flow(dict(attachment.raw)), f"stays: {why}")
         for plain in self.topology.plain:
-            if plain.app == app.name:
-                aliases = list(app.owner.networks[plain.instead_of].aliases)
-                found[plain.network] = Flow({"aliases": aliases}) if aliases else Flow({})
+            if plain.app == app.name and plain.beside:
+                aliases = [] if plain.names else list(app.owner.networks[plain.instead_of].aliases)
+                found[plain.beside_network] = Flow({"aliases": aliases}) if aliases else Flow({})
         return found
+
+    def _outsider(self, name: str) -> dict[str, Any]:
+        """What is linked to, or waited for, is now behind its sidecar."""
+        found: dict[str, Any] = {"networks": Tagged("!override", self._outsider_networks(name))}
+        owner = self.apps[name].owner
+        met = {it.app for it in self.topology.plain if name in it.outsiders and it.names}
+        linked = [service for service, _ in owner.links if self.owners.get(service, service) in met]
+        if linked:
+            others = [f"{service}:{alias}" for service, alias in owner.links if service not in linked]
+            found["links"] = Tagged("!override", others) if others else Tagged("!reset", [])
+        waits = {it: Flow(dict(owner.depends_on[it].raw)) for it in linked if it in owner.depends_on}
+        for service, dependency in owner.depends_on.items():
+            app = self.owners.get(service, service)
+            if app in met and dependency.condition != "service_completed_successfully":
+                optional = {} if dependency.required else {"required": False}
+                waits[sidecar_of(app)] = Flow({"condition": "service_healthy", **optional})
+        return found | ({"depends_on": waits} if waits else {})
 
     def _outsider_networks(self, name: str) -> dict[str, Any]:
         owner = self.apps[name].owner
         found: dict[str, Any] = {network: Flow(dict(it.raw)) for network, it in owner.networks.items()}
         for plain in self.topology.plain:
-            if name in plain.outsiders:
+            if name in plain.outsiders and plain.names:
+                found[plain.network] = Flow({})
+            if name in plain.beside:
                 links = {alias for member in self.apps[plain.app].members for it, alias in member.links if it == name}
                 aliases = sorted({*owner.networks[plain.instead_of].aliases, *links} - {name})
-                found[plain.network] = Flow({"aliases": aliases}) if aliases else Flow({})
+                found[plain.beside_network] = Flow({"aliases": aliases}) if aliases else Flow({})
         return found
 
     def _depends_on(self, app: App, member: ComposeService) -> dict[str, Any]:
@@ -167,7 +190,8 @@ class _Override:
             return {}
         named = member.labels.get("traefik.docker.network")
         stays = [self.application.networks[key].name for name, key in self.topology.stays if name == app.name]
-        plain = [f"{self.application.name}_{it.network}" for it in self.topology.plain if it.app == app.name]
+        met = [it.beside_network for it in self.topology.plain if it.app == app.name and it.beside]
+        plain = [f"{self.application.name}_{network}" for network in met]
         reachable = [*stays, *plain]
         return {"labels": {"traefik.docker.network": reachable[0]}} if reachable and named not in reachable else {}
 
@@ -178,6 +202,10 @@ class _Override:
         for slot in self.topology.slots[app.name]:
             address = str(first_fixed(self.subnets[slot.network]))
             networks[slot.network] = Flow({"aliases": sorted(slot.names), "ipv4_address": address})
+        for plain in self.topology.plain:
+            if plain.app == app.name and plain.names:
+                address = str(first_fixed(self.subnets[plain.network]))
+                networks[plain.network] = Flow({"aliases": sorted(plain.names), "ipv4_address": address})
         published = self.published.get(app.name, ())
         if published:
             network = published_network(app.name)
@@ -281,12 +309,21 @@ class _Override:
             )
         for plain in self.topology.plain:
             internal = self.application.networks[plain.instead_of].internal
-            shown = f"{plain.app} and {', '.join(plain.outsiders)}, which is not in the mesh: plaintext"
-            yield plain.network, Commented(self._network(plain.network, internal=internal, fixed=False), shown)
+            if plain.names:
+                near = f"{sidecar_of(plain.app)} and {', '.join(plain.outsiders)}"
+                shown = f"{near}, not in the mesh: plaintext, until its day"
+                yield plain.network, Commented(self._network(plain.network, internal=internal, fixed=True), shown)
+            if plain.beside:
+                shown = (
+                    f"{plain.app} itself and {', '.join(plain.beside)}, not in the mesh: plaintext, past its sidecar"
+                )
+                network = self._network(plain.beside_network, internal=internal, fixed=False)
+                yield plain.beside_network, Commented(network, shown)
 
     def _network(self, key: str, *, internal: bool, fixed: bool) -> dict[str, Any]:
         subnet = self.subnets[key]
         pool = {"subnet": str(subnet), **({"ip_range": str(dynamic_half(subnet))} if fixed else {})}
+        pool |= {"gateway": str(gateway(subnet))} if fixed and self.layout.has_gateway(key) else {}
         return {**({"internal": True} if internal else {}), "ipam": Flow({"config": [pool]})}
 
 

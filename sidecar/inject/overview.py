@@ -17,7 +17,7 @@ from typing import Any
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_DIRECTORY, OVERRIDE
-from sidecar.inject.options import read_record
+from sidecar.inject.options import Record, read_record
 from sidecar.inject.override import CA_STATE
 from sidecar.inject.project import read_text
 from sidecar.inject.topology import CA, sidecar_of
@@ -26,10 +26,10 @@ _AT_ONCE = 8
 
 
 def collect(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> dict[str, Any]:
-    """What each sidecar's ``status --json`` prints, by service, and the CA's ``certs list --json`` and ``certs reports
-    --json``. One that does not answer has ``error`` instead. Raises :class:`UsageError` if this is no project of ``sidecar
-    inject``."""
-    files = _files(project)
+    """What each sidecar's ``status --json`` prints, by service; the CA's ``certs list --json`` and ``certs reports --json``;
+    and the ways past each sidecar. One that does not answer has ``error`` instead. Raises :class:`UsageError` if this is no
+    project of ``sidecar inject``."""
+    files, record = _files(project)
     compose = compose or find_compose(environ)
     services = sorted(path.stem for path in (project / MESH_DIRECTORY / "sidecars").glob("*.yaml"))
 
@@ -47,6 +47,7 @@ def collect(project: Path, environ: Mapping[str, str], compose: Compose | None =
             "sidecars": {name: one.result() for name, one in zip(services, told, strict=True)},
             "ca": ca.result(),
             "reports": reports.result().get("reports", []),
+            "not_seen": dict(record.not_seen),
         }
 
 
@@ -55,17 +56,18 @@ def alarms(
 ) -> Iterator[bytes]:
     """What `certs alarms` prints in the CA's container, as it comes. Raises :class:`UsageError` as :func:`collect` does, and
     if no CA answers."""
-    files = _files(project)
+    files, _ = _files(project)
     compose = compose or find_compose(environ)
     return compose.stream(files, environ, "exec", "-T", CA, "certs", "alarms", CA_STATE, *options)
 
 
-def _files(project: Path) -> list[Path]:
-    """The files of the project that is there. Raises :class:`UsageError`."""
+def _files(project: Path) -> tuple[list[Path], Record]:
+    """The files of the project that is there, and what its last run recorded. Raises :class:`UsageError`."""
     text = read_text(project / OVERRIDE)
     if text is None:
         raise UsageError(f"{project / OVERRIDE}: is not there; run this where `sidecar inject` was run")
-    return [*(project / name for name in read_record(text, OVERRIDE).files), project / OVERRIDE]
+    record = read_record(text, OVERRIDE)
+    return [*(project / name for name in record.files), project / OVERRIDE], record
 
 
 def is_well(found: Mapping[str, Any]) -> bool:
@@ -78,7 +80,12 @@ def is_well(found: Mapping[str, Any]) -> bool:
 def as_text(found: Mapping[str, Any]) -> str:
     """The document of :func:`collect`, its text escaped already, as lines for people."""
     reports = _by_service(found.get("reports", ()))
-    lines = [line for name, one in found["sidecars"].items() for line in _sidecar(name, one, reports[name])]
+    past = found.get("not_seen", {})
+    lines = [
+        line
+        for name, one in found["sidecars"].items()
+        for line in (*_sidecar(name, one, reports[name]), *_not_seen(one, past.get(name, ())))
+    ]
     lines += _differences(found["sidecars"])
     return "\n".join([*lines, *_ca(found["ca"])])
 
@@ -106,9 +113,21 @@ def _sidecar(name: str, one: Mapping[str, Any], reports: Sequence[Mapping[str, A
     for end in one.get("ending", ()):
         call = f"{end['from']} -> {end['to']}"
         yield f"  ENDS SOON: {call} is refused after {end['until']}, when rule '{end['rule']}' runs out"
-    for port in one["inbound"]:
-        yield f"  {port['port']} may be called by: {', '.join(port['may_call']) or 'nobody'}"
+    yield from dict.fromkeys(
+        f"  {port['port']} may be called by: {', '.join(port['may_call']) or 'nobody'}" for port in one["inbound"]
+    )
     yield from _refused(one["refused_lately"])
+
+
+def _not_seen(one: Mapping[str, Any], ways: Iterable[str]) -> Iterator[str]:
+    """Who passes the sidecar. Where it takes plaintext, or did, that is why nobody can call it strict."""
+    was_permissive = any(port.get("until") for port in one.get("inbound", ()))
+    for way in ways:
+        yield (
+            f"  NOT SEEN, so strict is not complete: who comes {way}"
+            if was_permissive
+            else f"  not seen: who comes {way}"
+        )
 
 
 def _refused(lately: list[Mapping[str, Any]]) -> Iterator[str]:

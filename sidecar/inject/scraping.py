@@ -18,8 +18,8 @@ from itertools import count
 from typing import Any
 
 from sidecar.inject.meshtext import Proposal
-from sidecar.inject.subnets import dynamic_half, first_fixed
-from sidecar.inject.topology import Topology
+from sidecar.inject.subnets import containers, first_fixed
+from sidecar.inject.topology import Layout, Topology
 from sidecar.inject.wiring import mesh_number
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
@@ -55,9 +55,14 @@ def scraped(app: str, mesh: Mesh, apps: Iterable[str], today: date) -> tuple[str
 
 
 def listeners(
-    app: str, callees: Iterable[str], topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network]
+    app: str,
+    callees: Iterable[str],
+    topology: Topology,
+    ports: Ports,
+    subnets: Mapping[str, IPv4Network],
+    layout: Layout | None = None,
 ) -> list[dict[str, Any]]:
-    """The entries of ``outbound`` for these callees."""
+    """The entries of ``outbound`` for these callees. ``layout``: that of the last run."""
     slot = topology.slots[app][0]
     taken = {number for callee in slot.callees for number in ports[callee].values()}
     free = (number for number in count(FIRST_LOCAL) if number not in taken)
@@ -65,7 +70,7 @@ def listeners(
         {
             "to": f"{callee}:{ADMIN_PORT}",
             "listen": f"{first_fixed(subnets[slot.network])}:{next(free)}",
-            "allow_from": [str(dynamic_half(subnets[slot.network]))],
+            "allow_from": containers(subnets[slot.network], told=(layout or Layout()).has_gateway(slot.network)),
             "device": "auto",
             "peers": [f"{callee}.mesh:{mesh_number(ports[callee])}"],
         }

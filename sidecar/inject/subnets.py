@@ -3,7 +3,8 @@
 How this works. Docker's default pools end at about thirty networks, and its choices differ between machines. Here every
 choice follows from a hash of a name, and what an earlier run chose stays: to move a network is an outage.
 Containers get addresses from the upper half of a subnet (``ip_range``), so none gets a fixed address: those are all in the
-lower half.
+lower half. The gateway is there too, and is written down: Docker would give it the first address of the upper half, and then
+nobody could tell the host's own programs, which come in its name, from a container.
 """
 
 from __future__ import annotations
@@ -159,6 +160,18 @@ def _fill(
 def dynamic_half(subnet: IPv4Network) -> IPv4Network:
     """The half for containers without a fixed address."""
     return list(subnet.subnets(prefixlen_diff=1))[1]
+
+
+def gateway(subnet: IPv4Network) -> IPv4Address:
+    return subnet.network_address + 1
+
+
+def containers(subnet: IPv4Network, *, told: bool) -> list[str]:
+    """The addresses that containers get, as networks. ``told``: the gateway is written in the override. A network of an
+    earlier run may have none there: Docker gave it the first of these addresses."""
+    half = dynamic_half(subnet)
+    first = IPv4Network((half.network_address, 32))
+    return [str(half)] if told else [str(it) for it in sorted(half.address_exclude(first))]
 
 
 def first_fixed(subnet: IPv4Network) -> IPv4Address:

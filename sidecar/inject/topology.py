@@ -1,10 +1,17 @@
 """The networks after the injection: which services are on each, and the names that each sidecar has on them. Pure.
 
 How this works. The rule: no two apps of the mesh share a network, so the only path between them is through both their
-sidecars. An app outside of the mesh keeps its networks. Where such a network would connect two apps of the mesh, each of
-them gets a network of its own with those outsiders. There are two exceptions, both reported, because cutting them would
-break the application: an external network, whose other members are unknown, and a network on which an app is called by a
-fixed address.
+sidecars. There are two exceptions, both reported, because cutting them would break the application: an external network,
+whose other members are unknown, and a network on which an app is called by a fixed address.
+
+An app outside of the mesh, an *outsider*, keeps its networks, and meets each app of the mesh on one more: there the app's
+*sidecar* has the app's names. So what outsiders call by name is seen, counted, and ends at its day. The app itself meets an
+outsider in three cases only, and can be reached there past its sidecar:
+
+* The app calls the outsider, or the outsider asks Docker for the app's own address: then those are on a second network
+  with the app. The first one's name comes before that one's, and Docker's resolver asks a container's networks in the order
+  of their names: the app's names still lead to its sidecar, and only who calls its address passes that by.
+* The app serves UDP, which no sidecar carries: its names must lead to itself, so the sidecar is not there.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from itertools import combinations, count
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.application import Application
 from sidecar.inject.edges import StaticReference
+from sidecar.inject.exclusions import ASKS_DOCKER, udp_beside
 from sidecar.inject.ports import Port
 from sidecar.inject.visibility import App, leads_to, names_for, neighbours, shared_networks
 
@@ -37,7 +45,9 @@ def sidecar_of(app: str) -> str:
     return f"{app}-mesh"
 
 
-ALONE = "no other app on it is in the mesh"
+def app_alias(app: str) -> str:
+    """The name by which a sidecar calls its app where it has all names of the app itself, on a :class:`PlainNetwork`."""
+    return f"{app}.app"
 
 
 def private_network(app: str, index: int) -> str:
@@ -49,16 +59,19 @@ class Layout:
     """Where the last run put everything. ``subnets`` are by network; ``addresses``, on the mesh network, are those of the
     sidecars by app, and of the CA. ``callees``: by app, the private network on which it finds each callee. ``names``: by
     app, the callee that each name leads to; empty where that is not recorded. ``outside``: by app and original network, the
-    network on which it meets outsiders: that one itself, or one of its own."""
+    network on which outsiders meet its sidecar. ``gateways`` are the networks whose gateway is written
+    in the override: another one cannot be given it, without being made anew."""
 
     subnets: Mapping[str, IPv4Network] = field(default_factory=dict)
     addresses: Mapping[str, IPv4Address] = field(default_factory=dict)
     callees: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     outside: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    gateways: frozenset[str] = frozenset()
 
-    def stays(self, app: str, network: str) -> bool:
-        return self.outside.get(app, {}).get(network) == network
+    def has_gateway(self, network: str) -> bool:
+        """Whether the gateway of a network is written down, or will be, as it is new."""
+        return network in self.gateways or network not in self.subnets
 
     def private_networks(self, app: str) -> list[str]:
         """In their order; those that lead to nobody now too."""
@@ -78,12 +91,25 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class PlainNetwork:
-    """A network of one app of the mesh and the outsiders with which it shared the network ``instead_of``."""
+    """Where one app of the mesh meets the outsiders with which it shared the network ``instead_of``. ``names`` are those of
+    the app, which its sidecar has on ``network``; empty if it is not there. ``beside``: the outsiders that meet the app
+    itself, each with the reason."""
 
     network: str
     app: str
     outsiders: tuple[str, ...]
     instead_of: str
+    names: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def beside_network(self) -> str:
+        """The network on which the app itself is, if it meets anybody. It comes after ``network`` by name."""
+        return f"{self.network}-beside" if self.names else self.network
+
+    def networks(self) -> tuple[str, ...]:
+        found = ([self.network] if self.names else []) + ([self.beside_network] if self.beside else [])
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +117,8 @@ class Topology:
     """``slots`` are by app of the mesh. Each with its reason: ``stays`` are original networks that an app keeps,
     ``excluded`` are apps, ``plaintext`` are sorted pairs whose traffic stays plaintext. ``unclear`` are names of several
     callees, by caller: the callee that the name leads to now, then all. ``hidden`` are pairs of caller and callee: the
-    caller was there first, is not foreseen to call it, and so did not get its names."""
+    caller was there first, is not foreseen to call it, and so did not get its names. ``parted``: pairs of an app and
+    an outsider that shared a network, and of which the app can no longer call the outsider."""
 
     slots: Mapping[str, tuple[Slot, ...]]
     stays: Mapping[tuple[str, str], str]
@@ -100,9 +127,15 @@ class Topology:
     plaintext: Mapping[tuple[str, str], str]
     unclear: Mapping[tuple[str, str], tuple[str, ...]]
     hidden: tuple[tuple[str, str], ...]
+    parted: tuple[tuple[str, str], ...] = ()
 
     def is_plaintext(self, one: str, other: str) -> bool:
         return (min(one, other), max(one, other)) in self.plaintext
+
+
+def is_met(app: str, topology: Topology) -> bool:
+    """Whether outsiders meet the app's sidecar."""
+    return any(plain.app == app and plain.names for plain in topology.plain)
 
 
 def lay_out(
@@ -113,14 +146,15 @@ def lay_out(
     ports: Mapping[str, tuple[Port, ...]],
     layout: Layout,
     is_foreseen: Callable[[str, str, int | None], bool],
+    calls: Callable[[str, str], bool] = lambda *_: False,
 ) -> Topology:
     """What is in ``layout``, that of the last run, stays as it is. An app that was there gets the names of new callees only
-    if ``is_foreseen`` says of it and the callee that it calls it. Raises :class:`UsageError` if an added service or network
-    has a name that the application uses already."""
+    if ``is_foreseen`` says of it and the callee that it calls it. ``calls`` says of an app and an outsider whether the app
+    calls it. Raises :class:`UsageError` if an added service or network has a name that the application uses already."""
     excluded = dict(excluded)
     while True:
         meshed = [name for name in sorted(apps) if name not in excluded]
-        stays = _stays(application, apps, meshed, static, layout)
+        stays = _stays(application, apps, meshed, static)
         plaintext = _plaintext(apps, meshed, excluded, stays)
         alone = [name for name in meshed if not _in_mesh(apps, name, meshed, plaintext)]
         if not alone:
@@ -140,8 +174,9 @@ def lay_out(
         unclear |= {
             (name, word): (leads[word], *them) for word, them in found.items() if len({*them}) > 1 and word in leads
         }
-    plain = tuple(_plain_networks(apps, meshed, excluded, stays, layout))
-    topology = Topology(slots, stays, plain, excluded, dict(sorted(plaintext.items())), unclear, tuple(hidden))
+    plain, parted = _plain_networks(apps, meshed, excluded, stays, ports, layout, calls)
+    pairs = dict(sorted(plaintext.items()))
+    topology = Topology(slots, stays, plain, excluded, pairs, unclear, tuple(hidden), parted)
     _refuse_clashes(application, topology)
     return topology
 
@@ -151,26 +186,17 @@ def _stays(
     apps: Mapping[str, App],
     meshed: list[str],
     static: tuple[StaticReference, ...],
-    layout: Layout,
 ) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for name in meshed:
         for key in apps[name].owner.networks:
-            others = {other for other in apps if other != name and key in apps[other].owner.networks}
             network = application.networks.get(key)
             fixed = [it for it in static if it.network == key and name in (it.caller, it.callee)]
             if network is not None and network.external:
                 found[name, key] = "it is external, and its other members are unknown"
             elif fixed:
                 found[name, key] = fixed[0].reason
-            elif others and (not others & set(meshed) or _was_first(layout, name, key, others & set(meshed))):
-                found[name, key] = ALONE
     return found
-
-
-def _was_first(layout: Layout, name: str, network: str, others: set[str]) -> bool:
-    """Whether an app stays alone with outsiders on a network that others came to later: they get networks of their own."""
-    return layout.stays(name, network) and not any(layout.stays(other, network) for other in others)
 
 
 def _plaintext(
@@ -199,8 +225,8 @@ def _why_alone(apps: Mapping[str, App], name: str, stays: Mapping[tuple[str, str
     if not near:
         return "shares no network with another service"
     for network in apps[name].owner.networks:
-        reason = stays.get((name, network), ALONE)
-        if reason != ALONE and any((other, network) in stays for other in near):
+        reason = stays.get((name, network))
+        if reason is not None and any((other, network) in stays for other in near):
             return f"stays on network {network}, and shares no other with a service of the mesh: {reason}"
     return "shares no network with a service that could be in the mesh"
 
@@ -253,17 +279,54 @@ def _plain_networks(
     meshed: list[str],
     excluded: Mapping[str, str],
     stays: Mapping[tuple[str, str], str],
+    ports: Mapping[str, tuple[Port, ...]],
     layout: Layout,
-) -> Iterable[PlainNetwork]:
+    calls: Callable[[str, str], bool],
+) -> tuple[tuple[PlainNetwork, ...], tuple[tuple[str, str], ...]]:
+    """And the pairs of app and outsider that are parted."""
+    found: list[PlainNetwork] = []
+    near: set[tuple[str, str]] = set()
     for name in meshed:
         kept = layout.outside.get(name, {})
         fresh = (f"{name}-plain" + (f"-{number}" if number > 1 else "") for number in count(1))
         unused = (network for network in fresh if network not in kept.values())
         for key in apps[name].owner.networks:
             outsiders = tuple(it for it in sorted(excluded) if it in apps and key in apps[it].owner.networks)
-            if outsiders and (name, key) not in stays:
+            if not outsiders or (name, key) in stays:
+                continue
+            beside = {it: why for it in outsiders if (why := _why_beside(apps[name], it, excluded, calls))}
+            is_called = bool(ports[name]) and not udp_beside(apps[name])
+            by_name = is_called and any(excluded[it] != ASKS_DOCKER for it in outsiders)
+            near |= {(name, it) for it in outsiders}
+            if by_name or beside:
                 network = kept[key] if kept.get(key, key) != key else next(unused)
-                yield PlainNetwork(network, name, outsiders, key)
+                there = outsiders if by_name else tuple(beside)
+                names = _names_of(apps, name, key, outsiders) if by_name else ()
+                found.append(PlainNetwork(network, name, there, key, names, beside))
+    met = {(plain.app, it) for plain in found for it in plain.beside}
+    return tuple(found), tuple(sorted(near - met))
+
+
+def _why_beside(app: App, outsider: str, excluded: Mapping[str, str], calls: Callable[[str, str], bool]) -> str | None:
+    """Why an outsider must meet the app itself."""
+    if udp_beside(app):
+        return "the app serves UDP, which no sidecar carries"
+    if excluded[outsider] == ASKS_DOCKER:
+        return "it asks Docker for the app's own address"
+    return "the app calls it" if calls(app.name, outsider) else None
+
+
+def _names_of(apps: Mapping[str, App], name: str, network: str, outsiders: Iterable[str]) -> tuple[str, ...]:
+    """The names by which outsiders call an app on a network: also those that their links give it."""
+    members = {member.name for member in apps[name].members}
+    linked = [
+        alias
+        for outsider in outsiders
+        for member in apps[outsider].members
+        for service, alias in member.links
+        if service in members
+    ]
+    return tuple(dict.fromkeys([*apps[name].owner.names_on(network), *linked]))
 
 
 def _refuse_clashes(application: Application, topology: Topology) -> None:
@@ -272,7 +335,7 @@ def _refuse_clashes(application: Application, topology: Topology) -> None:
         if name in application.services:
             mistakes.append(f"service '{name}' exists already, and inject adds one of that name: rename it")
     added = [slot.network for slots in topology.slots.values() for slot in slots]
-    for key in [MESH, *added, *(plain.network for plain in topology.plain)]:
+    for key in [MESH, *added, *(network for plain in topology.plain for network in plain.networks())]:
         if key in application.networks:
             mistakes.append(f"network '{key}' exists already, and inject adds one of that name: rename it")
     if mistakes:

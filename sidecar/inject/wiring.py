@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from datetime import date
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import Any
 
 from certs.protocol.mesh_state import SECRET
-from sidecar.inject.published import Published, entries
-from sidecar.inject.subnets import dynamic_half, first_fixed
-from sidecar.inject.topology import CA, Topology
+from sidecar.inject import outsiders
+from sidecar.inject.published import Published
+from sidecar.inject.published import entries as published_entries
+from sidecar.inject.subnets import containers, first_fixed
+from sidecar.inject.topology import CA, Layout, Topology, app_alias, is_met
 from sidecar.inject.yamltext import Flow, block
 from sidecar.policy.names import ADMIN_PORT
 
@@ -50,13 +53,18 @@ def wiring(
     subnets: Mapping[str, IPv4Network],
     address: IPv4Address,
     published: Collection[Published] = (),
+    day: date | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """The data of an app's file. ``address`` is the sidecar's address on the mesh network; ``published`` are those ports of
-    the app at which the host answers too."""
-    inbound = [
-        {"port": name, "listen": f"{address}:{number}", "app": f"{app}:{number}"} for name, number in ports[app].items()
-    ]
-    inbound += [entry | {"app": f"{app}:{ports[app][entry['port']]}"} for entry in entries(published, subnets)]
+    the app at which the host answers too; ``day`` is the last on which outsiders may come in plaintext. ``layout``:
+    that of the last run."""
+    before = layout or Layout()
+    name_of_app = app_alias(app) if is_met(app, topology) else app
+    places = {name: f"{name_of_app}:{number}" for name, number in ports[app].items()}
+    inbound = [{"port": name, "listen": f"{address}:{ports[app][name]}", "app": at} for name, at in places.items()]
+    inbound += [entry | {"app": places[entry["port"]]} for entry in published_entries(published, subnets)]
+    inbound += outsiders.entries(app, topology, ports, subnets, day)
     outbound: list[dict[str, Any]] = []
     for slot in topology.slots[app]:
         found: dict[int, dict[str, Any]] = {}
@@ -68,7 +76,7 @@ def wiring(
                 found[number] = {
                     "to": f"{callee}:{name}",
                     "listen": f"{first_fixed(subnets[slot.network])}:{number}",
-                    "allow_from": [str(dynamic_half(subnets[slot.network]))],
+                    "allow_from": containers(subnets[slot.network], told=before.has_gateway(slot.network)),
                     "device": "auto",
                     "peers": [f"{callee}.mesh:{number}"],
                 }
@@ -102,9 +110,9 @@ def mesh_number(ports: Mapping[str, int]) -> int:
 
 
 def needs_of(data: Mapping[str, Any], settings: Mapping[str, Any], is_foreseen: Callable[[str, str, int], bool]) -> str:
-    """A digest of what makes a restart necessary: the listeners, and the settings that are written in the Compose file. A
-    listener for a call that nobody foresees can wait for the next start."""
-    inbound = [[it["port"], it["listen"]] for it in data["inbound"]]
+    """A digest of what makes a restart necessary: the listeners, until when they take plaintext, and the settings that are
+    written in the Compose file. A listener for a call that nobody foresees can wait for the next start."""
+    inbound = [[it["port"], it["listen"], *([str(it["until"])] if it.get("until") else [])] for it in data["inbound"]]
     outbound = [
         [it["to"], it["listen"]]
         for it in data["outbound"]

@@ -12,10 +12,11 @@ this machine, where Docker would publish its ports.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cryptography import x509
 from certs.protocol.mesh_state import MeshState
 from sidecar.config.sidecar_yaml import Config
 from sidecar.config.wiring import parse_config
+from sidecar.documents.address import parse_address
 from sidecar.documents.yaml12 import load_text
 from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import UsageError
@@ -32,7 +34,7 @@ from sidecar.inject.injection import MESH_DIRECTORY, OVERRIDE
 from sidecar.inject.options import read_record
 from sidecar.inject.project import read_text
 from sidecar.inject.state import Certs, run_certs
-from sidecar.inject.topology import CA, sidecar_of
+from sidecar.inject.topology import CA, MESH, sidecar_of
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh, load_mesh
 from sidecar.verify import remote
@@ -78,7 +80,9 @@ def compose(
     for path in sorted((project / MESH_DIRECTORY / "sidecars").glob("*.yaml")):
         config = parse_config(load_text(path), str(path), {}, mesh)
         place.doors[config.service] = CommandDoor(partial(run, sidecar_of(config.service)))
-        place.listeners += listeners_of(config)
+        between = [one for one in listeners_of(config) if _is_on(one, record.layout.subnets.get(MESH))]
+        place.listeners += between
+        place.not_covered += _elsewhere(config, {one.address for one in between})
         place.edges += _edges(config, mesh)
 
     def from_the_network(text: str) -> str:
@@ -89,6 +93,23 @@ def compose(
     told, _ = composer.config(files, environ)
     _find_ways_past(place, mesh, told, _addresses(composer, files, environ), from_the_network)
     return place
+
+
+def _is_on(listener: Listener, network: IPv4Network | None) -> bool:
+    """Whether a stranger on this network could call it: not what is published, nor what outsiders meet."""
+    address = parse_address(listener.address).ip
+    return network is None or not isinstance(address, IPv4Address) or address in network
+
+
+def _elsewhere(config: Config, between: Collection[str]) -> Iterator[str]:
+    for port in config.inbound:
+        if str(port.listen) not in between:
+            whom = (
+                "outsiders come in plaintext"
+                if port.mode == "permissive"
+                else "the host's callers come (--publish-mesh)"
+            )
+            yield f"{config.service}:{port.port} at {port.listen}, where {whom}: nobody of the mesh can ask there"
 
 
 def _edges(config: Config, mesh: Mesh) -> Iterator[Edge]:

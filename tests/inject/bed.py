@@ -156,13 +156,15 @@ def shared_between_apps(injection: Injection, after: Mapping[str, Any]) -> list[
 
 
 def own_names_carried(inputs: Inputs, injection: Injection, after: Mapping[str, Any]) -> list[str]:
-    """Names of an app that its own sidecar would answer to."""
+    """Names of an app that its own sidecar would answer to, where the app is, or where another app of the mesh is."""
     apps = find_apps(read_application(inputs.config, "compose.yaml"))
-    return [
-        f"{name}: {alias}"
-        for name in injection.services
-        for alias in aliases_of(after, sidecar_of(name)) & apps[name].own_names()
-    ]
+    broken = []
+    for name in injection.services:
+        for network, raw in after["services"][sidecar_of(name)]["networks"].items():
+            near = {it for it in injection.services if network in (after["services"][it].get("networks") or {})}
+            if near and network != MESH:
+                broken += [f"{name}: {it}" for it in {*(raw or {}).get("aliases", ())} & apps[name].own_names()]
+    return broken
 
 
 def aliases_of(after: Mapping[str, Any], service: str, *, private: bool = True) -> set[str]:
@@ -211,6 +213,11 @@ def edges_without_listener(
 
 def _address_of(name: str, caller: str, after: Mapping[str, Any]) -> str | None:
     """What the name leads to for the caller: the address, on a network of both, of the one that has it as an alias."""
+    if sidecar_of(caller) not in after["services"]:
+        networks = after["services"][sidecar_of(name)]["networks"].items()
+        near = set(after["services"][caller]["networks"])
+        own = [it["ipv4_address"] for key, it in networks if key in near and name in (it.get("aliases") or ())]
+        return own[0] if own else None
     near = set(after["services"][caller]["networks"])
     found = [
         raw["ipv4_address"]
@@ -224,7 +231,31 @@ def _arrives(peer: str, callee: str, after: Mapping[str, Any], wiring: Mapping[s
     """Whether a peer's name is the callee's sidecar on the mesh network, and that listens there."""
     networks = after["services"][sidecar_of(callee)]["networks"]
     at = networks[MESH]
-    return peer in at["aliases"] and {it.listen.host for it in wiring[callee].inbound} == {at["ipv4_address"]}
+    return peer in at["aliases"] and at["ipv4_address"] in {it.listen.host for it in wiring[callee].inbound}
+
+
+def outsiders_without_way(
+    inputs: Inputs, injection: Injection, after: Mapping[str, Any], wiring: Mapping[str, Config]
+) -> list[str]:
+    """Outsiders that shared a network with an app of the mesh, and can no longer call a port of it: its name leads neither
+    to a listener of its sidecar that takes plaintext, nor to the app itself, which is said then."""
+    broken = []
+    apps = find_apps(read_application(inputs.config, "compose.yaml"))
+    for app in injection.services:
+        for outsider in {*neighbours(apps[app], apps)} - {*injection.services}:
+            near = set(after["services"][outsider]["networks"])
+            met = near & set(after["services"][app]["networks"])
+            place = _address_of(app, outsider, after)
+            listening = {
+                it.listen.port for it in wiring[app].inbound if it.listen.host == place and it.mode == "permissive"
+            }
+            for port in injection.ports[app]:
+                if port.number not in listening and not met:
+                    broken.append(f"{outsider} -> {app}:{port.number}")
+            told = [it for it in injection.warnings if (outsider in it and app in it and "see" in it) or "stay" in it]
+            if met and not told:
+                broken.append(f"{outsider} passes {app}'s sidecar, and nothing says so")
+    return broken
 
 
 def app_names_on_the_mesh(injection: Injection, after: Mapping[str, Any]) -> list[str]:

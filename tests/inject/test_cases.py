@@ -71,6 +71,7 @@ def test_what_must_hold_of_what_compose_makes_of_it(case: Case, injection: Injec
     assert bed.own_names_carried(inputs, injection, after) == []
     assert bed.app_names_on_the_mesh(injection, after) == []
     assert bed.edges_without_listener(inputs, injection, after, wiring) == []
+    assert bed.outsiders_without_way(inputs, injection, after, wiring) == []
     assert bed.held_by_another(injection, after, wiring) == []
     assert bed.overlapping(injection) == []
     assert bed.values_in_comments(inputs, injection) == []

@@ -40,13 +40,14 @@ def test_an_app_that_only_its_sidecar_reaches_is_told() -> None:
     assert not any("proxy_protocol" in warning for warning in injection.warnings)
 
 
-OUTSIDER = {"image": "example.org/backup", "depends_on": ["db"], "x-mesh": {"mesh": False}}
+OUTSIDER = {"image": "example.org/backup", "x-mesh": {"mesh": False}}
+CALLS: dict[str, Any] = {"depends_on": ["backup"]}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     "a published port": (published(), {}, {}, "at published port 80 (--publish drop)"),
     "one of loopback": (published("127.0.0.1"), {}, {}, "at published port 80"),
     "one moved to loopback": (published(), {}, {"publish": "loopback"}, "at published port 80"),
     "the host's network": ({}, {"agent": {"network_mode": "host"}}, {}, "by agent, on the host's network"),
-    "an outsider": ({}, {"backup": OUTSIDER}, {}, "by backup, not in the mesh, on network"),
+    "an outsider": (CALLS, {"backup": OUTSIDER}, {}, "by backup, not in the mesh (the app calls it)"),
 }
 
 
@@ -87,6 +88,10 @@ def test_a_network_on_which_it_stays_is_a_way(knows: bool) -> None:
 def test_what_is_no_way_to_this_port_is_not_refused(db: dict[str, Any], options: dict[str, Any]) -> None:
     said = text(db, {"ports": [80]})
     assert is_told(injected(said, options=replace(OPTIONS, **options)))
+
+
+def test_an_outsider_that_the_app_does_not_call_meets_its_sidecar_and_is_no_way() -> None:
+    assert is_told(injected(text(backup=OUTSIDER)))
 
 
 def test_a_port_that_is_not_told_may_be_reached_as_before() -> None:

@@ -105,8 +105,16 @@ VALUES: dict[str, Any] = {
     "inbound[].identity_header": "x-forwarded-client-cert",
     "inbound[].limits.connections": 7,
     "outbound[].limits.connections": 7,
+    "inbound[].mode": "permissive",
+    "inbound[].until": "2099-12-31",
+    "inbound[].server_first": True,
 }
 """A value of each key of ``sidecar.yaml`` that a person may want: whoever adds a key adds it here."""
+
+
+ALONG = {"mode": "permissive", "until": "2099-12-31"}
+TOGETHER = {f"inbound[].{key}": ALONG for key in ("mode", "until", "server_first")}
+"""What a key needs beside it."""
 
 
 def is_ours(key: str) -> bool:
@@ -120,8 +128,9 @@ def test_every_key_of_sidecar_yaml_can_be_given_unless_the_wiring_consists_of_it
         return  # they hold others
     side, _, name = key.partition("[].")
     said: Any = VALUES.get(key)
-    for step in reversed([side, "*", *name.split(".")] if name else key.split(".")):
+    for step in reversed(name.split(".") if name else key.split(".")):
         said = {step: said}
+    said = {side: {"*": TOGETHER.get(key, {}) | said}} if name else said
     db: dict[str, Any] = {"depends_on": ["web"], "expose": ["6379"]}
     services: dict[str, Any] = {"web": {"depends_on": ["db"], "expose": ["80"]}, "db": db}
     before: Any = wiring(injected(yaml.safe_dump({"services": services})), "db")
@@ -135,7 +144,7 @@ def test_every_key_of_sidecar_yaml_can_be_given_unless_the_wiring_consists_of_it
         before, after = getattr(before, side)[0], getattr(after, side)[0]
     for step in (name or key).split("."):
         before, after = getattr(before, step), getattr(after, step)
-    assert after == (7.0 if VALUES[key] == "7s" else VALUES[key])
+    assert (str(after) if key.endswith("until") else after) == (7.0 if VALUES[key] == "7s" else VALUES[key])
     assert after != before
 
 

@@ -59,6 +59,21 @@ def test_what_a_rule_that_runs_out_will_refuse_is_told() -> None:
     assert line not in shown(web=WEB | {"ending": []})
 
 
+def test_who_passes_a_sidecar_is_told_beside_it_and_strict_is_not_called_complete() -> None:
+    ways = {"web": ["at published port 80"], "api": ["by old"]}
+    open_ = WEB | {
+        "inbound": [{"port": "http", "may_call": []}, {"port": "http", "may_call": [], "until": "2026-12-08"}]
+    }
+    found: dict[str, Any] = {"sidecars": {"web": open_, "db": open_, "api": WEB}, "ca": CA, "not_seen": ways}
+    assert [line for line in overview.as_text(found).splitlines() if line.startswith(" ")] == [
+        "  http may be called by: nobody",
+        "  NOT SEEN, so strict is not complete: who comes at published port 80",
+        "  http may be called by: nobody",
+        "  http may be called by: nobody",
+        "  not seen: who comes by old",
+    ]
+
+
 def test_who_does_not_answer_is_told() -> None:
     silent = {"error": 'service "api-mesh" is not running'}
     assert shown(api=silent)[0] == 'api  DOES NOT ANSWER: service "api-mesh" is not running'
@@ -106,7 +121,9 @@ def test_what_the_ca_has_revoked() -> None:
 
 
 def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    injection = inject(inputs({"web": {}, "db": {"expose": ["1"]}}))
+    injection = inject(
+        inputs({"web": {}, "db": {"expose": ["1"], "depends_on": ["old"]}, "old": {"x-mesh": {"mesh": False}}})
+    )
     for name, text in injection.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -126,6 +143,7 @@ def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest
     assert found["sidecars"] == {"db": {"error": "docker compose exec: it is not running"}, "web": WEB}
     assert found["ca"] == CA
     assert found["reports"] == [{"identity": "x"}]
+    assert found["not_seen"] == {"db": ["by old, not in the mesh (the app calls it)"]}
     assert sorted(asked) == [
         ("exec", "-T", "db-mesh", "sidecar", "status", "--json"),
         ("exec", "-T", "mesh-ca", "certs", "list", "/var/lib/mesh-ca", "--json"),

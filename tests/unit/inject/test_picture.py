@@ -53,6 +53,12 @@ def test_what_a_person_must_know() -> None:
         "api, in share one network namespace, so one identity: api",
         "api: its external_links lead out of the application and do not work in its private network",
         "quiet has the Docker socket, and with it full control of this machine",
+        "router comes to web in plaintext, by its sidecar, until 2026-12-08 (UTC): `sidecar status --all` counts who does; "
+        "then it is refused. `until` of the rule in mesh/mesh.yaml is yours to change",
+        "web: strict is not complete, also after 2026-12-08: its sidecar does not see who comes at published port 80 "
+        "(--publish drop); at published port 443 (--publish drop); by router, not in the mesh (the app calls it)",
+        "router can reach api past its sidecar, not seen: the app serves UDP, which no sidecar carries",
+        "quiet can no longer call router, as nothing says that it does: if so, name that in `depends_on`",
     ]
     assert "9999" not in str(said)
 
@@ -77,8 +83,11 @@ def test_what_holds_of_several_is_one_line() -> None:
         "traffic between dns and a, b, c stays plaintext",
         "a, b stay on network outer",
         "a, b, c",
+        "dns comes to a, b, c, d in plaintext, by their sidecars, until 2026-12-08 (UTC)",
+        *(f"{name}: strict is not complete, also after 2026-12-08".partition(":")[0] for name in ("a", "b", "c", "d")),
+        "d can no longer call dns, as nothing says that it does",
     ]
-    assert "published ports 80, 81, 82, 83:" in said[-1]
+    assert "published ports 80, 81, 82, 83:" in said[2]
     quiet = inject(inputs({"a": {}, "b": {}})).picture
     assert quiet == "  a, b: no call from them or to them was found"
     assert injection.lost == ("shop_default",)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.exclusions import ASKS_DOCKER
 from sidecar.inject.topology import Topology, sidecar_of
 from tests.inject.applications import topology
 
@@ -64,24 +65,42 @@ def test_who_shares_no_network_is_not_carried() -> None:
     assert callees(found, "b") == [("b-private", ("a", "c"))]
 
 
-def test_outsiders_meet_each_app_on_a_network_of_its_own() -> None:
-    found = topology({"a": {}, "b": {}, "router": {}}, excluded={"router": "asks Docker"})
-    assert [(it.network, it.app, it.outsiders) for it in found.plain] == [
-        ("a-plain", "a", ("router",)),
-        ("b-plain", "b", ("router",)),
+def test_outsiders_meet_each_app_s_sidecar_on_a_network_of_its_own() -> None:
+    services: dict[str, Any] = {"a": {"expose": ["1"]}, "b": {"expose": ["1"], "hostname": "bb"}, "router": {}, "x": {}}
+    found = topology(services, excluded={"router": ASKS_DOCKER, "x": "is special"})
+    assert [(it.network, it.app, it.outsiders, it.names, [*it.beside]) for it in found.plain] == [
+        ("a-plain", "a", ("router", "x"), ("a",), ["router"]),
+        ("b-plain", "b", ("router", "x"), ("b", "bb"), ["router"]),
     ]
+    assert [it.networks() for it in found.plain] == [
+        ("a-plain", "a-plain-beside"),
+        ("b-plain", "b-plain-beside"),
+    ]
+    assert found.parted == (("a", "x"), ("b", "x"))
     assert found.is_plaintext("router", "a")
     assert not found.is_plaintext("a", "b")
     assert found.stays == {}
 
 
-def test_the_only_app_on_a_network_stays_on_it() -> None:
+def test_who_asks_docker_meets_the_app_itself_under_its_names() -> None:
+    found = topology({"a": {"expose": ["1"]}, "b": {}, "router": {}}, excluded={"router": ASKS_DOCKER})
+    assert [(it.network, it.app, it.names) for it in found.plain] == [("a-plain", "a", ()), ("b-plain", "b", ())]
+    assert [it.networks() for it in found.plain] == [("a-plain",), ("b-plain",)]
+
+
+def test_an_app_that_nobody_can_call_and_that_calls_no_outsider_meets_none() -> None:
+    found = topology({"a": {}, "b": {}, "x": {}}, excluded={"x": "is special"})
+    assert found.plain == ()
+    assert found.parted == (("a", "x"), ("b", "x"))
+
+
+def test_the_only_app_on_a_network_leaves_it_too() -> None:
     services: dict[str, Any] = {
-        "a": {"networks": {"default": None, "side": None}}, "b": {}, "x": {"networks": {"side": None}},
+        "a": {"networks": {"default": None, "side": None}, "expose": ["1"]}, "b": {}, "x": {"networks": {"side": None}},
     }  # fmt: skip
     found = topology(services, {"side": {}}, excluded={"x": "is special"})
-    assert list(found.stays) == [("a", "side")]
-    assert found.plain == ()
+    assert found.stays == {}
+    assert [(it.network, it.instead_of) for it in found.plain] == [("a-plain", "side")]
 
 
 def test_two_apps_on_an_external_network_are_a_pair_in_plaintext_and_said_so() -> None:

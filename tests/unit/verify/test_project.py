@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from cryptography import x509
 from sidecar.host.clock import utc_now
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import inject
+from sidecar.inject.published import Asked
+from sidecar.inject.topology import MESH
 from sidecar.verify import project
 from sidecar.verify.judgement import Attempt, Edge, Status
 from sidecar.verify.trial import Place
 from tests.beds.certificates import HOUR, Authority
-from tests.inject.applications import inputs
+from tests.inject.applications import OPTIONS, inputs
 
 APPLICATION: dict[str, Any] = {
     "web": {
@@ -110,6 +114,21 @@ def test_the_stranger_is_in_a_container_of_the_mesh_network(home: Path) -> None:
     words, stdin = engine.ran[-1]
     assert words == ("exec", "-T", "mesh-ca", "sidecar", "probe", "--stranger")
     assert json.loads(stdin or "")["credentials"] == {}
+
+
+def test_a_stranger_is_asked_on_the_mesh_network_alone(home: Path) -> None:
+    """What is published, and what outsiders meet, is on networks where nobody of the mesh is."""
+    old = {"x-mesh": {"mesh": False}}
+    given = inputs({**APPLICATION, "old": old}, options=replace(OPTIONS, publish_mesh={"api": Asked()}))
+    injection = inject(given)
+    for name, text in injection.files.items():
+        (home / name).write_text(text)
+    place = project.compose(home, {"MESH_STATE": str(home / "state")}, Engine({}), CaStandIn(), lambda _: None)  # type: ignore[arg-type]
+    mesh = injection.placement.subnets[MESH]
+    assert all(ip_address(one.address.rpartition(":")[0]) in mesh for one in place.listeners)
+    assert len(place.listeners) == 4, "web, api, and the sidecars' own"
+    told = [it for it in place.not_covered if "nobody of the mesh can ask there" in it]
+    assert [("api" in it, "plaintext" in it) for it in told] == [(True, False), (True, True), (False, True)]
 
 
 def test_the_probe_gets_certificates_of_its_own_and_one_is_revoked(home: Path) -> None:

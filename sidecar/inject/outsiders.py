@@ -1,0 +1,180 @@
+"""Callers that are not in the mesh: they come to the sidecars in plaintext, until a day. Pure.
+
+How this works. :mod:`topology` puts an app's sidecar, under the app's names, on a network with the outsiders that could call
+the app before. Here its ports there become listeners in ``mode: permissive``, and ``mesh.yaml`` gets the rule ``from:
+plaintext`` for exactly these ports. Both end on one day: :data:`DAYS` after the first run that met an outsider there. It is
+in the record of the last run, and no run moves it. A person moves it, in the rule, and the listener follows at the next run;
+or by ``until`` in ``x-mesh``.
+
+Not seen are those who can reach the app itself: :func:`notes` names them beside each, because a port is strict only where
+nobody passes its sidecar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import date, timedelta
+from ipaddress import IPv4Network
+from typing import Any
+
+from sidecar.documents.days import parse_day
+from sidecar.inject.facts import Facts
+from sidecar.inject.meshtext import Proposal
+from sidecar.inject.subnets import first_fixed
+from sidecar.inject.topology import Topology, app_alias, is_met
+from sidecar.policy.mesh import Mesh
+from sidecar.policy.names import PLAINTEXT, Target
+
+DAYS = 14
+
+SERVER_FIRST = frozenset({21, 22, 25, 110, 119, 143, 587, 3306, 4190, 5900})
+"""Ports of protocols in which the server speaks first: FTP, SSH, SMTP, POP3, NNTP, IMAP, MySQL, Sieve, VNC. ``server_first``
+in ``x-mesh`` is for the others."""
+
+Ports = Mapping[str, Mapping[str, int]]
+"""The ports of each app, by their names in ``mesh.yaml``."""
+
+Ways = Mapping[str, Mapping[int | None, Collection[str]]]
+"""By app, what :func:`sidecar.inject.beside.ways_beside` found."""
+
+
+def met(topology: Topology) -> list[str]:
+    """The apps whose sidecars outsiders meet."""
+    return [app for app in topology.slots if is_met(app, topology)]
+
+
+def last_days(
+    topology: Topology,
+    before: Mapping[str, date],
+    mesh: Mesh | None,
+    facts: Mapping[str, Facts],
+    ports: Ports,
+    today: date,
+) -> tuple[dict[str, date], dict[str, date]]:
+    """The last day of plaintext of each app that outsiders meet; and the days to record, those of apps that they no longer
+    meet too. ``before`` are the recorded ones, ``mesh`` is the present ``mesh.yaml``."""
+    recorded = {**before, **{app: today + timedelta(days=DAYS) for app in met(topology) if app not in before}}
+    found = {}
+    for app in met(topology):
+        ruled = [day for name in ports[app] for day in _ruled(mesh, Target(app, name))]
+        found[app] = max(_said(facts.get(app)) or ruled, default=recorded[app])
+    return found, dict(sorted(recorded.items()))
+
+
+def _said(facts: Facts | None) -> list[date]:
+    given = facts.sidecar.get("inbound") if facts is not None else None
+    found = []
+    for keys in given.values() if isinstance(given, Mapping) else ():
+        try:
+            found.append(parse_day(str(keys["until"])))
+        except (KeyError, TypeError, ValueError):
+            continue  # what is no day is told where the facts are checked
+    return found
+
+
+def _ruled(mesh: Mesh | None, target: Target) -> Iterator[date]:
+    for rule in mesh.rules if mesh is not None else ():
+        if (
+            rule.action == "allow"
+            and rule.mode == "enforce"
+            and rule.until is not None
+            and rule.fits(PLAINTEXT, target)
+        ):
+            yield rule.until
+
+
+def proposals(topology: Topology, ports: Ports, days: Mapping[str, date]) -> tuple[Proposal, ...]:
+    """A rule for each app that outsiders meet, so that each has a day of its own."""
+    return tuple(
+        Proposal(
+            str(PLAINTEXT),
+            tuple(f"{app}:{name}" for name in ports[app]),
+            f"{', '.join(_whom(app, topology))}: not in the mesh",
+            days[app],
+        )
+        for app in days
+    )
+
+
+def _whom(app: str, topology: Topology) -> list[str]:
+    return sorted({it for plain in topology.plain if plain.app == app and plain.names for it in plain.outsiders})
+
+
+def entries(
+    app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], day: date | None
+) -> list[dict[str, Any]]:
+    """The entries of ``inbound`` at which outsiders meet the app's sidecar."""
+    return [
+        {
+            "port": name,
+            "listen": f"{first_fixed(subnets[plain.network])}:{number}",
+            "device": "auto",
+            "app": f"{app_alias(app)}:{number}",
+            "mode": "permissive",
+            "until": str(day),
+            **({"server_first": True} if number in SERVER_FIRST else {}),
+        }
+        for plain in topology.plain
+        if plain.app == app and plain.names
+        for name, number in ports[app].items()
+    ]
+
+
+def not_seen(ways: Ways) -> dict[str, list[str]]:
+    """By app, the ways past its sidecar; those without any are left out."""
+    found = {app: [way for them in by_port.values() for way in them] for app, by_port in sorted(ways.items())}
+    return {app: them for app, them in found.items() if them}
+
+
+def notes(
+    topology: Topology, days: Mapping[str, date], ways: Ways, today: date, listening: Collection[str]
+) -> Iterator[str]:
+    """What to tell of outsiders, the most serious first. What holds of several services is one line. ``listening`` are the
+    outsiders that can be called."""
+    unseen = not_seen(ways)
+    groups: dict[tuple[tuple[str, ...], date], list[str]] = {}
+    for app, day in days.items():
+        groups.setdefault((tuple(_whom(app, topology)), day), []).append(app)
+    for (whom, day), apps in groups.items():
+        them, come = ", ".join(whom), "come" if whom[1:] else "comes"
+        if day < today:
+            yield (
+                f"plaintext to {', '.join(apps)} ended on {day}: {them} {'are' if whom[1:] else 'is'} refused there; "
+                "`until` of the rule from plaintext, in mesh/mesh.yaml, gives it another day"
+            )
+        else:
+            yield (
+                f"{them} {come} to {', '.join(apps)} in plaintext, by {_its(apps)}, until {day} (UTC): `sidecar status "
+                "--all` counts who does; then it is refused. `until` of the rule in mesh/mesh.yaml is yours to change"
+            )
+    alike: dict[tuple[str, date], list[str]] = {}
+    for app in days:
+        if app in unseen:
+            alike.setdefault(("; ".join(unseen[app]), days[app]), []).append(app)
+    for (listed, day), apps in alike.items():
+        see = "do not see" if apps[1:] else "does not see"
+        yield (f"{', '.join(apps)}: strict is not complete, also after {day}: {_its(apps)} {see} who comes {listed}")
+    past: dict[tuple[str, str], list[str]] = {}
+    for plain in topology.plain:
+        for outsider, why in plain.beside.items() if plain.app not in days else ():
+            past.setdefault((outsider, why), []).append(plain.app)
+    for (outsider, why), apps in past.items():
+        names = list(dict.fromkeys(apps))
+        yield f"{outsider} can reach {', '.join(names)} past {_its(names)}, not seen: {why}"
+    parted: dict[str, list[str]] = {}
+    for app, outsider in topology.parted:
+        if outsider in listening:
+            parted.setdefault(outsider, []).append(app)
+    together: dict[tuple[str, ...], list[str]] = {}
+    for outsider, apps in parted.items():
+        together.setdefault(tuple(apps), []).append(outsider)
+    for callers, called in together.items():
+        does = "they do" if callers[1:] else "it does"
+        yield (
+            f"{', '.join(callers)} can no longer call {', '.join(called)}, as nothing says that {does}: if so, name that in "
+            "`depends_on`"
+        )
+
+
+def _its(apps: Collection[str]) -> str:
+    return "their sidecars" if len(apps) > 1 else "its sidecar"
