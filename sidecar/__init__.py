@@ -33,6 +33,7 @@ One room (folder) a subject. A room may import the rooms above it and no other.
 * ``sidecar.explain``: what happened to one connection, from the logs of both ends
 * ``sidecar.learn``: what was seen becomes rules; what a changed mesh file would refuse of it
 * ``sidecar.verify``: ``sidecar verify``: tries every promise of a running mesh, and tells what was seen
+* ``sidecar.dashboard``: ``sidecar dashboard``: the mesh in a browser, made of what the CA keeps
 * ``sidecar.cli``: the ``sidecar`` command; no logic
 * ``sidecar.demo``: ``make demo``: a mesh of real processes, used and attacked
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,30 +14,66 @@ from typing import Any
 import click
 
 from certs.cli.options import DIRECTORY, directory
-from certs.service.admin import REPORTS_PATH, SOCKET
+from certs.protocol.looking import SECONDS, SOCKET, looks
+from certs.service.admin import REPORTS_PATH
 from sidecar.documents.printable import printable_values
+from sidecar.host.redraw import Look, watch, watch_lines
 from sidecar.identity.reasons import UsageError
 from sidecar.observe import probe
 
 
 @click.command()
 @click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def reports(given: Path | None, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For programs; with --follow a line each time.")
+@click.option("--follow", is_flag=True, help=f"Go on, and show them every {SECONDS:g} s; Ctrl-C ends it.")
+def reports(given: Path | None, as_json: bool, follow: bool) -> None:
     """Show the last report of each sidecar: its state, its versions, what it refused.
 
     They are asked of the running `certs serve` of DIRECTORY, by its own user or root, through DIRECTORY/admin.sock. A
     sidecar reports each five seconds; the last report is kept for an hour. A report is what a sidecar says of itself. Exit
     code: 2 if no CA answers there.
+
+    With --follow --json each line has the alarms too, and what the CA says of itself; or `error`, while no CA answers. It
+    ends as well when stdin is a pipe and is closed.
     """
+    if follow:
+        _follow(directory(given), as_json)
+        return
     found = {"reports": ask(directory(given), REPORTS_PATH)}
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    every = printable_values(found)["reports"]
-    click.echo(f"sidecars that report: {len(every)}")
-    for one in every:
-        click.echo("\n".join(as_lines(one)))
+    click.echo(_text(found))
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    every = printable_values(found["reports"])
+    return "\n".join([f"sidecars that report: {len(every)}", *(line for one in every for line in as_lines(one))])
+
+
+def _follow(where: Path, as_json: bool) -> None:
+    found = looks(where, SECONDS, lambda _seconds: None)  # whoever shows them waits
+
+    def look() -> Look:
+        one = next(found)
+        return Look(fault=one["error"]) if "error" in one else Look(_text(one))
+
+    if as_json:
+        watch_lines(lambda: json.dumps(next(found)), SECONDS, sys.stdout, _wait)
+    else:
+        watch(look, SECONDS, sys.stdout)
+
+
+def _wait(seconds: float) -> None:
+    """Until the next look. Raises :class:`KeyboardInterrupt` when whoever reads has gone: the program that started this one
+    in a container ends there, and nothing else tells this one."""
+    try:
+        mode = os.fstat(0).st_mode
+        piped = [0] if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else []
+    except OSError:
+        piped = []  # there is no stdin
+    if select.select(piped, [], [], seconds)[0] and not os.read(0, 4096):
+        raise KeyboardInterrupt
 
 
 def ask(where: Path, path: str) -> list[Any]:

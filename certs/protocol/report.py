@@ -15,12 +15,14 @@ since the CA takes the identity from the certificate of the connection.
 ``certificate``    ``serial`` (hexadecimal), ``not_after``, ``renews_at``
 ``inbound``        of each port: ``port``, ``may_call``
 ``outbound``       of each target: ``to``, ``allowed``
-``edges``          of each pair: ``direction``, ``peer``, ``port``, ``rule``, ``opened``, ``live``, ``ended`` and
-                   ``refused`` (a number for each reason), ``to_app``, ``from_app`` (bytes), ``streams``, ``reused``
+``edges``          of each pair: ``direction``, ``peer``, ``port``, ``rule``, ``opened`` (and ``opening_ms``, how long that
+                   took in all), ``live``, ``ended`` and ``refused`` (a number for each reason), ``to_app``, ``from_app``
+                   (bytes), ``streams``, ``reused``
 ``refusals``       the last ones, those that are alike in one: ``direction``, ``port``, ``reason``, ``peer``, ``address``,
                    ``count``, ``first``, ``last``, ``message``, ``connection_id``
 ``alarms``         those in force
 ``channels``       ``idle``, ``streams``, ``reused``
+``ending``         calls that are refused soon, since a rule runs out: ``from``, ``to``, ``until``, ``rule``
 ``strangers``      connections whose peer has not proved an identity; ``log_lost``: lines of the log
 ``cut``            how many entries of its lists were left out, since it would have been too large
 ================== =====================================================================================================
@@ -68,11 +70,12 @@ _FIELDS: Mapping[str, type] = {
     "refusals": list,
     "alarms": list,
     "channels": dict,
+    "ending": list,
     "strangers": int,
     "log_lost": int,
     "cut": int,
 }
-_CUT_FIRST = ("refusals", "edges", "inbound", "outbound", "waiting", "reload_refused", "unwell", "alarms")
+_CUT_FIRST = ("refusals", "edges", "inbound", "outbound", "ending", "waiting", "reload_refused", "unwell", "alarms")
 """Of a report that is too large; the ends of these lists go, alarms last."""
 
 

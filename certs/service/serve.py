@@ -474,9 +474,8 @@ async def _serve(server: CaServer, log: Log) -> None:
             )
             nursery.start_soon(_obey, signals, server, stop, nursery.cancel_scope)
             nursery.start_soon(memory.give_back)
-            admin = open_admin(
-                server.settings.directory, server.api.reports, server.clock, log, server.api.desk.current
-            )
+            reports, alarms = server.api.reports, server.api.desk.current
+            admin = open_admin(server.settings.directory, reports, server.clock, log, alarms, lambda: server.in_force)
             if admin is not None:
                 nursery.start_soon(admin.run)
             await server.run(stop)

@@ -2,5 +2,6 @@
 logic.
 
 ``commands`` (the table of commands; each is loaded when it is used), ``run``, ``connect``, ``dev``, ``check``, ``policy``,
-``status`` (``status``, ``health``), ``explain``, ``inject``, ``schema``, ``trust``, ``probe``, ``verify``, ``alarms``.
+``status`` (``status``, ``health``), ``explain``, ``inject``, ``schema``, ``trust``, ``probe``, ``verify``, ``alarms``,
+``dashboard``.
 """

@@ -11,6 +11,7 @@ COMMANDS = {
     "alarms": "sidecar.cli.alarms:alarms",
     "check": "sidecar.cli.check:check",
     "connect": "sidecar.cli.connect:connect",
+    "dashboard": "sidecar.cli.dashboard:dashboard",
     "dev": "sidecar.cli.dev:dev",
     "explain": "sidecar.cli.explain:explain",
     "health": "sidecar.cli.status:health",

@@ -9,6 +9,7 @@ from typing import Literal
 import click
 import trio
 
+from sidecar.dashboard import serving
 from sidecar.dev.dev_mesh import DevMesh, run_dev
 from sidecar.dev.plan import banner, environment, plan
 from sidecar.host.clock import utc_now
@@ -24,10 +25,21 @@ from sidecar.policy.mesh import load_mesh
     "--env", "service", metavar="SERVICE", help="Print the variables for this service's app, as `export` lines."
 )
 @click.option("--env-file", is_flag=True, help="With --env: plain NAME=value lines, as `docker --env-file` reads them.")
+@click.option("--dashboard", is_flag=True, help="Show the mesh in a browser as well; it prints the page's address.")
+@click.option(
+    "--dashboard-port", "port", type=click.IntRange(0, 65535), default=0, help="Its port, if not any free one."
+)
 @click.option(
     "--log", "style", type=click.Choice(["auto", "json", "console"]), default="auto", help="How the log is written."
 )
-def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", "json", "console"]) -> None:
+def dev(
+    mesh: Path,
+    service: str | None,
+    env_file: bool,
+    dashboard: bool,
+    port: int,
+    style: Literal["auto", "json", "console"],
+) -> None:
     """Runs a whole mesh on this machine: the CA and every sidecar of MESH (mesh.yaml by default) in one process.
 
     Apps are started by hand. `dev:` in a service of the mesh file sets where its app listens and on which local port each of
@@ -40,6 +52,8 @@ def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", 
     if service is not None:
         _print_environment(mesh, service, "" if env_file else "export ")
         return
+    if dashboard:
+        serving.require_layout()
     if env_file:
         raise UsageError("--env-file goes with --env SERVICE: each service has an environment of its own")
     keep_memory_private()
@@ -50,8 +64,12 @@ def dev(mesh: Path, service: str | None, env_file: bool, style: Literal["auto", 
         click.echo(text, err=True)
     else:
         log.text(text)
+    beside: list[serving.Task] = []
+    if dashboard:
+        url, beside = serving.beside(running.looks(), f"sidecar dev {mesh}", log, port)
+        click.echo(f"\nthe dashboard: {url}\n", err=style == "json")
     settle_memory()
-    trio.run(run_dev, running)
+    trio.run(run_dev, running, *beside)
 
 
 def _print_environment(path: Path, service: str, prefix: str) -> None:

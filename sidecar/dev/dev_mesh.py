@@ -11,18 +11,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.protocol import x509_profile
 from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev import control
 from sidecar.dev.plan import DevPlan, news, plan
+from sidecar.dev.reporting import Reporting, document
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read
 from sidecar.host import memory
@@ -32,7 +35,7 @@ from sidecar.host.follow import LOOK_SECONDS, QUIET_SECONDS, Follower, ReportOnc
 from sidecar.host.process import hangup_ignored, keep_loop_responsive, raise_descriptor_limit
 from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
-from sidecar.identity.spiffe import SpiffeId
+from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.lifecycle.reload import snapshot
 from sidecar.observe import stray
 from sidecar.observe.alarm_log import AlarmLog
@@ -49,6 +52,9 @@ from sidecar.transport.gate import Gate
 from sidecar.transport.tls import KeyPair
 from sidecar.transport.tls_data import make_buffer
 
+SHOWN_SECONDS = 2.0
+"""From one look of the dashboard to the next."""
+
 DRAIN_SECONDS = 0.5
 """Short, so that Ctrl-C ends the mesh within a second."""
 
@@ -63,6 +69,7 @@ class MemoryCa:
             trust_domain, issuing_key.public_key(), x509_profile.Issuer(root, root_key), now
         )
         self._issuer = x509_profile.Issuer(issuing, issuing_key)
+        self.until = issuing.not_valid_after_utc
         self.roots = (root,)
 
     def issue(self, identity: SpiffeId, now: datetime, ttl: timedelta = x509_profile.DEFAULT_TTL) -> KeyPair:
@@ -89,6 +96,12 @@ class _Sidecar:
     node: Node
     keys: KeyPair
     listeners: dict[Inbound | Outbound, _Listener] = field(default_factory=dict)
+
+    @property
+    def renews_at(self) -> datetime:
+        """At half of its certificate's life."""
+        leaf = self.keys.chain[0]
+        return leaf.not_valid_before_utc + (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 2
 
     def take(self, mesh: Mesh, keys: KeyPair) -> None:
         """Puts in force what connections are judged by from now on."""
@@ -121,6 +134,7 @@ class DevMesh:
         self._alarms = AlarmLog(log, clock)
         self._hosts = _loopbacks()
         self._clock = clock
+        self._started_at = clock()
         self._relay, self._gate = Relay(make_buffer), Gate()
         self._wanted = trio.Event()
         self._faults = ReportOnce[str](
@@ -189,6 +203,24 @@ class DevMesh:
 
         return LocalServer(f"{self.path}", path, probing.routes(find) | control.routes(tell), self.log)
 
+    def shown(self) -> dict[str, Any]:
+        """What a CA of this mesh would show of it now: for the dashboard."""
+        reporting = [
+            Reporting(
+                one.node.config, self.mesh, parse_svid(one.keys.chain[0].public_bytes(Encoding.DER)), one.renews_at,
+                self._planned(one), one.node.metrics, len(one.node.room.strangers), one.node.registry.idle,
+            )
+            for one in self._sidecars.values()
+        ]  # fmt: skip
+        alarms = self._alarms.alarms.current()
+        return document(self.mesh, reporting, alarms, self._clock(), self._started_at, self._ca.until)
+
+    async def looks(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The same, again and again."""
+        while True:
+            yield self.shown()
+            await trio.sleep(SHOWN_SECONDS)
+
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``, then drains."""
         async with trio.open_nursery() as machinery:
@@ -232,9 +264,7 @@ class DevMesh:
             self._faults.remind()
             self._open_listeners(serving)  # a port that was in use may be free now
             for service, sidecar in self._sidecars.items():
-                leaf = sidecar.keys.chain[0]
-                half = (leaf.not_valid_after_utc - leaf.not_valid_before_utc) / 2
-                if self._clock() >= leaf.not_valid_before_utc + half:
+                if self._clock() >= sidecar.renews_at:
                     self.rotate(service)
             if (today := self._clock().date()) != day:  # a rule may have run out
                 day = today
@@ -381,9 +411,9 @@ def _loopbacks() -> list[str]:
     return [*found, "::1"]
 
 
-async def run_dev(mesh: DevMesh) -> None:
+async def run_dev(mesh: DevMesh, *beside: Callable[[], Awaitable[object]]) -> None:
     """Runs a mesh until Ctrl-C or SIGTERM, or until its terminal is closed; a second signal does not wait for connections.
-    SIGHUP reads the file again."""
+    SIGHUP reads the file again. ``beside``: what runs as long as it does."""
     stop = trio.Event()
     keep_loop_responsive()
     with stray.to_log(mesh.log), hangup_ignored():
@@ -395,6 +425,8 @@ async def run_dev(mesh: DevMesh) -> None:
                 except UsageError as fault:
                     mesh.log.warning("warning", message=f"`sidecar verify` cannot ask this mesh: {fault}")
                 nursery.start_soon(memory.give_back)
+                for one in beside:
+                    nursery.start_soon(one)
                 await mesh.run(stop)
                 nursery.cancel_scope.cancel()
 

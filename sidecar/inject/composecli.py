@@ -55,10 +55,14 @@ class Compose:
                     data["services"][name][KEY] = service[KEY]
         return data, messages
 
+    def words(self, files: Sequence[Path], *arguments: str) -> list[str]:
+        """The whole command, of the application with all its profiles."""
+        names = [part for file in files for part in ("-f", str(file))]
+        return [*self.command, *names, "--profile", "*", *arguments]
+
     def run(self, files: Sequence[Path], environ: Mapping[str, str], *arguments: str, stdin: str | None = None) -> str:
         """Runs Compose on the application, all its profiles included. Raises :class:`UsageError` with what it reports."""
-        names = [part for file in files for part in ("-f", str(file))]
-        done = _run([*self.command, *names, "--profile", "*", *arguments], environ, _LONG, stdin)
+        done = _run(self.words(files, *arguments), environ, _LONG, stdin)
         if done.returncode:
             raise UsageError(_failure(arguments, done.stderr))
         return done.stdout
@@ -68,8 +72,7 @@ class Compose:
     ) -> Generator[bytes, None, None]:
         """Runs Compose as :meth:`run` does, and yields its stdout in blocks: it may be more than memory holds. Raises
         :class:`UsageError` at its end with what it reports, if it failed."""
-        names = [part for file in files for part in ("-f", str(file))]
-        command = [*self.command, *names, "--profile", "*", *arguments]
+        command = self.words(files, *arguments)
         with TemporaryFile() as errors:
             try:
                 running = subprocess.Popen(  # noqa: S603  # the user's own Compose, with arguments of ours

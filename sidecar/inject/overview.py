@@ -61,6 +61,14 @@ def alarms(
     return compose.stream(files, environ, "exec", "-T", CA, "certs", "alarms", CA_STATE, *options)
 
 
+def looking(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> list[str]:
+    """The command that prints what the project's CA shows, a line of JSON again and again, until its stdin is closed. Raises
+    :class:`UsageError` as :func:`collect` does."""
+    files, _ = _files(project)
+    compose = compose or find_compose(environ)
+    return compose.words(files, "exec", "-T", CA, "certs", "reports", CA_STATE, "--follow", "--json")
+
+
 def _files(project: Path) -> tuple[list[Path], Record]:
     """The files of the project that is there, and what its last run recorded. Raises :class:`UsageError`."""
     text = read_text(project / OVERRIDE)

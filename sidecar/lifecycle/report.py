@@ -35,6 +35,7 @@ def report_of(status: Mapping[str, Any], at: str) -> dict[str, Any]:
         "refusals": grouped(status["refused_lately"]),
         "alarms": status["alarms"][::-1],  # what comes first is what is kept
         "channels": status["channels"],
+        "ending": status["ending"],
         "strangers": status["strangers"]["now"],
         "log_lost": status["log"]["lost"],
     }

@@ -119,6 +119,7 @@ def _edges(edges: Mapping[Edge, Traffic]) -> list[dict[str, Any]]:
         {
             **edge._asdict(),
             "opened": traffic.opened,
+            "opening_ms": round(traffic.opening * 1000),
             "live": traffic.live,
             "ended": {str(reason): number for reason, number in traffic.ended.items()},
             "refused": {str(reason): number for reason, number in traffic.refused.items()},

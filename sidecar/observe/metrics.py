@@ -92,10 +92,11 @@ class Metrics:
         """Those that needed no handshake."""
         return sum(traffic.reused for traffic in self.edges.values())
 
-    def let_in(self, record: ConnectionRecord, *, stream: bool) -> Traffic:
+    def let_in(self, record: ConnectionRecord, now: float, *, stream: bool) -> Traffic:
         """Counts a connection that is let in now, where its end will be counted. ``stream``: its channel may be kept."""
         record.traffic = traffic = self.edges[record.edge]
         traffic.opened += 1
+        traffic.opening += now - record.started
         if stream:
             traffic.streams += 1
             traffic.reused += record.reused

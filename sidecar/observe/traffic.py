@@ -44,12 +44,13 @@ class Carried(Protocol):
 class Traffic:
     """``opened``: connections that were let in, and ``ended`` those of them that are over, by their outcome. ``refused``:
     those that were never let in. ``streams``: of ``opened``, those on channels that are kept, and ``reused`` those that
-    needed no handshake."""
+    needed no handshake. ``opening``: seconds that it took to let them in, together."""
 
-    __slots__ = ("_from_app", "_present", "_to_app", "ended", "opened", "refused", "reused", "streams")
+    __slots__ = ("_from_app", "_present", "_to_app", "ended", "opened", "opening", "refused", "reused", "streams")
 
     def __init__(self) -> None:
         self.opened = 0
+        self.opening = 0.0
         self.streams = 0
         self.reused = 0
         self.ended: Counter[Reason] = Counter()

@@ -74,7 +74,7 @@ def carry(
     bare = isinstance(channel, BareChannel)  # its streams end with a FIN, as there is nothing else
     tolerant = bare or (options.tolerate_missing_close_notify and frames is None)
     duplex = make_duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
-    traffic = node.metrics.let_in(record, stream=frames is not None)
+    traffic = node.metrics.let_in(record, node.time(), stream=frames is not None)
     traffic.begin(duplex)
     live.carried = duplex
     try:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -93,6 +93,14 @@ class Response:
     def of(cls, status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
         """A response with ``content`` as JSON."""
         return cls(status, json.dumps(content).encode() + b"\n", headers=headers or {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed(Response):
+    """A response whose body comes bit by bit, in chunks; the connection is closed at its end. ``parts`` may wait as long as
+    it likes for the next one, and notices that the client is gone when it gives one."""
+
+    parts: Callable[[], AsyncGenerator[bytes, None]]
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -229,6 +237,9 @@ async def converse(
         except trio.TooSlowError:
             answer, last = error(408, "bad_request", f"no complete request within {REQUEST_SECONDS:g} s"), True
         observe(name, answer.status)
+        if isinstance(answer, Feed):
+            await _send_feed(stream, connection, answer, bodiless=bodiless)
+            return
         with trio.move_on_after(REQUEST_SECONDS) as taken:
             await _send(stream, connection, answer, last=last, bodiless=bodiless or answer.status == 304)
         if taken.cancelled_caught or last or connection.our_state is h11.MUST_CLOSE:
@@ -313,6 +324,29 @@ async def _send(stream: Stream, connection: h11.Connection, answer: Response, *,
         else:
             data += b"".join(parts)
     await stream.send_all(data + _bytes(connection, h11.EndOfMessage()))
+
+
+async def _send_feed(stream: Stream, connection: h11.Connection, answer: Feed, *, bodiless: bool) -> None:
+    """Until its end, or until the client does not take a part in time."""
+    headers = [
+        ("Content-Type", answer.content_type),
+        ("Transfer-Encoding", "chunked"),
+        ("Cache-Control", "no-store"),
+        *answer.headers.items(),
+        ("Connection", "close"),
+    ]
+    head, end = h11.Response(status_code=answer.status, headers=headers), h11.EndOfMessage()
+    if bodiless:
+        await stream.send_all(_bytes(connection, head) + _bytes(connection, end))
+        return
+    await stream.send_all(_bytes(connection, head))
+    async with aclosing(answer.parts()) as parts:
+        async for part in parts:
+            with trio.move_on_after(REQUEST_SECONDS) as taken:
+                await stream.send_all(_bytes(connection, h11.Data(data=part)))
+            if taken.cancelled_caught:
+                return
+    await stream.send_all(_bytes(connection, end))
 
 
 def _bytes(connection: h11.Connection, event: Any) -> bytes:

@@ -10,7 +10,7 @@ import trio
 
 from sidecar.documents.address import parse_address
 from tests.beds.ca_processes import ca_mesh, echo_app
-from tests.beds.processes import CERTS, DEADLINE, output
+from tests.beds.processes import CERTS, DEADLINE, clean_environment, output
 
 
 async def reports(directory: Path) -> dict[str, dict[str, Any]]:
@@ -36,3 +36,25 @@ async def test_what_happens_is_at_the_ca_within_two_polls(tmp_path: Path) -> Non
         assert said["policy"] == found["web"]["report"]["policy"]
         assert one["identity"] == f"spiffe://shop.internal/{service}"
     assert found["web"]["report"]["outbound"] == [{"to": "api:http", "allowed": True}]
+
+
+async def test_they_can_be_followed_until_whoever_reads_has_gone(tmp_path: Path) -> None:
+    """In a container no signal reaches it: it ends with its stdin."""
+    async with echo_app() as app, ca_mesh(tmp_path, parse_address(app)) as mesh:
+        command = [*CERTS, "reports", str(mesh.site.directory), "--follow", "--json"]
+        process = await trio.lowlevel.open_process(command, stdin=-1, stdout=-1, env=clean_environment())
+        assert process.stdout is not None
+        assert process.stdin is not None
+        with trio.fail_after(DEADLINE):
+            data = b""
+            while data.count(b"\n") < 2:
+                data += await process.stdout.receive_some()
+            first, second = (json.loads(line) for line in data.splitlines()[:2])
+            assert first["ca"] == second["ca"]
+            assert first["ca"]["trust_domain"] == "shop.internal"
+            assert set(first["ca"]["services"]) == {"web", "api", "job"}
+            assert first["ca"]["issuing_until"] < first["ca"]["root_until"]
+            assert {one["identity"].rpartition("/")[2] for one in second["reports"]} == {"web", "api"}
+            await process.stdin.aclose()
+            assert await process.wait() == 0
+        await process.stdout.aclose()

@@ -176,3 +176,13 @@ def test_alarms_are_asked_of_the_ca_and_come_as_they_come(tmp_path: Path) -> Non
 def test_alarms_of_no_project(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
         overview.alarms(tmp_path, {}, [])
+
+
+def test_the_dashboard_asks_the_ca_for_lines_of_json(tmp_path: Path) -> None:
+    given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"]}})
+    (tmp_path / OVERRIDE).write_text(inject(given).files[OVERRIDE])
+    words = overview.looking(tmp_path, {}, Compose(("docker", "compose"), (2, 40, 0)))
+    assert words[:2] == ["docker", "compose"]
+    assert words[-8:] == ["exec", "-T", "mesh-ca", "certs", "reports", "/var/lib/mesh-ca", "--follow", "--json"]
+    with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
+        overview.looking(tmp_path / "elsewhere", {})

@@ -147,7 +147,7 @@ def test_kept_channels_are_told_where_there_are_any() -> None:
     assert "kept" not in as_text(describe(NOW, state(), metrics))
     for reused in (False, True, True):
         record = ConnectionRecord("outbound", "web", "http", 0.0, upstream="api:http", channel_id="c", reused=reused)
-        metrics.let_in(record, stream=True)
+        metrics.let_in(record, record.started, stream=True)
     said = describe(NOW, state(idle_channels=1), metrics)
     assert said["channels"] == {"idle": 1, "streams": 3, "reused": 2}
     assert as_text(said).splitlines()[-1] == "kept channels: 1 idle now; 2 of 3 connections needed no handshake"

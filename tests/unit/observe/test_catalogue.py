@@ -29,7 +29,7 @@ def counted() -> Metrics:
         record = ConnectionRecord("inbound", "api", "http", 0.0, peer_id="spiffe://shop.internal/web", rule="r")
         if outcome is not Reason.POLICY_DENIED:
             record.decision = "allow"
-            metrics.let_in(record, stream=True)
+            metrics.let_in(record, record.started, stream=True)
         if outcome is Reason.OK:
             record.end(outcome)
         elif outcome is not None:

@@ -36,11 +36,12 @@ def test_what_is_let_in_is_opened_and_ends_there_and_the_rest_is_refused() -> No
     first, further, refused = ended(outbound=True), ended(outbound=True), ended(Reason.EXPIRED, outbound=True)
     further.reused = True
     for one in (first, further):
-        metrics.let_in(one, stream=True)
+        metrics.let_in(one, one.started + 0.25, stream=True)
     raw = ended()
-    metrics.let_in(raw, stream=False)
+    metrics.let_in(raw, raw.started, stream=False)
     (edge, traffic), (_, other) = metrics.edges.items()
     assert (edge, traffic.opened, traffic.live) == (("outbound", "db", "db:5432", ""), 2, 2)
+    assert (traffic.opening, other.opening) == (0.5, 0.0)
     assert (metrics.streams, metrics.reused, other.streams) == (2, 1, 0)
     further.rule = "a rule that changed meanwhile"  # and yet it ends where it was opened
     for one in (first, further, refused):

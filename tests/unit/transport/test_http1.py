@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from sidecar.transport.http1 import (
     MAX_HEAD_BYTES,
     REQUEST_SECONDS,
     Closing,
+    Feed,
     Peer,
     Request,
     Response,
@@ -737,3 +738,82 @@ async def test_a_connection_that_begins_after_closing_did_is_not_waited_for(
         await caller.hear_the_end()
     assert trio.current_time() - began < PATIENCE
     assert caller.observed == []
+
+
+# -- a body that comes bit by bit ------------------------------------------------------------------------------------------
+
+
+def feeding(parts: Callable[[], AsyncGenerator[bytes, None]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_request: Request) -> Response:
+        return Feed(200, content_type="text/event-stream", headers={"X-Ours": "yes"}, parts=parts)
+
+    return answer
+
+
+async def test_a_feed_comes_in_chunks_and_ends_the_connection() -> None:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        await trio.lowlevel.checkpoint()
+        yield b"twelve bytes"
+
+    async with calling(feeding(parts)) as caller:
+        await caller.say(GET)
+        status, headers = await caller.head()
+        assert (status, headers["transfer-encoding"], headers["content-type"]) == (200, "chunked", "text/event-stream")
+        assert (headers["cache-control"], headers["connection"], headers["x-ours"]) == ("no-store", "close", "yes")
+        assert "content-length" not in headers
+        with trio.fail_after(PATIENCE):
+            body = b"".join([bytes(data) async for data in caller.stream])
+        assert body == b"3\r\none\r\nc\r\ntwelve bytes\r\n0\r\n\r\n"
+        await caller.over.wait()
+        assert caller.observed == [("/thing", 200)]
+
+
+async def test_a_feed_may_wait_as_long_as_it_likes(autojump_clock: trio.testing.MockClock) -> None:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        await trio.sleep(REQUEST_SECONDS * 100)
+        yield b"late"
+
+    async with calling(feeding(parts)) as caller:
+        await caller.say(GET)
+        assert b"".join([bytes(data) async for data in caller.stream]).endswith(b"4\r\nlate\r\n0\r\n\r\n")
+
+
+async def test_of_a_feed_head_is_answered_without_a_part() -> None:
+    begun = []
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        begun.append(1)
+        yield b""
+
+    async with calling(feeding(parts)) as caller:
+        await caller.say(GET.replace(b"GET", b"HEAD"))
+        data = b"".join([bytes(data) async for data in caller.stream])
+        assert data.endswith(b"\r\n\r\n")
+        assert b"\r\n0\r\n" not in data
+        assert begun == []
+
+
+async def test_who_takes_nothing_of_a_feed_is_let_go(autojump_clock: trio.testing.MockClock) -> None:
+    ended = trio.Event()
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            ended.set()
+
+    ours, theirs = trio.testing.lockstep_stream_pair()  # a part is sent once it is taken
+    theirs_line = Line(ours)
+
+    async def serve() -> None:
+        await converse(theirs_line, PEER, {"/thing": {"GET": feeding(parts)}}, lambda *_seen: None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await theirs.send_all(GET)
+        assert b"200" in await theirs.receive_some()
+        began = trio.current_time()
+        await ended.wait()
+        assert trio.current_time() - began == REQUEST_SECONDS

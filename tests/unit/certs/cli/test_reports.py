@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from certs.service.admin import SOCKET
+from certs.protocol.looking import SOCKET
 from certs.service.reports import Kept
 from tests.commands import ran, refused
 

@@ -1,0 +1,217 @@
+"""The four questions of whoever looks at a mesh, answered in words: is everything encrypted, who calls whom, what was
+refused and is it an attack, what ends next. And the verdict of all of them. Pure.
+
+An answer is a list of parts: text, or ``{"at": time}``, which the page shows as the time until or since then. So an answer
+is the same as long as nothing happens, and the page counts by itself.
+
+Nothing here says "yes" of what is not known: a sidecar without a report makes an answer uncertain, and the answer says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sidecar.dashboard.reading import Ending, Shown
+
+GOOD, LOOK, BAD, UNKNOWN = "good", "look", "bad", "unknown"
+_WORST = (GOOD, UNKNOWN, LOOK, BAD)
+
+SOON = timedelta(days=14)
+"""What nobody renews by itself is told from so long before its end."""
+
+_NAMED = 3
+
+_ATTACK = {
+    "policy": "No sign of an attack: no rule allows it.",
+    "stranger": "Somebody tries who proved no identity; nothing got in.",
+    "fault": "No sign of an attack: something does not work.",
+}
+
+Part = str | dict[str, str]
+Services = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``short``: for the verdict, if this is the worst; a sentence."""
+
+    id: str
+    question: str
+    state: str
+    parts: tuple[Part, ...]
+    short: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"question": self.question, "state": self.state, "answer": list(self.parts)}
+
+
+def answers(shown: Shown, services: Services, pairs: Services, refusals: Services, alarms: Services) -> list[Answer]:
+    """The four, in the order in which they are asked."""
+    return [
+        _encrypted(services),
+        _calls(services, pairs),
+        _refused(refusals, alarms),
+        _ends(shown, services),
+    ]
+
+
+def verdict(answers: Sequence[Answer], services: Services) -> dict[str, str]:
+    """The first line of the page: the worst of the answers, in one sentence."""
+    worst = max(answers, key=lambda one: _WORST.index(one.state))
+    reporting = sum(1 for one in services.values() if one["replicas"])
+    if not reporting:
+        return {"state": UNKNOWN, "text": "No sidecar has reported yet, so nothing is known."}
+    if worst.state == GOOD:
+        return {
+            "state": GOOD,
+            "text": f"All is well: {_number(reporting, 'service')}, every connection encrypted, "
+            "nothing refused lately, every certificate renewed in time.",
+        }
+    more = sum(1 for one in answers if one is not worst and one.state in (LOOK, BAD))
+    tail = f" {more} more below." if more else ""
+    return {"state": worst.state, "text": f"{worst.short}{tail}"}
+
+
+def _encrypted(services: Services) -> Answer:
+    question = "Is everything encrypted?"
+    reporting = [name for name, one in services.items() if one["replicas"]]
+    missing = [name for name, one in services.items() if one["state"] in ("unknown", "silent")]
+    clear = [(name, port) for name, one in services.items() for port in one["ports"] if port["permissive"]]
+    if not reporting:
+        return Answer("encrypted", question, UNKNOWN, ("Not known: no sidecar has reported.",), "Nothing is known yet.")
+    if clear:
+        where = listed([f"{name}:{port['name']}" for name, port in clear])
+        callers = sum(len(one["plaintext"]) for one in services.values())
+        many = _number(callers, "caller") if callers else "no caller so far"
+        parts: tuple[Part, ...] = (f"No: {where} still {_takes(len(clear))} plaintext ({many}).",)
+        return Answer("encrypted", question, LOOK, parts, f"Not everything is encrypted: {where} takes plaintext.")
+    text = f"Yes: each connection that {_number(len(reporting), 'sidecar')} let in is mutual TLS 1.3."
+    if missing:
+        short = f"{listed(missing)} {'does' if len(missing) == 1 else 'do'} not report."
+        return Answer(
+            "encrypted", question, LOOK, (f"{text} Not known: {listed(missing)}, without a report now.",), short
+        )
+    return Answer("encrypted", question, GOOD, (text,))
+
+
+def _calls(services: Services, pairs: Services) -> Answer:
+    question = "Who calls whom?"
+    busy = [one for one in pairs.values() if one["opened"]]
+    rate = sum(one["rate"] or 0 for one in busy)
+    unwell = [name for name, one in services.items() if one["state"] == "unwell"]
+    drifted = [name for name, one in services.items() if one["drift"]]
+    text = f"{_number(len(busy), 'pair')} of services, {_rate(rate)} now." if busy else "Nobody has called anybody yet."
+    if unwell:
+        return Answer("calls", question, BAD, (f"{text} NOT WELL: {listed(unwell)}.",), f"{listed(unwell)}: not well.")
+    if drifted:
+        many = "has another version" if len(drifted) == 1 else "have another version"
+        short = f"{listed(drifted)} {many} than the others."
+        return Answer("calls", question, LOOK, (f"{text} {short}",), short)
+    return Answer("calls", question, GOOD, (text,))
+
+
+def _refused(refusals: Services, alarms: Services) -> Answer:
+    question = "What was refused, and is it an attack?"
+    severe = [one for one in alarms.values() if one["severe"]]
+    if severe:
+        newest = max(severe, key=lambda one: one["last"] or "")
+        more = f" And {_number(len(severe) - 1, 'more alarm')}." if len(severe) > 1 else ""
+        where = f"{newest['from']} → {newest['to']}" if newest["to"] else newest["from"]
+        short = f"This may be an attack ({where}): {_sentence(newest['message'])}"
+        return Answer("refused", question, BAD, (f"It may be: {where}: {_sentence(newest['message'])}{more}",), short)
+    recent = [one for one in refusals.values() if one["recent"]]
+    if not recent:
+        old = f" {_number(len(refusals), 'older refusal')} below." if refusals else ""
+        return Answer("refused", question, GOOD, (f"Nothing lately, and no alarm.{old}",))
+    newest = max(recent, key=lambda one: one["last"] or "")
+    if newest["kind"] == "attack":
+        text = f"It may be: {_sentence(newest['message'])}"
+        return Answer("refused", question, BAD, (text,), text)
+    what = f"{newest['from']} → {newest['to']}" + (f":{newest['port']}" if newest["port"] else "")
+    more = f", and {len(recent) - 1} more" if len(recent) > 1 else ""
+    parts: tuple[Part, ...] = (
+        f"{what} ({newest['reason']})",
+        *_at(newest["last"]),
+        f"{more}. {_ATTACK[newest['kind']]}",
+    )
+    return Answer("refused", question, LOOK, parts, f"{what} was refused{more}. {_ATTACK[newest['kind']]}")
+
+
+def _ends(shown: Shown, services: Services) -> Answer:
+    question = "What ends next?"
+    over = [name for name, one in services.items() if one["certificate"] == "over"]
+    if over:
+        text = f"{listed(over)}: the certificate has ended, so every peer refuses it."
+        return Answer("ends", question, BAD, (text,), text)
+    late = [(name, one) for name, one in services.items() if one["certificate"] in ("late", "ends")]
+    if late:
+        name, one = min(late, key=lambda pair: str(pair[1]["not_after"]))
+        why = "was not renewed in time and ends" if one["certificate"] == "late" else "ends"
+        more = f" And of {_number(len(late) - 1, 'more service')}." if len(late) > 1 else ""
+        parts: tuple[Part, ...] = (f"{name}'s certificate {why} ", {"at": str(one["not_after"])}, f".{more}")
+        return Answer("ends", question, BAD, parts, f"{name}'s certificate {why} soon.")
+    soon = sorted(_dated(shown), key=lambda one: one[0])
+    if soon and soon[0][0] - shown.now < SOON:
+        at, what = soon[0]
+        return Answer("ends", question, LOOK, (f"{what} ", {"at": f"{at:%FT%TZ}"}, "."), f"{what} soon.")
+    certificates = [(one["not_after"], name, one["renews_at"]) for name, one in services.items() if one["not_after"]]
+    if not certificates:
+        return Answer("ends", question, UNKNOWN, ("Not known.",), "Nothing is known of certificates.")
+    until, name, renews = min(certificates)
+    how = (" It renews itself ", {"at": renews}, ".") if renews else (" It is renewed by itself.",)
+    return Answer("ends", question, GOOD, (f"{name}'s certificate ", {"at": until}, ".", *how))
+
+
+def _dated(shown: Shown) -> Iterator[tuple[datetime, str]]:
+    """What nothing renews by itself: when, and in words that a time follows."""
+    if shown.issuing_until is not None:
+        yield shown.issuing_until, "the CA's issuing certificate ends"
+    if shown.root_until is not None:
+        yield shown.root_until, "the root's certificate ends"
+    seen: set[Ending] = set()
+    for sidecar in shown.sidecars:
+        for port in sidecar.ports:
+            if port.permissive and (at := _end_of(port.until, shown)) is not None:
+                yield at, f"plaintext to {sidecar.service}:{port.name} is refused"
+        for one in sidecar.endings:
+            if one not in seen and (at := _end_of(one.until, shown)) is not None:
+                seen.add(one)
+                yield at, f"the rule {one.rule} ends, and {one.caller} → {one.target} is refused"
+
+
+def _end_of(day: str, shown: Shown) -> datetime | None:
+    """The end of a day, UTC."""
+    try:
+        return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=shown.now.tzinfo) + timedelta(days=1)
+    except (ValueError, OverflowError):
+        return None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f} new connections a second" if rate else "no new connection"
+
+
+def _at(time: str | None) -> tuple[Part, ...]:
+    return (" ", {"at": time}) if time else ()
+
+
+def _takes(number: int) -> str:
+    return "takes" if number == 1 else "take"
+
+
+def _sentence(text: str) -> str:
+    text = text.removeprefix("refused: ")
+    return text if not text or text[-1] in ".!?…" else f"{text}."

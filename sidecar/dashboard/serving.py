@@ -1,0 +1,72 @@
+"""One dashboard from its first look to Ctrl-C: what a source tells becomes views, and the server shows them. Wiring."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from importlib.util import find_spec
+
+import trio
+
+from sidecar.dashboard.board import Board
+from sidecar.dashboard.server import DashboardServer
+from sidecar.dashboard.sources import Documents
+from sidecar.dashboard.view import Watching
+from sidecar.host.clock import utc_now
+from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
+
+Task = Callable[[], Awaitable[object]]
+
+
+def require_layout() -> None:
+    """Raises :class:`UsageError` if the package is missing that finds the places of what is drawn."""
+    if find_spec("fast_sugiyama") is None:
+        raise UsageError(
+            "the dashboard needs one more package, which places what it draws: install mtls-sidecar[dashboard], or, where "
+            "pipx installed it, `pipx inject mtls-sidecar fast-sugiyama`"
+        )
+
+
+async def follow(documents: Documents, watching: Watching, board: Board) -> None:
+    """Shows what a source tells, until it ends."""
+    async with aclosing(documents):
+        async for document in documents:
+            # In a thread: with many services it takes some milliseconds, and other work may share this loop.
+            board.put(await trio.to_thread.run_sync(partial(watching.take, document, utc_now())))
+
+
+def beside(documents: Documents, where: str, log: Log, port: int) -> tuple[str, list[Task]]:
+    """The page's address, and what is to run so that it is answered. It listens already. Raises :class:`UsageError` if the
+    port is taken."""
+    board = Board()
+    server = DashboardServer(board, log, port)
+    return server.url, [server.run, partial(follow, documents, Watching(where), board)]
+
+
+async def run(documents: Documents, where: str, log: Log, port: int, say: Callable[[str], object]) -> None:
+    """Serves until SIGINT or SIGTERM. ``say``: is called with the page's address. Raises :class:`UsageError` if the first
+    look finds no CA, or the port is taken."""
+    async with aclosing(documents):
+        first = await anext(documents)
+        if "error" in first:
+            raise UsageError(str(first["error"]))
+        board, watching = Board(), Watching(where)
+        server = DashboardServer(board, log, port)
+        try:
+            board.put(watching.take(first, utc_now()))
+            say(server.url)
+            async with trio.open_nursery() as nursery:
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    nursery.start_soon(_end, signals, nursery.cancel_scope)
+                    nursery.start_soon(server.run)
+                    await follow(documents, watching, board)
+        finally:
+            server.close()
+
+
+async def _end(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+    async for _ in signals:
+        everything.cancel()

@@ -1,0 +1,92 @@
+"""Where the dashboard has it from: a real CA's socket, and a program in a container; each goes on after a fault."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import trio
+
+from certs.protocol.looking import SOCKET
+from certs.service.admin import open_admin
+from certs.service.reports import Kept, Reports
+from sidecar.dashboard.sources import beside, by_command
+from sidecar.observe.logs import Log
+from tests.beds.dashboard import NOW
+from tests.beds.mesh import LogSink
+
+
+async def test_a_ca_beside_us_that_goes_and_comes_back(tmp_path: Path) -> None:
+    reports = Reports()
+    reports.take(Kept("spiffe://shop.internal/api", "0" * 32, "192.0.2.1:1", "1f", NOW, b'{"version":1}'))
+    async with aclosing(beside(tmp_path, 0.01)) as found:
+        with trio.fail_after(30):
+            assert f"is `certs serve {tmp_path}` running?" in (await anext(found))["error"]
+            for _ in range(2):
+                server = open_admin(tmp_path, reports, lambda: NOW, Log(LogSink(), "json"))
+                assert server is not None
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(server.run)
+                    one = await anext(found)
+                    assert one["reports"][0]["report"] == {"version": 1}
+                    assert one["alarms"] == []
+                    assert (await anext(found)) == one
+                    nursery.cancel_scope.cancel()
+                assert not (tmp_path / SOCKET).exists()
+                assert "error" in await anext(found)
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+async def test_a_program_that_ends_is_started_again() -> None:
+    command = program("print('{\"reports\": []}', flush=True); import sys; sys.exit('no container\\n')")
+    async with aclosing(by_command(command, os.environ, 0.01)) as found:
+        with trio.fail_after(30):
+            for _ in range(2):
+                assert await anext(found) == {"reports": []}
+                assert await anext(found) == {"error": "no container"}
+
+
+async def test_a_program_that_is_not_there() -> None:
+    async with aclosing(by_command(["/nonexistent/docker"], os.environ, 0.01)) as found:
+        assert "cannot be run" in (await anext(found))["error"]
+        assert "cannot be run" in (await anext(found))["error"]
+
+
+async def test_what_it_prints_may_be_anything() -> None:
+    command = program("print('nonsense'); print('[1]'); print('[' * 100000); print('{\"reports\": [], \"x\": 1}')")
+    async with aclosing(by_command(command, os.environ, 0.01)) as found:
+        with trio.fail_after(30):
+            assert ["error" in await anext(found) for _ in range(4)] == [True, True, True, False]
+
+
+async def test_a_line_without_an_end_is_not_kept() -> None:
+    command = program("import sys\nwhile True: sys.stdout.write('x' * 1000000)")
+    async with aclosing(by_command(command, os.environ, 0.01)) as found:
+        with trio.fail_after(60):
+            assert (await anext(found))["error"] == "what it prints is no line of JSON"
+
+
+async def test_it_ends_with_us_though_no_signal_reaches_it(tmp_path: Path) -> None:
+    """As in a container: it sees its stdin end."""
+    mark = tmp_path / "ended"
+    text = (
+        "import signal, sys, pathlib\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('{\"reports\": []}', flush=True)\n"
+        f"sys.stdin.read()\npathlib.Path({str(mark)!r}).touch()"
+    )
+    async with aclosing(by_command(program(text), os.environ, 0.01)) as found:
+        with trio.fail_after(30):
+            await anext(found)
+    assert mark.exists()
+
+
+async def test_one_that_does_not_end_is_killed() -> None:
+    text = "import time\nprint('{\"reports\": []}', flush=True)\ntime.sleep(600)"
+    with trio.fail_after(30):
+        async with aclosing(by_command(program(text), os.environ, 0.01)) as found:
+            await anext(found)
