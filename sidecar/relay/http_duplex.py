@@ -80,6 +80,10 @@ class HttpChannel:
         self.unread = self.ended or self._again
         return -1 if ends and not size else size
 
+    def end_peer(self) -> None:
+        """The peer's stream has ended without an end of its own."""
+        self._ended = True
+
     def _read_inner(self, buffer: Buffer) -> int:
         """Returns the number of bytes of the peer; -1 at its end."""
         if self._ended:
@@ -221,6 +225,14 @@ class HttpDuplex(Duplex):
                 self._end_broken(error)
             self._take = self._data_out = True
         return super().more()
+
+    def received_net(self, size: int) -> Op:
+        """See ``Duplex``. A FIN that counts as the peer's end comes behind the requests that wait."""
+        if size or not self._tolerant:
+            return super().received_net(size)
+        self._http.end_peer()
+        self._more = True
+        return self.next()
 
     def received_app(self, size: int) -> Op:
         """See ``Duplex``. An answer may have ended, and so the next request's turn have come."""

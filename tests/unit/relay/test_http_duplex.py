@@ -36,16 +36,19 @@ class Http(Connection):
         cipher: int | None = None,
         share: int = BIG,
         element: bytes | None = ELEMENT,
+        tolerant: bool = False,
     ) -> None:
         super().__init__(
             fake_buffers(cipher or size, size, size, cipher or size),
             room,
             room,
-            tolerant=False,
+            tolerant=tolerant,
             tells_broken=True,
             hiccups=[],
         )
-        self.duplex = HttpDuplex(self.channel, self.buffers, element=element, host=b"api")
+        self.duplex = HttpDuplex(
+            self.channel, self.buffers, tolerate_missing_close_notify=tolerant, element=element, host=b"api"
+        )
         self.share = share
 
     def check(self) -> None:
@@ -158,6 +161,19 @@ def test_a_caller_that_is_cut_gives_the_app_no_clean_end() -> None:
     line.answer(OK)
     assert line.ending is not None
     assert (line.ending.how, line.ending.reset_app) == (How.TRUNCATED, True)
+
+
+def test_a_fin_that_counts_as_an_end_comes_behind_what_waits() -> None:
+    line = Http(tolerant=True)
+    line.peer_queue += records(GET * 2)
+    line.peer("fin", 0)
+    line.run()
+    assert not line.app.shut
+    line.answer(OK, OK)
+    assert bytes(line.app.got) == 2 * ASKED
+    assert line.app.shut
+    end_app(line)
+    assert line.ending == Ending(How.OK)
 
 
 def test_a_caller_that_sends_and_closes_its_socket_is_not_cut() -> None:
