@@ -13,13 +13,14 @@ since the CA takes the identity from the certificate of the connection.
 ``policy``         the version of the mesh file in force; ``bundle``: of the trust bundle; ``list``: when the list of
                    revocations in force was made; ``reload_refused``: what of its files is refused, a sentence each
 ``certificate``    ``serial`` (hexadecimal), ``not_after``, ``renews_at``
-``inbound``        of each port: ``port``, ``may_call``
+``inbound``        of each port: ``port``, ``may_call``, ``mode`` (``strict``, ``permissive``), ``until`` (its last day)
 ``outbound``       of each target: ``to``, ``allowed``
 ``edges``          of each pair: ``direction``, ``peer``, ``port``, ``rule``, ``opened`` (and ``opening_ms``, how long that
                    took in all), ``live``, ``ended`` and ``refused`` (a number for each reason), ``to_app``, ``from_app``
                    (bytes), ``streams``, ``reused``
 ``refusals``       the last ones, those that are alike in one: ``direction``, ``port``, ``reason``, ``peer``, ``address``,
                    ``count``, ``first``, ``last``, ``message``, ``connection_id``
+``plaintext``      callers without TLS: ``port``, ``address``, ``name``, ``count``, ``first``, ``last``, ``allowed``
 ``alarms``         those in force
 ``channels``       ``idle``, ``streams``, ``reused``
 ``ending``         calls that are refused soon, since a rule runs out: ``from``, ``to``, ``until``, ``rule``
@@ -68,6 +69,7 @@ _FIELDS: Mapping[str, type] = {
     "outbound": list,
     "edges": list,
     "refusals": list,
+    "plaintext": list,
     "alarms": list,
     "channels": dict,
     "ending": list,
@@ -75,7 +77,10 @@ _FIELDS: Mapping[str, type] = {
     "log_lost": int,
     "cut": int,
 }
-_CUT_FIRST = ("refusals", "edges", "inbound", "outbound", "ending", "waiting", "reload_refused", "unwell", "alarms")
+_CUT_FIRST = (
+    *("refusals", "edges", "plaintext", "inbound", "outbound", "ending", "waiting", "reload_refused", "unwell"),
+    "alarms",
+)
 """Of a report that is too large; the ends of these lists go, alarms last."""
 
 

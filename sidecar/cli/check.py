@@ -14,6 +14,7 @@ from sidecar.documents.document import parts
 from sidecar.documents.schema import keys_at
 from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
+from sidecar.lifecycle.plaintext_watch import who_would_be_cut
 from sidecar.policy import decide, mesh
 from sidecar.policy.mesh_yaml import MeshShape
 
@@ -25,6 +26,7 @@ def check(files: tuple[Path, ...]) -> None:
 
     The keys of a file determine which of the two it is. A sidecar.yaml is checked against the mesh file that it names, and
     with the SIDECAR_… variables of the environment, as `sidecar run` would read it. All mistakes of all files are reported.
+    Of ports that are or were permissive it is told who spoke plaintext to them lately, as far as `state_dir` can be read.
 
     Exit code: 0 if every file is valid (there may be warnings), 2 if not.
     """
@@ -59,7 +61,7 @@ def _check(file: Path, now: datetime) -> tuple[str, list[str]]:
         )
     wiring = config.load_config(file, os.environ)
     summary = f"service {wiring.service}, {len(wiring.inbound)} inbound, {len(wiring.outbound)} outbound"
-    return summary, config.warnings(wiring, now)
+    return summary, [*config.warnings(wiring, now), *who_would_be_cut(wiring, now)]
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,6 +12,9 @@ from sidecar.documents.problems import Problems
 
 PortMode = Literal["strict", "permissive"]
 
+SOON_DAYS = 7
+"""How long before its last day a permissive port is warned of."""
+
 
 def add_mode_faults(data: Any, problems: Problems) -> None:
     """Adds permissive ports without an end, and strict ones with what only a permissive one has."""

@@ -8,12 +8,14 @@ file, paths in variables to the working directory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from sidecar.config.environment import with_environment
-from sidecar.config.sidecar_yaml import Config, parse_shape
+from sidecar.config.permissive import SOON_DAYS
+from sidecar.config.sidecar_yaml import Config, Inbound, parse_shape
+from sidecar.documents.days import is_over
 from sidecar.documents.document import part
 from sidecar.documents.paths import joined
 from sidecar.documents.schema import values
@@ -21,6 +23,7 @@ from sidecar.documents.yaml12 import load_text, parse_yaml
 from sidecar.identity.reasons import UsageError
 from sidecar.policy import decide
 from sidecar.policy.mesh import Mesh, parse_mesh
+from sidecar.policy.names import PLAINTEXT
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
@@ -68,9 +71,27 @@ def warnings(config: Config, now: datetime) -> list[str]:
         where, targets = (", ".join(column) for column in zip(*unruled, strict=True))
         why = f"{service} may not call {targets}: {decide.NO_RULE}"
         found.append(f"{config.path}: {where}: every connection will be refused: {why}")
+    for i, inbound in enumerate(config.inbound):
+        found += [f"{config.path}: inbound[{i}]: {fault}" for fault in _mode_warnings(config, inbound, now)]
     found += [
         f"{config.path}: inbound[{i}]: every call to {service}:{inbound.port} will be refused: no rule allows it"
         for i, inbound in enumerate(config.inbound)
         if not decide.callers(mesh, service, inbound.port, now)
     ]
     return found + decide.warnings(mesh, now)
+
+
+def _mode_warnings(config: Config, port: Inbound, now: datetime) -> Iterator[str]:
+    """What is to be known of a port's ``mode``, and of the rules for plaintext."""
+    target = f"{config.service}:{port.port}"
+    is_allowed = decide.decide(config.mesh, PLAINTEXT, config.service, port.port, now).allowed
+    if port.until is None:
+        if is_allowed:
+            yield f"a rule lets plaintext call {target}, and the port is strict: it takes none"
+    elif is_over(port.until, now):
+        yield f"{target} took plaintext until {port.until}, and refuses it since: write `mode: strict`"
+    else:
+        if is_over(port.until - timedelta(days=SOON_DAYS), now):
+            yield f"{target} takes plaintext until {port.until}; then it is refused"
+        if not is_allowed:
+            yield f"{target} is permissive, and no rule says `from: plaintext`: every call in plaintext will be refused"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from sidecar.identity.reasons import Reason
 from sidecar.identity.spiffe import InvalidIdentityError, SpiffeId, is_segment, parse_spiffe_id
 from sidecar.observe.traffic import OTHERS
+from sidecar.observe.traffic import PLAINTEXT as PLAINTEXT_PEER
 from sidecar.policy.names import PLAINTEXT, Caller, Plaintext, Target
 
 MAX_CALLS = 10_000
@@ -187,6 +188,8 @@ class Seen:
             target = _target(port)
             return None if target is None else Call(own, target)
         target = _target(f"{own.service}:{port}")
+        if edge.get("direction") == "inbound" and target is not None and peer == PLAINTEXT_PEER:
+            return Call(PLAINTEXT, target)
         segments = tuple(peer.split("/")) if isinstance(peer, str) else ()
         if edge.get("direction") != "inbound" or target is None or peer == OTHERS or not all(map(is_segment, segments)):
             return None

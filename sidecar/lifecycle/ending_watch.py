@@ -14,8 +14,9 @@ import trio
 from sidecar.host.follow import ReportOnce
 from sidecar.identity.spiffe import SpiffeId, is_segment
 from sidecar.observe.traffic import OTHERS, Edge
+from sidecar.observe.traffic import PLAINTEXT as PLAINTEXT_PEER
 from sidecar.policy.ending import Ending, ending_rules, endings
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Caller, Target
 from sidecar.proxy.node import Node
 
 LOOK_SECONDS = 60.0
@@ -54,13 +55,15 @@ class EndingWatch:
         self._node.log.warning("rule_ends_soon", service=self._node.config.service, message=message)
 
 
-def calls_of(edges: list[Edge], own: SpiffeId) -> Iterator[tuple[tuple[SpiffeId, Target], Edge]]:
+def calls_of(edges: list[Edge], own: SpiffeId) -> Iterator[tuple[tuple[Caller, Target], Edge]]:
     """The call that each edge stands for. Edges that do not say which are left out."""
     for edge in edges:
         if edge.direction == "outbound":
             service, _, port = edge.port.partition(":")
             if is_segment(service) and is_segment(port):
                 yield (own, Target(service, port)), edge
+        elif edge.peer == PLAINTEXT_PEER:
+            yield (PLAINTEXT, Target(str(own.service), edge.port)), edge
         elif edge.peer != OTHERS and all(map(is_segment, segments := tuple(edge.peer.split("/")))):
             yield (SpiffeId(own.trust_domain, segments), Target(str(own.service), edge.port)), edge
 

@@ -18,6 +18,7 @@ from sidecar.lifecycle.ending_watch import EndingWatch
 from sidecar.lifecycle.reload import Reloader
 from sidecar.observe.catalogue import Numbers
 from sidecar.policy.mesh import Mesh
+from sidecar.proxy.node import Node
 from sidecar.proxy.server import Server
 
 
@@ -58,6 +59,8 @@ class Gauges:
             certificate_end=self._reloader.loaded.svid.not_after.timestamp(),
             allow_all=allow_all(mesh, node.clock()),
             ending=len(self._endings.calls),
+            plaintext=plaintext_callers(node),
+            permissive={port.port: _end_of(port.until) for port in node.config.inbound if port.until is not None},
             member=None if self._agent is None else self._agent.numbers(),
         )
 
@@ -73,6 +76,12 @@ def allow_all(mesh: Mesh, now: datetime) -> dict[str, float]:
         and "*" in rule.to
         and not rule.ran_out(now)
     }
+
+
+def plaintext_callers(node: Node) -> dict[str, int]:
+    """How many callers of each permissive port were let in without TLS lately."""
+    ports = [port.port for port in node.config.inbound if port.until is not None]
+    return {port: len(node.callers.recent(port, node.clock())) for port in ports}
 
 
 def _end_of(day: date) -> float:

@@ -7,6 +7,9 @@ from typing import Any
 
 from certs.protocol.report import VERSION
 
+MAX_PLAINTEXT = 50
+"""Callers without TLS in a report, those that were let in first."""
+
 
 def report_of(status: Mapping[str, Any], at: str) -> dict[str, Any]:
     """``status``: the document of :func:`sidecar.lifecycle.status.describe`. ``at``: the date and time (UTC)."""
@@ -29,10 +32,11 @@ def report_of(status: Mapping[str, Any], at: str) -> dict[str, Any]:
             "not_after": status["certificate_until"],
             "renews_at": trust.get("renews_at"),
         },
-        "inbound": [{"port": one["port"], "may_call": one["may_call"]} for one in status["inbound"]],
+        "inbound": [{key: one[key] for key in ("port", "may_call", "mode", "until")} for one in status["inbound"]],
         "outbound": [{"to": one["to"], "allowed": one["allowed"]} for one in status["outbound"]],
         "edges": status["edges"],
         "refusals": grouped(status["refused_lately"]),
+        "plaintext": status["plaintext"][:MAX_PLAINTEXT],
         "alarms": status["alarms"][::-1],  # what comes first is what is kept
         "channels": status["channels"],
         "ending": status["ending"],

@@ -31,6 +31,7 @@ from sidecar.identity.judge import Revocations, revoked
 from sidecar.identity.reasons import UsageError
 from sidecar.lifecycle.ending_watch import EndingWatch
 from sidecar.lifecycle.gauges import Gauges
+from sidecar.lifecycle.plaintext_watch import PlaintextWatch
 from sidecar.lifecycle.reload import NOTHING_REVOKED, Reloader, load_credentials, snapshot
 from sidecar.lifecycle.report import report_of
 from sidecar.lifecycle.status import CurrentState, describe
@@ -162,6 +163,7 @@ async def _serve(config: Config, log: Log, server: Server, reloader: Reloader, a
             nursery.start_soon(_handle_signals, signals, stop, server.node, reloader, nursery.cancel_scope)
             nursery.start_soon(reloader.run)
             nursery.start_soon(endings.run)
+            nursery.start_soon(PlaintextWatch(server.node).run)
             nursery.start_soon(memory.give_back)
             nursery.start_soon(server.node.alarm_log.run)
             nursery.start_soon(server.own_app.run, source.mesh_routes())
@@ -246,6 +248,7 @@ def _status(
         reload_refused=list(reloader.refused.values()),
         waiting=list(server.waiting.reasons.values()),
         ending=endings.calls,
+        plaintext=node.callers.current(),
     )
     return describe(node.clock(), state, node.metrics)
 

@@ -12,14 +12,16 @@ from datetime import datetime
 from typing import Any
 
 from sidecar import __version__
-from sidecar.config.sidecar_yaml import Config
+from sidecar.config.sidecar_yaml import Config, Inbound
 from sidecar.identity.spiffe import Svid
 from sidecar.observe.alarms import alarm_lines
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.plaintext import Caller
 from sidecar.observe.traffic import Edge, Traffic
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.ending import Ending
 from sidecar.policy.mesh import Mesh
+from sidecar.policy.names import PLAINTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class CurrentState:
     the CA's bundle and list; empty without a CA. ``strangers``: connections whose peer has not proved an identity yet, at
     most ``max_strangers``. ``log_lost``: lines. ``waiting``: the listeners that
     are not open yet, a sentence each. ``idle_channels``: kept, without a connection now. ``alarms``: as JSON, the one that
-    was met last is last. ``ending``: calls that are refused soon, since a rule runs out."""
+    was met last is last. ``ending``: calls that are refused soon, since a rule runs out. ``plaintext``: callers without
+    TLS."""
 
     config: Config
     mesh: Mesh
@@ -49,6 +52,7 @@ class CurrentState:
     reload_refused: Sequence[str] = ()
     alarms: Sequence[Mapping[str, Any]] = ()
     ending: Sequence[Ending] = ()
+    plaintext: Sequence[Caller] = ()
 
 
 def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
@@ -75,7 +79,9 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
                 "port": one.port,
                 "listen": str(one.listen),
                 "apps": [str(app) for app in one.apps],
-                "may_call": callers(mesh, config.service, one.port, now),
+                "may_call": _may_call(mesh, config.service, one, now),
+                "mode": "permissive" if one.takes_plaintext(now) else "strict",
+                "until": None if one.until is None else str(one.until),
                 "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
             }
             for one in config.inbound
@@ -108,8 +114,15 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
         "strangers": {"now": state.strangers, "limit": state.max_strangers},
         "log": {"folded": metrics.folded, "lost": state.log_lost},
         "alarms": list(state.alarms),
+        "plaintext": [one.as_json() for one in state.plaintext],
         "refused_lately": [one.to_dict() for one in reversed(metrics.refusals)],
     }
+
+
+def _may_call(mesh: Mesh, service: str, port: Inbound, now: datetime) -> list[str]:
+    """The callers that the policy lets in; plaintext only where the port takes it."""
+    found = callers(mesh, service, port.port, now)
+    return found if port.takes_plaintext(now) else [one for one in found if one != str(PLAINTEXT)]
 
 
 def _edges(edges: Mapping[Edge, Traffic]) -> list[dict[str, Any]]:
@@ -143,6 +156,9 @@ def as_text(status: Mapping[str, Any]) -> str:
     for one in status.get("ending", ()):
         day, rule = one["until"], one["rule"]
         lines.append(f"  ENDS SOON: {one['from']} -> {one['to']} is refused after {day}, when rule '{rule}' runs out")
+    for one in status["inbound"]:
+        if one.get("mode") == "permissive":  # an older sidecar does not tell
+            lines.append(f"  PERMISSIVE: {one['port']} takes plaintext until {one['until']}; who speaks it is cut then")
     if version := status.get("policy"):
         lines.append(f"  policy version {version}")
     if status["trust"]:
@@ -175,6 +191,8 @@ def as_text(status: Mapping[str, Any]) -> str:
         "connected",
         ((one["direction"], one["peer"], one["port"], f"{one['connections']} open") for one in status["connected"]),
     )
+    if plaintext := status.get("plaintext"):
+        lines += _section("plaintext callers", (_plaintext_row(one) for one in plaintext))
     lines += _section(
         "refused lately",
         ((one["at"], one["direction"], one["reason"], _what_was_refused(one)) for one in status["refused_lately"]),
@@ -207,6 +225,18 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
             for row in table
         ),
     ]
+
+
+def _plaintext_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    name = f" ({one['name']})" if one["name"] else ""
+    number = f"{one['count']} connection{'' if one['count'] == 1 else 's'}"
+    return (
+        one["port"],
+        f"{one['address']}{name}",
+        number,
+        f"last {one['last']}",
+        "let in" if one["allowed"] else "REFUSED",
+    )
 
 
 def _what_was_refused(one: Mapping[str, Any]) -> str:

@@ -187,6 +187,32 @@ _FILES: tuple[Meaning, ...] = (
         "If it is meant to end: nothing.",
     ),
     _event(
+        "permissive_ends_soon",
+        "A permissive port refuses plaintext within a week. The line names who speaks it still; it is written once a day.",
+        ("The `until` of the port's `mode: permissive` is near.",),
+        "`sidecar status`: who they are, how often they call, and when they did last.",
+        "Give each of them a sidecar, or move `until` on purpose.",
+    ),
+    _event(
+        "permissive_over",
+        "The last day of a permissive port is over: plaintext is refused. The line names who spoke it in the last week.",
+        ("The `until` of the port's `mode: permissive` has passed, perhaps while the machine slept.",),
+        "Write `mode: strict` there, without `until`; or a later day, if somebody was forgotten.",
+    ),
+    _event(
+        "strict_cuts_callers",
+        "A port that was permissive is strict since this start, and callers spoke plaintext to it within a week. They are "
+        "refused; the line names them.",
+        ("`mode: strict` was written before every caller had a sidecar.",),
+        "Give each of them a sidecar; until then `mode: permissive` with an `until`.",
+    ),
+    _event(
+        "plaintext_forgotten",
+        "The list of who speaks plaintext cannot be kept in `state_dir`, or not be read there. Connections go on.",
+        ("The disk is full, or `state_dir` cannot be written.", "The file was changed by hand."),
+        "`df -h`: whether there is room. A file that is damaged may be removed.",
+    ),
+    _event(
         "single_file_mount",
         "A file is mounted by itself: when an editor replaces it, the container keeps seeing the old one.",
         ("`volumes:` names the file in place of its directory.",),

@@ -88,6 +88,18 @@ ENDING = Metric(
     (),
     "Callers and ports in use that are refused within a week, when the last rule that allows them runs out.",
 )
+PLAINTEXT_CALLERS = Metric(
+    "sidecar_plaintext_callers",
+    "gauge",
+    ("port",),
+    "Addresses that were let in without TLS within a week, by the permissive port: who is cut when it is strict.",
+)
+PERMISSIVE = Metric(
+    "sidecar_permissive_until_timestamp_seconds",
+    "gauge",
+    ("port",),
+    "When a permissive port refuses plaintext from.",
+)
 CERTIFICATE = Metric("sidecar_certificate_not_after_timestamp_seconds", "gauge", (), "When our certificate ends.")
 RENEWAL = Metric("sidecar_certificate_renewal_timestamp_seconds", "gauge", (), "When the next renewal is due.")
 OBTAINED = Metric("sidecar_certificates_obtained_total", "counter", (), "Certificates that the CA gave us.")
@@ -107,7 +119,8 @@ FRESH = Metric(
 
 METRICS = (
     OPENED, CLOSED, REFUSED, LIVE, ENDED, TO_APP, FROM_APP, STREAMS, REUSED, IDLE, HANDSHAKE, CONNECT, LAG, STRANGERS, CPU,
-    STARTED, HEALTHY, DRAINING, WAITING, FOLDED, LOST, ALARMS, BUILD, POLICY, RELOAD, ALLOW_ALL, ENDING, CERTIFICATE,
+    STARTED, HEALTHY, DRAINING, WAITING, FOLDED, LOST, ALARMS, BUILD, POLICY, RELOAD, ALLOW_ALL, ENDING, PLAINTEXT_CALLERS,
+    PERMISSIVE, CERTIFICATE,
     RENEWAL, OBTAINED, RENEWALS_FAILED, FAILING, BUNDLE, LIST, LISTED, FRESH,
 )  # fmt: skip
 """All, in the order in which they are told."""
@@ -132,7 +145,8 @@ class Numbers:
     """The state of a sidecar at one moment, beside what :class:`~sidecar.observe.metrics.Metrics` counts. Times are in
     seconds since 1970. ``member``: None if no CA issues our certificate. ``alarms``: by event and severity.
     ``allow_all``: the ends of the rules that allow everything, by name. ``ending``: calls
-    that a rule which runs out will refuse."""
+    that a rule which runs out will refuse. ``plaintext``: callers
+    without TLS, and ``permissive`` the end, of each permissive port."""
 
     release: str
     python: str
@@ -151,6 +165,8 @@ class Numbers:
     certificate_end: float
     allow_all: Mapping[str, float] = field(default_factory=dict)
     ending: int = 0
+    plaintext: Mapping[str, int] = field(default_factory=dict)
+    permissive: Mapping[str, float] = field(default_factory=dict)
     member: MemberNumbers | None = None
 
 
@@ -185,6 +201,8 @@ def families(metrics: Metrics, now: Numbers) -> Iterator[tuple[Metric, Samples]]
     yield RELOAD, one(now.reload_refused)
     yield ALLOW_ALL, {(rule,): end for rule, end in list(now.allow_all.items())[:MAX_RULES]}
     yield ENDING, one(now.ending)
+    yield PLAINTEXT_CALLERS, {(port,): number for port, number in now.plaintext.items()}
+    yield PERMISSIVE, {(port,): end for port, end in now.permissive.items()}
     yield CERTIFICATE, one(now.certificate_end)
     if (member := now.member) is not None:
         yield RENEWAL, {(): member.renews_at}

@@ -28,8 +28,8 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Caller:
-    """``count``: connections. ``allowed``: whether the last one was let in. ``name``: what its address leads to; empty if
-    nothing, None if nobody has asked yet."""
+    """``count``: connections. ``allowed``: whether the last one was let in. ``name``: what its address leads to, empty if
+    nothing; ``asked``: whether that was looked up by this process."""
 
     port: str
     address: str
@@ -37,7 +37,8 @@ class Caller:
     last: datetime
     count: int = 0
     allowed: bool = False
-    name: str | None = None
+    name: str = ""
+    asked: bool = False
 
     def __str__(self) -> str:
         return f"{self.address} ({self.name})" if self.name else self.address
@@ -46,7 +47,7 @@ class Caller:
         return {
             "port": self.port,
             "address": self.address,
-            "name": self.name or "",
+            "name": self.name,
             "count": self.count,
             "first": f"{self.first:%FT%TZ}",
             "last": f"{self.last:%FT%TZ}",
@@ -100,11 +101,12 @@ class PlaintextCallers:
         return sorted(self._callers.values(), key=lambda one: (not one.allowed, -one.last.timestamp(), one.address))
 
     def unnamed(self) -> Iterator[Caller]:
-        """Those whose name nobody has asked for."""
-        return (caller for caller in list(self._callers.values()) if caller.name is None)
+        """Those whose name this process has not looked up."""
+        return (caller for caller in list(self._callers.values()) if not caller.asked)
 
     def name(self, caller: Caller, name: str) -> None:
         """What a caller's address leads to, as the resolver says; empty if nothing."""
+        caller.asked = True
         caller.name = "".join(one if one.isascii() and one.isprintable() else "?" for one in name[:MAX_NAME])
         self.changes += 1
 
@@ -118,9 +120,9 @@ class PlaintextCallers:
         """As values that JSON can hold."""
         return {"version": VERSION, "callers": [caller.as_json() for caller in self.current()]}
 
-    def take_kept(self, kept: Any) -> None:
-        """Adds what was kept. Raises :class:`ValueError` if it is anything else."""
-        for caller in callers_of(kept):
+    def take_kept(self, kept: Iterable[Caller]) -> None:
+        """Adds what was kept. What came since stays as it is."""
+        for caller in list(kept)[: MAX_CALLERS - len(self._callers)]:
             self._callers.setdefault((caller.port, caller.address), caller)
 
 
@@ -151,7 +153,7 @@ def _caller(one: Any) -> Caller:
     first, last = (
         datetime.strptime(str(one[key]), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) for key in ("first", "last")
     )
-    return Caller(str(port), str(address), first, last, count, one["allowed"], str(name)[:MAX_NAME] or None)
+    return Caller(str(port), str(address), first, last, count, one["allowed"], str(name)[:MAX_NAME])
 
 
 def listed(callers: Iterable[Caller]) -> str:

@@ -79,6 +79,7 @@ class Probing:
                 "not_after": f"{leaf.not_valid_after_utc:%FT%TZ}",
             },
             "records": node.announced.records(node.time()),
+            "plaintext": [one.as_json() for one in node.callers.current()],
         }
 
     async def probe(self, to: str, *, through_app: bool = False) -> dict[str, Any]:

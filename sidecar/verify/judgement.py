@@ -16,6 +16,9 @@ from typing import Any
 
 from sidecar.identity.reasons import Reason
 
+MAX_SHOWN = 8
+"""Callers that are named in one check."""
+
 
 class Status(StrEnum):
     """The result of one check."""
@@ -95,11 +98,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where a service accepts mutual TLS for one of its ports."""
+    """Where a service accepts mutual TLS for one of its ports. ``until``: the day until which it takes plaintext too; empty
+    if it takes none."""
 
     service: str
     port: str
     address: str
+    until: str = ""
 
     def __str__(self) -> str:
         return f"{self.service}:{self.port} at {self.address}"
@@ -177,6 +182,23 @@ def judge_attempt(
     else:
         status, told = Status.OK, f"refused: {recorded} ({seen.detail})"
     return Check(str(attempt), str(listener), TRIED[attempt], status, told)
+
+
+def judge_permissive(listener: Listener, told: Mapping[str, Any]) -> Check:
+    """A listener that takes plaintext, which is not what a mesh promises: so it fails, whoever may speak it. ``told``: what
+    its sidecar tells."""
+    tried, callers = "asked its sidecar who speaks plaintext", told.get("plaintext")
+    seen = f"takes plaintext until {listener.until}, so it is not strict"
+    if not isinstance(callers, list):
+        seen += "; its sidecar does not tell who speaks it"
+        return Check(str(Attempt.PLAINTEXT), str(listener), tried, Status.FAILED, seen)
+    of_port = [one for one in callers if isinstance(one, Mapping) and one.get("port") == listener.port]
+    who = [
+        f"{one.get('address')} ({one.get('count')}, last {one.get('last')})" for one in of_port if one.get("allowed")
+    ]
+    more = f" and {len(who) - MAX_SHOWN} more" if len(who) > MAX_SHOWN else ""
+    seen += f"; who does still: {', '.join(who[:MAX_SHOWN]) or 'nobody of whom it knows'}{more}"
+    return Check(str(Attempt.PLAINTEXT), str(listener), tried, Status.FAILED, seen)
 
 
 def judge_presented(listener: Listener, presented: Iterable[str], own: str) -> Check:

@@ -93,11 +93,15 @@ def _add(place: Place, config: Config) -> None:
 def listeners_of(config: Config) -> list[Listener]:
     """Where a sidecar accepts mutual TLS: its service's ports, and its own for health and metrics. One that listens on every
     address is on loopback too."""
-    ports = [(one.port, one.listen) for one in config.inbound]
+    now = utc_now()
+    ports = [(one.port, one.listen, str(one.until) if one.takes_plaintext(now) else "") for one in config.inbound]
     if config.admin is not None and config.admin.mesh_listen is not None:
-        ports.append((ADMIN_PORT, config.admin.mesh_listen))
+        ports.append((ADMIN_PORT, config.admin.mesh_listen, ""))
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    return [Listener(config.service, name, str(Address(near.get(at.host, at.host), at.port))) for name, at in ports]
+    return [
+        Listener(config.service, name, str(Address(near.get(at.host, at.host), at.port)), until)
+        for name, at, until in ports
+    ]
 
 
 def _door(config: Config) -> Door | None:

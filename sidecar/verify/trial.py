@@ -104,6 +104,8 @@ def _run(
         record = next((it for it in reversed(theirs or []) if source and it.get("peer_address") == source), None)
         report.checks.append(judgement.judge_attempt(listener, what, attempted, record, asked))
     for listener in place.listeners:
+        if listener.until:
+            report.checks.append(judgement.judge_permissive(listener, told.get(listener.service, {})))
         if own := _certificates(told).get(listener.service):
             shown = [one.presented for (at, _), one in zip(wanted, seen, strict=True) if at == listener]
             report.checks.append(judgement.judge_presented(listener, shown, own))
@@ -129,7 +131,8 @@ def _wanted(place: Place, credentials: Mapping[Attempt, Credential], report: Rep
     able = [what for what in Attempt if what in bare or what in credentials]
     missing = [f"{what}: {_WITHOUT[what]}" for what in Attempt if what not in able]
     report.not_covered += missing if place.listeners else []
-    return [(listener, what) for listener in place.listeners for what in able]
+    # A permissive port may carry plaintext to its app, which no probe may reach.
+    return [(at, what) for at in place.listeners for what in able if not (at.until and what is Attempt.PLAINTEXT)]
 
 
 _WITHOUT = {

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.config.sidecar_yaml import Admin, CaIdentity, Config, FileIdentity, Inbound, Limits, Outbound, Timeouts
-from sidecar.config.wiring import load_config, warnings
+from sidecar.config.wiring import load_config, parse_config, warnings
 from sidecar.documents.address import Address
 from sidecar.identity.reasons import UsageError
+from sidecar.policy.mesh import parse_mesh
 from sidecar.policy.names import Target
 from tests.specimens import FULL, HEAD, MESH, MESH_TEXT, parsed
 
@@ -211,3 +212,32 @@ def test_warnings() -> None:
         "etc/mesh.yaml:10: rule 'api->db' held until 2027-01-31 and has no effect now",
     ]
     assert warnings(parsed(HEAD), NOW) == []
+
+
+class TestMode:
+    NOW = datetime(2027, 1, 20, 12, tzinfo=UTC)
+    RULE = '\npolicy: [{from: [web, plaintext], to: "api:http"}]'
+
+    def warned(self, mode: str, *, rule: bool = True) -> list[str]:
+        mesh = parse_mesh(MESH_TEXT.partition("policy:")[0].rstrip() + (self.RULE if rule else ""), "mesh.yaml")
+        port = f'inbound: [{{port: http, listen: "0.0.0.0:8080", app: "127.0.0.1:8081"{mode}}}]\n'
+        found = warnings(parse_config(HEAD + port, "s.yaml", {}, mesh), self.NOW)
+        return [one.removeprefix("s.yaml: inbound[0]: ") for one in found if "plaintext" in one]
+
+    def test_a_strict_port_and_a_rule_for_plaintext(self) -> None:
+        assert self.warned("") == ["a rule lets plaintext call api:http, and the port is strict: it takes none"]
+        assert self.warned("", rule=False) == []
+
+    def test_a_permissive_port_far_from_its_day_near_it_and_after_it(self) -> None:
+        assert self.warned(", mode: permissive, until: 2027-01-27") == []
+        near = "api:http takes plaintext until 2027-01-26; then it is refused"
+        assert self.warned(", mode: permissive, until: 2027-01-26") == [near]
+        assert self.warned(", mode: permissive, until: 2027-01-20") == [near.replace("01-26", "01-20")]
+        assert self.warned(", mode: permissive, until: 2027-01-19") == [
+            "api:http took plaintext until 2027-01-19, and refuses it since: write `mode: strict`"
+        ]
+
+    def test_a_permissive_port_that_no_rule_opens(self) -> None:
+        assert self.warned(", mode: permissive, until: 2027-12-31", rule=False) == [
+            "api:http is permissive, and no rule says `from: plaintext`: every call in plaintext will be refused"
+        ]

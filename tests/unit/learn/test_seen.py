@@ -263,3 +263,10 @@ def test_a_person_is_seen_as_rules_name_one() -> None:
     found = seen(inbound("user/alice", "db:sql"))
     (one,) = found.calls
     assert (str(one), one.caller) == ("user/alice -> db:sql", "user/alice")
+
+
+def test_a_report_of_callers_without_tls() -> None:
+    found = Seen(DOMAIN)
+    edge = {"direction": "inbound", "peer": "plaintext", "port": "sql", "rule": "old", "opened": 3, "ended": {"ok": 3}}
+    found.take_report("spiffe://shop.internal/db", {"edges": [edge]})
+    assert {str(one): tally.connections for one, tally in found.calls.items()} == {"plaintext -> db:sql": 3}

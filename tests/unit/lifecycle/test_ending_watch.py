@@ -7,11 +7,12 @@ from datetime import timedelta
 import trio
 from trio.testing import MockClock
 
+from sidecar.identity.spiffe import SpiffeId
 from sidecar.lifecycle.ending_watch import LOOK_SECONDS, MAX_SHOWN, EndingWatch, calls_of, told
 from sidecar.observe.traffic import OTHERS, Edge
 from sidecar.policy.ending import Ending
 from sidecar.policy.mesh import parse_mesh
-from sidecar.policy.names import Target
+from sidecar.policy.names import PLAINTEXT, Target
 from sidecar.proxy.node import Node
 from tests.unit.proxy.test_node import AUTHORITY, node
 
@@ -103,3 +104,8 @@ def test_a_long_list_is_cut() -> None:
     assert "a8" not in line
     assert " and 2 more; " in line
     assert told(()) is None
+
+
+def test_callers_without_tls_are_one_caller() -> None:
+    [(call, _)] = calls_of([Edge("inbound", "plaintext", "http", "old")], SpiffeId("shop.internal", ("api",)))
+    assert call == (PLAINTEXT, Target("api", "http"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from sidecar.config.wiring import parse_config
@@ -9,6 +10,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import parse_svid
 from sidecar.lifecycle.status import CurrentState, as_text, describe
 from sidecar.observe.metrics import Metrics
+from sidecar.observe.plaintext import PlaintextCallers
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.ending import Ending
 from sidecar.policy.mesh import Mesh, parse_mesh
@@ -160,3 +162,31 @@ def test_what_ends_soon() -> None:
     line = f"  ENDS SOON: web -> api:http is refused after {NOW.date()}, when rule 'observe' runs out"
     assert line in as_text(said).splitlines()
     assert "ENDS SOON" not in as_text(describe(NOW, state(), Metrics()))
+
+
+def test_a_permissive_port_and_who_speaks_plaintext_to_it() -> None:
+    callers = PlaintextCallers()
+    callers.note("http", "10.0.0.7:1", NOW, allowed=True)
+    callers.note("http", "10.0.0.8:1", NOW, allowed=False)
+    callers.name(callers.current()[0], "old.internal")
+    last = NOW.date() + timedelta(days=1)
+    permissive = replace(CONFIG, inbound=(replace(CONFIG.inbound[0], mode="permissive", until=last), CONFIG.inbound[1]))
+    mesh = parse_mesh(MESH_TEXT + '  - {from: plaintext, to: "*"}\n', "mesh.yaml")
+    now = replace(state(mesh, plaintext=callers.current()), config=permissive)
+    said = describe(NOW, now, Metrics())
+    assert [(one["mode"], one["until"], "plaintext" in one["may_call"]) for one in said["inbound"]] == [
+        ("permissive", str(last), True),
+        ("strict", None, False),
+    ]
+    assert [(one["address"], one["name"], one["allowed"]) for one in said["plaintext"]] == [
+        ("10.0.0.7", "old.internal", True),
+        ("10.0.0.8", "", False),
+    ]
+    text = as_text(said)
+    assert f"  PERMISSIVE: http takes plaintext until {last}; who speaks it is cut then" in text
+    at = f"last {NOW:%FT%TZ}"
+    assert f"plaintext callers:\n  http  10.0.0.7 (old.internal)  1 connection  {at}  let in\n" in text
+    assert f"  http  10.0.0.8                 1 connection  {at}  REFUSED" in text
+    later = describe(NOW + timedelta(days=2), now, Metrics())["inbound"][0]
+    assert (later["mode"], later["until"], "plaintext" in later["may_call"]) == ("strict", str(last), False)
+    assert "PERMISSIVE" not in as_text(describe(NOW + timedelta(days=2), now, Metrics()))

@@ -52,7 +52,9 @@ def told(metrics: Metrics, numbers: catalogue.Numbers = NUMBERS) -> dict[str, fl
 
 
 def test_all_that_is_declared_is_told_in_its_order_and_nothing_else() -> None:
-    numbers = replace(NUMBERS, member=MEMBER, allow_all={"observe": 2e9})
+    numbers = replace(
+        NUMBERS, member=MEMBER, allow_all={"observe": 2e9}, plaintext={"http": 2}, permissive={"http": 2e9}
+    )
     found = list(families(counted(), numbers))
     assert tuple(metric for metric, _ in found) == METRICS
     assert all(samples for _, samples in found), "and this state has a number for each"

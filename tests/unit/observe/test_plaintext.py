@@ -95,7 +95,6 @@ def test_a_name_is_escaped_and_cut_and_asked_for_once() -> None:
     callers.note("http", at(1), NOW, allowed=True)
     [caller] = callers.unnamed()
     callers.name(caller, "\x1b[2Jévil" + "x" * 1000)
-    assert caller.name is not None
     assert (len(caller.name), caller.name[:10]) == (MAX_NAME, "?[2J?vilxx")
     assert str(caller).startswith("10.0.0.2 (?[2J")
     assert not list(callers.unnamed())
@@ -111,7 +110,7 @@ def test_it_is_kept_and_read_again() -> None:
     callers.name(callers.current()[0], "old.internal")
     again = PlaintextCallers()
     again.note("http", at(1), NOW + timedelta(hours=1), allowed=True)  # what came before it was read stays
-    again.take_kept(json.loads(json.dumps(callers.to_keep())))
+    again.take_kept(callers_of(json.loads(json.dumps(callers.to_keep()))))
     assert [(one.address, one.last, one.count) for one in again.current()] == [
         ("10.0.0.2", NOW + timedelta(hours=1), 1), ("fd00::1", NOW, 1), ("unknown", NOW, 1),
     ]  # fmt: skip
@@ -139,7 +138,7 @@ GOOD: dict[str, Any] = {
 )  # fmt: skip
 def test_what_is_no_inventory_is_refused(kept: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
-        PlaintextCallers().take_kept(kept)
+        callers_of(kept)
     assert len(callers_of({"version": 1, "callers": [GOOD]})) == 1
 
 

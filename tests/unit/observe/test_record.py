@@ -6,6 +6,7 @@ import pytest
 
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.observe.record import ConnectionRecord
+from sidecar.observe.traffic import OTHERS
 
 ALWAYS = {
     "direction", "service", "port", "peer_address", "peer_id", "upstream", "decision", "rule", "reason", "bytes_to_app",
@@ -101,3 +102,15 @@ def test_a_probe_that_was_let_in_is_no_refusal_and_a_port_check_is_one() -> None
         assert (record.finish(1)["decision"], record.message) == (
             decision, "api has let it in" if probe else "refused: api has let it in",
         )  # fmt: skip
+
+
+def test_a_caller_without_tls_is_no_identity_and_no_identity_is_one() -> None:
+    record = ConnectionRecord("inbound", "api", "http", 0.0, plaintext=True)
+    assert record.edge.peer == "plaintext"
+    record.end(Reason.OK)
+    line = record.finish(1.0)
+    assert (line["plaintext"], line["peer_id"]) == (True, None)
+    named = ConnectionRecord("inbound", "api", "http", 0.0, peer_id="spiffe://shop.internal/plaintext")
+    assert named.edge.peer == OTHERS  # an identity that another CA gave
+    named.end(Reason.OK)
+    assert "plaintext" not in named.finish(1.0)

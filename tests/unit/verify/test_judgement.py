@@ -22,6 +22,7 @@ from sidecar.verify.judgement import (
     judge_attempt,
     judge_certificate,
     judge_edge,
+    judge_permissive,
     judge_policy,
     judge_presented,
 )  # fmt: skip
@@ -214,3 +215,27 @@ def test_a_report_is_a_proof_only_if_all_is_ok_and_something_was_tried() -> None
     assert Report("m", AT, [ok]).proved
     assert not Report("m", AT, [ok, failed]).proved
     assert not Report("m", AT, []).proved
+
+
+def test_a_permissive_listener_is_never_strict_and_who_speaks_plaintext_is_named() -> None:
+    at = Listener("api", "http", "10.0.0.1:8080", "2027-01-31")
+
+    def called(number: int, **more: Any) -> dict[str, Any]:
+        return {"port": "http", "address": f"10.0.0.{number}", "count": number, "last": "L", "allowed": True, **more}
+
+    told = [called(1), called(2, allowed=False), called(3, port="tls"), "x"]
+    check = judge_permissive(at, {"plaintext": told})
+    assert (check.kind, check.status) == ("plaintext", Status.FAILED)
+    assert check.seen == "takes plaintext until 2027-01-31, so it is not strict; who does still: 10.0.0.1 (1, last L)"
+    nobody = judge_permissive(at, {"plaintext": []})
+    assert (nobody.status, nobody.seen.partition("; ")[2]) == (Status.FAILED, "who does still: nobody of whom it knows")
+    many = judge_permissive(at, {"plaintext": [called(number) for number in range(10)]})
+    assert many.seen.endswith("10.0.0.7 (7, last L) and 2 more")
+    few = judge_permissive(at, {"plaintext": [called(number) for number in range(8)]})
+    assert few.seen.endswith("10.0.0.7 (7, last L)")
+    for silent in ({}, {"error": "gone"}, {"plaintext": "x"}):
+        check = judge_permissive(at, silent)
+        assert (check.status, check.seen.partition("; ")[2]) == (
+            Status.FAILED,
+            "its sidecar does not tell who speaks it",
+        )
