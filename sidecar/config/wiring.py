@@ -71,8 +71,10 @@ def warnings(config: Config, now: datetime) -> list[str]:
         where, targets = (", ".join(column) for column in zip(*unruled, strict=True))
         why = f"{service} may not call {targets}: {decide.NO_RULE}"
         found.append(f"{config.path}: {where}: every connection will be refused: {why}")
+    permissive = {inbound.port for inbound in config.inbound if inbound.until is not None}
     for i, inbound in enumerate(config.inbound):
-        found += [f"{config.path}: inbound[{i}]: {fault}" for fault in _mode_warnings(config, inbound, now)]
+        if inbound.until is not None or inbound.port not in permissive:  # a port may have several listeners
+            found += [f"{config.path}: inbound[{i}]: {fault}" for fault in _mode_warnings(config, inbound, now)]
     found += [
         f"{config.path}: inbound[{i}]: every call to {service}:{inbound.port} will be refused: no rule allows it"
         for i, inbound in enumerate(config.inbound)

@@ -60,7 +60,7 @@ class Gauges:
             allow_all=allow_all(mesh, node.clock()),
             ending=len(self._endings.calls),
             plaintext=plaintext_callers(node),
-            permissive={port.port: _end_of(port.until) for port in node.config.inbound if port.until is not None},
+            permissive={one.port: _end_of(one.until) for one in node.config.inbound if one.until is not None},
             member=None if self._agent is None else self._agent.numbers(),
         )
 

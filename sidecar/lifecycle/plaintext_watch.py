@@ -163,11 +163,12 @@ class PlaintextWatch:
 
     def _tell_of_strict_ports(self) -> None:
         """A port that was permissive and has callers still is not made strict silently."""
-        node = self._node
-        for port in node.config.inbound:
-            if port.mode == "strict" and (cut := node.callers.recent(port.port, node.clock())):
+        node, permissive = self._node, {port.port for port in self.ports}
+        for name in dict.fromkeys(port.port for port in node.config.inbound):
+            # One port may have several listeners, one of which takes plaintext.
+            if name not in permissive and (cut := node.callers.recent(name, node.clock())):
                 who = f"these spoke plaintext to it lately and are refused: {listed(cut)}"
-                self._warn("strict_cuts_callers", f"{port.port} is strict now, and {who}")
+                self._warn("strict_cuts_callers", f"{name} is strict now, and {who}")
 
     def _warn(self, event: str, message: str) -> None:
         self._node.log.warning(event, service=self._node.config.service, message=message)
@@ -184,16 +185,13 @@ def who_would_be_cut(config: Config, now: datetime) -> list[str]:
         return [f"{path}: who speaks plaintext cannot be read: {error.strerror or error}"]
     except ValueError as error:
         return [f"{path}: who speaks plaintext cannot be read: {error}"]
+    permissive = {port.port for port in config.inbound if port.takes_plaintext(now)}
     found = []
-    for index, port in enumerate(config.inbound):
-        if cut := recent(kept, port.port, now):
-            what = (
-                "would be refused if it were strict now"
-                if port.takes_plaintext(now)
-                else "are refused, as it is strict"
-            )
+    for name in dict.fromkeys(port.port for port in config.inbound):
+        if cut := recent(kept, name, now):
+            what = "would be refused if it were strict now" if name in permissive else "are refused, as it is strict"
             found.append(
-                f"{config.path}: inbound[{index}]: these spoke plaintext to {config.service}:{port.port} in the last "
-                f"{RECENT_DAYS} days and {what}: {listed(cut)}"
+                f"{config.path}: these spoke plaintext to {config.service}:{name} in the last {RECENT_DAYS} days and "
+                f"{what}: {listed(cut)}"
             )
     return found

@@ -237,6 +237,10 @@ class TestMode:
             "api:http took plaintext until 2027-01-19, and refuses it since: write `mode: strict`"
         ]
 
+    def test_of_two_listeners_of_a_port_one_may_be_permissive(self) -> None:
+        other = '}, {port: http, listen: "127.0.0.1:8082", app: "127.0.0.1:8081", mode: permissive, until: 2027-12-31'
+        assert self.warned(other) == []
+
     def test_a_permissive_port_that_no_rule_opens(self) -> None:
         assert self.warned(", mode: permissive, until: 2027-12-31", rule=False) == [
             "api:http is permissive, and no rule says `from: plaintext`: every call in plaintext will be refused"

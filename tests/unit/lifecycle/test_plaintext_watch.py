@@ -242,13 +242,17 @@ async def test_strict_is_not_switched_on_silently(tmp_path: Path) -> None:
     assert strict.lines.told == [
         ("strict_cuts_callers", f"http is strict now, and these spoke plaintext to it lately and are refused: {who}")
     ]
+    both = Watched(tmp_path, port(None), port())  # two listeners of one port: the second takes plaintext
+    await both.watch.read()
+    both.watch._tell_of_strict_ports()
+    assert both.lines.told == []
     late = Watched(tmp_path, port(None))
     late.now = NOW + timedelta(days=8)
     await late.watch.run()
     assert late.lines.told == []
     spoke = "these spoke plaintext to api:http in the last 7 days and"
     config: Config = strict.node.config
-    at_check = f"{config.path}: inbound[0]: {spoke}"
+    at_check = f"{config.path}: {spoke}"
     assert who_would_be_cut(config, NOW) == [f"{at_check} are refused, as it is strict: {who}"]
     config = before.node.config
     assert who_would_be_cut(config, NOW) == [f"{at_check} would be refused if it were strict now: {who}"]
