@@ -22,7 +22,7 @@ from sidecar.identity.judge import Presented, VerifyParams, judge
 from sidecar.identity.reasons import Refused, UsageError
 from sidecar.identity.spiffe import PEOPLE
 from sidecar.policy.mesh import Mesh, parse_mesh
-from sidecar.policy.names import Target
+from sidecar.policy.names import ADMIN_PORT, Target
 from sidecar.proxy.node import Snapshot
 from sidecar.transport.tls import Context, KeyPair, verify_own_chain
 
@@ -96,7 +96,7 @@ def _mesh(found: Pass, path: Path) -> Mesh:
     service, name = str(found.callee.service), str(found.person.person)
     text = {
         "trust_domain": found.person.trust_domain,
-        "services": {service: {"ports": {found.port: found.at.port}}},
+        "services": {service: {"ports": {} if found.port == ADMIN_PORT else {found.port: found.at.port}}},
         "people": [name],
         "policy": [{"name": "this pass", "from": f"{PEOPLE}/{name}", "to": f"{service}:{found.port}"}],
         "max_leaf_ttl": f"{found.max_leaf_ttl}s"

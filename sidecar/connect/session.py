@@ -131,7 +131,7 @@ def own_user_only(handler: Handler, user: int, find: Callable[[Ends], int | None
             whose = "a program that is gone" if found is None else f"user {found}"
             raise Refused(
                 Reason.POLICY_DENIED,
-                f"let nobody in: a connection to its port came from {whose}, and the pass is of user {user} (--any-user)",
+                f"refused a connection to its port: it came from {whose}, and the pass is of user {user} (--any-user)",
             )
         yield from handler(sock, lines, live)
 

@@ -31,6 +31,7 @@ _VERDICTS = {
 """What the callee answered, by its reason."""
 
 _OWN = {
+    Reason.POLICY_DENIED: "{message}",
     Reason.CONNECT_FAILED: "cannot reach {callee} at {at}: {message}",
     Reason.HANDSHAKE_TIMEOUT: "no answer of {callee} at {at}: {message}",
     Reason.TRUNCATED: "the connection to {callee} was cut: by its sidecar, if your pass was revoked or its rule taken away",

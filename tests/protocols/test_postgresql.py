@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import signal
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.beds.processes import DEADLINE, Shop, SidecarProcess, free_port, output, sidecar_pair
+from tests.beds.processes import DEADLINE, MESH, SIDECAR, Shop, SidecarProcess, free_port, output, sidecar_pair
+from tests.commands import ran
 from tests.protocols.programs import PATIENT, all_ok, merged, needs, program, server, sha256, shell
 
 pytestmark = needs("postgres", "initdb", "psql", "pgbench")
@@ -127,6 +129,42 @@ async def test_an_idle_listener_is_notified(shop: Shop, cluster: tuple[Path, lis
         await it.sql("notify news, 'it works'")
         kind, body = await wire.message()
         assert (kind, body[4:]) == (b"A", b"news\0it works\0")
+
+
+async def test_a_colleague_with_a_pass_looks_into_it(shop: Shop, cluster: tuple[Path, list[str]]) -> None:
+    """As README has it: a rule, a pass, and psql that is started with it."""
+    rule = 'policy:\n  - {from: user/alice, to: "db:redis"}\n'
+    (shop.path / "mesh.yaml").write_text(f"{MESH}people: [alice]\n".replace("policy:\n", rule))
+    async with postgresql(shop, cluster) as it:
+        at = it.db.at("redis")
+        with contextlib.chdir(shop.path):
+            ran("pass", "ca", "--person", "alice", "--to", "db:redis", "--at", at, "--ttl", "5m", "--out", "alice.pass")
+        port = str(free_port())
+        connect: list[str | Path] = [
+            *SIDECAR,
+            "connect",
+            shop.path / "alice.pass",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--",
+        ]
+        psql = (
+            program("psql"),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            port,
+            "-U",
+            "tester",
+            "-qAtX",
+            "postgres",
+            "-v",
+            "ON_ERROR_STOP=1",
+        )
+        assert await output(*connect, *psql, "-c", "select 6 * 7", "-c", "select 'it works'") == "42\nit works\n"
+        assert "ERROR" in await output(*connect, *psql, "-c", "select nothing", check=False)
+        seen = await it.db.program.connection()
+        assert (seen["peer_id"], seen["reason"]) == ("spiffe://shop.internal/user/alice", "ok")
 
 
 class Wire:

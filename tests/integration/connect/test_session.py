@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import shutil
 import signal
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from certs.authority import authority
 from certs.protocol import x509_profile
 from certs.protocol.access_pass import Pass, encode
-from sidecar.connect.session import HOST_VARIABLE, PORT_VARIABLE
-from sidecar.documents.address import parse_address
+from sidecar.connect.owner import Ends
+from sidecar.connect.person import load
+from sidecar.connect.session import HOST_VARIABLE, PORT_VARIABLE, Session, own_user_only
+from sidecar.connect.words import PersonLog
+from sidecar.documents.address import Address, parse_address
 from sidecar.host.clock import utc_now
 from sidecar.identity.keys import new_key
+from sidecar.identity.reasons import Refused
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.observe.record import ConnectionRecord
+from sidecar.proxy.lines import Lines
+from sidecar.proxy.live import Live
+from sidecar.relay.strand import Steps
 from tests.beds.ca_processes import CaSite
-from tests.beds.processes import SIDECAR, Running, SidecarProcess, free_port, needs, output, running, sidecar_process
+from tests.beds.processes import (
+    SIDECAR,
+    Running,
+    SidecarProcess,
+    clean_environment,
+    free_port,
+    needs,
+    output,
+    running,
+    sidecar_process,
+)
+from tests.unit.certs.protocol.test_access_pass import MESH as AUTHORITY
+from tests.unit.certs.protocol.test_access_pass import made
 
 pytestmark = needs("redis-server", "redis-cli")
 
@@ -176,7 +204,7 @@ async def test_taking_the_rule_away_cuts_it_too(tmp_path: Path) -> None:
 
 async def test_the_end_of_a_pass_ends_program_and_connections_at_both_ends(tmp_path: Path) -> None:
     async with shop_with_redis(tmp_path) as shop:
-        script = f"redis-cli -p ${PORT_VARIABLE} subscribe news; sleep 60"
+        script = f"redis-cli -p ${PORT_VARIABLE} subscribe news; exec sleep 60"
         async with running(*SIDECAR, "connect", shop.short_pass(6), "--", "sh", "-c", script) as program:
             await program.line("subscribe")
             assert await program.ended() == 1
@@ -225,7 +253,9 @@ async def test_another_user_of_the_machine_gets_nothing(tmp_path: Path) -> None:
         async with connected(file) as (program, where):
             told = await output(*as_nobody, "redis-cli", *where, "ping", check=False)
             assert "PONG" not in told
-            await program.until(lambda: "a connection to its port came from user 65534" in program.errors, "the reason")
+            await program.until(
+                lambda: "refused a connection to its port: it came from user 65534" in program.errors, "the reason"
+            )
             assert await output("redis-cli", *where, "ping") == "PONG\n"
         async with connected(file, "--any-user") as (program, where):
             assert "PONG" in await output(*as_nobody, "redis-cli", *where, "ping")
@@ -244,3 +274,110 @@ async def test_what_cannot_begin(tmp_path: Path) -> None:
         assert "cannot listen on" in await output(*SIDECAR, "connect", file, "--listen", taken, check=False)
         write(file, file.read_bytes().replace(b"user/alice", b"user/bobby"))
         assert "was changed: it is for spiffe://shop.internal/user/bobby" in await use(file, "true")
+
+
+# -- in this process: what takes minutes ---------------------------------------------------------------------------------
+
+
+def session(tmp_path: Path, left: timedelta) -> tuple[Session, StringIO, datetime]:
+    """A session whose pass is good for so long yet, what it says, and when it begins. Its clock is the loop's."""
+    file = write(tmp_path / "alice.pass", encode(made()))
+    person = load(file, Address("127.0.0.1", 0), AUTHORITY.now)
+    begins, stream = person.until - left, StringIO()
+    log = PersonLog(person.name, str(person.at), stream)
+    at = trio.current_time()
+    return Session(person, log, lambda: begins + timedelta(seconds=trio.current_time() - at)), stream, begins
+
+
+async def test_the_end_is_told_a_minute_before(tmp_path: Path, autojump_clock: MockClock) -> None:
+    one, stream, _ = session(tmp_path, timedelta(minutes=10))
+    began = trio.current_time()
+    assert await one.run((), {}) == 1
+    assert abs(trio.current_time() - began - 600) < 2
+    one._log.flush()
+    warned, ended = stream.getvalue().splitlines()
+    assert "in a minute: all its connections are cut then" in warned
+    assert "this pass has ended at" in ended
+
+
+async def test_of_a_pass_for_a_minute_the_end_alone_is_told(tmp_path: Path, autojump_clock: MockClock) -> None:
+    one, stream, _ = session(tmp_path, timedelta(seconds=59))
+    assert await one.run((), {}) == 1
+    one._log.flush()
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+async def test_a_machine_that_slept_past_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
+    one, _, begins = session(tmp_path, timedelta(minutes=10))
+    now = [begins]
+    one._clock = lambda: now[0]
+    began = trio.current_time()
+
+    def slept() -> None:
+        now[0] += timedelta(hours=8)
+
+    assert await one.run((), {}, slept) == 1
+    assert trio.current_time() - began < 2
+
+
+@pytest.mark.parametrize("owner", [None, os.getuid() + 1])
+async def test_a_connection_of_nobody_known_is_refused(owner: int | None) -> None:
+    served: list[str] = []
+
+    def serve(*_: object) -> Steps[None]:
+        served.append("yes")
+        yield from ()
+
+    record = ConnectionRecord("outbound", "user/alice", "redis", 0.0, upstream="db:redis")
+    lines = Lines(record, lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        sock, _ = server.accept()
+        with sock:
+            for found, refused in ((owner, True), (os.getuid(), False)):
+                steps = own_user_only(serve, os.getuid(), {ends_of(sock): found}.get)(sock, lines, Live())
+                asks: Any = next(steps)
+                answer = await asks()
+                if refused:
+                    with pytest.raises(Refused, match="refused a connection to its port"):
+                        steps.send(answer)
+                    assert served == []
+                else:
+                    with pytest.raises(StopIteration):
+                        steps.send(answer)
+    assert served == ["yes"]
+
+
+def ends_of(sock: socket.socket) -> Ends:
+    return sock.getpeername()[:2], sock.getsockname()[:2]
+
+
+# -- with a terminal -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_terminal_s_ctrl_c_is_the_program_s_alone_and_once(tmp_path: Path) -> None:
+    async with shop_with_redis(tmp_path) as shop:
+        file = await shop.make_pass()
+        script = "trap 'echo heard; n=x$n; [ $n = xx ] && exit 4' INT; echo ready; while :; do sleep 0.1; done"
+        command = [*SIDECAR, "connect", str(file), "--", "sh", "-c", script]
+        typed = await trio.to_thread.run_sync(type_twice, command)
+        assert typed == ["ready", "^Cheard", "^Cheard", "4"]
+
+
+def type_twice(command: list[str]) -> list[str]:
+    """Runs a command on a terminal of its own, types Ctrl-C when it says `ready` and once more; returns what is seen, and
+    the exit code."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe(command[0], command, clean_environment())  # noqa: S606 (our own command)
+    seen = b""
+    for said in (b"ready", b"heard"):
+        while said not in seen:
+            seen += os.read(terminal, 1000)
+        time.sleep(0.3)  # noqa: TID251 (a second signal would come by now)
+        os.write(terminal, b"\x03")
+    with contextlib.suppress(OSError):  # Linux: the other end is closed
+        while more := os.read(terminal, 1000):
+            seen += more
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return [*seen.decode().split(), str(os.waitstatus_to_exitcode(status))]

@@ -52,6 +52,11 @@ def test_what_a_pass_says_is_what_is_called(tmp_path: Path) -> None:
     assert person.config.inbound == ()
 
 
+def test_the_port_of_a_sidecar_itself(tmp_path: Path) -> None:
+    (route,) = of(tmp_path, port="mesh-admin").config.outbound
+    assert str(route.target) == "db:mesh-admin"
+
+
 def test_a_long_lived_mesh(tmp_path: Path) -> None:
     assert of(tmp_path, max_leaf_ttl=30 * 86400).snapshot.mesh.max_leaf_ttl == timedelta(days=30)
 

@@ -68,6 +68,11 @@ def test_of_what_the_program_sees_itself_nothing_is_said(reason: Reason) -> None
     assert told(line(reason=reason), "user/alice", AT) == ""
 
 
+def test_whose_connection_was_refused_here() -> None:
+    refusal = Refused(Reason.POLICY_DENIED, "refused a connection to its port: it came from user 7")
+    assert heard(refusal) == "refused a connection to its port: it came from user 7"
+
+
 def test_a_cut() -> None:
     assert "cut: by its sidecar, if your pass was revoked" in told(line(reason=Reason.TRUNCATED), "user/alice", AT)
 
