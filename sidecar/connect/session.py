@@ -20,7 +20,6 @@ from sidecar.connect.owner import Ends, can_tell, find_owner
 from sidecar.connect.person import Person
 from sidecar.connect.words import ASK, PersonLog
 from sidecar.identity.reasons import Reason, Refused
-from sidecar.lifecycle.run import machinery
 from sidecar.observe.alarm_log import AlarmLog
 from sidecar.proxy.lines import Lines
 from sidecar.proxy.listener import Handler
@@ -71,16 +70,19 @@ class Session:
                 if words:  # the port is open: what connects before it is served waits
                     told = {HOST_VARIABLE: host, PORT_VARIABLE: str(port)}
                     process = await program.start(words, {**environ, **told})
-                async with machinery(node), trio.open_nursery() as nursery:
-                    everything = nursery.cancel_scope
-                    nursery.start_soon(node.alarm_log.run)
-                    nursery.start_soon(self._hear, signals, process, everything)
-                    nursery.start_soon(self._watch, everything)
-                    if process is not None:
-                        nursery.start_soon(self._follow, process)
-                    ready()
-                    await self._server.serve(self._stop)
-                    everything.cancel()
+                async with trio.open_nursery() as machinery:
+                    for part in (node.relay, node.gate, node.resolver, node.alarm_log):
+                        machinery.start_soon(part.run)
+                    async with trio.open_nursery() as nursery:
+                        everything = nursery.cancel_scope
+                        nursery.start_soon(self._hear, signals, process, everything)
+                        nursery.start_soon(self._watch, everything)
+                        if process is not None:
+                            nursery.start_soon(self._follow, process)
+                        ready()
+                        await self._server.serve(self._stop)
+                        everything.cancel()
+                    machinery.cancel_scope.cancel()
         finally:
             self._server.close()
             if process is not None:
