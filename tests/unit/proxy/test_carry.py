@@ -59,7 +59,9 @@ class Ends:
         await run(self._steps())
 
     def _steps(self) -> Steps[None]:
-        node: Any = SimpleNamespace(relay=SimpleNamespace(buffers=None), metrics=Metrics(), clock=lambda: NOW)
+        node: Any = SimpleNamespace(
+            relay=SimpleNamespace(buffers=None), metrics=Metrics(), clock=lambda: NOW, time=lambda: 0.0
+        )
         channel: Any = None
         carried = carry.carry(node, OPTIONS, channel, self.net, self.app_socket, self.record, self.live, _ENDINGS)
         wanted: Any = next(carried)
