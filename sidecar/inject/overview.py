@@ -23,6 +23,7 @@ from sidecar.inject.project import read_text
 from sidecar.inject.topology import CA, sidecar_of
 
 _AT_ONCE = 8
+_CALLERS = 10
 
 
 def collect(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> dict[str, Any]:
@@ -121,10 +122,30 @@ def _sidecar(name: str, one: Mapping[str, Any], reports: Sequence[Mapping[str, A
     for end in one.get("ending", ()):
         call = f"{end['from']} -> {end['to']}"
         yield f"  ENDS SOON: {call} is refused after {end['until']}, when rule '{end['rule']}' runs out"
-    yield from dict.fromkeys(
-        f"  {port['port']} may be called by: {', '.join(port['may_call']) or 'nobody'}" for port in one["inbound"]
-    )
+    yield from _ports(one["inbound"])
+    yield from _plaintext(one.get("plaintext", ()))
     yield from _refused(one["refused_lately"])
+
+
+def _ports(inbound: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each port, whatever the number of its listeners, and one for each that takes plaintext."""
+    callers = defaultdict[str, dict[str, None]](dict)
+    for port in inbound:
+        callers[port["port"]] |= dict.fromkeys(port["may_call"])
+    yield from (f"  {name} may be called by: {', '.join(them) or 'nobody'}" for name, them in callers.items())
+    permissive = {port["port"]: port["until"] for port in inbound if port.get("mode") == "permissive"}
+    yield from (f"  PERMISSIVE: {name} takes plaintext until {day}" for name, day in permissive.items())
+
+
+def _plaintext(callers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Who still calls in plaintext: would be cut, or was."""
+    for caller in callers[:_CALLERS]:
+        name = f" ({caller['name']})" if caller["name"] else ""
+        end = "" if caller["allowed"] else ", refused"
+        times = f"{caller['count']} times, last at {caller['last']}{end}"
+        yield f"  plaintext to {caller['port']} from {caller['address']}{name}: {times}"
+    if more := callers[_CALLERS:]:
+        yield f"  plaintext from {len(more)} more addresses: `sidecar status` there lists them"
 
 
 def _not_seen(one: Mapping[str, Any], ways: Iterable[str]) -> Iterator[str]:

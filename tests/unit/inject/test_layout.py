@@ -12,9 +12,9 @@ import yaml
 
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_FILE, OVERRIDE, Injection, inject
-from sidecar.inject.layout import layout_data, layout_of_override, parse_layout
+from sidecar.inject.layout import layout_data, layout_of_override, parse_layout, parse_override
 from sidecar.inject.options import read_record
-from sidecar.inject.subnets import Taken
+from sidecar.inject.subnets import Taken, dynamic_half
 from sidecar.inject.topology import Layout
 from tests.inject.applications import OPTIONS, inputs
 from tests.inject.bed import again, stanzas
@@ -230,3 +230,20 @@ def test_back_as_it_was() -> None:
     with pytest.raises(yaml.YAMLError):
         yaml.safe_load("x: !reset []")
     assert layout_of_override("services: {a: {links: !reset []}}\nnetworks: {}\n") == Layout()
+
+
+def test_the_gateway_of_each_new_network_is_written_down_and_of_an_old_one_only_if_it_was() -> None:
+    """Otherwise an upgrade would make all networks anew, which is an outage."""
+    first = inject(inputs(SHOP))
+    networks = parse_override(first.files[OVERRIDE])["networks"]
+    assert all("gateway" in it["ipam"]["config"][0] for it in networks.values())
+    run = again(inputs({**SHOP, **JOB}), first)
+    assert run.before is not None
+    older = replace(run, before=replace(run.before, layout=replace(run.before.layout, gateways=frozenset())))
+    after = inject(older)
+    found = parse_override(after.files[OVERRIDE])["networks"]
+    assert {name for name, it in found.items() if "gateway" in it["ipam"]["config"][0]} == {*found} - {*networks}
+    route = yaml.safe_load(after.files["mesh/sidecars/web.yaml"])["outbound"][0]
+    subnet = after.placement.subnets["web-private"]
+    assert not any(dynamic_half(subnet)[0] in IPv4Network(it) for it in route["allow_from"])
+    assert inject(again(older, after)).files == after.files

@@ -74,6 +74,23 @@ def test_who_passes_a_sidecar_is_told_beside_it_and_strict_is_not_called_complet
     ]
 
 
+def test_who_still_calls_in_plaintext_is_listed_and_the_callers_of_a_port_once() -> None:
+    strict = {"port": "http", "may_call": ["api"], "mode": "strict", "until": None}
+    open_ = {"port": "http", "may_call": ["api", "plaintext"], "mode": "permissive", "until": "2026-12-08"}
+    caller = {"port": "http", "address": "10.1.2.3", "name": "old", "count": 3, "last": "12:00", "allowed": True}
+    callers = [caller, caller | {"name": "", "allowed": False}, *[caller] * 9]
+    lines = shown(web=WEB | {"inbound": [strict, open_], "plaintext": callers})
+    assert lines[1:5] == [
+        "  http may be called by: api, plaintext",
+        "  PERMISSIVE: http takes plaintext until 2026-12-08",
+        "  plaintext to http from 10.1.2.3 (old): 3 times, last at 12:00",
+        "  plaintext to http from 10.1.2.3: 3 times, last at 12:00, refused",
+    ]
+    assert lines[-2] == "  plaintext from 1 more addresses: `sidecar status` there lists them"
+    over = shown(web=WEB | {"inbound": [strict, open_ | {"mode": "strict"}], "plaintext": []})
+    assert not any("PERMISSIVE" in line for line in over)
+
+
 def test_who_does_not_answer_is_told() -> None:
     silent = {"error": 'service "api-mesh" is not running'}
     assert shown(api=silent)[0] == 'api  DOES NOT ANSWER: service "api-mesh" is not running'

@@ -12,9 +12,11 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject.subnets import (
     DEFAULT_RANGE,
     Taken,
+    containers,
     dynamic_half,
     first_fixed,
     fixed_addresses,
+    gateway,
     parse_range,
     place,
     prefix_for,
@@ -91,3 +93,15 @@ def test_fixed_and_dynamic_addresses_do_not_meet() -> None:
     assert not any(it in dynamic_half(subnet) for it in fixed.values())
     assert first_fixed(subnet) not in dynamic_half(subnet)
     assert {subnet.network_address, subnet.network_address + 1} & set(fixed.values()) == set()
+
+
+def test_the_gateway_is_not_among_the_addresses_of_containers() -> None:
+    subnet = IPv4Network("10.1.0.0/28")
+    told, untold = containers(subnet, told=True), containers(subnet, told=False)
+    assert told == ["10.1.0.8/29"]
+    assert gateway(subnet) not in IPv4Network(told[0])
+    # Docker gives the gateway the first address of the range of containers, unless it is told another.
+    assert untold == ["10.1.0.9/32", "10.1.0.10/31", "10.1.0.12/30"]
+    assert {it for network in untold for it in IPv4Network(network)} == {*IPv4Network(told[0])} - {
+        dynamic_half(subnet)[0]
+    }
