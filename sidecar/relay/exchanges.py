@@ -95,7 +95,7 @@ class Exchanges:
     @property
     def holds(self) -> bool:
         """Whether bytes of the caller's wait that may be forwarded later, though it sends no more."""
-        waits = self._body is None and not self.over and self._caller.their_state not in _NO_TURN
+        waits = self._body is None and self._caller.their_state not in _NO_TURN
         return bool(self._held) and (self.raw or waits)
 
     def receive(self, data: bytes | memoryview) -> None:
@@ -270,18 +270,15 @@ class Exchanges:
 
     def end_answer(self) -> None:
         """The app sends no more. Raises :class:`BadAnswerError` if its answer is incomplete."""
-        if self.raw:
-            return
-        if not self.closing and self._app.their_state in _UNDERWAY:
-            began = self._app.their_state is h11.SEND_BODY or bool(self._app.trailing_data[0])
+        state = self._app.their_state
+        if not self.closing and state is h11.SEND_RESPONSE and self._app.trailing_data[0]:
+            raise BadAnswerError("ended within the head of its answer")
+        if not self.closing and state is h11.SEND_BODY:
             self._app.receive_data(b"")
             try:
-                while self._app.their_state is h11.SEND_BODY and self._answer_on():
-                    pass
+                self._answer_on()
             except h11.ProtocolError:
                 raise BadAnswerError("ended within its answer") from None
-            if began and self._app.their_state in _UNDERWAY:
-                raise BadAnswerError("ended within the head of its answer")
         self.over = self.closing = True
 
     def _end_exchange(self) -> None:
@@ -298,7 +295,7 @@ class Exchanges:
     def refuse(self, status: int, sentence: str) -> bool:
         """Answers with an error and ends our direction. Returns False if an answer has begun: then it can only be cut."""
         caller = self._caller
-        if self.raw or self.closing or caller.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.closing or caller.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
         body = sentence.encode("ascii", "replace") + b"\n"
         headers = [

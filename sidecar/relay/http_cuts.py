@@ -127,15 +127,11 @@ class Chunks:
         return at
 
     def _cut_trailers(self, held: bytearray, at: int) -> int:
-        if held.startswith(b"\r\n", at):
-            end = at + 2
-        elif (found := _HEAD_END.search(held, at)) is not None:
-            end = found.end()
-        else:
-            end = -1
-        if max(end, len(held) if end < 0 else end) - at > MAX_HEAD:
+        found = _HEAD_END.search(held, at)
+        end = at + 2 if held.startswith(b"\r\n", at) else None if found is None else found.end()
+        if (len(held) if end is None else end) - at > MAX_HEAD:
             raise BadRequestError(f"its trailers have more than {MAX_HEAD} bytes", 431)
-        if end < 0:
+        if end is None:
             return at
         _check_lines(bytes(held[at:end]), _TRAILERS)
         self.ended = True

@@ -75,9 +75,8 @@ class HttpChannel:
         size = min(len(self._out), buffer.size)
         buffer.view[:size] = self._out[:size]
         self._out = self._out[size:]
-        ends = self._ended and not (self._out or self._again or self._exchanges.holds)
-        self.ended = bool(self._out) or (ends and size > 0)  # the next call has something at once: the rest, or the end
-        self.unread = self.ended or self._again
+        ends = self._ended and not (self._again or self._exchanges.holds)
+        self.ended, self.unread = ends, ends or self._again
         return -1 if ends and not size else size
 
     def end_peer(self) -> None:
@@ -109,7 +108,7 @@ class HttpChannel:
             if size > 0:
                 exchanges.receive(buffer.view[:size])
         try:
-            more = exchanges.advance() or (more and not self._ended and self.may_receive)
+            more = exchanges.advance() or (more and self.may_receive)
         except BadRequestError as fault:
             raise self._refused(fault) from fault
         finally:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.relay import exchanges
+from sidecar.relay import exchanges, http_cuts
 from sidecar.relay.exchanges import EVENTS, HEADER, MAX_HELD, BadAnswerError, Exchanges
 from sidecar.relay.http_cuts import BadRequestError
 
@@ -103,7 +103,9 @@ def test_nobody_has_it_removed_behind_us(name: bytes) -> None:
     assert said == request(b"Connection: keep-alive", TOLD[:-2])
 
 
-@pytest.mark.parametrize("name", [b"X-Forwarded-Client-Certs", b"Forwarded-Client-Cert", b"X-Forwarded-For"])
+@pytest.mark.parametrize(
+    "name", [b"X-Forwarded-Client-Certs", b"In_CGI_s_spelling", b"Forwarded-Client-Cert", b"X-Forwarded-For"]
+)
 def test_other_headers_stay(name: bytes) -> None:
     assert Line().caller(request(name + b": x")) == request(name + b": x", TOLD[:-2])
 
@@ -135,8 +137,9 @@ def test_an_answer_before_the_request_s_end_does_not_let_the_next_one_through() 
 def test_what_waits_is_bounded() -> None:
     line = Line(None)
     line.caller(GET + GET)
+    line.caller(b"x" * (MAX_HELD - len(GET) - 1))
     assert not line.exchanges.is_full
-    line.caller(b"x" * MAX_HELD)
+    line.caller(b"x")
     assert line.exchanges.is_full
 
 
@@ -150,6 +153,7 @@ def test_what_an_app_says_unasked_is_nobody_s_answer() -> None:
         assert line.app(b"HTTP/1.1 408 Request Timeout\r\n\r\n") == b""
         assert line.exchanges.closing
         assert line.caller(GET) == b""
+        assert not line.exchanges.refuse(400, "no")
     line = Line(None)
     line.caller(GET)
     assert line.app(OK + OK) == OK
@@ -253,9 +257,20 @@ def test_bytes_behind_the_last_request_are_dropped_and_bounded(monkeypatch: pyte
     assert not line.exchanges.holds
     line.app(OK)
     assert line.exchanges.closing
-    assert line.caller(b"x" * 40) == b""
+    assert line.caller(b"x" * (100 - len(GET))) == b""
     with pytest.raises(BadRequestError, match="more than its last"):
-        line.caller(b"x" * 100)
+        line.caller(b"x")
+
+
+def test_both_readers_must_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a request ends for us and where for h11."""
+    monkeypatch.setattr(http_cuts.Length, "ended", False)
+    with pytest.raises(BadRequestError, match="ambiguous"):
+        Line(None).caller(GET)
+    monkeypatch.undo()
+    monkeypatch.setattr(exchanges, "cut_head", lambda held: bytes(held[:20]))
+    with pytest.raises(BadRequestError, match="incomplete"):
+        Line(None).caller(GET)
 
 
 # -- answers --------------------------------------------------------------------------------------------------------------
@@ -272,6 +287,13 @@ def test_an_answer_in_chunks_with_trailers() -> None:
     line = asked()
     assert line.app(answer) == answer
     assert line.caller(GET) == GET
+
+
+def test_an_answer_s_head_is_bounded_in_fields() -> None:
+    answer = OK[:-4] + b"a: b\r\n" * (exchanges.MAX_ANSWER_FIELDS - 1) + OK[-4:]
+    assert asked().app(answer) == answer
+    with pytest.raises(BadAnswerError, match="more than 512 headers"):
+        asked().app(answer.replace(b"a: b\r\n", b"a: b\r\na: b\r\n", 1))
 
 
 def test_answers_without_a_body() -> None:
@@ -400,6 +422,13 @@ def test_raw_after_101_and_not_before() -> None:
     assert line.exchanges.raw
     assert line.caller(b"") == b"\x00frames"
     assert line.app_ends() == b""
+
+
+def test_a_101_with_a_length_is_one() -> None:
+    """RFC 9110 8.6 forbids it; some servers do it all the same."""
+    line = asked(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket")
+    assert line.app(SWITCH[:-2] + b"Content-Length: 0\r\n\r\n")
+    assert line.exchanges.raw
 
 
 def test_an_upgrade_that_is_refused_is_a_request_as_any_other() -> None:

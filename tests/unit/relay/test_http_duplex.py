@@ -22,6 +22,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 ASKED = GET[:-2] + TOLD + b"\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 BIG = 1_000_000
 
 
@@ -145,7 +146,7 @@ def test_the_caller_s_end_is_passed_on_behind_its_last_request() -> None:
 
 
 def test_an_end_within_a_request_is_the_app_s_to_judge() -> None:
-    for part in (GET[:-2], POST + b"Content-Length: 5\r\n\r\nabc", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab"):
+    for part in (GET[:-2], POST + b"Content-Length: 5\r\n\r\nabc", CHUNKED + b"5\r\nab", CHUNKED + b"5"):
         line = Http(element=None)
         line.caller(part)
         line.caller_ends()
@@ -200,6 +201,9 @@ def test_the_peer_is_not_read_while_its_requests_wait() -> None:
     for _ in range(200):
         line.answer(OK)
     assert line.app.got.count(TOLD) == 201
+    line = Http(cipher=200_000, share=100)  # more is here already than is taken
+    line.caller(GET * 6000)
+    assert line.duplex.next() is Op.WAIT
 
 
 def test_bodies_pass_through_without_being_collected() -> None:
@@ -253,7 +257,7 @@ def test_an_answer_of_many_chunks_takes_turns_and_nothing_else_is_read_meanwhile
 def test_a_request_of_many_chunks_takes_turns() -> None:
     line = Http(element=None, share=1)
     body = b"1\r\na\r\n" * 600 + b"0\r\n\r\n"
-    line.peer_queue += records(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+    line.peer_queue += records(CHUNKED + body) + record(CLOSE)
     turns = 0
     while not bytes(line.app.sent).endswith(b"0\r\n\r\n"):
         turns += 1
@@ -278,6 +282,15 @@ def test_held_bytes_are_no_silence_and_silence_is_cut(monkeypatch: pytest.Monkey
     assert line.ending is not None
     assert line.ending.how is How.TRUNCATED
     assert "without any data" in str(line.ending.detail)
+
+
+def test_silence_is_measured_to_its_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_duplex, "MAX_SILENT_CIPHERTEXT", 99)
+    for silent, data, cut in ((33, b"", False), (34, b"", True), (60, GET, False)):
+        line = Http()
+        line.peer_queue += record(DATA) * silent + records(data)
+        line.run()
+        assert line.over is cut
 
 
 def test_key_updates_without_end_are_cut_too() -> None:
