@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test pythons e2e images shop drill key-drill lint types format mutants bench bench-readme bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test browser screenshots pythons e2e images shop drill key-drill lint types format mutants bench bench-readme bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHED := $(VENV)/.bench
+BROWSER := $(VENV)/.browser
 
 # Tests start some thousand processes of this project: with nothing compiled, each would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -32,6 +33,15 @@ demo: $(READY) ## a whole mesh on this machine, used and attacked, every verdict
 
 test: $(READY) ## units, properties, integration, attacks; no Docker; and which ten tests were the slowest
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations=10
+
+browser: $(BROWSER) ## what tests of the dashboard in a real browser need, besides Debian's chromium and chromium-driver
+
+$(BROWSER): $(READY) .lock/browser.txt # no dependencies: of axe-playwright-python the script of axe-core alone is used
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .lock/browser.txt
+	@touch $@
+
+screenshots: $(BROWSER) ## README's pictures of the dashboard, made by its tests in a real browser
+	@DASHBOARD_PICTURES=.github $(BIN)/python -m pytest -k pictures tests/integration/dashboard
 
 SUITES ?= trixie sid
 pythons:       ## `make test` on Python 3.13 and 3.14, in roots of Debian (root); SUITES="trixie sid". Or: make test PYTHON=… VENV=…
@@ -99,6 +109,9 @@ lock: $(READY) ## resolves the dependencies again (needs uv)
 	  --no-emit-index-url --no-header --quiet --upgrade -o .lock/dev.txt
 	@uv pip compile --group pyproject.toml:bench --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --upgrade --constraint .lock/dev.txt -o .lock/bench.txt
+	@uv pip compile --group pyproject.toml:browser --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade --constraint .lock/dev.txt \
+	  $(addprefix --no-emit-package ,playwright pyee greenlet typing-extensions) -o .lock/browser.txt
 
 clean:         ## removes what the above made
 	@rm -rf .venv .venv-* .pythons .bench build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -25,6 +25,15 @@ for package in sidecar certs; do
 done
 [ ! -e "$(dirname "$place")/tests" ] || fail "the wheel has tests in it"
 
+python - <<'EOF' # the dashboard's page is in the wheel, and served as it is
+from importlib.resources import files
+from sidecar.dashboard.server import FILES
+for name, _ in FILES.values():
+    assert (files("sidecar.dashboard") / "page" / name).read_bytes(), name
+EOF
+if sidecar dashboard . >said 2>&1; then fail "sidecar dashboard needs no package"; fi
+grep -q 'mtls-sidecar\[dashboard\]' said || fail "sidecar dashboard: $(cat said)"
+
 sidecar schema mesh | python -c 'import json, sys; assert json.load(sys.stdin)["title"] == "mesh.yaml"'
 certs init ca --trust-domain shop.internal >said
 certs issue ca web --out web >>said

@@ -23,6 +23,7 @@ SOON = timedelta(days=14)
 """What nobody renews by itself is told from so long before its end."""
 
 _NAMED = 3
+_CLAUSE = 3
 
 _ATTACK = {
     "policy": "No sign of an attack: no rule allows it.",
@@ -118,10 +119,16 @@ def _refused(refusals: Services, alarms: Services) -> Answer:
     severe = [one for one in alarms.values() if one["severe"]]
     if severe:
         newest = max(severe, key=lambda one: one["last"] or "")
-        more = f" And {_number(len(severe) - 1, 'more alarm')}." if len(severe) > 1 else ""
+        many = _number(len(severe), "alarm")
         where = f"{newest['from']} → {newest['to']}" if newest["to"] else newest["from"]
-        short = f"This may be an attack ({where}): {_sentence(newest['message'])}"
-        return Answer("refused", question, BAD, (f"It may be: {where}: {_sentence(newest['message'])}{more}",), short)
+        short = f"This may be an attack ({where}): {_sentence(_gist(newest['message']))}"
+        what = newest["reason"] or newest["event"]
+        parts: tuple[Part, ...] = (
+            f"It may be: {many}, the last {where} ({what})",
+            *_at(newest["last"]),
+            ". What to do is below.",
+        )
+        return Answer("refused", question, BAD, parts, short)
     recent = [one for one in refusals.values() if one["recent"]]
     if not recent:
         old = f" {_number(len(refusals), 'older refusal')} below." if refusals else ""
@@ -132,11 +139,7 @@ def _refused(refusals: Services, alarms: Services) -> Answer:
         return Answer("refused", question, BAD, (text,), text)
     what = f"{newest['from']} → {newest['to']}" + (f":{newest['port']}" if newest["port"] else "")
     more = f", and {len(recent) - 1} more" if len(recent) > 1 else ""
-    parts: tuple[Part, ...] = (
-        f"{what} ({newest['reason']})",
-        *_at(newest["last"]),
-        f"{more}. {_ATTACK[newest['kind']]}",
-    )
+    parts = (f"{what} ({newest['reason']})", *_at(newest["last"]), f"{more}. {_ATTACK[newest['kind']]}")
     return Answer("refused", question, LOOK, parts, f"{what} was refused{more}. {_ATTACK[newest['kind']]}")
 
 
@@ -210,6 +213,12 @@ def _at(time: str | None) -> tuple[Part, ...]:
 
 def _takes(number: int) -> str:
     return "takes" if number == 1 else "take"
+
+
+def _gist(message: str) -> str:
+    """The last clause, which says what it comes to; all of it if that is no clause of its own."""
+    clause = message.rpartition(": ")[2]
+    return clause if clause.count(" ") >= _CLAUSE else message
 
 
 def _sentence(text: str) -> str:

@@ -87,7 +87,7 @@ def test_the_workflow_runs_what_everybody_runs() -> None:
     assert [f'requires-python = ">={version}"' in project for version in versions] == [True]
 
 
-@pytest.mark.parametrize("name", ["runtime", "dev", "bench"])
+@pytest.mark.parametrize("name", ["runtime", "dev", "bench", "browser"])
 def test_a_lock_names_no_index(name: str) -> None:
     assert "://" not in (ROOT / f".lock/{name}.txt").read_text()
 

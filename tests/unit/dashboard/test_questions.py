@@ -95,8 +95,9 @@ def test_something_in_the_middle_is_the_verdict_whatever_else_is_wrong() -> None
     document = shop(alarms={"current": [mitm(), twin()]}, db={"refusals": [denied()], "policy": "old"})
     state, text = verdict(document)
     assert state == "bad"
-    assert text.startswith("This may be an attack (api → cache): api expected spiffe://shop.internal/cache")
-    assert "And 1 more alarm." in answer(document, "refused")[1]
+    assert text == "This may be an attack (api → cache): something answers in cache's place. 1 more below."
+    said = "It may be: 2 alarms, the last api → cache (unexpected_peer) <time>. What to do is below."
+    assert answer(document, "refused") == ("bad", said)
 
 
 def test_a_suspect_without_an_alarm_may_be_an_attack_as_well() -> None:
