@@ -43,7 +43,7 @@ from sidecar.transport.accepting import Room, accept_all
 from sidecar.transport.gate import Gate
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Closing, Handler, Peer, Request, Response, Routes, converse
-from sidecar.transport.lobby import Left, Lobby
+from sidecar.transport.lobby import SPOKEN, Left, Lobby
 from sidecar.transport.strangers import Stranger, address_key
 from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import Context, TlsChannel
@@ -185,7 +185,7 @@ class _Connection:
 
     def _leave_lobby(self, left: Left) -> None:
         here = self._listener
-        if left is Left.SPOKE:
+        if left in SPOKEN:
             self._connections.start_soon(self.serve)
             return
         self._leave()

@@ -57,14 +57,13 @@ from sidecar.relay.strand import Steps, Stopped, Strand
 from sidecar.transport import dial, sockets
 from sidecar.transport.accepting import accept_all
 from sidecar.transport.dial import SocketAddress
-from sidecar.transport.lobby import Left, Lobby
+from sidecar.transport.lobby import SPOKEN, Left, Lobby
 
 LOOK_SECONDS = 1.0
 """How often listeners on a network interface are examined."""
 
 DRAIN_LOOK_SECONDS = 0.05
 
-_SPOKEN = frozenset({Left.SPOKE, Left.BARE, Left.SILENT})
 _DRAINED = "cut at the end of the drain"
 
 
@@ -233,7 +232,7 @@ class Server:
         permissive = listener.permissive
 
         def leave(left: Left) -> None:
-            if left in _SPOKEN:
+            if left in SPOKEN:
                 record.plaintext = permissive is not None and left is not Left.SPOKE
                 self._begin(listener, sock, live, record, connections)
             else:

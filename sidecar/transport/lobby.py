@@ -53,6 +53,10 @@ class Left(enum.Enum):
     """:meth:`Lobby.run` has ended."""
 
 
+SPOKEN = frozenset({Left.SPOKE, Left.BARE, Left.SILENT})
+"""Of these the caller waits for what is said to it; the others are gone, or are to go."""
+
+
 class Guest:
     """A waiting socket. ``leave`` is called once, unless it was expelled; afterwards the guest does not hold it, since it
     mostly holds the guest: thousands of such cycles would stop the process while Python's collector finds them. ``wanted``:
