@@ -8,6 +8,7 @@ import pty
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -366,18 +367,19 @@ async def test_the_terminal_s_ctrl_c_is_the_program_s_alone_and_once(tmp_path: P
 def type_twice(command: list[str]) -> list[str]:
     """Runs a command on a terminal of its own, types Ctrl-C when it says `ready` and once more; returns what is seen, and
     the exit code."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvpe(command[0], command, clean_environment())  # noqa: S606 (our own command)
-    seen = b""
-    for said in (b"ready", b"heard"):
-        while said not in seen:
-            seen += os.read(terminal, 1000)
-        time.sleep(0.3)  # noqa: TID251 (a second signal would come by now)
-        os.write(terminal, b"\x03")
-    with contextlib.suppress(OSError):  # Linux: the other end is closed
-        while more := os.read(terminal, 1000):
-            seen += more
-    _, status = os.waitpid(pid, 0)
+    terminal, other_end = pty.openpty()
+    # A session's first process that opens a terminal has it from then on.
+    opened = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(other_end), *command]
+    with subprocess.Popen(opened, env=clean_environment(), start_new_session=True) as process:
+        seen = b""
+        for said in (b"ready", b"heard"):
+            while said not in seen:
+                seen += os.read(terminal, 1000)
+            time.sleep(0.3)  # noqa: TID251 (a second signal would come by now)
+            os.write(terminal, b"\x03")
+        os.close(other_end)
+        with contextlib.suppress(OSError):  # Linux: the other end is closed
+            while more := os.read(terminal, 1000):
+                seen += more
     os.close(terminal)
-    return [*seen.decode().split(), str(os.waitstatus_to_exitcode(status))]
+    return [*seen.decode().split(), str(process.returncode)]
