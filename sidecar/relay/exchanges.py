@@ -271,9 +271,9 @@ class Exchanges:
     def end_answer(self) -> None:
         """The app sends no more. Raises :class:`BadAnswerError` if its answer is incomplete."""
         state = self._app.their_state
-        if not self.closing and state is h11.SEND_RESPONSE and self._app.trailing_data[0]:
+        if state is h11.SEND_RESPONSE and self._app.trailing_data[0]:
             raise BadAnswerError("ended within the head of its answer")
-        if not self.closing and state is h11.SEND_BODY:
+        if state is h11.SEND_BODY:
             self._app.receive_data(b"")
             try:
                 self._answer_on()
