@@ -187,7 +187,9 @@ def inject(inputs: Inputs) -> Injection:
     digest = sha256(written.text.encode()).hexdigest()
     untouched = inputs.existing is None or not inputs.existing.edited
     mesh_sha256 = digest if untouched else inputs.before.mesh_sha256 if inputs.before is not None else ""
-    laid_out = layout_of(topology, placement.subnets, addresses, filter(layout.has_gateway, placement.subnets))
+    # Also of what is gone: Docker keeps a network that the files no longer have, and could not give it another subnet.
+    subnets = {**layout.subnets, **placement.subnets}
+    laid_out = layout_of(topology, subnets, addresses, filter(layout.has_gateway, subnets))
     unseen = outsiders.not_seen(ways)
     record = Record(options, inputs.files, placement.block, mesh_sha256, written.proposed, laid_out, recorded, unseen)
     wirings: dict[str, str] = {}

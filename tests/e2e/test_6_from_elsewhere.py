@@ -57,7 +57,7 @@ def port(mesh: Application) -> Iterator[int]:
     mesh.files = ("compose.yaml", "old.yaml", "compose.mesh.yaml")
     mesh.up()
     yield number
-    mesh.compose("rm", "--force", "--stop", "old")
+    mesh.compose("down", "--remove-orphans", "--timeout", "2")  # its networks too, which later files do not name
     (mesh.directory / "old.yaml").unlink()
     mesh.inject("compose.yaml", "--publish-mesh", "cache=none")
     mesh.up("--remove-orphans")

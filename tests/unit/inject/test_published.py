@@ -13,7 +13,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import OVERRIDE, Injection, inject
 from sidecar.inject.options import read_record
 from sidecar.inject.published import FIRST_INSIDE, Asked, parse_asked, published_network
-from sidecar.inject.subnets import dynamic_half
+from sidecar.inject.subnets import Taken, dynamic_half
 from sidecar.inject.topology import MESH, private_network
 from tests.inject.applications import OPTIONS, inputs
 from tests.inject.bed import again
@@ -137,6 +137,10 @@ def test_it_stays_and_is_written_the_same() -> None:
     ended = again(given, first)
     after = inject(replace(ended, options=replace(ended.options, publish_mesh={})))
     assert "ports" not in override(after)["services"]["db-mesh"]
+    # Docker has its network still, and Compose cannot give that another subnet.
+    taken = (Taken(first.placement.subnets[published_network("db")], "a network of this machine"),)
+    again_so = replace(again(given, after), options=given.options, taken=taken)
+    assert inject(again_so).files == first.files
     assert after.files[OVERRIDE].count("publish") < first.files[OVERRIDE].count("publish")
 
 
