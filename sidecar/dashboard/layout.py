@@ -19,6 +19,9 @@ MARGIN_X, MARGIN_Y = 108, 52
 IN_A_ROW = 6
 """Services without a call stand below the others, so many in a row."""
 
+NARROW_LAYER = 230
+"""The same where there are so many lines that no label stands on them."""
+
 FEW, FEW_ROOM, MANY_ROOM = 60, 0.3, 0.1
 """How much of a row a line has that passes between services: more while there are few lines."""
 
@@ -40,11 +43,12 @@ def layout(names: Collection[str], pairs: Iterable[tuple[str, str]]) -> dict[str
     top = float(MARGIN_Y)
     room = FEW_ROOM if len(edges) <= FEW else MANY_ROOM
     parts = from_edges(edges, vertex_spacing=1, dummy_vertices=True, dummy_size=room) if edges else ()
+    step = LAYER if len(edges) <= FEW else NARROW_LAYER
     for positions, _, _, made in sorted(parts, key=lambda part: -len(part[0])):
         found: dict[int, Point] = {vertex: (float(x), float(y)) for vertex, (x, y) in positions}
         height = max(y for _, y in found.values())
         lowest = min(x for x, _ in found.values())
-        place = {v: (MARGIN_X + (height - y) * LAYER, top + (x - lowest) * ROW) for v, (x, y) in found.items()}
+        place = {v: (MARGIN_X + (height - y) * step, top + (x - lowest) * ROW) for v, (x, y) in found.items()}
         _part(place, len(order))
         nodes |= {order[v]: place[v] for v in place if v < len(order)}
         for a, b, points in _routes(len(order), made):

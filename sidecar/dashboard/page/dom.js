@@ -70,13 +70,14 @@ export const peer = (text) => h("span", { class: "peer" }, text);
 // -- lists that change ---------------------------------------------------------------------------------------------------
 
 // Makes the children of `parent` those of `entries` ([key, entry], …), in this order. An element is made anew only if its entry
-// is another object; what was open in it stays open, and the focus stays where it was.
-export function keyed(parent, entries, make) {
+// is another object, and `update(element, entry)` does not do; what was open in it stays open, and the focus stays where it was.
+export function keyed(parent, entries, make, update = () => false) {
   const before = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   let place = null;
   for (const [key, entry] of entries) {
     let child = before.get(key);
     before.delete(key);
+    if (child && child.entry !== entry && update(child, entry, child.entry)) child.entry = entry;
     if (child?.entry !== entry) {
       const made = make(key, entry);
       made.dataset.key = key;

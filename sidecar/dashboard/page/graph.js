@@ -18,6 +18,16 @@ export const STATES = {
   ok: "encrypted", idle: "allowed, not used yet", plaintext: "plaintext is taken", refused: "refused", alarm: "ALARM",
 };
 
+// A canvas measures text without a look at the page, which would be laid out anew for each of many labels.
+const ruler = document.createElement("canvas").getContext("2d");
+let font = null;
+
+function widthOf(text) {
+  font ??= `600 12px ${getComputedStyle(document.body).fontFamily}`;
+  ruler.font = font;
+  return ruler.measureText(text).width;
+}
+
 export class Graph {
   // `select(kind, key)`: is called when somebody asks for details.
   constructor(select) {
@@ -131,7 +141,7 @@ export class Graph {
   label(line) {
     const text = labelOf(line.entry);
     setText(line.text, text);
-    const width = 33 + (text ? line.text.getComputedTextLength() : 0);
+    const width = 33 + widthOf(text);
     line.mark.setAttribute("d", MARKS[line.entry.state] ?? "");
     line.plate.setAttribute("width", width);
     line.plate.setAttribute("x", -width / 2);

@@ -114,12 +114,15 @@ export function calls(view, select) {
     h("tr", { "data-state": one.state },
       h("th", { scope: "row" }, chooser(`${one.from} → ${one.to}`, () => select("pair", key))),
       h("td", {}, h("span", { class: "pill" }, STATES[one.state])),
-      h("td", { class: "number" }, rate(one.rate)),
-      h("td", { class: "number" }, one.live),
-      h("td", { class: "number" }, flow(one)),
-      h("td", { class: "number" }, latency(one)),
-      h("td", { class: "number" }, one.refused || "–")));
+      ...numbers(one).map((text) => h("td", { class: "number" }, text))),
+  (row, one, before) => {
+    if (one.state !== before.state) return false;
+    numbers(one).forEach((text, at) => setText(row.children[at + 2], text)); // the rest of a row is what it was
+    return true;
+  });
 }
+
+const numbers = (one) => [rate(one.rate), String(one.live), flow(one), latency(one), String(one.refused || "–")];
 
 const flow = (one) => (one.rate === null ? "–" : `${bytes(one.up)} / ${bytes(one.down)}`);
 const latency = (one) => (one.opening_ms === null ? "–" : `${one.opening_ms < 10 ? one.opening_ms.toFixed(1) : Math.round(one.opening_ms)} ms`);

@@ -375,7 +375,7 @@ async def test_thirty_services_and_two_hundred_calls_are_smooth(window: Browser)
         longest = await window.do(
             lambda: window.driver.execute_async_script("window.measured.then(arguments[0]); window.finish()")
         )
-        assert sum(longest) < 3000, longest  # of three updates of all 200, on a machine that does other things
+        assert sum(longest) < 2000, longest  # of three updates of all 200, while other tests run here
 
 
 async def test_when_the_dashboard_ends_the_page_says_so(window: Browser) -> None:
