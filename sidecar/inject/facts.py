@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -140,11 +141,14 @@ def _read(said: Any, place: Place, *, top: bool) -> _Shape:
 
 
 def _unescaped(value: Any) -> Any:
-    """Compose writes each ``$`` as ``$$``; this is undone. Every key becomes text: ``{8080: …}`` names a port."""
+    """Compose writes each ``$`` as ``$$``; this is undone. Every key becomes text: ``{8080: …}`` names a port. So does a
+    day, such as ``until: 2027-01-31``, which Compose's YAML takes for a time."""
     if isinstance(value, dict):
         return {str(key): _unescaped(it) for key, it in value.items()}
     if isinstance(value, list):
         return [_unescaped(it) for it in value]
+    if isinstance(value, date):
+        return f"{value:%Y-%m-%d}"
     return value.replace("$$", "$") if isinstance(value, str) else value
 
 

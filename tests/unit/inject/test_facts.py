@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sidecar.config.reference import keys
 from sidecar.config.sidecar_yaml import Config
 from sidecar.config.wiring import parse_config
 from sidecar.identity.reasons import UsageError
+from sidecar.inject import facts as facts_module
 from sidecar.inject.facts import OURS, find_places, has_facts
 from sidecar.inject.injection import MESH_FILE, Injection, inject
 from sidecar.policy.mesh import parse_mesh
@@ -291,3 +293,9 @@ def test_places() -> None:
         "c": "one:8",
         "d": "two:6",
     }
+
+
+def test_a_day_without_quotes_is_a_day() -> None:
+    """Compose's YAML takes it for a time, and prints it as one."""
+    said = {"http": {"until": datetime(2027, 1, 31, tzinfo=UTC)}, 80: [date(2027, 2, 1), "$$x"]}
+    assert facts_module._unescaped(said) == {"http": {"until": "2027-01-31"}, "80": ["2027-02-01", "$x"]}
