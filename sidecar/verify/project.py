@@ -37,6 +37,7 @@ from sidecar.inject.state import Certs, run_certs
 from sidecar.inject.topology import CA, MESH, sidecar_of
 from sidecar.policy.decide import callers, decide
 from sidecar.policy.mesh import Mesh, load_mesh
+from sidecar.policy.names import PLAINTEXT
 from sidecar.verify import remote
 from sidecar.verify.doors import CommandDoor
 from sidecar.verify.judgement import Attempt, Check, Edge, Listener, Status
@@ -204,7 +205,7 @@ def _find_ways_past(
 def _judge_published(place: Place, mesh: Mesh, listener: Listener, published: Mapping[str, Any]) -> None:
     """A port that Docker publishes leads past the sidecar. For a service that nobody in the mesh calls it is the way in."""
     at = f"{published.get('host_ip') or '0.0.0.0'}:{published.get('published') or 'any port'}"  # noqa: S104  # as text
-    if callers(mesh, listener.service, listener.port, utc_now()):
+    if set(callers(mesh, listener.service, listener.port, utc_now())) - {str(PLAINTEXT)}:
         seen = f"Docker publishes it at {at}: whoever reaches this machine there passes its sidecar by"
         place.checks.append(
             Check(

@@ -123,7 +123,11 @@ def test_a_stranger_is_asked_on_the_mesh_network_alone(home: Path) -> None:
     injection = inject(given)
     for name, text in injection.files.items():
         (home / name).write_text(text)
-    place = project.compose(home, {"MESH_STATE": str(home / "state")}, Engine({}), CaStandIn(), lambda _: None)  # type: ignore[arg-type]
+    published = {"web": {"ports": [{"target": 8080, "published": "8080"}]}}
+    place = project.compose(home, {"MESH_STATE": str(home / "state")}, Engine(published), CaStandIn(), lambda _: None)  # type: ignore[arg-type]
+    assert place.checks == [], (
+        "nobody of the mesh calls web, so that is the way in: who comes in plaintext is none of it"
+    )
     mesh = injection.placement.subnets[MESH]
     assert all(ip_address(one.address.rpartition(":")[0]) in mesh for one in place.listeners)
     assert len(place.listeners) == 4, "web, api, and the sidecars' own"
