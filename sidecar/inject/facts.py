@@ -241,10 +241,7 @@ def with_facts(
             continue
         names = [_names(entry, str(wiring["service"]), side, ports) for entry in wiring[side]]
         data[side] = [
-            _completed(
-                entry, {key: it for name, keys in given.items() if name in known for key, it in keys.items()}, strict
-            )
-            for entry, known in zip(wiring[side], names, strict=True)
+            _completed(entry, _said_of(given, known), strict) for entry, known in zip(wiring[side], names, strict=True)
         ]
         for name, keys in given.items():
             if side == "inbound" and not isinstance(keys.get(KNOWS, False), bool):
@@ -260,10 +257,20 @@ def with_facts(
 def _completed(entry: Mapping[str, Any], said: Mapping[str, Any], strict: Collection[str]) -> dict[str, Any]:
     """An entry of ``inbound`` or ``outbound`` with what is said of it."""
     left = (KNOWS, *_PLAINTEXT) if entry["listen"] in strict else (KNOWS,)
-    found = {**entry, **{key: it for key, it in said.items() if key not in left}}
-    if found.get("mode") == "strict" and said.get("until") is None:
-        found.pop("until", None)  # the entry's own day, for which there is no use any more
-    return found
+    return {**entry, **{key: it for key, it in said.items() if key not in left}}
+
+
+def _said_of(given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What is said of an entry that goes by these names; the last word counts."""
+    return {key: it for name, keys in given.items() if name in names for key, it in keys.items()}
+
+
+def inbound_keys(facts: Facts, name: str, number: int) -> dict[str, Any]:
+    """What is said of an app's port. Empty where it is not written as it must be, which :func:`with_facts` refuses."""
+    given = facts.sidecar.get("inbound")
+    if not isinstance(given, Mapping) or not all(isinstance(keys, Mapping) for keys in given.values()):
+        return {}
+    return _said_of(given, ("*", name, str(number)))
 
 
 def known_ways(facts: Facts, service: str, ports: Mapping[str, Mapping[str, int]]) -> frozenset[str]:

@@ -164,9 +164,8 @@ def inject(inputs: Inputs) -> Injection:
     addresses = fixed_addresses(placement.subnets[MESH], [*topology.slots, CA], layout.addresses)
 
     # The files.
-    mesh_before = inputs.existing.mesh if inputs.existing is not None else None
     days_before = inputs.before.plaintext if inputs.before is not None else {}
-    days, recorded = outsiders.last_days(topology, days_before, mesh_before, facts, names, inputs.today)
+    days, recorded = outsiders.last_days(topology, days_before, inputs.existing, facts, names, inputs.today)
     ways = {app: ways_beside(apps[app], apps, topology, options) for app in topology.slots}
     scrapers = [app for app in topology.slots if app in facts and facts[app].scrapes]
     written = mesh_text(
@@ -176,7 +175,7 @@ def inject(inputs: Inputs) -> Injection:
         (
             *proposals([it for it in inside if it.caller in topology.slots], names),
             *scraping.proposals(scrapers, topology.slots),
-            *outsiders.proposals(topology, names, days),
+            *outsiders.proposals(topology, days),
         ),
         observe=options.observe,
         today=inputs.today,
@@ -198,11 +197,10 @@ def inject(inputs: Inputs) -> Injection:
     told_callers: list[str] = []
     for app in topology.slots:
         at_host = [it for it in published if it.app == app]
-        day = days.get(app)
-        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host, day, layout)
+        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host, days.get(app), layout)
         if app in facts:
             strict = {entry["listen"] for entry in published_entries(at_host, placement.subnets)}
-            strict |= {entry["listen"] for entry in data["inbound"] if day is not None and "mode" not in entry}
+            strict |= {entry["listen"] for entry in data["inbound"] if app in days and "mode" not in entry}
             data = with_facts(data, facts[app], names, written.mesh, strict)
             known = known_ways(facts[app], app, names)
             told_callers += told_who_calls(apps[app], data, facts[app], names[app], ways[app], known)
@@ -263,7 +261,7 @@ def inject(inputs: Inputs) -> Injection:
             *_kept_notes(kept),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
-            *outsiders.notes(topology, days, ways, inputs.today, _listening(apps, ports)),
+            *outsiders.notes(topology, names, days, written.mesh, ways, inputs.today, _listening(apps, ports)),
             *published_notes(published),
             *told_callers,
             *told(clusters),

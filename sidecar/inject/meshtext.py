@@ -200,11 +200,12 @@ def _added_to(
     lasting = replace(mesh, rules=tuple(rule for rule in mesh.rules if rule.name != OBSERVE or rule.until is None))
     new = [name for name in names if name not in mesh.services]
     wanted = []
+    opened = _opened(existing.proposed or ())
     for rule in rules:
         if _is_allowed(lasting, rule, today) or (rule.until is not None and rule.until < today):
             continue
         removed = (
-            rule.name in existing.proposed
+            rule.name in existing.proposed or (rule.caller == str(PLAINTEXT) and _callee(rule) in opened)
             if existing.proposed is not None
             else not {rule.caller, _callee(rule)} & {*new}
         )
@@ -220,7 +221,8 @@ def _added_to(
     text = insert(insert(existing.text, "services", services, filename), "policy", policy, filename)
     notes += [f"{filename}: service '{name}' is no longer in the mesh" for name in mesh.services if name not in names]
     for old in mesh.rules:
-        if old.name in proposed - known and old.name != OBSERVE:
+        has_reason = _opened([old.name]) & _opened(known)
+        if old.name in proposed - known and old.name != OBSERVE and not has_reason:
             notes.append(f"{filename}:{old.line}: the application no longer gives a reason for rule '{old.name}'")
     for name in names:
         ours = {port.number: port.origin for port in origins.get(name, ())}
@@ -238,6 +240,14 @@ def _is_allowed(mesh: Mesh, rule: Proposal, today: date) -> bool:
     except (KeyError, ValueError):
         return False
     return all(decide(mesh, caller, target.service, target.port, now).allowed for target in targets)
+
+
+def _opened(rules: Iterable[str]) -> set[str]:
+    """The services to which proposals of this name let plaintext in. What a person removed of them stays removed whatever
+    their ports are called by then, and whichever of them share a day."""
+    begin = f"{PLAINTEXT}->"
+    targets = (it for name in rules if name.startswith(begin) for it in name.removeprefix(begin).split(","))
+    return {target.partition(":")[0] for target in targets}
 
 
 def _callee(rule: Proposal) -> str:

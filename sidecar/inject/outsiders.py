@@ -4,7 +4,7 @@ How this works. :mod:`topology` puts an app's sidecar, under the app's names, on
 the app before. Here its ports there become listeners in ``mode: permissive``, and ``mesh.yaml`` gets the rule ``from:
 plaintext`` for exactly these ports. Both end on one day: :data:`DAYS` after the first run that met an outsider there. It is
 in the record of the last run, and no run moves it. A person moves it, in the rule, and the listener follows at the next run;
-or by ``until`` in ``x-mesh``.
+or by ``until`` in ``x-mesh``. Either moves the ports that it names, and no other.
 
 Not seen are those who can reach the app itself: :func:`notes` names them beside each, because a port is strict only where
 nobody passes its sidecar.
@@ -13,15 +13,16 @@ nobody passes its sidecar.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from ipaddress import IPv4Network
 from typing import Any
 
 from sidecar.documents.days import parse_day
-from sidecar.inject.facts import Facts
-from sidecar.inject.meshtext import Proposal
+from sidecar.inject.facts import Facts, inbound_keys
+from sidecar.inject.meshtext import Existing, Proposal
 from sidecar.inject.subnets import first_fixed
 from sidecar.inject.topology import Topology, app_alias, is_met
+from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
 from sidecar.policy.names import PLAINTEXT, Target
 
@@ -33,6 +34,9 @@ in ``x-mesh`` is for the others."""
 
 Ports = Mapping[str, Mapping[str, int]]
 """The ports of each app, by their names in ``mesh.yaml``."""
+
+Days = Mapping[str, Mapping[str, date]]
+"""The last day of plaintext of each port that takes it, by app and name."""
 
 Ways = Mapping[str, Mapping[int | None, Collection[str]]]
 """By app, what :func:`sidecar.inject.beside.ways_beside` found."""
@@ -46,30 +50,32 @@ def met(topology: Topology) -> list[str]:
 def last_days(
     topology: Topology,
     before: Mapping[str, date],
-    mesh: Mesh | None,
+    existing: Existing | None,
     facts: Mapping[str, Facts],
     ports: Ports,
     today: date,
-) -> tuple[dict[str, date], dict[str, date]]:
-    """The last day of plaintext of each app that outsiders meet; and the days to record, those of apps that they no longer
-    meet too. ``before`` are the recorded ones, ``mesh`` is the present ``mesh.yaml``."""
+) -> tuple[dict[str, dict[str, date]], dict[str, date]]:
+    """The last day of plaintext of each port, by its name, of each app that outsiders meet: strict ports have none. And the
+    days to record, those of apps that they no longer meet too. ``before`` are the recorded ones, ``existing`` is the present
+    ``mesh.yaml``: its rules count once a person has edited it."""
     recorded = {**before, **{app: today + timedelta(days=DAYS) for app in met(topology) if app not in before}}
-    found = {}
+    mesh = existing.mesh if existing is not None and existing.edited else None
+    found: dict[str, dict[str, date]] = {}
     for app in met(topology):
-        ruled = [day for name in ports[app] for day in _ruled(mesh, Target(app, name))]
-        found[app] = max(_said(facts.get(app)) or ruled, default=recorded[app])
+        found[app] = {}
+        for name, number in ports[app].items():
+            said = inbound_keys(facts[app], name, number) if app in facts else {}
+            if said.get("mode") != "strict":
+                ruled = max(_ruled(mesh, Target(app, name)), default=recorded[app])
+                found[app][name] = _said(said) or ruled
     return found, dict(sorted(recorded.items()))
 
 
-def _said(facts: Facts | None) -> list[date]:
-    given = facts.sidecar.get("inbound") if facts is not None else None
-    found = []
-    for keys in given.values() if isinstance(given, Mapping) else ():
-        try:
-            found.append(parse_day(str(keys["until"])))
-        except (KeyError, TypeError, ValueError):
-            continue  # what is no day is told where the facts are checked
-    return found
+def _said(keys: Mapping[str, Any]) -> date | None:
+    try:
+        return parse_day(str(keys["until"]))
+    except (KeyError, ValueError):
+        return None  # what is no day is told where the facts are checked
 
 
 def _ruled(mesh: Mesh | None, target: Target) -> Iterator[date]:
@@ -83,17 +89,25 @@ def _ruled(mesh: Mesh | None, target: Target) -> Iterator[date]:
             yield rule.until
 
 
-def proposals(topology: Topology, ports: Ports, days: Mapping[str, date]) -> tuple[Proposal, ...]:
-    """A rule for each app that outsiders meet, so that each has a day of its own."""
+def proposals(topology: Topology, days: Days) -> tuple[Proposal, ...]:
+    """A rule for each app that outsiders meet and each day, so that no port is open for longer than its own."""
     return tuple(
         Proposal(
             str(PLAINTEXT),
-            tuple(f"{app}:{name}" for name in ports[app]),
+            tuple(f"{app}:{name}" for name in names),
             f"{', '.join(_whom(app, topology))}: not in the mesh",
-            days[app],
+            day,
         )
-        for app in days
+        for app, by_port in days.items()
+        for day, names in _by_day(by_port).items()
     )
+
+
+def _by_day(days: Mapping[str, date]) -> dict[date, list[str]]:
+    found: dict[date, list[str]] = {}
+    for name, day in days.items():
+        found.setdefault(day, []).append(name)
+    return found
 
 
 def _whom(app: str, topology: Topology) -> list[str]:
@@ -101,23 +115,29 @@ def _whom(app: str, topology: Topology) -> list[str]:
 
 
 def entries(
-    app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], day: date | None
+    app: str, topology: Topology, ports: Ports, subnets: Mapping[str, IPv4Network], days: Mapping[str, date]
 ) -> list[dict[str, Any]]:
-    """The entries of ``inbound`` at which outsiders meet the app's sidecar."""
+    """The entries of ``inbound`` at which outsiders meet the app's sidecar: strict where a port has no day."""
     return [
         {
             "port": name,
             "listen": f"{first_fixed(subnets[plain.network])}:{number}",
             "device": "auto",
             "app": f"{app_alias(app)}:{number}",
-            "mode": "permissive",
-            "until": str(day),
-            **({"server_first": True} if number in SERVER_FIRST else {}),
+            **(_taking_plaintext(number, days[name]) if name in days else {"mode": "strict"}),
         }
         for plain in topology.plain
         if plain.app == app and plain.names
         for name, number in ports[app].items()
     ]
+
+
+def _taking_plaintext(number: int, day: date) -> dict[str, Any]:
+    return {
+        "mode": "permissive",
+        "until": str(day),
+        **({"server_first": True} if number in SERVER_FIRST else {}),
+    }
 
 
 def not_seen(ways: Ways) -> dict[str, list[str]]:
@@ -127,14 +147,24 @@ def not_seen(ways: Ways) -> dict[str, list[str]]:
 
 
 def notes(
-    topology: Topology, days: Mapping[str, date], ways: Ways, today: date, listening: Collection[str]
+    topology: Topology,
+    ports: Ports,
+    days: Days,
+    mesh: Mesh,
+    ways: Ways,
+    today: date,
+    listening: Collection[str],
 ) -> Iterator[str]:
-    """What to tell of outsiders, the most serious first. What holds of several services is one line. ``listening`` are the
-    outsiders that can be called."""
+    """What to tell of outsiders, the most serious first. What holds of several services is one line. ``mesh`` is that of
+    ``mesh.yaml`` as it is written now, ``listening`` are the outsiders that can be called."""
     unseen = not_seen(ways)
     groups: dict[tuple[tuple[str, ...], date], list[str]] = {}
-    for app, day in days.items():
-        groups.setdefault((tuple(_whom(app, topology)), day), []).append(app)
+    for app, by_port in days.items():
+        let_in = {name: day for name, day in by_port.items() if day < today or _is_let_in(mesh, app, name, today)}
+        for day, names in _by_day(let_in).items():
+            whole = len(names) == len(ports[app])
+            shown = [app] if whole else [f"{app}:{name}" for name in names]
+            groups.setdefault((tuple(_whom(app, topology)), day), []).extend(shown)
     for (whom, day), apps in groups.items():
         them, come = ", ".join(whom), "come" if whom[1:] else "comes"
         if day < today:
@@ -147,13 +177,14 @@ def notes(
                 f"{them} {come} to {', '.join(apps)} in plaintext, by {_its(apps)}, until {day} (UTC): `sidecar status "
                 "--all` counts who does; then it is refused. `until` of the rule in mesh/mesh.yaml is yours to change"
             )
-    alike: dict[tuple[str, date], list[str]] = {}
+    alike: dict[tuple[str, date | None], list[str]] = {}
     for app in days:
         if app in unseen:
-            alike.setdefault(("; ".join(unseen[app]), days[app]), []).append(app)
-    for (listed, day), apps in alike.items():
+            alike.setdefault(("; ".join(unseen[app]), max(days[app].values(), default=None)), []).append(app)
+    for (listed, last), apps in alike.items():
         see = "do not see" if apps[1:] else "does not see"
-        yield (f"{', '.join(apps)}: strict is not complete, also after {day}: {_its(apps)} {see} who comes {listed}")
+        after = f", also after {last}" if last is not None else ""
+        yield f"{', '.join(apps)}: strict is not complete{after}: {_its(apps)} {see} who comes {listed}"
     past: dict[tuple[str, str], list[str]] = {}
     for plain in topology.plain:
         for outsider, why in plain.beside.items() if plain.app not in days else ():
@@ -176,5 +207,10 @@ def notes(
         )
 
 
+def _is_let_in(mesh: Mesh, app: str, port: str, today: date) -> bool:
+    return decide(mesh, PLAINTEXT, app, port, datetime.combine(today, time(), UTC)).allowed
+
+
 def _its(apps: Collection[str]) -> str:
-    return "their sidecars" if len(apps) > 1 else "its sidecar"
+    """Of apps, or of their ports."""
+    return "their sidecars" if len({app.partition(":")[0] for app in apps}) > 1 else "its sidecar"

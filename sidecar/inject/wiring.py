@@ -53,18 +53,18 @@ def wiring(
     subnets: Mapping[str, IPv4Network],
     address: IPv4Address,
     published: Collection[Published] = (),
-    day: date | None = None,
+    days: Mapping[str, date] | None = None,
     layout: Layout | None = None,
 ) -> dict[str, Any]:
     """The data of an app's file. ``address`` is the sidecar's address on the mesh network; ``published`` are those ports of
-    the app at which the host answers too; ``day`` is the last on which outsiders may come in plaintext. ``layout``:
-    that of the last run."""
+    the app at which the host answers too; ``days`` are the last on which outsiders may come in plaintext, by the
+    names of the ports. ``layout``: that of the last run."""
     before = layout or Layout()
     name_of_app = app_alias(app) if is_met(app, topology) else app
     places = {name: f"{name_of_app}:{number}" for name, number in ports[app].items()}
     inbound = [{"port": name, "listen": f"{address}:{ports[app][name]}", "app": at} for name, at in places.items()]
     inbound += [entry | {"app": places[entry["port"]]} for entry in published_entries(published, subnets)]
-    inbound += outsiders.entries(app, topology, ports, subnets, day)
+    inbound += outsiders.entries(app, topology, ports, subnets, days or {})
     outbound: list[dict[str, Any]] = []
     for slot in topology.slots[app]:
         found: dict[int, dict[str, Any]] = {}

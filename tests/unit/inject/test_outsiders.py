@@ -124,6 +124,112 @@ def test_what_x_mesh_may_not_say(keys: dict[str, Any]) -> None:
     assert told.startswith("compose.yaml:")
 
 
+TWO: dict[str, Any] = {"expose": ["5432", "9090"]}
+
+
+def with_two(**keys: dict[str, Any]) -> str:
+    """The Compose file in which db has two ports, with these keys at them."""
+    db = {**TWO, "x-mesh": {"sidecar": {"inbound": keys}}}
+    services = SERVICES | {"db": db, "old": {"x-mesh": {"mesh": False}}}
+    return yaml.safe_dump({"services": services}, sort_keys=False)
+
+
+def days(injection: Injection, app: str = "db") -> dict[str, str]:
+    return {it.port: str(it.until) for it in wiring(injection, app).inbound if it.mode == "permissive"}
+
+
+def test_attack_a_day_in_x_mesh_opens_that_port_alone() -> None:
+    injection = injected(with_two(**{"5432": {"until": FAR}}))
+    assert days(injection) == {"5432": FAR, "9090": str(LAST)}
+    far = date(2099, 1, 1)
+    assert is_let_in(injection, far, port="5432")
+    assert not is_let_in(injection, far, port="9090")
+    assert is_let_in(injection, LAST, port="9090"), "the twin"
+    assert f"old comes to db:5432 in plaintext, by its sidecar, until {FAR}" in "\n".join(injection.warnings)
+    assert f"old comes to db:9090, web in plaintext, by their sidecars, until {LAST}" in "\n".join(injection.warnings)
+    both = injected(with_two(**{"*": {"until": FAR}}))
+    assert days(both) == {"5432": FAR, "9090": FAR}
+    assert f'{{from: plaintext, to: ["db:5432", "db:9090"], until: "{FAR}"}}' in both.files[MESH_FILE], "a rule a day"
+
+
+def test_the_last_word_of_x_mesh_counts_for_the_rule_as_for_the_listener() -> None:
+    said = {"until": FAR}
+    for keys, day in (
+        ({"9090": said, "*": {"until": "2098-01-01"}}, "2098-01-01"),
+        ({"*": {"until": "2098-01-01"}, "9090": said}, FAR),
+    ):
+        injection = injected(with_two(**keys))
+        rules = parse_mesh(injection.files[MESH_FILE], MESH_FILE).rules
+        (ruled,) = [str(it.until) for it in rules if it.plaintext and "9090" in it.name]
+        assert days(injection)["9090"] == ruled == day
+
+
+def test_a_person_s_rule_for_one_port_moves_no_other_port() -> None:
+    services = with_old(db=TWO, old={"x-mesh": {"mesh": False}})
+    first = inject(inputs(services))
+    edited = first.files[MESH_FILE].replace(
+        f'to: ["db:5432", "db:9090"], until: "{LAST}"',
+        f'to: "db:5432", until: "{LAST}"}}\n  - {{from: plaintext, to: "db:9090", until: "{FAR}"',
+    )
+    after = later(first, 1, services, edited)
+    assert days(after) == {"5432": str(LAST), "9090": FAR}
+    assert after.files[MESH_FILE] == edited
+    assert not any("no longer gives a reason" in it for it in after.warnings)
+
+
+def test_a_rule_whose_ports_have_days_of_their_own_now_has_its_reason_still() -> None:
+    services = with_old(db=TWO, old={"x-mesh": {"mesh": False}})
+    first = inject(inputs(services))
+    mine = first.files[MESH_FILE] + "# mine\n"
+    parted = {**services, "db": {**TWO, "x-mesh": {"sidecar": {"inbound": {"5432": {"mode": "strict"}}}}}}
+    told = "the application no longer gives a reason for rule 'plaintext->db:5432,db:9090'"
+    after = later(first, 1, parted, mine)
+    assert after.files[MESH_FILE] == mine
+    assert not any(told in it for it in after.warnings)
+    gone = later(first, 1, {name: it for name, it in services.items() if name != "old"}, mine)
+    assert any(told in it for it in gone.warnings), "the twin"
+
+
+def test_a_day_that_x_mesh_says_no_more_is_taken_back() -> None:
+    first = injected(told_of_db(SERVICES, until=FAR))
+    assert days(first) == {"6379": FAR}
+    after = later(first, 1)
+    assert days(after) == {"6379": str(LAST)}
+    assert not is_let_in(after, date(2099, 1, 1))
+    edited = later(first, 1, mesh=first.files[MESH_FILE] + "# mine\n")
+    assert days(edited) == {"6379": FAR}, "the twin: the file is a person's now, and its rules count"
+
+
+@pytest.mark.parametrize("number", [3306, 25, 22])
+def test_a_strict_port_of_a_server_that_speaks_first(number: int) -> None:
+    db = {"expose": [str(number)], "x-mesh": {"sidecar": {"inbound": {str(number): {"mode": "strict"}}}}}
+    injection = injected(yaml.safe_dump({"services": SERVICES | {"db": db, "old": {"x-mesh": {"mesh": False}}}}))
+    assert {(it.mode, it.until, it.server_first) for it in wiring(injection, "db").inbound} == {("strict", None, False)}
+    assert len(wiring(injection, "db").inbound) == 2, "outsiders meet it, and are refused"
+
+
+def test_a_strict_port_has_no_rule_and_no_note() -> None:
+    injection = injected(with_two(**{"9090": {"mode": "strict"}}))
+    assert days(injection) == {"5432": str(LAST)}
+    assert '"db:9090"' not in injection.files[MESH_FILE]
+    told = "\n".join(injection.warnings)
+    assert f"old comes to db:5432, web in plaintext, by their sidecars, until {LAST}" in told
+    none = injected(with_two(**{"*": {"mode": "strict"}}))
+    assert days(none) == {}
+    assert "plaintext->db" not in str(parse_mesh(none.files[MESH_FILE], MESH_FILE).rules)
+    assert [it for it in none.warnings if "in plaintext" in it and "db" in it] == []
+    assert any(it.startswith("old comes to web in plaintext") for it in none.warnings), "the twin"
+
+
+def test_what_is_strict_may_still_be_not_complete() -> None:
+    text = yaml.safe_load(with_two(**{"*": {"mode": "strict"}}))
+    text["services"]["db"]["ports"] = [{"target": 5432, "published": "5", "protocol": "tcp"}]
+    told = injected(yaml.safe_dump(text)).warnings
+    assert any(
+        re.match(r"db: strict is not complete: its sidecar does not see who comes at published port", it) for it in told
+    )
+
+
 def test_published_ports_of_the_mesh_are_never_permissive() -> None:
     for services in (SERVICES, {name: it for name, it in SERVICES.items() if name != "old"}):
         text = told_of_db(services, mode="permissive", until=FAR)
@@ -176,9 +282,31 @@ def test_a_rule_that_a_person_removed_stays_removed() -> None:
     after = later(first, 1, mesh=edited)
     assert not is_let_in(after, TODAY)
     assert is_let_in(after, TODAY, "web", "80")
+    assert [it for it in after.warnings if "in plaintext" in it and "db" in it] == [], "it does not come any more"
+    assert any(it.startswith("old comes to web in plaintext") for it in after.warnings), "the twin"
     assert any(
         "plaintext->db:6379 (old: not in the mesh) is not allowed there, and stays so" in it for it in after.warnings
     )
+
+
+@pytest.mark.parametrize(
+    ("ports", "written"),
+    [([6379], "{ports: {redis: 6379}}"), ([6379, 9], '{ports: {"6379": 6379, "9": 9}}'), ([9], "{ports: 9}")],
+)
+def test_attack_a_removed_rule_stays_removed_whatever_the_ports_are_called(ports: list[int], written: str) -> None:
+    first = inject(inputs(SERVICES))
+    edited = "".join(it for it in first.files[MESH_FILE].splitlines(keepends=True) if 'to: "db:6379", until' not in it)
+    renamed = edited.replace("db: {ports: 6379}", f"db: {written}").replace('to: "db:6379"', "to: db")
+    assert renamed != edited
+    after = later(first, 1, mesh=renamed)
+    assert "plaintext, to: " not in "".join(it for it in after.files[MESH_FILE].splitlines() if "db" in it)
+    for name in parse_mesh(after.files[MESH_FILE], MESH_FILE).services["db"].ports:
+        assert not is_let_in(after, TODAY, port=name)
+    assert any(
+        re.search(r"plaintext->db:\S+ \(old: not in the mesh\) is not allowed there", it) for it in after.warnings
+    )
+    assert after.files[MESH_FILE] == renamed, "and nothing else is added"
+    assert is_let_in(after, TODAY, "web", "80"), "the twin"
 
 
 def test_an_edited_file_gets_the_rule_once() -> None:
