@@ -34,25 +34,26 @@ def layout(names: Collection[str], pairs: Iterable[tuple[str, str]]) -> dict[str
     from fast_sugiyama import from_edges
 
     order = sorted(set(names))
-    number = {name: at for at, name in enumerate(order)}
-    wanted = sorted({pair for pair in pairs if pair[0] != pair[1] and number.keys() >= set(pair)})
+    wanted = sorted({pair for pair in pairs if pair[0] != pair[1] and {*order} >= {*pair}})
     # A pair that calls in both directions is one edge here, and two lines beside each other in the page.
-    edges = [(number[a], number[b]) for a, b in wanted if (b, a) not in wanted or a < b]
+    edges = [(a, b) for a, b in wanted if (b, a) not in wanted or a < b]
     nodes: dict[str, Point] = {}
     lines: dict[str, list[Point]] = {}
     top = float(MARGIN_Y)
-    room = FEW_ROOM if len(edges) <= FEW else MANY_ROOM
-    parts = from_edges(edges, vertex_spacing=1, dummy_vertices=True, dummy_size=room) if edges else ()
-    step = LAYER if len(edges) <= FEW else NARROW_LAYER
-    for positions, _, _, made in sorted(parts, key=lambda part: -len(part[0])):
-        found: dict[int, Point] = {vertex: (float(x), float(y)) for vertex, (x, y) in positions}
+    room, step = (FEW_ROOM, LAYER) if len(edges) <= FEW else (MANY_ROOM, NARROW_LAYER)
+    for group in sorted(_connected(edges), key=lambda group: (-len(group), group)):
+        # The library numbers what a line passes from behind the vertices, so these have no gaps.
+        number = {name: at for at, name in enumerate(group)}
+        numbered = [(number[a], number[b]) for a, b in edges if a in number]
+        [(positions, _, _, made)] = from_edges(numbered, vertex_spacing=1, dummy_vertices=True, dummy_size=room)
+        found: dict[int, Point] = {int(vertex): (float(x), float(y)) for vertex, (x, y) in positions}
         height = max(y for _, y in found.values())
         lowest = min(x for x, _ in found.values())
         place = {v: (MARGIN_X + (height - y) * step, top + (x - lowest) * ROW) for v, (x, y) in found.items()}
-        _part(place, len(order))
-        nodes |= {order[v]: place[v] for v in place if v < len(order)}
-        for a, b, points in _routes(len(order), made):
-            lines[f"{order[a]}>{order[b]}"] = [place[v] for v in points]
+        _part(place, len(group))
+        nodes |= {name: place[v] for name, v in number.items()}
+        for a, b, points in _routes(len(group), [(int(a), int(b)) for a, b in made or ()]):
+            lines[f"{group[a]}>{group[b]}"] = [place[v] for v in points]
         top = max(y for _, y in place.values()) + ROW
     alone = [name for name in order if name not in nodes]
     for place_in_rows, name in enumerate(alone):
@@ -68,6 +69,16 @@ def layout(names: Collection[str], pairs: Iterable[tuple[str, str]]) -> dict[str
         "width": round(max((x for x, _ in nodes.values()), default=0) + MARGIN_X),
         "height": round(max((y for _, y in places), default=0) + MARGIN_Y),
     }
+
+
+def _connected(edges: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The services that are connected by calls, group by group, each in order."""
+    groups: dict[str, set[str]] = {}
+    for a, b in edges:
+        one, other = groups.get(a, {a}), groups.get(b, {b})
+        together = one | other
+        groups |= dict.fromkeys(together, together)
+    return [sorted(group) for group in {id(group): group for group in groups.values()}.values()]
 
 
 def _part(place: dict[int, Point], services: int) -> None:

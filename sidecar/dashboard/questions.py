@@ -1,5 +1,5 @@
 """The four questions of whoever looks at a mesh, answered in words: is everything encrypted, who calls whom, what was
-refused and is it an attack, what ends next. And the verdict of all of them. Pure.
+refused and is it an attack, what expires next. And the verdict of all of them. Pure.
 
 An answer is a list of parts: text, or ``{"at": time}``, which the page shows as the time until or since then. So an answer
 is the same as long as nothing happens, and the page counts by itself.
@@ -15,6 +15,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sidecar.dashboard.reading import Ending, Shown
+from sidecar.dashboard.refused import IN_WORDS
+from sidecar.observe.alarms import MITM_SUSPECTED
 
 GOOD, LOOK, BAD, UNKNOWN = "good", "look", "bad", "unknown"
 _WORST = (GOOD, UNKNOWN, LOOK, BAD)
@@ -22,7 +24,7 @@ _WORST = (GOOD, UNKNOWN, LOOK, BAD)
 SOON = timedelta(days=14)
 """What nobody renews by itself is told from so long before its end."""
 
-_NAMED = 3
+_NAMED, _PAIRS = 3, 4
 _CLAUSE = 3
 
 _ATTACK = {
@@ -69,7 +71,7 @@ def verdict(answers: Sequence[Answer], services: Services) -> dict[str, str]:
         return {
             "state": GOOD,
             "text": f"All is well: {_number(reporting, 'service')}, every connection encrypted, "
-            "nothing refused lately, every certificate renewed in time.",
+            f"nothing refused {IN_WORDS}, every certificate renewed in time.",
         }
     more = sum(1 for one in answers if one is not worst and one.state in (LOOK, BAD))
     tail = f" {more} more below." if more else ""
@@ -89,7 +91,7 @@ def _encrypted(services: Services) -> Answer:
         many = _number(callers, "caller") if callers else "no caller so far"
         parts: tuple[Part, ...] = (f"No: {where} still {_takes(len(clear))} plaintext ({many}).",)
         return Answer("encrypted", question, LOOK, parts, f"Not everything is encrypted: {where} takes plaintext.")
-    text = f"Yes: each connection that {_number(len(reporting), 'sidecar')} let in is mutual TLS 1.3."
+    text = f"Yes: all that the sidecars of {_number(len(reporting), 'service')} let in is mutual TLS 1.3."
     if missing:
         short = f"{listed(missing)} {'does' if len(missing) == 1 else 'do'} not report."
         return Answer(
@@ -104,7 +106,9 @@ def _calls(services: Services, pairs: Services) -> Answer:
     rate = sum(one["rate"] or 0 for one in busy)
     unwell = [name for name, one in services.items() if one["state"] == "unwell"]
     drifted = [name for name, one in services.items() if one["drift"]]
-    text = f"{_number(len(busy), 'pair')} of services, {_rate(rate)} now." if busy else "Nobody has called anybody yet."
+    busiest = sorted(busy, key=lambda one: -(one["rate"] or 0))
+    named = listed([f"{one['from']} → {one['to']}" for one in busiest], _PAIRS)
+    text = f"{named}. {_rate(rate)} now." if busy else "Nobody has called anybody yet."
     if unwell:
         return Answer("calls", question, BAD, (f"{text} NOT WELL: {listed(unwell)}.",), f"{listed(unwell)}: not well.")
     if drifted:
@@ -117,34 +121,41 @@ def _calls(services: Services, pairs: Services) -> Answer:
 def _refused(refusals: Services, alarms: Services) -> Answer:
     question = "What was refused, and is it an attack?"
     severe = [one for one in alarms.values() if one["severe"]]
-    if severe:
-        newest = max(severe, key=lambda one: one["last"] or "")
-        many = _number(len(severe), "alarm")
-        where = f"{newest['from']} → {newest['to']}" if newest["to"] else newest["from"]
-        short = f"This may be an attack ({where}): {_sentence(_gist(newest['message']))}"
-        what = newest["reason"] or newest["event"]
-        parts: tuple[Part, ...] = (
-            f"It may be: {many}, the last {where} ({what})",
-            *_at(newest["last"]),
-            ". What to do is below.",
-        )
-        return Answer("refused", question, BAD, parts, short)
     recent = [one for one in refusals.values() if one["recent"]]
-    if not recent:
-        old = f" {_number(len(refusals), 'older refusal')} below." if refusals else ""
-        return Answer("refused", question, GOOD, (f"Nothing lately, and no alarm.{old}",))
-    newest = max(recent, key=lambda one: one["last"] or "")
-    if newest["kind"] == "attack":
-        text = f"It may be: {_sentence(newest['message'])}"
-        return Answer("refused", question, BAD, (text,), text)
+    attacks = [one for one in recent if one["kind"] == "attack"]
+    harmless = [one for one in recent if one["kind"] != "attack"]
+    besides = (" Besides, ", *_last_of(harmless)) if harmless else ()
+    if severe:
+        newest = _newest(severe)
+        where = f"{newest['from']} → {newest['to']}" if newest["to"] else newest["from"]
+        stopped = " It was refused, and got nothing." if newest["event"] == MITM_SUSPECTED else ""
+        short = f"This may be an attack ({where}): {_sentence(_gist(newest['message']))}{stopped}"
+        what = f"{_number(len(severe), 'alarm')}, the last {where} ({newest['reason'] or newest['event']})"
+        parts: tuple[Part, ...] = (f"It may be: {what}", *_at(newest["last"]), f".{stopped} What to do is below.")
+        return Answer("refused", question, BAD, (*parts, *besides), short)
+    if attacks:
+        text = f"It may be: {_sentence(_newest(attacks)['message'])}"
+        return Answer("refused", question, BAD, (text, *besides), text)
+    if harmless:
+        return Answer("refused", question, LOOK, _last_of(harmless), "".join(map(str, _last_of(harmless, timed=False))))
+    old = f" {_number(len(refusals), 'older refusal')} below." if refusals else ""
+    return Answer("refused", question, GOOD, (f"Nothing {IN_WORDS}, and no alarm.{old}",))
+
+
+def _newest(some: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return max(some, key=lambda one: str(one["last"] or ""))
+
+
+def _last_of(some: Sequence[Mapping[str, Any]], *, timed: bool = True) -> tuple[Part, ...]:
+    """The last refusal, how many more there are, and what it means."""
+    newest = _newest(some)
     what = f"{newest['from']} → {newest['to']}" + (f":{newest['port']}" if newest["port"] else "")
-    more = f", and {len(recent) - 1} more" if len(recent) > 1 else ""
-    parts = (f"{what} ({newest['reason']})", *_at(newest["last"]), f"{more}. {_ATTACK[newest['kind']]}")
-    return Answer("refused", question, LOOK, parts, f"{what} was refused{more}. {_ATTACK[newest['kind']]}")
+    more = f", and {len(some) - 1} more" if len(some) > 1 else ""
+    return (f"{what} was refused", *_at(newest["last"] if timed else None), f"{more}. {_ATTACK[newest['kind']]}")
 
 
 def _ends(shown: Shown, services: Services) -> Answer:
-    question = "What ends next?"
+    question = "What expires next?"
     over = [name for name, one in services.items() if one["certificate"] == "over"]
     if over:
         text = f"{listed(over)}: the certificate has ended, so every peer refuses it."
@@ -193,10 +204,10 @@ def _end_of(day: str, shown: Shown) -> datetime | None:
         return None
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = _NAMED) -> str:
     """The first few, and how many more."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(number: int, what: str) -> str:
@@ -204,7 +215,7 @@ def _number(number: int, what: str) -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:.1f} new connections a second" if rate else "no new connection"
+    return f"{rate:.1f} new connections a second" if rate else "No new connection"
 
 
 def _at(time: str | None) -> tuple[Part, ...]:

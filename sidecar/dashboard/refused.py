@@ -20,6 +20,8 @@ MOST = 100
 LATELY = timedelta(minutes=15)
 """What is older is told, and no longer red."""
 
+IN_WORDS = "in the last 15 minutes"
+
 
 class Kind(StrEnum):
     """What a refusal is, in one word: the first question about it is whether it is an attack."""

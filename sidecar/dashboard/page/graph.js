@@ -178,8 +178,7 @@ function noteOf(one) {
 
 function labelOf(one) {
   if (one.state === "idle") return "";
-  if (one.state === "alarm") return "alarm";
-  if (one.state === "refused") return one.rate ? `${rate(one.rate)}/s, refused` : "refused";
+  if (one.state === "alarm" || one.state === "refused") return one.rate ? `${rate(one.rate)}/s, ${one.state}` : one.state;
   return one.rate === null ? "" : `${rate(one.rate)}/s`;
 }
 

@@ -84,9 +84,9 @@ async def test_a_healthy_mesh_answers_the_four_questions(window: Browser) -> Non
             "All is well: 5 services, every connection encrypted"
         )
         cards = await window.text("#questions")
-        assert "Yes: each connection that 5 sidecars let in is mutual TLS 1.3." in cards
-        assert "4 pairs of services" in cards
-        assert "Nothing lately, and no alarm." in cards
+        assert "Yes: all that the sidecars of 5 services let in is mutual TLS 1.3." in cards
+        assert "api → cache, web → api, api → db, reporting → api." in cards
+        assert "Nothing in the last 15 minutes, and no alarm." in cards
         assert "certificate in 50 min. It renews itself in 20 min." in cards
         labels = await window.run("return [...document.querySelectorAll('.label text')].map((one) => one.textContent)")
         assert sorted(labels) == ["0.6/s", "14/s", "27/s", "6.8/s"]

@@ -30,6 +30,11 @@ def test_a_long_line_passes_between_services() -> None:
     assert len(lines["a>b"]) == 2
 
 
+def test_services_that_nobody_calls_do_not_lie_on_a_line() -> None:
+    names, pairs = [f"s{at}" for at in range(9)], [("s0", "s1"), ("s0", "s2"), ("s1", "s2"), ("s7", "s8")]
+    assert set(layout(names, pairs)["lines"]) == {f"{a}>{b}" for a, b in pairs}
+
+
 def test_both_ways_are_one_line_there_and_back() -> None:
     lines = layout(["a", "b"], [("a", "b"), ("b", "a")])["lines"]
     assert lines["a>b"] == lines["b>a"][::-1]

@@ -67,12 +67,16 @@ def test_and_its_last_day_is_told_from_two_weeks_before() -> None:
 
 
 def test_who_calls_whom() -> None:
-    assert answer(shop(), "calls") == ("good", "4 pairs of services, no new connection now.")
+    state, text = answer(shop(), "calls")
+    pairs, _, rate = text.partition(". ")
+    assert (state, rate) == ("good", "No new connection now.")
+    assert sorted(pairs.split(", ")) == ["api → cache", "api → db", "reporting → api", "web → api"]
     assert answer(shown(entry("api")), "calls") == ("good", "Nobody has called anybody yet.")
     watching = Watching("a test")
     watching.take(shop(calls=100), NOW)
     found = watching.take(shop(NOW + timedelta(seconds=10), calls=200), NOW)
-    assert found["questions"]["calls"]["answer"] == ["4 pairs of services, 35.5 new connections a second now."]
+    said = "api → cache, web → api, api → db, reporting → api. 35.5 new connections a second now."
+    assert found["questions"]["calls"]["answer"] == [said]
 
 
 def test_who_is_not_well_and_who_drifted() -> None:
@@ -84,7 +88,7 @@ def test_a_denied_caller_is_no_attack() -> None:
     document = shop(db={"refusals": [denied()]})
     state, text = verdict(document)
     assert (state, text) == ("look", "reporting → db:postgres was refused. No sign of an attack: no rule allows it.")
-    assert answer(document, "refused")[1].startswith("reporting → db:postgres (policy_denied) <time>. No sign")
+    assert answer(document, "refused")[1].startswith("reporting → db:postgres was refused <time>. No sign")
 
 
 def test_a_stranger() -> None:
@@ -95,14 +99,34 @@ def test_something_in_the_middle_is_the_verdict_whatever_else_is_wrong() -> None
     document = shop(alarms={"current": [mitm(), twin()]}, db={"refusals": [denied()], "policy": "old"})
     state, text = verdict(document)
     assert state == "bad"
-    assert text == "This may be an attack (api → cache): something answers in cache's place. 1 more below."
-    said = "It may be: 2 alarms, the last api → cache (unexpected_peer) <time>. What to do is below."
+    assert (
+        text
+        == "This may be an attack (api → cache): something answers in cache's place. It was refused, and got nothing. 1 more below."
+    )
+    said = (
+        "It may be: 2 alarms, the last api → cache (unexpected_peer) <time>. It was refused, and got nothing. "
+        "What to do is below. Besides, reporting → db:postgres was refused <time>. No sign of an attack: no rule allows it."
+    )
     assert answer(document, "refused") == ("bad", said)
+
+
+def test_an_alarm_of_another_kind_does_not_say_that_it_was_refused() -> None:
+    assert "got nothing" not in answer(shop(alarms={"current": [twin()]}), "refused")[1]
 
 
 def test_a_suspect_without_an_alarm_may_be_an_attack_as_well() -> None:
     one = refusal("unexpected_peer", "db:postgres", direction="outbound", message="refused: something answers")
     assert verdict(shop(api={"refusals": [one]})) == ("bad", "It may be: something answers.")
+
+
+def test_it_may_be_an_attack_also_if_something_harmless_came_after_it() -> None:
+    earlier = iso(NOW - timedelta(minutes=5))
+    one = refusal("unexpected_peer", "db:postgres", direction="outbound", message="refused: it answers") | {
+        "last": earlier
+    }
+    document = shop(api={"refusals": [one]}, db={"refusals": [denied()]})
+    assert verdict(document) == ("bad", "It may be: it answers.")
+    assert "Besides, reporting → db:postgres was refused" in answer(document, "refused")[1]
 
 
 def test_a_notice_is_no_alarm() -> None:
@@ -112,7 +136,7 @@ def test_a_notice_is_no_alarm() -> None:
 def test_refusals_of_yesterday() -> None:
     old = denied() | {"last": iso(NOW - timedelta(days=1))}
     assert answer(shop(db={"refusals": [old]}), "refused") == (
-        "good", "Nothing lately, and no alarm. 1 older refusal below.",
+        "good", "Nothing in the last 15 minutes, and no alarm. 1 older refusal below.",
     )  # fmt: skip
 
 
