@@ -35,10 +35,10 @@ def dashboard(directory: Path | None, port: int) -> None:
 
         project = Path().absolute()
         documents = sources.by_command(overview.looking(project, os.environ), os.environ)
-        where = f"the Compose project in {project}"
+        where, past = f"the Compose project in {project}", overview.not_seen(project)
     else:
-        documents, where = sources.beside(directory), f"the CA in {directory.absolute()}"
-    trio.run(partial(serving.run, documents, where, Log(), port, _say))
+        documents, where, past = sources.beside(directory), f"the CA in {directory.absolute()}", {}
+    trio.run(partial(serving.run, documents, where, Log(), port, _say, past))
 
 
 def _say(url: str) -> None:

@@ -13,12 +13,17 @@ from typing import Any
 
 from sidecar.dashboard.rates import Counts, Rates
 from sidecar.dashboard.reading import Flow, Shown, Sidecar
+from sidecar.observe.traffic import OTHERS
 
-STRANGERS = "strangers"
-"""The node that stands for whoever proved no identity."""
+STRANGERS = "some stranger"
+"""The node that stands for whoever proved no identity. With a space, as those that follow, which no
+service has in its name."""
 
 PLAINTEXT = "plaintext callers"
 """The node that stands for whoever speaks plaintext to a permissive port."""
+
+OTHER_CALLERS = "other callers"
+"""The node that stands for callers that a sidecar has no room to count one by one."""
 
 
 @dataclass(slots=True)
@@ -39,9 +44,10 @@ class _Sums:
     opening: float | None = None
     rules: dict[str, None] = field(default_factory=dict)
 
-    def add(self, flow: Flow, rates: tuple[float, ...] | None) -> None:
-        for name in ("opened", "live", "refused", "to_callee", "to_caller", "streams", "reused"):
+    def add(self, flow: Flow, rates: tuple[float, ...] | None, *, fresh: bool) -> None:
+        for name in ("opened", "refused", "to_callee", "to_caller", "streams", "reused"):
             setattr(self, name, getattr(self, name) + getattr(flow, name))
+        self.live += flow.live if fresh else 0  # what is open at one that is gone, nobody knows
         if flow.rule:
             self.rules[flow.rule] = None
         if rates is None:
@@ -87,20 +93,23 @@ def pairs(shown: Shown, rates: Rates) -> dict[str, dict[str, Any]]:
     seen: dict[tuple[str, str, str], tuple[_Sums, _Sums]] = {}
     for sidecar in shown.sidecars:
         for flow in sidecar.flows:
-            caller = flow.caller or STRANGERS
+            caller = _caller(shown, flow)
             ends = seen.setdefault((caller, flow.callee, flow.port), (_Sums(), _Sums()))
-            ends[not flow.inbound].add(flow, rates.of(_key(sidecar, flow), now))
+            ends[not flow.inbound].add(flow, rates.of(_key(sidecar, flow), now), fresh=sidecar.fresh)
     found: dict[str, dict[str, Any]] = {}
     for (caller, callee, port), (inbound, outbound) in seen.items():
         # What the callee did not let in, it did not see as opened: then the caller's numbers say more.
         best = inbound if inbound.opened or inbound.refused else outbound
         refused = max(inbound.refused, outbound.refused)
         if best.opened or refused:
-            _pair(found, caller, callee)["ports"][port] = {**best.as_json(), "refused": refused}
+            clear = {"plaintext": True} if caller == PLAINTEXT else {}
+            _pair(found, caller, callee)["ports"][port] = {**best.as_json(), "refused": refused, **clear}
     for caller, callee, port in _permitted(shown.sidecars):
         _pair(found, caller, callee)["ports"].setdefault(port, _Sums().as_json())
-    for callee, port, plaintext in _in_the_clear(shown.sidecars):
-        _pair(found, PLAINTEXT, callee)["ports"][port] = {**_Sums(opened=plaintext).as_json(), "plaintext": True}
+    for (callee, port), plaintext in _in_the_clear(shown.sidecars).items():
+        # The same callers as those of the flow, if there is one: an inventory is kept longer, and has no rates.
+        told = {**_Sums(opened=plaintext).as_json(), "plaintext": True}
+        _pair(found, PLAINTEXT, callee)["ports"].setdefault(port, told)
     for one in found.values():
         one |= _totals(one["ports"].values())
     return found
@@ -108,6 +117,14 @@ def pairs(shown: Shown, rates: Rates) -> dict[str, dict[str, Any]]:
 
 def id_of(caller: str, callee: str) -> str:
     return f"{caller}>{callee}"
+
+
+def _caller(shown: Shown, flow: Flow) -> str:
+    if flow.plaintext:
+        return PLAINTEXT
+    if flow.inbound and flow.caller == OTHERS and OTHERS not in shown.services:
+        return OTHER_CALLERS
+    return flow.caller or STRANGERS
 
 
 def _key(sidecar: Sidecar, flow: Flow) -> tuple[str, ...]:
@@ -127,12 +144,14 @@ def _permitted(sidecars: Iterable[Sidecar]) -> Iterator[tuple[str, str, str]]:
                 yield sidecar.service, callee, port
 
 
-def _in_the_clear(sidecars: Iterable[Sidecar]) -> Iterator[tuple[str, str, int]]:
-    """Each permissive port, and how many connections came in plaintext."""
+def _in_the_clear(sidecars: Iterable[Sidecar]) -> dict[tuple[str, str], int]:
+    """Each port that is permissive now, and how many connections came in plaintext, of all replicas."""
+    found: dict[tuple[str, str], int] = {}
     for sidecar in sidecars:
-        for port in sidecar.ports:
-            if port.permissive:
-                yield sidecar.service, port.name, sum(one.count for one in sidecar.plaintext if one.port == port.name)
+        for name in {port.name for port in sidecar.ports if port.permissive and sidecar.fresh}:
+            number = sum(one.count for one in sidecar.plaintext if one.port == name)
+            found[sidecar.service, name] = found.get((sidecar.service, name), 0) + number
+    return found
 
 
 def _totals(ports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sidecar.dashboard.reading import Ending, Shown
+from sidecar.dashboard.reading import Ending, Shown, iso
 from sidecar.dashboard.refused import IN_WORDS
 from sidecar.observe.alarms import MITM_SUSPECTED
 
@@ -51,10 +51,17 @@ class Answer:
         return {"question": self.question, "state": self.state, "answer": list(self.parts)}
 
 
-def answers(shown: Shown, services: Services, pairs: Services, refusals: Services, alarms: Services) -> list[Answer]:
-    """The four, in the order in which they are asked."""
+def answers(
+    shown: Shown,
+    services: Services,
+    pairs: Services,
+    refusals: Services,
+    alarms: Services,
+    not_seen: Mapping[str, Sequence[str]] | None = None,
+) -> list[Answer]:
+    """The four, in the order in which they are asked. ``not_seen``: by service, the ways past its sidecar."""
     return [
-        _encrypted(services),
+        _encrypted(services, not_seen or {}),
         _calls(services, pairs),
         _refused(refusals, alarms),
         _ends(shown, services),
@@ -78,25 +85,29 @@ def verdict(answers: Sequence[Answer], services: Services) -> dict[str, str]:
     return {"state": worst.state, "text": f"{worst.short}{tail}"}
 
 
-def _encrypted(services: Services) -> Answer:
+def _encrypted(services: Services, not_seen: Mapping[str, Sequence[str]]) -> Answer:
     question = "Is everything encrypted?"
     reporting = [name for name, one in services.items() if one["replicas"]]
     missing = [name for name, one in services.items() if one["state"] in ("unknown", "silent")]
     clear = [(name, port) for name, one in services.items() for port in one["ports"] if port["permissive"]]
+    ways = [f"who comes {way}, past {name}'s sidecar" for name, some in not_seen.items() for way in some]
+    unseen = f" NOT SEEN: {listed(ways)}." if ways else ""
     if not reporting:
         return Answer("encrypted", question, UNKNOWN, ("Not known: no sidecar has reported.",), "Nothing is known yet.")
     if clear:
         where = listed([f"{name}:{port['name']}" for name, port in clear])
         callers = sum(len(one["plaintext"]) for one in services.values())
         many = _number(callers, "caller") if callers else "no caller so far"
-        parts: tuple[Part, ...] = (f"No: {where} still {_takes(len(clear))} plaintext ({many}).",)
+        parts: tuple[Part, ...] = (f"No: {where} still {_takes(len(clear))} plaintext ({many}).{unseen}",)
         return Answer("encrypted", question, LOOK, parts, f"Not everything is encrypted: {where} takes plaintext.")
     text = f"Yes: all that the sidecars of {_number(len(reporting), 'service')} let in is mutual TLS 1.3."
     if missing:
         short = f"{listed(missing)} {'does' if len(missing) == 1 else 'do'} not report."
-        return Answer(
-            "encrypted", question, LOOK, (f"{text} Not known: {listed(missing)}, without a report now.",), short
-        )
+        what = f"{text} Not known: {listed(missing)}, without a report now.{unseen}"
+        return Answer("encrypted", question, LOOK, (what,), short)
+    if ways:
+        short = f"NOT SEEN: {listed(ways, 1)}."
+        return Answer("encrypted", question, LOOK, (f"{text}{unseen}",), short)
     return Answer("encrypted", question, GOOD, (text,))
 
 
@@ -106,6 +117,7 @@ def _calls(services: Services, pairs: Services) -> Answer:
     rate = sum(one["rate"] or 0 for one in busy)
     unwell = [name for name, one in services.items() if one["state"] == "unwell"]
     drifted = [name for name, one in services.items() if one["drift"]]
+    noted = [f"{name}: {note}" for name, one in services.items() for note in one["notes"]]
     busiest = sorted(busy, key=lambda one: -(one["rate"] or 0))
     named = listed([f"{one['from']} → {one['to']}" for one in busiest], _PAIRS)
     text = f"{named}. {_rate(rate)} now." if busy else "Nobody has called anybody yet."
@@ -114,7 +126,10 @@ def _calls(services: Services, pairs: Services) -> Answer:
     if drifted:
         many = "has another version" if len(drifted) == 1 else "have another version"
         short = f"{listed(drifted)} {many} than the others."
-        return Answer("calls", question, LOOK, (f"{text} {short}",), short)
+        more = f" {_sentence(listed(noted))}" if noted else ""
+        return Answer("calls", question, LOOK, (f"{text} {short}{more}",), short)
+    if noted:
+        return Answer("calls", question, LOOK, (f"{text} {_sentence(listed(noted))}",), _sentence(listed(noted, 1)))
     return Answer("calls", question, GOOD, (text,))
 
 
@@ -167,10 +182,18 @@ def _ends(shown: Shown, services: Services) -> Answer:
         more = f" And of {_number(len(late) - 1, 'more service')}." if len(late) > 1 else ""
         parts: tuple[Part, ...] = (f"{name}'s certificate {why} ", {"at": str(one["not_after"])}, f".{more}")
         return Answer("ends", question, BAD, parts, f"{name}'s certificate {why} soon.")
+    ended = [what for at, what in _authorities(shown) if at <= shown.now]
+    if ended:
+        text = f"{ended[0].removesuffix('ends')}has ended: nothing that it signed is taken, and nobody renews."
+        return Answer("ends", question, BAD, (text,), text)
     soon = sorted(_dated(shown), key=lambda one: one[0])
     if soon and soon[0][0] - shown.now < SOON:
         at, what = soon[0]
-        return Answer("ends", question, LOOK, (f"{what} ", {"at": f"{at:%FT%TZ}"}, "."), f"{what} soon.")
+        return Answer("ends", question, LOOK, (f"{what} ", {"at": str(iso(at))}, "."), f"{what} soon.")
+    untold = [name for name, one in services.items() if one["replicas"] and one["certificate"] == "unknown"]
+    if untold:
+        text = f"Not known: {listed(untold)} {'does' if len(untold) == 1 else 'do'} not tell when its certificate ends."
+        return Answer("ends", question, UNKNOWN, (text,), text)
     certificates = [(one["not_after"], name, one["renews_at"]) for name, one in services.items() if one["not_after"]]
     if not certificates:
         return Answer("ends", question, UNKNOWN, ("Not known.",), "Nothing is known of certificates.")
@@ -179,12 +202,16 @@ def _ends(shown: Shown, services: Services) -> Answer:
     return Answer("ends", question, GOOD, (f"{name}'s certificate ", {"at": until}, ".", *how))
 
 
-def _dated(shown: Shown) -> Iterator[tuple[datetime, str]]:
-    """What nothing renews by itself: when, and in words that a time follows."""
+def _authorities(shown: Shown) -> Iterator[tuple[datetime, str]]:
     if shown.issuing_until is not None:
         yield shown.issuing_until, "the CA's issuing certificate ends"
     if shown.root_until is not None:
         yield shown.root_until, "the root's certificate ends"
+
+
+def _dated(shown: Shown) -> Iterator[tuple[datetime, str]]:
+    """What nothing renews by itself: when, and in words that a time follows."""
+    yield from _authorities(shown)
     seen: set[Ending] = set()
     for sidecar in shown.sidecars:
         for port in sidecar.ports:

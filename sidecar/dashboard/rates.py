@@ -32,9 +32,12 @@ class Rates:
             del self._samples[key]
         for key, (at, counts) in counters.items():
             samples = self._samples.setdefault(key, deque())
-            if samples and at <= samples[-1][0]:
+            if samples and at == samples[-1][0]:
                 continue  # the same report as before
-            if samples and any(new < old for new, old in zip(counts, samples[-1][1], strict=True)):
+            # An earlier time: the CA's clock was set back.
+            if samples and (
+                at < samples[-1][0] or any(new < old for new, old in zip(counts, samples[-1][1], strict=True))
+            ):
                 samples.clear()
             samples.append((at, counts))
             while at - samples[0][0] > WINDOW:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.documents.printable import printable
+from sidecar.observe.traffic import PLAINTEXT
 
 MAX_TEXT = 300
 MAX_NAME = 80
@@ -25,7 +26,8 @@ MAX_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One line of ``edges``: who calls whom, as one end saw it. ``key`` tells it from the others of its sidecar."""
+    """One line of ``edges``: who calls whom, as one end saw it. ``key`` tells it from the others of its sidecar.
+    ``plaintext``: the caller spoke no TLS, so it has no name."""
 
     key: tuple[str, str, str, str]
     caller: str
@@ -41,6 +43,7 @@ class Flow:
     streams: int
     reused: int
     opening_ms: int | None
+    plaintext: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """The last report of one sidecar. ``received``: when the CA had it; ``fresh``: whether that was lately."""
+    """The last report of one sidecar. ``received``: when the CA had it; ``fresh``: whether that was lately. ``sentences``:
+    why it is not well; ``notes``: what else somebody has to look at."""
 
     service: str
     identity: str
@@ -109,6 +113,7 @@ class Sidecar:
     healthy: bool
     draining: bool
     sentences: tuple[str, ...]
+    notes: tuple[str, ...]
     policy: str
     bundle: int | None
     not_after: datetime | None
@@ -168,8 +173,9 @@ def read(document: Mapping[str, Any], now: datetime) -> Shown:
     """``document``: what :data:`certs.protocol.looking.MESH_PATH` answers. ``now``: for an answer that does not tell."""
     ca = _mapping(document.get("ca"))
     entries = _rows(document, "reports", MAX_SIDECARS)
+    at = _time(document, "now") or now
     return Shown(
-        now=_time(document, "now") or now,
+        now=at,
         trust_domain=_text(ca, "trust_domain", MAX_NAME),
         services=_texts(ca, "services", MAX_SIDECARS),
         issuing_until=_time(ca, "issuing_until"),
@@ -177,7 +183,7 @@ def read(document: Mapping[str, Any], now: datetime) -> Shown:
         policy=_text(ca, "policy", MAX_NAME),
         bundle=_number_or_none(ca, "bundle"),
         sidecars=tuple(one for entry in entries if (one := _sidecar(entry)) is not None),
-        alarms=tuple(_alarm(one) for one in _rows(document, "alarms", MAX_ROWS)),
+        alarms=tuple(_alarm(one, at) for one in _rows(document, "alarms", MAX_ROWS)),
     )
 
 
@@ -192,10 +198,12 @@ def _sidecar(entry: Mapping[str, Any]) -> Sidecar | None:
         return None
     service = service_of(identity)[:MAX_NAME]
     certificate, channels = _mapping(said.get("certificate")), _mapping(said.get("channels"))
-    sentences = (
-        *_texts(said, "unwell"),
+    lost, cut = _number(said, "log_lost"), _number(said, "cut")
+    notes = (
         *(f"not open: {text}" for text in _texts(said, "waiting")),
         *(f"refused at the last reload: {text}" for text in _texts(said, "reload_refused")),
+        *([f"{lost} lines of its log were LOST"] if lost else ()),
+        *([f"{cut} entries did not fit into its report"] if cut else ()),
     )
     return Sidecar(
         service=service,
@@ -208,7 +216,8 @@ def _sidecar(entry: Mapping[str, Any]) -> Sidecar | None:
         release=_text(said, "release", MAX_NAME),
         healthy=said.get("healthy") is True,
         draining=said.get("draining") is True,
-        sentences=sentences,
+        sentences=_texts(said, "unwell"),
+        notes=notes,
         policy=_text(said, "policy", MAX_NAME),
         bundle=_number_or_none(said, "bundle"),
         not_after=_time(certificate, "not_after"),
@@ -216,14 +225,14 @@ def _sidecar(entry: Mapping[str, Any]) -> Sidecar | None:
         ports=tuple(map(_port, _rows(said, "inbound"))),
         calls=tuple((_text(one, "to", MAX_NAME), one.get("allowed") is True) for one in _rows(said, "outbound")),
         flows=tuple(_flow(service, one) for one in _rows(said, "edges")),
-        refusals=tuple(_refusal(service, one) for one in _rows(said, "refusals")),
-        plaintext=tuple(map(_plaintext, _rows(said, "plaintext"))),
+        refusals=tuple(_refusal(service, one, received) for one in _rows(said, "refusals")),
+        plaintext=tuple(_plaintext(one, received) for one in _rows(said, "plaintext")),
         endings=tuple(map(_ending, _rows(said, "ending"))),
         idle_channels=_number(channels, "idle"),
         streams=_number(channels, "streams"),
         reused=_number(channels, "reused"),
-        log_lost=_number(said, "log_lost"),
-        cut=_number(said, "cut"),
+        log_lost=lost,
+        cut=cut,
     )
 
 
@@ -247,11 +256,12 @@ def _ends(service: str, one: Mapping[str, Any], peer: str) -> tuple[bool, str, s
 
 def _flow(service: str, one: Mapping[str, Any]) -> Flow:
     inbound, caller, callee, port = _ends(service, one, _text(one, "peer", MAX_NAME))
+    plaintext = inbound and caller == PLAINTEXT  # no identity is reported by that name
     to_app, from_app, rule = _number(one, "to_app"), _number(one, "from_app"), _text(one, "rule", MAX_NAME)
     refused = sum(_number(_mapping(one.get("refused")), name) for name in _mapping(one.get("refused")))
     return Flow(
         key=("inbound" if inbound else "outbound", caller if inbound else callee, port, rule),
-        caller=caller,
+        caller="" if plaintext else caller,
         callee=callee,
         port=port,
         rule=rule,
@@ -264,10 +274,11 @@ def _flow(service: str, one: Mapping[str, Any]) -> Flow:
         streams=_number(one, "streams"),
         reused=_number(one, "reused"),
         opening_ms=_number_or_none(one, "opening_ms"),
+        plaintext=plaintext,
     )
 
 
-def _refusal(service: str, one: Mapping[str, Any]) -> Refusal:
+def _refusal(service: str, one: Mapping[str, Any], received: datetime) -> Refusal:
     peer = _text(one, "peer")
     inbound, caller, callee, port = _ends(service, one, service_of(peer)[:MAX_NAME] if peer else "")
     return Refusal(
@@ -279,21 +290,21 @@ def _refusal(service: str, one: Mapping[str, Any]) -> Refusal:
         reason=_text(one, "reason", MAX_NAME),
         address=_text(one, "address", MAX_NAME),
         count=max(1, _number(one, "count")),
-        first=_time(one, "first"),
-        last=_time(one, "last"),
+        first=_past(one, "first", received),
+        last=_past(one, "last", received),
         message=_text(one, "message"),
         connection_id=_text(one, "connection_id", MAX_NAME),
     )
 
 
-def _plaintext(one: Mapping[str, Any]) -> Plaintext:
+def _plaintext(one: Mapping[str, Any], received: datetime) -> Plaintext:
     return Plaintext(
         _text(one, "port", MAX_NAME),
         _text(one, "address", MAX_NAME),
         _text(one, "name", MAX_NAME),
         _number(one, "count"),
-        _time(one, "first"),
-        _time(one, "last"),
+        _past(one, "first", received),
+        _past(one, "last", received),
         one.get("allowed") is True,
     )
 
@@ -303,7 +314,7 @@ def _ending(one: Mapping[str, Any]) -> Ending:
     return Ending(*texts)
 
 
-def _alarm(one: Mapping[str, Any]) -> Alarm:
+def _alarm(one: Mapping[str, Any], now: datetime) -> Alarm:
     presented = _mapping(one.get("presented"))
     return Alarm(
         id=_text(one, "id", MAX_NAME),
@@ -319,8 +330,8 @@ def _alarm(one: Mapping[str, Any]) -> Alarm:
             for name, value in list(presented.items())[:10]
             if isinstance(value, str)
         ),
-        first=_time(one, "first"),
-        last=_time(one, "last"),
+        first=_past(one, "first", now),
+        last=_past(one, "last", now),
         count=max(1, _number(one, "count")),
         message=_text(one, "message", 2 * MAX_TEXT),
         next=_text(one, "next"),
@@ -363,7 +374,9 @@ def _number(of: Mapping[str, Any], name: str) -> int:
 
 def _number_or_none(of: Mapping[str, Any], name: str) -> int | None:
     value = of.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):  # an int may be too large for that question
         return None
     return min(max(0, int(value)), 1 << 53)  # the largest that a page can count with
 
@@ -377,3 +390,14 @@ def _time(of: Mapping[str, Any], name: str) -> datetime | None:
         return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError):  # the second: a zone leads out of the years 1 to 9999
         return None
+
+
+def _past(of: Mapping[str, Any], name: str, known: datetime) -> datetime | None:
+    """A time that has been: what is said to come later than the report itself is of its time."""
+    found = _time(of, name)
+    return None if found is None else min(found, known)
+
+
+def iso(at: datetime | None) -> str | None:
+    """As the page takes it, with four digits of each year."""
+    return None if at is None else f"{at.replace(tzinfo=None).isoformat(timespec='seconds')}Z"

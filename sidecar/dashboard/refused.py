@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 from sidecar.dashboard.pairs import STRANGERS, id_of
-from sidecar.dashboard.reading import Alarm, Refusal, Shown
+from sidecar.dashboard.reading import Alarm, Refusal, Shown, iso
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason
 from sidecar.meanings.glossary import of_event, of_reason
 from sidecar.meanings.meaning import Meaning, filled
@@ -95,8 +95,8 @@ def _group(now: datetime, some: list[Refusal]) -> dict[str, Any]:
         "seen_by": newest.service,
         "address": newest.address,
         "count": sum(one.count for one in some),
-        "first": _iso(min(filter(None, firsts), default=None)),
-        "last": _iso(newest.last),
+        "first": iso(min(filter(None, firsts), default=None)),
+        "last": iso(newest.last),
         "message": newest.message,
         "id": newest.connection_id,
         **_words(of_reason(newest.reason, "inbound" if newest.inbound else "outbound"), known),
@@ -128,8 +128,8 @@ def _alarm(one: Alarm) -> dict[str, Any]:
         "expected": one.expected,
         "presented": dict(one.presented),
         "count": one.count,
-        "first": _iso(one.first),
-        "last": _iso(one.last),
+        "first": iso(one.first),
+        "last": iso(one.last),
         "message": one.message,
         "reported_by": one.reported_by,
         "elsewhere": list(one.elsewhere),
@@ -152,7 +152,3 @@ def _words(meaning: Meaning | None, known: Mapping[str, str]) -> dict[str, Any]:
 
 def _key(parts: Iterable[str]) -> str:
     return sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:16]
-
-
-def _iso(at: datetime | None) -> str | None:
-    return None if at is None else f"{at:%FT%TZ}"

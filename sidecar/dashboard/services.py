@@ -7,17 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sidecar.dashboard.pairs import PLAINTEXT, STRANGERS
-from sidecar.dashboard.reading import Shown, Sidecar
+from sidecar.dashboard.pairs import OTHER_CALLERS, PLAINTEXT, STRANGERS
+from sidecar.dashboard.reading import Shown, Sidecar, iso
 
 LATE = timedelta(minutes=3)
 """After so long past its time a renewal is late: a sidecar tries again within a minute, and reports each five seconds."""
 
-WELL, UNWELL, DRAINING, SILENT, UNKNOWN, STRANGER = "well", "unwell", "draining", "silent", "unknown", "stranger"
+WELL, UNWELL, DRAINING, SILENT = "well", "unwell", "draining", "silent"
+UNKNOWN, OTHER, STRANGER = "unknown", "other", "stranger"
+"""Without a report: a service of the mesh file, which must have one; somebody whom calls name (a person, a probe, another
+mesh), of whom none is expected; and the nodes that stand for many."""
+
+_CERTIFICATES = ("good", "unknown", "ends", "late", "over")
 
 
 def services(shown: Shown, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By name: every service that reports, is in the CA's mesh file, or is an end of a pair."""
+    """By name: every service that reports or is in the CA's mesh file, and whoever else is an end of a pair."""
     reports: dict[str, list[Sidecar]] = defaultdict(list)
     for sidecar in shown.sidecars:
         reports[sidecar.service].append(sidecar)
@@ -28,16 +33,18 @@ def services(shown: Shown, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     for name in names:
         # A replica that is gone is told for an hour more: it does not count while another one is there.
         some = [one for one in reports[name] if one.fresh] or reports[name][-1:]
-        found[name] = _service(shown.now, name, some, policy, bundle, release)
+        if some:
+            found[name] = _service(shown.now, name, some, policy, bundle, release)
+        else:
+            many = name in (STRANGERS, PLAINTEXT, OTHER_CALLERS)
+            state = UNKNOWN if name in shown.services else STRANGER if many else OTHER
+            found[name] = {"name": name, "state": state, "replicas": 0, **_NOTHING}
     return found
 
 
 def _service(
     now: datetime, name: str, some: Sequence[Sidecar], policy: str, bundle: int | None, release: str
 ) -> dict[str, Any]:
-    if not some:
-        stranger = name in (STRANGERS, PLAINTEXT)
-        return {"name": name, "state": STRANGER if stranger else UNKNOWN, "replicas": 0, **_NOTHING}
     soonest = min(some, key=lambda one: one.not_after.timestamp() if one.not_after else float("inf"))
     drift = list(_drift(some, policy, bundle, release))
     return {
@@ -46,28 +53,26 @@ def _service(
         "state": _state(some),
         "replicas": len(some),
         "sentences": list(dict.fromkeys(text for one in some for text in one.sentences)),
-        "heard": f"{max(one.received for one in some):%FT%TZ}",
-        "not_after": _iso(soonest.not_after),
-        "renews_at": _iso(soonest.renews_at),
-        "certificate": certificate_state(now, soonest),
-        "policy": some[0].policy,
-        "bundle": some[0].bundle,
-        "release": some[0].release,
+        "notes": list(dict.fromkeys(text for one in some for text in one.notes)),
+        "heard": iso(max(one.received for one in some)),
+        "not_after": iso(soonest.not_after),
+        "renews_at": iso(soonest.renews_at),
+        "certificate": max((certificate_state(now, one) for one in some), key=_CERTIFICATES.index),
+        "policy": _each(one.policy for one in some),
+        "bundle": _each(one.bundle for one in some),
+        "release": _each(one.release for one in some),
         "drift": drift,
         "streams": sum(one.streams for one in some),
         "reused": sum(one.reused for one in some),
         "idle_channels": sum(one.idle_channels for one in some),
-        "ports": [
-            {"name": port.name, "may_call": list(port.may_call), "permissive": port.permissive, "until": port.until}
-            for port in some[0].ports
-        ],
+        "ports": _ports(some),
         "plaintext": [
             {
                 "port": one.port,
                 "address": one.address,
                 "name": one.name,
                 "count": one.count,
-                "last": _iso(one.last),
+                "last": iso(one.last),
                 "allowed": one.allowed,
             }
             for sidecar in some
@@ -79,10 +84,28 @@ def _service(
 
 
 _NOTHING: Mapping[str, Any] = {
-    "identity": "", "sentences": [], "heard": None, "not_after": None, "renews_at": None, "certificate": "unknown",
-    "policy": "", "bundle": None, "release": "", "drift": [], "streams": 0, "reused": 0, "idle_channels": 0, "ports": [],
-    "plaintext": [], "log_lost": 0, "cut": 0,
+    "identity": "", "sentences": [], "notes": [], "heard": None, "not_after": None, "renews_at": None,
+    "certificate": "unknown", "policy": "", "bundle": None, "release": "", "drift": [], "streams": 0, "reused": 0,
+    "idle_channels": 0, "ports": [], "plaintext": [], "log_lost": 0, "cut": 0,
 }  # fmt: skip
+
+
+def _ports(some: Iterable[Sidecar]) -> list[dict[str, Any]]:
+    """Each port once, with whoever may call it at any replica: permissive if it is at one of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for port in (port for one in some for port in one.ports):
+        new = {"name": port.name, "may_call": [], "permissive": False, "until": ""}
+        told = found.setdefault(port.name, new)
+        told["may_call"] = list(dict.fromkeys([*told["may_call"], *port.may_call]))
+        told["permissive"] |= port.permissive
+        told["until"] = max(told["until"], port.until)
+    return list(found.values())
+
+
+def _each(values: Iterable[Any]) -> Any:
+    """What all replicas say, or what each of them says."""
+    every = list(dict.fromkeys(values))
+    return every[0] if len(every) == 1 else ", ".join("unknown" if one in ("", None) else str(one) for one in every)
 
 
 def _state(some: Iterable[Sidecar]) -> str:
@@ -100,7 +123,7 @@ def certificate_state(now: datetime, one: Sidecar) -> str:
     if one.not_after <= now:
         return "over"
     if one.renews_at is not None:
-        return "late" if one.renews_at + LATE < now else "good"
+        return "late" if now - one.renews_at > LATE else "good"
     return "ends" if one.not_after - now < timedelta(days=1) else "good"
 
 
@@ -127,7 +150,3 @@ def _drift(some: Iterable[Sidecar], policy: str, bundle: int | None, release: st
             yield f"its trust bundle is {one.bundle}, and the mesh's is {bundle}"
         if one.release != release:
             yield f"its release is {one.release or 'unknown'}, and most have {release}"
-
-
-def _iso(at: datetime | None) -> str | None:
-    return None if at is None else f"{at:%FT%TZ}"

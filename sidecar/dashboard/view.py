@@ -7,7 +7,7 @@ long as nothing happens, and little is sent (:mod:`sidecar.dashboard.changes`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from sidecar.dashboard.layout import layout
 from sidecar.dashboard.pairs import pairs
 from sidecar.dashboard.questions import answers, verdict
 from sidecar.dashboard.rates import Rates
-from sidecar.dashboard.reading import Shown, read
+from sidecar.dashboard.reading import Shown, iso, read
 from sidecar.dashboard.refused import alarms, refusals
 from sidecar.dashboard.services import services
 from sidecar.documents.printable import printable
@@ -24,16 +24,19 @@ from sidecar.documents.printable import printable
 MOST_SERVICES, MOST_PAIRS = 200, 2000
 """What is drawn, so that no report of invented names can make a page that no browser can show."""
 
+_BAD = ("alarm", "refused")
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 View = dict[str, Any]
 
 
 class Watching:
-    """What is seen over time. ``where``: what is looked at, in words."""
+    """What is seen over time. ``where``: what is looked at, in words. ``not_seen``: by service, the ways past its sidecar,
+    of which no report can tell."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, not_seen: Mapping[str, Sequence[str]] | None = None) -> None:
         self._where = where
+        self._not_seen = not_seen or {}
         self._rates = Rates()
         self._laid_out: tuple[Any, dict[str, Any]] = (None, {})
         self._last = Shown(_NEVER)
@@ -43,23 +46,39 @@ class Watching:
         was seen before."""
         fault = document.get("error")
         if isinstance(fault, str):
-            return self._view(self._last, {"fault": printable(fault[:500]), "since": _iso(self._last.now)})
-        self._last = shown = read(document, now)
+            return self._view(
+                self._last,
+                {"fault": printable(fault[:500]), "since": "" if self._last.now == _NEVER else iso(self._last.now)},
+            )
+        shown = read(document, now)
         self._rates.take(calls.counters(shown))
-        return self._view(shown, {"fault": "", "since": ""})
+        view = self._view(shown, {"fault": "", "since": ""})
+        self._last = shown  # only of what could be shown
+        return view
 
-    def _view(self, shown: Shown, fault: Mapping[str, str]) -> View:
-        found_pairs = dict(list(pairs(shown, self._rates).items())[:MOST_PAIRS])
+    def failed(self) -> View:
+        """The same of a look that this program could not show, by a mistake of its own."""
+        said = "The dashboard has met a bug of its own; its log has more. What the CA shows now is not shown here."
+        return self._view(self._last, {"fault": said, "since": ""}, "The dashboard could not show what is now")
+
+    def _view(self, shown: Shown, fault: Mapping[str, str | None], words: str = "The CA does not answer") -> View:
+        found_pairs = pairs(shown, self._rates)
         found_refusals, found_alarms = refusals(shown), alarms(shown)
         _mark(found_pairs, found_refusals, found_alarms)
-        found = dict(list(services(shown, found_pairs).items())[:MOST_SERVICES])
-        found_pairs = {key: one for key, one in found_pairs.items() if found.keys() >= {one["from"], one["to"]}}
-        told = answers(shown, found, found_pairs, found_refusals, found_alarms)
+        found = services(shown, found_pairs)
+        told = answers(shown, found, found_pairs, found_refusals, found_alarms, self._not_seen)
         said = verdict(told, found)
+        every, every_pair = len(found), len(found_pairs)
+        found, found_pairs = _drawn(found, found_pairs)
         if fault["fault"]:
-            said = {"state": "bad", "text": "The CA does not answer: what is below is of before."}
+            said = {"state": "bad", "text": f"{words}: what is below is of before."}
         return {
-            "mesh": {"where": self._where, "trust_domain": shown.trust_domain, **fault},
+            "mesh": {
+                "where": self._where,
+                "trust_domain": shown.trust_domain,
+                "left_out": _left_out(every - len(found), every_pair - len(found_pairs)),
+                **fault,
+            },
             "verdict": said,
             "questions": {one.id: one.as_json() for one in told},
             "services": found,
@@ -74,6 +93,31 @@ class Watching:
         if self._laid_out[0] != wanted:
             self._laid_out = wanted, layout(*wanted)
         return self._laid_out[1]
+
+
+def _drawn(
+    found: dict[str, dict[str, Any]], found_pairs: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What there is room for: what is wrong before what is well. The answers are made of all."""
+    if len(found) > MOST_SERVICES:
+        bad = {one[end] for one in found_pairs.values() if one["state"] in _BAD for end in ("from", "to")}
+        order = sorted(found, key=lambda name: (name not in bad, found[name]["state"] not in ("unwell", "silent")))
+        kept = set(order[:MOST_SERVICES])
+        found = {name: one for name, one in found.items() if name in kept}
+    some = {key: one for key, one in found_pairs.items() if found.keys() >= {one["from"], one["to"]}}
+    if len(some) > MOST_PAIRS:
+        keys = set(sorted(some, key=lambda key: some[key]["state"] not in _BAD)[:MOST_PAIRS])
+        some = {key: one for key, one in some.items() if key in keys}
+    return found, some
+
+
+def _left_out(services: int, some_pairs: int) -> str:
+    if not services and not some_pairs:
+        return ""
+    return (
+        f"{services} more services and {some_pairs} more calls are not shown here, since there are too many; the verdict "
+        "and the four answers are of all."
+    )
 
 
 def _mark(
@@ -101,7 +145,3 @@ def _mark(
             if pair["opened"]
             else "idle"
         )
-
-
-def _iso(at: datetime) -> str:
-    return "" if at == _NEVER else f"{at:%FT%TZ}"

@@ -70,6 +70,12 @@ def looking(project: Path, environ: Mapping[str, str], compose: Compose | None =
     return compose.words(files, "exec", "-T", CA, "certs", "reports", CA_STATE, "--follow", "--json")
 
 
+def not_seen(project: Path) -> dict[str, list[str]]:
+    """By service, the ways past its sidecar, as ``sidecar inject`` found them. Raises :class:`UsageError` as :func:`collect`
+    does."""
+    return dict(_files(project)[1].not_seen)
+
+
 def _files(project: Path) -> tuple[list[Path], Record]:
     """The files of the project that is there, and what its last run recorded. Raises :class:`UsageError`."""
     text = read_text(project / OVERRIDE)

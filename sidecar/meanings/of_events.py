@@ -169,6 +169,12 @@ _FILES: tuple[Meaning, ...] = (
         ("Another program has the port.",),
         "`ss -ltnp`: who listens where.",
     ),
+    _event(
+        "dashboard_failed",
+        "A bug while the dashboard made its page: it shows what was before, and goes on.",
+        _BUG,
+        _REPORT,
+    ),
     _event("reload_failed", "A bug while files were taken: what was in force before stays in force.", _BUG, _REPORT),
     _event(
         "restart_needed",

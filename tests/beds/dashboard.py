@@ -15,6 +15,7 @@ from sidecar.dashboard.board import Board
 from sidecar.dashboard.server import DashboardServer
 from sidecar.dashboard.view import Watching
 from sidecar.observe.logs import Log
+from sidecar.observe.traffic import PLAINTEXT
 
 NOW = datetime(2026, 11, 30, 9, tzinfo=UTC)
 TOKEN = "the-token-of-a-test-which-is-long-enough"
@@ -29,6 +30,11 @@ def inbound(peer: str, port: str, opened: int, **more: Any) -> dict[str, Any]:
     edge = {"direction": "inbound", "peer": peer, "port": port, "rule": f"{peer}-may", "opened": opened, "live": 0}
     edge |= {"ended": {}, "refused": {}, "to_app": 100 * opened, "from_app": 900 * opened}
     return edge | {"streams": opened, "reused": opened * 9 // 10, "opening_ms": 2 * opened, **more}
+
+
+def in_plaintext(port: str, opened: int, **more: Any) -> dict[str, Any]:
+    """The edge of those who speak plaintext to a permissive port."""
+    return inbound(PLAINTEXT, port, opened, **({"streams": 0, "reused": 0} | more))
 
 
 def outbound(to: str, opened: int, **more: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ export class Graph {
     node.group.setAttribute("transform", `translate(${place[0] - WIDTH / 2} ${place[1] - HEIGHT / 2})`);
     node.group.setAttribute("data-state", entry.state);
     node.group.setAttribute("data-certificate", entry.certificate);
-    node.group.setAttribute("aria-label", `${name}: ${entry.state === "stranger" ? "no identity of this mesh" : entry.state}; details`);
+    node.group.setAttribute("aria-label", `${name}: ${{ stranger: "no identity of this mesh", other: "no sidecar of this mesh" }[entry.state] ?? entry.state}; details`);
     setText(node.name, short(name, 17));
     setText(node.title, name);
     this.note(node);
@@ -166,6 +166,7 @@ export class Graph {
 
 function noteOf(one) {
   if (one.state === "stranger") return "no identity";
+  if (one.state === "other") return "no sidecar here";
   if (one.state === "unknown") return "no report";
   if (one.state === "silent") return `silent, heard ${whenText(one.heard)}`;
   if (one.state === "unwell") return "not well";

@@ -81,7 +81,7 @@ function factList(facts) {
 // -- tables --------------------------------------------------------------------------------------------------------------
 
 export function services(view, select) {
-  const entries = Object.entries(view.services).filter(([, one]) => one.state !== "stranger");
+  const entries = Object.entries(view.services).filter(([, one]) => !["stranger", "other"].includes(one.state));
   setText($("services-count"), String(entries.length));
   keyed($("services"), entries.sort(([a], [b]) => a.localeCompare(b)), (name, one) =>
     h("tr", { "data-state": one.state },
@@ -95,8 +95,8 @@ export function services(view, select) {
 }
 
 function stateCell(one) {
-  const words = [one.state === "unknown" ? "no report" : one.state, ...one.sentences, ...one.drift.map((text) => `DRIFT: ${text}`)];
-  const state = one.state === "well" ? (one.drift.length ? "look" : "good") : one.state === "unwell" ? "bad" : "look";
+  const words = [{ unknown: "no report", other: "no sidecar of this mesh: none is expected to report" }[one.state] ?? one.state, ...one.sentences, ...one.notes, ...one.drift.map((text) => `DRIFT: ${text}`)];
+  const state = one.state === "well" ? (one.drift.length || one.notes.length ? "look" : "good") : one.state === "unwell" ? "bad" : "look";
   return h("span", { class: "is" }, stateIcon(state, 16), h("span", { class: "peer" }, words.join("; ")));
 }
 
@@ -170,8 +170,6 @@ function ofService(view, name, one, select) {
       ...one.ports.filter((port) => port.permissive).map((port) => [`${port.name} takes plaintext`, `through ${port.until}`]),
       ["on kept channels", one.streams ? `${reuse(one)} connections, ${one.idle_channels} idle now` : ""],
       ["heard last", one.heard && when(one.heard)],
-      ["log", one.log_lost ? `${one.log_lost} lines were LOST` : ""],
-      ["report", one.cut ? `${one.cut} entries did not fit` : ""],
     ]),
     one.plaintext.length > 0 && h("h3", {}, "Still speaks plaintext"),
     one.plaintext.length > 0 && h("ul", {}, ...one.plaintext.map((caller) =>

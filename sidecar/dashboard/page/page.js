@@ -84,6 +84,8 @@ function draw() {
   setText($("mesh"), mesh.trust_domain || "mesh");
   setText($("where"), mesh.where);
   fault(mesh.fault);
+  $("left-out").hidden = !mesh.left_out;
+  setText($("left-out"), mesh.left_out ?? "");
   live(mesh.fault ? "bad" : "good", mesh.fault ? "the CA does not answer" : "live");
   lists.verdict(view.verdict);
   lists.questions(view.questions);

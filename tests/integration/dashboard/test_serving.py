@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import AsyncGenerator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ import pytest
 import trio
 
 from sidecar.dashboard import serving
+from sidecar.dashboard.board import Board
+from sidecar.dashboard.view import Watching
 from sidecar.documents.address import parse_address
 from sidecar.identity.reasons import UsageError
+from sidecar.observe.logs import Log
 from tests.beds.ca_processes import ca_mesh, echo_app
+from tests.beds.dashboard import shop
 from tests.beds.dev_mesh import MeshFile
+from tests.beds.mesh import LogSink
 from tests.beds.processes import DEADLINE, SIDECAR, clean_environment
 
 ADDRESS = re.compile(rb"http://127\.0\.0\.1:(\d+)/#([\w-]{43})")
@@ -115,6 +122,26 @@ async def test_with_sidecar_dev(tmp_path: Path) -> None:
         assert page.view["services"][web]["renews_at"]
         assert await ended(process) == 0
         await trio.aclose_forcefully(process.stderr)
+
+
+async def test_a_bug_costs_a_look_and_not_the_dashboard() -> None:
+    class Buggy(Watching):
+        def take(self, document: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+            if document.get("bug"):
+                raise OverflowError("date value out of range")
+            return super().take(document, now)
+
+    board, sink = Board(), LogSink()
+    told: list[str] = []
+
+    async def documents() -> AsyncGenerator[Mapping[str, Any], None]:
+        for one in (shop(), {"bug": True}, shop()):
+            yield one
+            told.append(board.view["verdict"]["state"])
+
+    await serving.follow(documents(), Buggy("a test"), board, Log(sink, "json"))
+    assert told == ["good", "bad", "good"]
+    assert "OverflowError" in sink.events("dashboard_failed")[0]["exception"]
 
 
 def test_without_the_package_that_places_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from sidecar.dashboard import serving
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Any]]:
     """What would have been shown, and at which port."""
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, int, Any]] = []
 
-    async def run(documents: Any, where: str, _log: Any, port: int, say: Any) -> None:
-        found.append((where, port))
+    async def run(documents: Any, where: str, _log: Any, port: int, say: Any, not_seen: Any) -> None:
+        found.append((where, port, not_seen))
         say("http://127.0.0.1:1/#token")
         await documents.aclose()
 
@@ -27,17 +27,18 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-def test_beside_a_ca(tmp_path: Path, served: list[tuple[str, int]]) -> None:
+def test_beside_a_ca(tmp_path: Path, served: list[tuple[str, int, Any]]) -> None:
     done = CliRunner().invoke(main, ["dashboard", str(tmp_path), "--port", "8000"])
     assert done.output == "http://127.0.0.1:1/#token\nCtrl-C ends it; the address is for you alone\n"
-    assert (done.exit_code, served) == (0, [(f"the CA in {tmp_path}", 8000)])
+    assert (done.exit_code, served) == (0, [(f"the CA in {tmp_path}", 8000, {})])
 
 
-def test_of_a_project(tmp_path: Path, served: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_project(tmp_path: Path, served: list[tuple[str, int, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sidecar.inject.overview.looking", lambda project, _environ: ["compose", str(project)])
+    monkeypatch.setattr("sidecar.inject.overview.not_seen", lambda _project: {"db": ["at published port 80"]})
     assert CliRunner().invoke(main, ["dashboard"]).exit_code == 0
-    assert served == [(f"the Compose project in {tmp_path}", 0)]
+    assert served == [(f"the Compose project in {tmp_path}", 0, {"db": ["at published port 80"]})]
 
 
 def test_outside_of_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

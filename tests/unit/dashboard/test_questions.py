@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.dashboard.questions import listed
 from sidecar.dashboard.view import Watching
-from tests.beds.dashboard import NOW, denied, entry, iso, mitm, refusal, shop, shown, twin
+from tests.beds.dashboard import NOW, denied, entry, inbound, iso, mitm, refusal, shop, shown, twin
 
 
 def view(document: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +84,49 @@ def test_who_is_not_well_and_who_drifted() -> None:
     assert verdict(shop(api={"policy": "old"})) == ("look", "api has another version than the others.")
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"waiting": ["port 80 is taken"]}, "api: not open: port 80 is taken."),
+        ({"reload_refused": ["mesh.yaml:3: no"]}, "api: refused at the last reload: mesh.yaml:3: no."),
+        ({"log_lost": 7}, "api: 7 lines of its log were LOST."),
+        ({"cut": 2}, "api: 2 entries did not fit into its report."),
+    ],
+)
+def test_what_a_sidecar_tells_besides_is_not_well(said: dict[str, Any], words: str) -> None:
+    assert verdict(shop(api=said)) == ("look", words)
+    assert words in answer(shop(api=said), "calls")[1]
+    assert words in answer(shop(api=said, db={"policy": "old"}), "calls")[1]
+
+
+def test_of_a_certificate_that_is_not_told_nothing_is_said() -> None:
+    text = "Not known: db does not tell when its certificate ends."
+    assert answer(shop(db={"certificate": {}}), "ends") == ("unknown", text)
+    assert verdict(shop(db={"certificate": {}})) == ("unknown", text)
+
+
+def test_who_passes_a_sidecar_is_not_encrypted() -> None:
+    found = Watching("a test", {"web": ["at published port 80"]}).take(shop(), NOW)
+    words = "NOT SEEN: who comes at published port 80, past web's sidecar."
+    assert found["verdict"] == {"state": "look", "text": words}
+    assert found["questions"]["encrypted"]["answer"][0].endswith(words)
+    also = Watching("a test", {"web": ["at published port 80"]}).take(shop(db={"inbound": [PERMISSIVE]}), NOW)
+    assert words in also["questions"]["encrypted"]["answer"][0]
+
+
+def test_people_and_probes_are_not_missing() -> None:
+    edges = [inbound("user/alice", "http", 3), inbound("mesh/probe", "http", 1), inbound("others", "http", 1)]
+    assert answer(shown(entry("api", edges=edges)), "encrypted")[0] == "good"
+
+
+def test_an_authority_that_has_ended() -> None:
+    for name, whose in (("issuing_until", "the CA's issuing certificate"), ("root_until", "the root's certificate")):
+        document = shown(entry("api"))
+        document["ca"][name] = iso(NOW)
+        state, text = answer(document, "ends")
+        assert (state, text.partition(":")[0]) == ("bad", f"{whose} has ended")
+
+
 def test_a_denied_caller_is_no_attack() -> None:
     document = shop(db={"refusals": [denied()]})
     state, text = verdict(document)
@@ -99,9 +142,9 @@ def test_something_in_the_middle_is_the_verdict_whatever_else_is_wrong() -> None
     document = shop(alarms={"current": [mitm(), twin()]}, db={"refusals": [denied()], "policy": "old"})
     state, text = verdict(document)
     assert state == "bad"
-    assert (
-        text
-        == "This may be an attack (api → cache): something answers in cache's place. It was refused, and got nothing. 1 more below."
+    assert text == (
+        "This may be an attack (api → cache): something answers in cache's place. It was refused, and got nothing. "
+        "1 more below."
     )
     said = (
         "It may be: 2 alarms, the last api → cache (unexpected_peer) <time>. It was refused, and got nothing. "

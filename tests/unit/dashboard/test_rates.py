@@ -43,6 +43,15 @@ def test_of_which_nothing_was_heard_for_long() -> None:
     assert rates.of("a", 106 + STALE) is None
 
 
+def test_a_clock_that_was_set_back_begins_anew() -> None:
+    rates = Rates()
+    rates.take({"a": (1000.0, (1,))})
+    rates.take({"a": (100.0, (5,))})
+    assert rates.of("a", 100) is None
+    rates.take({"a": (110.0, (25,))})
+    assert rates.of("a", 110) == (2.0,)
+
+
 def test_what_is_gone_is_forgotten() -> None:
     rates = Rates()
     rates.take({"a": (100.0, (1,))})

@@ -10,12 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dashboard.reading import MAX_NAME, MAX_ROWS, MAX_TEXT, read, service_of
+from sidecar.dashboard.reading import MAX_NAME, MAX_ROWS, MAX_TEXT, iso, read, service_of
 from sidecar.dashboard.view import Watching
 from tests.beds.dashboard import NOW, entry, inbound, mitm, outbound, refusal, shop, shown
 
+TIMES = st.sampled_from(
+    [
+        "0001-01-01T00:00:00Z",
+        "9999-12-31T23:59:59Z",
+        "2026-11-30T08:59:59Z",
+        "2026-11-30",
+        "2026-11-30T09:00:00+14:00",
+        "soon",
+    ]
+)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),
+    TIMES
+    | st.just(10**400)
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=True)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -88,7 +104,7 @@ def test_so_many_rows_and_no_more() -> None:
     assert len(one.flows) == MAX_ROWS
 
 
-@pytest.mark.parametrize("number", [-5, 1e400, float("nan"), "7", True, None, [], {}])
+@pytest.mark.parametrize("number", [-5, 1e400, -(10**400), float("nan"), "7", True, None, [], {}])
 def test_a_number_that_is_none(number: Any) -> None:
     (one,) = read(shown(entry("api", edges=[inbound("web", "http", 1, live=number)])), NOW).sidecars
     assert one.flows[0].live == 0
@@ -100,6 +116,24 @@ def test_a_number_that_is_none(number: Any) -> None:
 def test_a_time_that_is_none(time: Any) -> None:
     (one,) = read(shown(entry("api", certificate={"not_after": time})), NOW).sidecars
     assert one.not_after is None
+
+
+def test_a_number_that_no_page_can_count_with() -> None:
+    (one,) = read(shown(entry("api", edges=[inbound("web", "http", 1, live=10**400)])), NOW).sidecars
+    assert one.flows[0].live == 1 << 53
+
+
+def test_nothing_was_refused_after_the_report_that_tells_it() -> None:
+    never: dict[str, Any] = {"first": "9999-12-31T23:59:59Z", "last": "9999-12-31T23:59:59Z"}
+    said: dict[str, Any] = {"refusals": [refusal("revoked", "http") | never], "plaintext": [{"port": "http", **never}]}
+    found = read(shown(entry("api", late=5, **said), alarms=[mitm(**never)]), NOW)
+    (one,) = found.sidecars
+    assert [one.refusals[0].first, one.refusals[0].last, one.plaintext[0].last] == [one.received] * 3
+    assert (found.alarms[0].first, found.alarms[0].last) == (NOW, NOW)
+
+
+def test_a_year_has_four_digits() -> None:
+    assert iso(datetime(1, 1, 1, tzinfo=UTC)) == "0001-01-01T00:00:00Z"
 
 
 def test_an_entry_without_an_identity_is_left_out() -> None:
@@ -127,11 +161,22 @@ def test_whose_identity() -> None:
 
 @given(
     st.dictionaries(st.sampled_from(NAMES), JSON | st.lists(st.dictionaries(st.text(max_size=9), JSON)), max_size=6),
+    st.fixed_dictionaries({"not_after": TIMES, "renews_at": TIMES}),
+    TIMES,
     JSON,
 )
-def test_no_report_whatever_it_says_ends_the_dashboard(said: dict[str, Any], alarm: Any) -> None:
+def test_no_report_whatever_it_says_ends_the_dashboard(
+    said: dict[str, Any], certificate: dict[str, Any], at: str, alarm: Any
+) -> None:
     """All of it, to the page's document, which is JSON."""
-    document = shown(entry("api", **said), entry("web", edges=[{"direction": "outbound", **said}]), alarms=[alarm])
+    some = [refusal("revoked", "http", last=at, peer="x"), refusal("policy_denied", "http", first=at)]
+    document = shown(
+        entry("api", **said),
+        entry("web", edges=[{"direction": "outbound", **said}], certificate=certificate, refusals=some),
+        alarms=[alarm],
+        issuing_until=at,
+        root_until=at,
+    )
     view = Watching("a test").take(document, NOW)
     assert set(view["services"]) >= {"api", "web"}
     json.dumps(view, allow_nan=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.dashboard.pairs import PLAINTEXT, STRANGERS
 from sidecar.dashboard.reading import read
 from sidecar.dashboard.services import LATE, services
 from tests.beds.dashboard import NOW, entry, iso, shown
@@ -44,6 +45,41 @@ def test_a_replica_that_is_gone_does_not_count_while_another_is_there() -> None:
     assert (found["api"]["state"], found["api"]["replicas"]) == ("well", 1)
 
 
+def test_what_replicas_say_is_put_together() -> None:
+    open_ = {"port": "sql", "may_call": ["web", "job"], "mode": "permissive", "until": "2026-12-31"}
+    shut = {"port": "sql", "may_call": ["web"], "mode": "strict"}
+    other = {"port": "admin", "may_call": []}
+    one = entry("db", inbound=[shut])
+    found = made(one, entry("db", instance="1" * 32, inbound=[open_, other], policy="old", bundle=2, certificate={}))[
+        "db"
+    ]
+    assert found["ports"] == [
+        {"name": "sql", "may_call": ["web", "job"], "permissive": True, "until": "2026-12-31"},
+        {"name": "admin", "may_call": [], "permissive": False, "until": ""},
+    ]
+    assert (found["policy"], found["bundle"]) == ("0123456789ab, old", "3, 2")
+    assert (found["certificate"], made(one)["db"]["bundle"]) == ("unknown", 3)
+
+
+def test_whoever_is_named_by_calls_alone_is_not_missing() -> None:
+    told = {one: {"from": one, "to": "db"} for one in ("user/alice", "mesh/probe", STRANGERS, PLAINTEXT, "web")}
+    found = services(read(shown(entry("db"), services=["db", "web"]), NOW), told)
+    assert {name: one["state"] for name, one in found.items()} == {
+        "db": "well", "web": "unknown", "user/alice": "other", "mesh/probe": "other",
+        STRANGERS: "stranger", PLAINTEXT: "stranger",
+    }  # fmt: skip
+
+
+def test_what_somebody_has_to_look_at_besides() -> None:
+    said: dict[str, Any] = {"waiting": ["a"], "reload_refused": ["b"], "log_lost": 7, "cut": 2}
+    found = made(entry("api", **said))["api"]
+    assert (found["state"], found["sentences"]) == ("well", [])
+    assert found["notes"] == [
+        "not open: a", "refused at the last reload: b", "7 lines of its log were LOST",
+        "2 entries did not fit into its report",
+    ]  # fmt: skip
+
+
 def test_the_worst_replica_tells() -> None:
     found = made(entry("api"), entry("api", instance="1" * 32, healthy=False, unwell=["why"]))
     assert (found["api"]["state"], found["api"]["replicas"], found["api"]["sentences"]) == ("unwell", 2, ["why"])
@@ -59,6 +95,8 @@ def test_the_worst_replica_tells() -> None:
         (certificate(timedelta(hours=25)), "good"),
         (certificate(timedelta(seconds=0), timedelta(minutes=1)), "over"),
         ({}, "unknown"),
+        ({"not_after": "9999-12-31T23:59:59Z", "renews_at": "9999-12-31T23:59:59Z"}, "good"),
+        ({"not_after": "9999-12-31T23:59:59Z", "renews_at": "0001-01-01T00:00:00Z"}, "late"),
     ],
 )
 def test_its_certificate(said: dict[str, Any], state: str) -> None:

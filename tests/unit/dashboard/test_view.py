@@ -85,7 +85,39 @@ def test_a_report_of_a_thousand_names_makes_a_page_that_can_be_drawn(watching: W
     edges = [inbound(f"invented-{at}", "http", 1) for at in range(256)]
     found = watching.take(shown(entry("api", edges=edges), entry("db", edges=edges)), NOW)
     assert len(found["services"]) == MOST_SERVICES
+    assert found["mesh"]["left_out"].startswith("58 more services and 116 more calls are not shown here")
+    assert watching.take(shop(), NOW)["mesh"]["left_out"] == ""
     assert all({one["from"], one["to"]} <= found["services"].keys() for one in found["pairs"].values())
+
+
+def test_what_is_wrong_is_shown_and_answered_however_much_there_is_besides(watching: Watching) -> None:
+    well = [entry(f"a-{at}") for at in range(MOST_SERVICES + 9)]
+    bad = [entry("zoe", healthy=False, unwell=["why"]), entry("zorro", refusals=[denied()])]
+    found = watching.take(shown(*well, *bad), NOW)
+    assert found["verdict"] == {"state": "bad", "text": "zoe: not well. 1 more below."}
+    assert {"zoe", "zorro", "reporting"} <= found["services"].keys()
+    assert found["pairs"]["reporting>zorro"]["state"] == "refused"
+    assert len(found["services"]) == MOST_SERVICES
+    assert watching.take(shown(*well), NOW)["verdict"]["text"].startswith(f"All is well: {MOST_SERVICES + 9} services")
+
+
+def test_so_many_pairs_and_no_more(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.dashboard.view.MOST_PAIRS", 2)
+    found = watching.take(shop(db={"refusals": [denied()]}), NOW)
+    assert len(found["pairs"]) == 2
+    assert "reporting>db" in found["pairs"]
+    assert found["mesh"]["left_out"].startswith("0 more services and 3 more calls")
+
+
+def test_of_a_look_that_could_not_be_shown_what_was_before(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching.take(shop(), NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr("sidecar.dashboard.view.services", lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            watching.take(shown(entry("api")), NOW)
+    found = watching.failed()
+    assert (found["verdict"]["state"], set(found["services"])) == ("bad", {"web", "api", "db", "cache", "reporting"})
+    assert "bug" in found["mesh"]["fault"]
 
 
 def test_thirty_services_and_two_hundred_pairs(watching: Watching) -> None:
