@@ -127,12 +127,13 @@ class PlaintextWatch:
             self._saved, self._failed = changes, False
 
     async def _ask_for_names(self) -> None:
-        """Asks for the names of new addresses, until one takes too long: the rest has its turn later."""
+        """Asks for the names of new addresses, until one takes too long, which keeps the name of before: the rest has its
+        turn later."""
         for caller, _ in zip(self._node.callers.unnamed(), range(NAMES_A_LOOK), strict=False):
+            if not self._threads.available_tokens:
+                return  # the look-up before it hangs
             name = await self._name_of(caller.address)
-            self._node.callers.name(caller, name or "")
-            if name is None:
-                return
+            self._node.callers.name(caller, caller.name if name is None else name)
 
     async def _name_of(self, address: str) -> str | None:
         """What the resolver says; "" if it knows none, None if it does not answer in time."""

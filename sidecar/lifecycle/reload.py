@@ -61,6 +61,10 @@ def snapshot(service: str, mesh: Mesh, keys: KeyPair, revocations: Revocations =
     return Snapshot(mesh.identity(service), mesh, Context(keys, params))
 
 
+CLOCKS_APART_SECONDS = 2.0
+"""When the two clocks have moved apart by so much, all that is open is judged again."""
+
+
 class Reloader:
     """Applies changes of one sidecar's files and of what its CA issues. ``environ``: the environment that its configuration
     was read with. ``refused``: what is refused now of the files, and why, by source."""
@@ -93,7 +97,7 @@ class Reloader:
     async def run(self) -> None:
         """Looks at the files and at the clock, until cancelled."""
         await self._warn_of_mounts()
-        day = self.node.clock().date()
+        day, apart = self.node.clock().date(), self._clocks_apart()
         while True:
             self._watch_expiry()
             if self._wanted.is_set():
@@ -103,11 +107,18 @@ class Reloader:
                 await self._files.look()
             self._faults.remind()
             self._wiring.remind()
-            if (today := self.node.clock().date()) != day:  # rules end with a day
-                day = today
+            today, now_apart = self.node.clock().date(), self._clocks_apart()
+            # Rules end with a day. A pass ends by the wall clock, while its connections are cut by the other one, which
+            # stands still as long as the machine sleeps.
+            if today != day or abs(now_apart - apart) > CLOCKS_APART_SECONDS:
+                day, apart = today, now_apart
                 await self._rejudge()
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wanted.wait()
+
+    def _clocks_apart(self) -> float:
+        """Seconds, of the wall clock and the monotonic one. It changes when one of them is set, or stood still."""
+        return self.node.clock().timestamp() - self.node.time()
 
     def request_reload(self) -> None:
         """Has :meth:`run` reload at once."""

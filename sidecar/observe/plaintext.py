@@ -28,8 +28,8 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Caller:
-    """``count``: connections. ``allowed``: whether the last one was let in. ``name``: what its address leads to, empty if
-    nothing; ``asked``: whether that was looked up by this process."""
+    """``count``: connections. ``allowed``: whether the last one was let in. ``let_in``: when one was last; None: never.
+    ``name``: what its address leads to, empty if nothing; ``asked``: whether that was looked up by this process."""
 
     port: str
     address: str
@@ -37,6 +37,7 @@ class Caller:
     last: datetime
     count: int = 0
     allowed: bool = False
+    let_in: datetime | None = None
     name: str = ""
     asked: bool = False
 
@@ -52,6 +53,7 @@ class Caller:
             "first": f"{self.first:%FT%TZ}",
             "last": f"{self.last:%FT%TZ}",
             "allowed": self.allowed,
+            "let_in": None if self.let_in is None else f"{self.let_in:%FT%TZ}",
         }
 
 
@@ -74,6 +76,8 @@ class PlaintextCallers:
                 return
             caller = self._callers[port, address] = Caller(port, address, now, now)
         caller.last, caller.allowed = now, allowed
+        if allowed:
+            caller.let_in = now
         caller.count = min(caller.count + 1, MAX_COUNT)
 
     def _make_room(self, now: datetime, *, allowed: bool) -> bool:
@@ -82,7 +86,7 @@ class PlaintextCallers:
         self.forget(now)
         if len(self._callers) < MAX_CALLERS:
             return True
-        refused = [key for key, caller in self._callers.items() if not caller.allowed]
+        refused = [key for key, caller in self._callers.items() if caller.let_in is None]
         if not (candidates := refused or (list(self._callers) if allowed else [])):
             return False
         del self._callers[min(candidates, key=lambda key: self._callers[key].last)]
@@ -98,7 +102,7 @@ class PlaintextCallers:
 
     def current(self) -> list[Caller]:
         """All, those that were let in first, the latest first."""
-        return sorted(self._callers.values(), key=lambda one: (not one.allowed, -one.last.timestamp(), one.address))
+        return sorted(self._callers.values(), key=lambda one: (one.let_in is None, -one.last.timestamp(), one.address))
 
     def unnamed(self) -> Iterator[Caller]:
         """Those whose name this process has not looked up."""
@@ -129,7 +133,7 @@ class PlaintextCallers:
 def recent(callers: Iterable[Caller], port: str, now: datetime) -> list[Caller]:
     """Those that were let in at this port within :data:`RECENT_DAYS`."""
     since = now - timedelta(days=RECENT_DAYS)
-    return [one for one in callers if one.port == port and one.allowed and one.last >= since]
+    return [one for one in callers if one.port == port and one.let_in is not None and one.let_in >= since]
 
 
 def callers_of(kept: Any) -> list[Caller]:
@@ -143,17 +147,21 @@ def _caller(one: Any) -> Caller:
     if not isinstance(one, Mapping):
         raise ValueError("a caller is no mapping")  # noqa: TRY004 (a wrong value, as the others)
     port, address, name, count = (one.get(key) for key in ("port", "address", "name", "count"))
-    texts = (port, address, name, one.get("first"), one.get("last"))
+    times = one.get("first"), one.get("last"), one.get("let_in")
+    texts = (port, address, name, times[0], times[1], times[2] or "")
     if not all(isinstance(text, str) and len(text) <= 255 and text.isascii() and text.isprintable() for text in texts):
         raise ValueError("a caller has a text that is none, or that cannot be printed")
     if type(count) is not int or not 0 < count <= MAX_COUNT or type(one.get("allowed")) is not bool:
         raise ValueError("a caller has a count that is none")
     if address != "unknown":
         ipaddress.ip_address(str(address))
-    first, last = (
-        datetime.strptime(str(one[key]), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) for key in ("first", "last")
-    )
-    return Caller(str(port), str(address), first, last, count, one["allowed"], str(name)[:MAX_NAME])
+    first, last, let_in = (None if at is None else _time_of(str(at)) for at in times)
+    assert first is not None and last is not None  # noqa: S101, PT018 (they are texts)
+    return Caller(str(port), str(address), first, last, count, one["allowed"], let_in, str(name)[:MAX_NAME])
+
+
+def _time_of(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 def listed(callers: Iterable[Caller]) -> str:

@@ -78,7 +78,7 @@ class Live:
     places. ``carried``: what it has carried, while it does. ``idle``: it is a kept channel without a stream now, which may
     go at any time. ``counted``: for which listener and which rule."""
 
-    __slots__ = ("admission", "carried", "counted", "end", "has_place", "idle", "reason", "stranger")
+    __slots__ = ("admission", "carried", "counted", "end", "has_place", "idle", "proved", "reason", "stranger")
 
     def __init__(self, end: Callable[[], object] = lambda: None) -> None:
         self.end = end
@@ -87,6 +87,7 @@ class Live:
         self.reason: Reason | None = None
         self.stranger: Stranger | None = None
         self.has_place = False
+        self.proved = True
         self.carried: Carried | None = None
         self.counted: tuple[Hashable, ...] = ()
 
@@ -103,12 +104,13 @@ class Live:
 
 
 class Registry:
-    """All open connections of one sidecar. ``places``: how many of them have a place."""
+    """All open connections of one sidecar. ``places``: how many of them have a place; ``bare``: of these, how many callers
+    without TLS."""
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
         self._idle: dict[Live, None] = {}  # those of a kept channel without a stream, the longest idle first
-        self.places = 0
+        self.places = self.bare = 0
         self._counts: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
@@ -122,19 +124,25 @@ class Registry:
             if live.admission is not None and live.reason is None and not live.idle
         ]
 
-    def take_place(self, live: Live, limit: int) -> None:
-        """Gives a connection a place. An idle channel, the one that has been idle longest, gives up its own. Raises
+    def take_place(self, live: Live, limit: int, *, proved: bool = True) -> None:
+        """Gives a connection a place. An idle channel, the one that has been idle longest, gives up its own. Callers that
+        have not ``proved`` an identity have half of the places at most, and nobody gives up one for them. Raises
         :class:`Refused` if ``limit`` are taken."""
-        if self.places >= limit and self._idle:
+        if not proved and self.bare >= limit // 2:
+            half = f"{limit // 2} connections without TLS, half of limits.connections"
+            raise Refused(Reason.OVERLOADED, f"has reached its limit of {half}")
+        if proved and self.places >= limit and self._idle:
             next(iter(self._idle)).cut(Reason.IDLE_TIMEOUT)
         if self.places >= limit:
             raise Refused(Reason.OVERLOADED, f"has reached its limit of {limit} connections (limits.connections)")
-        live.has_place = True
+        live.has_place, live.proved = True, proved
         self.places += 1
+        self.bare += not proved
 
     def give_back(self, live: Live) -> None:
         """Ends a connection's place, if it has one."""
         self.places -= live.has_place
+        self.bare -= live.has_place and not live.proved
         live.has_place = False
 
     def count(

@@ -106,7 +106,7 @@ class Node:
     def admit(self, live: Live, *, proved: bool = True) -> None:
         """Gives a connection a place: its peer was judged, or it is our own app's. It is no stranger any more. ``proved``:
         its peer has proved an identity. Raises :class:`~sidecar.identity.reasons.Refused` if all places are taken."""
-        self.registry.take_place(live, self.places)
+        self.registry.take_place(live, self.places, proved=proved)
         if live.stranger is not None:
             if proved:
                 self.gate.prove(live.stranger.address)
@@ -140,6 +140,8 @@ class Node:
                 return Reason.POLICY_CHANGED
         elif (changed := self.current.check_trust(admission)) is not None:
             return changed
+        elif admission.peer.id.person is not None and self.clock() >= admission.peer.not_after:
+            return Reason.EXPIRED  # a service renews its certificate; a person's pass ends
         if not self.decide(admission.source, admission.service, admission.port).allowed:
             return Reason.POLICY_CHANGED
         return None

@@ -54,6 +54,12 @@ _NAME = HEADER.lower()
 _FRAMING = (b"content-length", b"transfer-encoding")
 _LISTS = (b"connection", b"trailer", b"proxy-connection")
 _PREFACE = b"PRI * HTTP/2"
+_BODILESS = (b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT")
+"""Methods whose body means nothing (RFC 9110 9.3), so that some apps do not read it."""
+
+_OTHER_HTTP = re.compile(rb"(?i)h2|http|tls")
+"""Upgrades behind which there are requests again: h2c and its drafts, HTTP/2.0, TLS/1.0 (RFC 2817)."""
+
 _HEAD_END = re.compile(rb"\n\r?\n")
 _NO_TURN = (h11.IDLE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 """A caller's states in which what it has sent is no request that waits: it is incomplete, or comes too late."""
@@ -81,6 +87,7 @@ class Exchanges:
         self._body: Length | Chunks | None = None  # of the request that is being received
         self._method = b""
         self._old = False  # the request is of HTTP/1.0
+        self._closes = False  # the app was told that the request is the last
         self._unwanted = 0
         self.to_app, self.to_caller = bytearray(), bytearray()
         self.raw = self.over = self.closing = False
@@ -153,6 +160,7 @@ class Exchanges:
             self._body = Chunks()
         else:
             self._body = Length(int(framing.get(b"content-length", b"0")))
+        self._closes = request.method in _BODILESS and not self._body.ended
         headers = self._told(request)
         self.to_app += self._app.send(h11.Request(method=request.method, target=request.target, headers=headers))
         return True
@@ -160,7 +168,7 @@ class Exchanges:
     def _told(self, request: h11.Request) -> Fields:
         """The headers that the app gets."""
         leave = {_NAME, b"http2-settings"}
-        offers = [offer for offer in _options(request, b"upgrade") if offer.lower() not in (b"h2c", b"h2")]
+        offers = [offer for offer in _options(request, b"upgrade") if not _OTHER_HTTP.match(offer)]
         if self._old:
             offers = []  # RFC 9110 7.8
             leave |= {b"expect", b"keep-alive", b"close"}
@@ -171,10 +179,10 @@ class Exchanges:
             headers = [field for field in headers if field[0].lower() != b"upgrade"] + [
                 (b"Upgrade", b", ".join(offers))
             ]
-        if self._old:
+        if self._old or self._closes:
             headers.append((b"Connection", b"close"))
-            if not any(name.lower() == b"host" for name, _ in headers):
-                headers.append((b"Host", self._host))
+        if not any(name.lower() == b"host" for name, _ in headers):  # of HTTP/1.0: h11 refuses 1.1 without one
+            headers.append((b"Host", self._host))
         if self._element is not None:
             headers.append((HEADER, self._element))
         return headers
@@ -233,11 +241,11 @@ class Exchanges:
         elif isinstance(event, h11.Response):
             self._check_switch(event)
             headers: Any = event.headers
-            if event.http_version < b"1.1":
+            if event.http_version < b"1.1" or self._closes:
                 headers = [*_without(event.headers.raw_items(), {b"keep-alive"}), (b"Connection", b"close")]
             response = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
             self.to_caller += caller.send(response)
-            if app.states[h11.SERVER] is h11.SWITCHED_PROTOCOL:  # a 2xx to a CONNECT
+            if app.states[h11.SERVER] is h11.SWITCHED_PROTOCOL:  # a 200 to a CONNECT
                 self._go_raw()
                 return False
         elif isinstance(event, h11.EndOfMessage):
@@ -261,8 +269,10 @@ class Exchanges:
         if theirs is h11.SWITCHED_PROTOCOL and ours is not h11.SWITCHED_PROTOCOL:
             raise BadAnswerError("switched protocols before it had the whole request")
         framed = any(name in _FRAMING for name, _ in answer.headers)
-        if theirs is h11.SWITCHED_PROTOCOL and framed and answer.status_code != 101:
-            raise BadAnswerError("answered a CONNECT as any other request")  # RFC 9110 9.3.6
+        if theirs is h11.SWITCHED_PROTOCOL and answer.status_code != 101 and (framed or answer.status_code != 200):
+            # RFC 9110 9.3.6. An app that takes CONNECT for any other method may answer 204, and reads on. If it answers 200
+            # without a length, it ends its answer by closing.
+            raise BadAnswerError("answered a CONNECT as any other request")
 
     def _go_raw(self) -> None:
         self.raw = True

@@ -414,8 +414,8 @@ async def test_a_flood_of_plaintext_keeps_to_the_strangers_budget_until_it_is_ju
         assert not node.gate.is_proved("127.0.0.1")
 
 
-async def test_who_is_let_in_has_a_place_and_proves_nothing() -> None:
-    async with permissive(limits=Limits(connections=1)) as port:
+async def test_who_is_let_in_has_one_of_half_of_the_places_and_proves_nothing() -> None:
+    async with permissive(limits=Limits(connections=2)) as port:
         node = port.sidecar.node
         with await connect(port.address) as sock:
             await sockets.send_all(sock, HONEST)

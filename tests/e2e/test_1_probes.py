@@ -265,5 +265,7 @@ def test_verify_finds_an_app_that_is_published_beside_its_sidecar(mesh: Applicat
         report = verified(mesh, 1)
     finally:
         file.write_text(before)
-    (check,) = [one for one in report["checks"] if one["status"] != "ok"]
+    failed = [one for one in report["checks"] if one["status"] != "ok"]
+    assert len(failed) == 1, failed
+    (check,) = failed
     assert (check["kind"], check["subject"]) == ("app beside its sidecar", "api's app")

@@ -153,6 +153,28 @@ async def test_a_rule_s_last_day_ends_the_connections_that_it_let_in(tmp_path: P
         other.close()
 
 
+async def test_a_pass_ends_while_the_machine_sleeps(tmp_path: Path, virtual_time: MockClock) -> None:
+    """The clock that connections are measured by stands still then."""
+    wall = datetime.now(UTC)
+    people = MESH.replace("policy:", "people: [alice]\npolicy:\n  - {from: user/alice, to: api}")
+    authority = Authority()
+    alice = authority.leaf(uris=["spiffe://shop.internal/user/alice"])
+    async with (
+        stage(tmp_path, web=authority.leaf("web"), api=authority.leaf("api")) as made,
+        trio.open_nursery() as nursery,
+    ):
+        made.api.node.clock = lambda: wall
+        await made.api.policy(people)
+        there = await made.foreigner(alice)
+        nursery.start_soon(made.api.reloader.run)
+        await trio.sleep(5)
+        assert not made.api.log.connections
+        wall += timedelta(hours=2)
+        assert (await made.api.log.connection())["reason"] == "expired"
+        there.sock.close()
+        nursery.cancel_scope.cancel()
+
+
 # -- identity ----------------------------------------------------------------------------------------------------------
 
 

@@ -179,6 +179,8 @@ async def test_names_are_looked_up_escaped_and_never_waited_for_long(
         "192.0.2.7": ("old.internal", True), "192.0.2.8": ("?[2J.evil", True), "192.0.2.9": ("", True),
         "192.0.2.10": ("", False), "": ("", False),
     }  # fmt: skip
+    async with here.watch._threads:
+        pass  # the thread of that look-up has ended
     await here.watch.look()
     assert all(one.asked for one in here.node.callers.current())
 
@@ -229,6 +231,42 @@ async def test_a_machine_that_slept_over_the_day_is_told_of_it() -> None:
         f"http took plaintext until {LAST}, and refuses it since; who spoke it: nobody in the last 7 days; "
         "write `mode: strict` there"
     )
+
+
+async def test_who_tries_again_after_the_day_is_told_too() -> None:
+    here = Watched(None, port())
+    here.now = NOW + timedelta(days=30)
+    here.note()
+    await here.watch.look()
+    here.lines.told.clear()
+    here.now += timedelta(days=1)
+    here.note(allowed=False)
+    await here.watch.look()
+    [(event, message)] = here.lines.told
+    assert event == "permissive_over"
+    assert "who spoke it: 192.0.2.7" in message
+
+
+async def test_a_look_up_that_hangs_takes_no_turn_of_another_and_no_name_of_before(
+    names: dict[str, Any], mock_clock: MockClock
+) -> None:
+    mock_clock.autojump_threshold = 0.1
+    hung = threading.Event()
+    names["192.0.2.9"] = lambda: hung.wait(20)
+    here = Watched(None, port())
+    for number in (9, 7):
+        here.note(f"192.0.2.{number}:1")
+    for one in here.node.callers.current():
+        one.name = "of before"
+    await here.watch.look()
+    await here.watch.look()
+    told = {one.address: (one.name, one.asked) for one in here.node.callers.current()}
+    assert told == {"192.0.2.9": ("of before", True), "192.0.2.7": ("of before", False)}
+    hung.set()
+    async with here.watch._threads:
+        pass  # the thread of that look-up has ended
+    await here.watch.look()
+    assert [one.name for one in here.node.callers.current() if one.address == "192.0.2.7"] == ["old.internal"]
 
 
 async def test_strict_is_not_switched_on_silently(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_caller_is_an_address_at_a_port() -> None:
     ]
     assert callers.current()[0].as_json() == {
         "port": "http", "address": "10.0.0.1", "name": "", "count": 2, "first": "2026-06-01T12:00:00Z",
-        "last": "2026-06-01T13:00:00Z", "allowed": True,
+        "last": "2026-06-01T13:00:00Z", "allowed": True, "let_in": "2026-06-01T13:00:00Z",
     }  # fmt: skip
 
 
@@ -90,6 +90,17 @@ def test_who_would_be_cut() -> None:
     assert callers.recent("http", NOW + timedelta(days=RECENT_DAYS, seconds=1)) == []
 
 
+def test_one_that_was_let_in_and_is_refused_now_is_still_named_and_keeps_its_place() -> None:
+    callers = PlaintextCallers()
+    callers.note("http", at(1), NOW, allowed=True)
+    callers.note("http", at(1), NOW + timedelta(days=1), allowed=False)
+    assert [one.address for one in callers.recent("http", NOW + timedelta(days=RECENT_DAYS))] == ["10.0.0.2"]
+    assert callers.recent("http", NOW + timedelta(days=RECENT_DAYS, seconds=1)) == []
+    for number in range(2 * MAX_CALLERS):
+        callers.note("http", at(1000 + number), NOW + timedelta(days=1), allowed=False)
+    assert callers.current()[0].address == "10.0.0.2"
+
+
 def test_a_name_is_escaped_and_cut_and_asked_for_once() -> None:
     callers = PlaintextCallers()
     callers.note("http", at(1), NOW, allowed=True)
@@ -115,12 +126,13 @@ def test_it_is_kept_and_read_again() -> None:
         ("10.0.0.2", NOW + timedelta(hours=1), 1), ("fd00::1", NOW, 1), ("unknown", NOW, 1),
     ]  # fmt: skip
     [kept, *_] = callers_of(callers.to_keep())
-    assert (kept.name, kept.first, kept.allowed) == ("old.internal", NOW, True)
+    assert (kept.name, kept.first, kept.allowed, kept.let_in) == ("old.internal", NOW, True, NOW)
+    assert [one.let_in for one in callers_of(callers.to_keep())] == [NOW, None, None]
 
 
 GOOD: dict[str, Any] = {
     "port": "http", "address": "10.0.0.1", "name": "", "count": 2, "first": "2026-06-01T12:00:00Z",
-    "last": "2026-06-01T13:00:00Z", "allowed": True,
+    "last": "2026-06-01T13:00:00Z", "allowed": True, "let_in": "2026-06-01T12:00:00Z",
 }  # fmt: skip
 
 
@@ -132,7 +144,8 @@ GOOD: dict[str, Any] = {
         *({"version": 1, "callers": [GOOD | wrong]} for wrong in (
             {"port": 5}, {"port": "\x1b[2J"}, {"port": "x" * 256}, {"address": "nowhere"}, {"address": "10.0.0.1\n"},
             {"name": "é"}, {"count": 0}, {"count": True}, {"count": "5"}, {"count": 2**53 + 1}, {"first": "yesterday"},
-            {"last": None}, {"allowed": 1},
+            {"last": None}, {"allowed": 1}, {"let_in": 5},
+            {"let_in": "never"},
         )),
     ],
 )  # fmt: skip

@@ -180,6 +180,29 @@ def test_a_place_is_taken_once_all_are_taken_it_is_refused_and_one_given_back_is
     assert registry.places == 2
 
 
+def test_callers_without_tls_have_half_of_the_places_and_no_idle_channel_s() -> None:
+    registry, ended, bare = Registry(), list[str](), [Live() for _ in range(3)]
+    for live in bare[:2]:
+        registry.take_place(live, 4, proved=False)
+    with pytest.raises(Refused, match="2 connections without TLS") as refused:
+        registry.take_place(bare[2], 4, proved=False)
+    assert refused.value.reason is Reason.OVERLOADED
+    proved = Live()
+    registry.take_place(proved, 4)
+    registry.give_back(proved)
+    registry.give_back(bare[0])
+    registry.give_back(bare[0])
+    assert (registry.places, registry.bare) == (1, 1)
+    for name in ("first", "second", "third"):
+        idle(registry, ended, name)
+    with pytest.raises(Refused, match=r"limit of 4 connections \(limits\.connections\)"):
+        registry.take_place(bare[2], 4, proved=False)
+    assert ended == []
+    registry.take_place(Live(), 4)
+    assert ended == ["first"]
+    assert (registry.places, registry.bare) == (4, 1)
+
+
 def test_who_is_cut_to_make_room_was_displaced_and_who_is_cut_for_another_reason_was_not() -> None:
     displaced, revoked = Live(), Live()
     displaced.cut(Reason.OVERLOADED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ async def test_nor_is_one_cut_for_somebody_else_s_revocation_or_for_a_stale_list
         {MESH_NOW.identity("db"): AUTHORITY.now}, frozenset({(b"another", 1)}), frozenset({b"another"}), AUTHORITY.now
     )
     one.current = snapshot(MESH_NOW, others)
+    assert one.recheck(admission(anchor)) is None
+
+
+async def test_a_person_s_connection_may_not_go_on_behind_the_pass_and_a_service_s_may() -> None:
+    text = MESH.replace("policy:", 'people: [alice]\npolicy:\n  - {from: user/alice, to: "api:http"}')
+    one = node(parse_mesh(text, "mesh.yaml"))
+    (anchor,) = one.current.context.anchors
+    leaf = AUTHORITY.leaf(uris=["spiffe://shop.internal/user/alice"])
+    alice = parse_svid(leaf.der)
+    judged = Admission(alice.id, "api", "http", alice, (*leaf.chain_der, AUTHORITY.root.der), anchor)
+    now = alice.not_after - timedelta(seconds=1)
+    one.clock = lambda: now
+    assert one.recheck(judged) is None
+    now = alice.not_after
+    assert one.recheck(judged) is Reason.EXPIRED
     assert one.recheck(admission(anchor)) is None
 
 

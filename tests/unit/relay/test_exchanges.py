@@ -90,10 +90,10 @@ def test_a_caller_s_own_header_is_removed_in_every_spelling(name: bytes) -> None
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_it_is_removed_from_trailers(name: bytes) -> None:
     body = b"2\r\nok\r\n0\r\nOne: 1\r\n%s: forged\r\n\r\n" % name
-    said = Line().caller(request(b"Transfer-Encoding: chunked", b"Trailer: One, %s" % name) + body)
-    assert (
-        said == request(b"Transfer-Encoding: chunked", b"Trailer: One", TOLD[:-2]) + b"2\r\nok\r\n0\r\nOne: 1\r\n\r\n"
-    )
+    post = b"POST / HTTP/1.1"
+    said = Line().caller(request(b"Transfer-Encoding: chunked", b"Trailer: One, %s" % name, start=post) + body)
+    head = request(b"Transfer-Encoding: chunked", b"Trailer: One", TOLD[:-2], start=post)
+    assert said == head + b"2\r\nok\r\n0\r\nOne: 1\r\n\r\n"
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -460,12 +460,59 @@ def test_an_app_that_does_not_know_connect_is_not_reached_raw(answer: bytes) -> 
     assert line.exchanges.refuse(502, "no")
 
 
+@pytest.mark.parametrize("status", [b"204 No Content", b"205 Reset Content", b"299 Odd"])
+def test_a_success_that_opens_no_tunnel(status: bytes) -> None:
+    line = asked(b"CONNECT /health HTTP/1.1")
+    line.caller(GET)
+    with pytest.raises(BadAnswerError, match="as any other request"):
+        line.app(b"HTTP/1.1 %s\r\n\r\n" % status)
+    assert not line.exchanges.raw
+    assert line.caller(b"") == b""
+    assert line.exchanges.refuse(502, "no")
+
+
 @pytest.mark.parametrize("answer", [SWITCH, b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_a_switch_within_a_request_is_none(answer: bytes) -> None:
     line = asked(b"CONNECT a:1 HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: 1")
     with pytest.raises(BadAnswerError, match="before it had the whole request"):
         line.app(answer)
     assert not line.exchanges.raw
+
+
+@pytest.mark.parametrize("offer", [b"h2", b"H2C", b"h2-14", b"HTTP/2.0", b"TLS/1.0", b"tls/1.2"])
+def test_no_upgrade_to_more_requests_is_offered(offer: bytes) -> None:
+    assert Line(None).caller(request(b"Connection: Upgrade", b"Upgrade: " + offer)) == GET
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"])
+def test_a_body_that_means_nothing_is_the_last_of_its_connection(method: bytes, framing: bytes) -> None:
+    line = Line(None)
+    told = line.caller(method + b" / HTTP/1.1\r\nHost: a\r\n" + framing + GET)
+    assert b"\r\nConnection: close\r\n" in told
+    assert GET not in told
+    heard = line.app(b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert b"\r\nConnection: close\r\n" in heard
+    assert line.exchanges.over
+    assert line.exchanges.closing
+    assert line.caller(b"") == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab",
+        GET,
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_other_requests_leave_their_connection_open(head: bytes) -> None:
+    line = Line(None)
+    assert b"close" not in line.caller(head)
+    assert b"close" not in line.app(OK)
+    assert line.caller(GET) == GET
 
 
 def test_http_2_is_not_offered_to_the_app() -> None:
