@@ -23,7 +23,7 @@ from sidecar.inject.clusters import cluster_references, find_clusters, told, wit
 from sidecar.inject.edges import Edge, Text, find_edges, find_mentions, find_static_references, find_subnet_mentions
 from sidecar.inject.exclusions import ASKS_DOCKER, exclude, udp_beside
 from sidecar.inject.facts import Place, known_ways, read_facts, refuse_contradictions, with_facts
-from sidecar.inject.kept import Earlier, is_stale, keep
+from sidecar.inject.kept import Earlier, is_stale, keep, lets_in_more
 from sidecar.inject.layout import layout_of, parse_override
 from sidecar.inject.listening import is_worker, listening_ports
 from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
@@ -38,7 +38,7 @@ from sidecar.inject.published import notes as published_notes
 from sidecar.inject.questions import require_ports, unreached
 from sidecar.inject.references import exposed_ports
 from sidecar.inject.subnets import Placement, Taken, dynamic_half, fixed_addresses, place, prefix_for
-from sidecar.inject.topology import CA, MESH, Layout, Topology, lay_out, sidecar_of
+from sidecar.inject.topology import CA, MESH, OUT, Layout, Topology, lay_out, refuse_networks, sidecar_of
 from sidecar.inject.visibility import App, find_apps, shared_networks
 from sidecar.inject.wellknown import is_broker
 from sidecar.inject.wiring import needs_of, numbers_at, wiring, wiring_path, wiring_text
@@ -151,7 +151,8 @@ def inject(inputs: Inputs) -> Injection:
     require_ports(mentions, inside, ports, answers)
     names = {app: port_names(ports[app], edited.get(app, said.get(app))) for app in topology.slots}
     taken = {app: numbers_at(app, topology, names) for app in topology.slots}
-    published = publish(options.publish_mesh, apps, names, topology.excluded, taken, dropped=options.publish == "drop")
+    published = publish(options.publish_mesh, apps, names, topology.excluded, taken, options.publish)
+    refuse_networks(application, {published_network(one.app) for one in published})
     placement = place(
         application.name,
         _sizes(apps, topology, published),
@@ -183,6 +184,8 @@ def inject(inputs: Inputs) -> Injection:
         filename=MESH_FILE,
         existing=inputs.existing,
     )
+    if written.mesh.alarm is not None:
+        refuse_networks(application, {OUT})
     digest = sha256(written.text.encode()).hexdigest()
     untouched = inputs.existing is None or not inputs.existing.edited
     mesh_sha256 = digest if untouched else inputs.before.mesh_sha256 if inputs.before is not None else ""
@@ -227,9 +230,13 @@ def inject(inputs: Inputs) -> Injection:
         layout=layout,
     )
     kept: tuple[str, ...] = ()
+    wider: list[str] = []
     if inputs.earlier is not None and is_stale(inputs.earlier.override, image):
-        met = {name: needs_of(parse_override(text), {}, is_foreseen) for name, text in inputs.earlier.wirings.items()}
+        older = {name: parse_override(text) for name, text in inputs.earlier.wirings.items()}
+        met = {name: needs_of(data, {}, is_foreseen) for name, data in older.items()}
         override, kept = keep(override, inputs.earlier, met, inputs.upgrade, options.state)
+        newer = {sidecar_of(app): parse_override(text) for app, text in wirings.items() if sidecar_of(app) in kept}
+        wider = [name for name, data in newer.items() if lets_in_more(older[name], data)]
         wirings |= {app: inputs.earlier.wirings[sidecar_of(app)] for app in topology.slots if sidecar_of(app) in kept}
     files = {OVERRIDE: override, MESH_FILE: written.text}
     files |= {f"{MESH_DIRECTORY}/{wiring_path(app)}": text for app, text in wirings.items()}
@@ -258,10 +265,11 @@ def inject(inputs: Inputs) -> Injection:
         lost=lost_networks(application, topology),
         warnings=(
             *silent,
-            *_kept_notes(kept),
+            *_kept_notes(kept, wider),
             *_layout_notes(inputs, topology, ports, placement),
             *found,
             *outsiders.notes(topology, names, days, written.mesh, ways, inputs.today, _listening(apps, ports)),
+            *outsiders.shared_names(apps, topology),
             *published_notes(published),
             *told_callers,
             *told(clusters),
@@ -271,10 +279,16 @@ def inject(inputs: Inputs) -> Injection:
     )
 
 
-def _kept_notes(kept: tuple[str, ...]) -> Iterator[str]:
+def _kept_notes(kept: tuple[str, ...], wider: list[str]) -> Iterator[str]:
     if kept:
         shown = f"{kept[0]} keeps its image" if not kept[1:] else f"{kept[0]} and {len(kept) - 1} more keep their image"
         yield f"{shown} of another version of sidecar, and need not restart: `sidecar inject --upgrade` renews one by one"
+    if wider:
+        them, they, apps = ("them", "they take", "their apps'") if wider[1:] else ("it", "it takes", "its app's")
+        yield (
+            f"{', '.join(wider)}: until `sidecar inject --upgrade` renews {them}, {they} what comes by a gateway for {apps} "
+            "calls: the host's own programs, and what arrives at published ports"
+        )
 
 
 def _layout_notes(

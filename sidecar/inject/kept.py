@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Any
 
 from sidecar.inject.layout import parse_override
@@ -63,6 +64,24 @@ def keep(
     if used:
         override += "\n".join(block({"secrets": {name: Flow(data["secrets"][name]) for name in used}})) + "\n"
     return override, kept
+
+
+def lets_in_more(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a sidecar's wiring of the last run takes its app's calls from more addresses than that of this run."""
+    allowed = {entry["listen"]: entry["allow_from"] for entry in after["outbound"]}
+    return any(
+        not all(_is_in(network, allowed[entry["listen"]]) for network in entry.get("allow_from") or ["0.0.0.0/0"])
+        for entry in before["outbound"]
+        if entry["listen"] in allowed
+    )
+
+
+def _is_in(network: str, others: Collection[str]) -> bool:
+    try:
+        one = IPv4Network(network)
+    except ValueError:
+        return False  # not as it was written: whatever it lets in is more
+    return any(one.subnet_of(IPv4Network(other)) for other in others)
 
 
 def _stanzas(override: str) -> dict[str, str]:

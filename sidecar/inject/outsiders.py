@@ -22,6 +22,7 @@ from sidecar.inject.facts import Facts, inbound_keys
 from sidecar.inject.meshtext import Existing, Proposal
 from sidecar.inject.subnets import first_fixed
 from sidecar.inject.topology import Topology, app_alias, is_met
+from sidecar.inject.visibility import App, shared_networks
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
 from sidecar.policy.names import PLAINTEXT, Target
@@ -205,6 +206,19 @@ def notes(
             f"{', '.join(callers)} can no longer call {', '.join(called)}, as nothing says that {does}: if so, name that in "
             "`depends_on`"
         )
+
+
+def shared_names(apps: Mapping[str, App], topology: Topology) -> Iterator[str]:
+    """A sentence for each name that an app and an outsider share on a network which the app leaves."""
+    for app in topology.slots:
+        for outsider in sorted(it for it in topology.excluded if it in apps):
+            one, other = apps[app].owner, apps[outsider].owner
+            left = [it for it in shared_networks(apps[app], apps[outsider]) if (app, it) not in topology.stays]
+            for name in sorted({name for it in left for name in {*one.names_on(it)} & {*other.names_on(it)}}):
+                yield (
+                    f"{app} and {outsider}, which is not in the mesh, share the name '{name}': Docker led to each in turn, "
+                    "and now each caller is led to one of them alone; give them names of their own"
+                )
 
 
 def _is_let_in(mesh: Mesh, app: str, port: str, today: date) -> bool:

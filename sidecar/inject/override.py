@@ -13,9 +13,9 @@ from typing import Any
 
 from sidecar.inject.application import Application, ComposeService
 from sidecar.inject.options import Options
-from sidecar.inject.published import Published, compose_ports, published_network
+from sidecar.inject.published import Published, compose_ports, ports_left, published_network
 from sidecar.inject.subnets import Placement, dynamic_half, first_fixed, gateway
-from sidecar.inject.topology import CA, MESH, OUT, Layout, Topology, app_alias, is_met, sidecar_of
+from sidecar.inject.topology import CA, MESH, OUT, Layout, Topology, app_alias, is_met, mesh_alias, sidecar_of
 from sidecar.inject.visibility import App, app_of, neighbours
 from sidecar.inject.wiring import CA_PORT, CONFIG, ENROLMENT, STATE, TRUST, wiring_path
 from sidecar.inject.yamltext import Commented, Flow, Tagged, block
@@ -173,16 +173,10 @@ class _Override:
         return found
 
     def _published(self, member: ComposeService) -> dict[str, Any]:
-        ports = [port for port in member.published if not port.is_loopback]
-        if not ports or self.options.publish == "keep":
+        left = ports_left(member, self.options.publish)
+        if left == [dict(port.raw) for port in member.published]:
             return {}
-        if self.options.publish == "drop":
-            return {"ports": Tagged("!reset", [])}
-        on_loopback = [
-            Flow(dict(port.raw) if port.is_loopback else {**port.raw, "host_ip": "127.0.0.1"})
-            for port in member.published
-        ]
-        return {"ports": Tagged("!override", on_loopback)}
+        return {"ports": Tagged("!override", [Flow(it) for it in left]) if left else Tagged("!reset", [])}
 
     def _labels(self, app: App, member: ComposeService) -> dict[str, Any]:
         """Traefik uses any network of a container unless a label names one, and here it can reach only one of them."""
@@ -197,7 +191,7 @@ class _Override:
 
     def _sidecar(self, app: App) -> dict[str, Any]:
         networks: dict[str, Any] = {
-            MESH: Flow({"aliases": [f"{app.name}.mesh"], "ipv4_address": str(self.mesh_addresses[app.name])})
+            MESH: Flow({"aliases": [mesh_alias(app.name)], "ipv4_address": str(self.mesh_addresses[app.name])})
         }
         for slot in self.topology.slots[app.name]:
             address = str(first_fixed(self.subnets[slot.network]))

@@ -25,6 +25,7 @@ from typing import Any
 from sidecar.documents.address import Address, parse_address
 from sidecar.documents.problems import did_you_mean
 from sidecar.identity.reasons import UsageError
+from sidecar.inject.application import ComposeService
 from sidecar.inject.subnets import first_fixed
 from sidecar.inject.topology import sidecar_of
 from sidecar.inject.visibility import App
@@ -111,21 +112,21 @@ def publish(
     ports: Ports,
     excluded: Mapping[str, str],
     taken: Mapping[str, Collection[int]],
-    *,
-    dropped: bool,
+    own: str,
 ) -> tuple[Published, ...]:
-    """``taken`` are the numbers at which the sidecar of each app of the mesh has a listener; ``dropped``: the application's
-    own published ports are not. Raises :class:`UsageError` with all mistakes."""
+    """``taken`` are the numbers at which the sidecar of each app of the mesh has a listener; ``own`` is what becomes of the
+    ports that the application itself publishes. Raises :class:`UsageError` with all mistakes."""
     mistakes: list[str] = []
     found: list[Published] = []
-    places = [] if dropped else list(_own(apps))
+    places = list(_own(apps, ports, own))
     for target, it in sorted(asked.items()):
         app, _, port = target.partition(":")
         fault = _fault(target, app, port, apps, ports, excluded)
         if fault:
             mistakes.append(f"--publish-mesh: {fault}")
             continue
-        name = next(name for name, number in ports[app].items() if port in ("", name, str(number)))
+        by_number = (name for name, number in ports[app].items() if port in ("", str(number)))
+        name = port if port in ports[app] else next(by_number)
         at = Address(it.host, it.number or ports[app][name])
         for host, number, whose in places:
             if number == at.port and _overlap(host, at.host):
@@ -158,14 +159,22 @@ def _fault(
     return None
 
 
-def _own(apps: Mapping[str, App]) -> Iterator[tuple[str, int, str]]:
-    """Where the application itself publishes TCP ports: host, number, whose it is."""
+def ports_left(member: ComposeService, own: str) -> list[dict[str, Any]]:
+    """The ``ports`` that a service of the mesh has with the override: ``own`` is the option ``--publish``."""
+    if own == "drop" and not all(port.is_loopback for port in member.published):
+        return []
+    at_loopback = {"host_ip": LOOPBACK} if own == "loopback" else {}
+    return [dict(port.raw) if port.is_loopback else {**port.raw, **at_loopback} for port in member.published]
+
+
+def _own(apps: Mapping[str, App], meshed: Collection[str], own: str) -> Iterator[tuple[str, int, str]]:
+    """Where the application itself publishes TCP ports, with the override: host, number, whose it is."""
     for app in apps.values():
         for member in app.members:
-            for port in member.published:
-                first, _, last = str(port.raw.get("published") or "").partition("-")
-                if port.protocol == "tcp" and first.isdecimal():
-                    host = str(port.raw.get("host_ip") or "0.0.0.0")  # noqa: S104  # what Docker takes
+            for raw in ports_left(member, own if app.name in meshed else "keep"):
+                first, _, last = str(raw.get("published") or "").partition("-")
+                if raw.get("protocol", "tcp") == "tcp" and first.isdecimal():
+                    host = str(raw.get("host_ip") or "0.0.0.0")  # noqa: S104  # what Docker takes
                     for number in range(int(first), int(last or first) + 1):
                         yield host, number, f"{member.name}, which publishes it in the Compose file"
 

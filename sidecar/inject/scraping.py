@@ -19,7 +19,7 @@ from typing import Any
 
 from sidecar.inject.meshtext import Proposal
 from sidecar.inject.subnets import containers, first_fixed
-from sidecar.inject.topology import Layout, Topology
+from sidecar.inject.topology import Layout, Topology, mesh_alias
 from sidecar.inject.wiring import mesh_number
 from sidecar.policy.decide import decide
 from sidecar.policy.mesh import Mesh
@@ -72,7 +72,7 @@ def listeners(
             "listen": f"{first_fixed(subnets[slot.network])}:{next(free)}",
             "allow_from": containers(subnets[slot.network], told=(layout or Layout()).has_gateway(slot.network)),
             "device": "auto",
-            "peers": [f"{callee}.mesh:{mesh_number(ports[callee])}"],
+            "peers": [f"{mesh_alias(callee)}:{mesh_number(ports[callee])}"],
         }
         for callee in callees
     ]

@@ -17,7 +17,7 @@ outsider in three cases only, and can be reached there past its sidecar:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations, count
@@ -48,6 +48,11 @@ def sidecar_of(app: str) -> str:
 def app_alias(app: str) -> str:
     """The name by which a sidecar calls its app where it has all names of the app itself, on a :class:`PlainNetwork`."""
     return f"{app}.app"
+
+
+def mesh_alias(app: str) -> str:
+    """The name by which sidecars call an app's sidecar."""
+    return f"{app}.mesh"
 
 
 def private_network(app: str, index: int) -> str:
@@ -334,9 +339,38 @@ def _refuse_clashes(application: Application, topology: Topology) -> None:
     for name in [CA, *(sidecar_of(app) for app in topology.slots)]:
         if name in application.services:
             mistakes.append(f"service '{name}' exists already, and inject adds one of that name: rename it")
+    mistakes += _names_of_ours(application, topology)
     added = [slot.network for slots in topology.slots.values() for slot in slots]
-    for key in [MESH, *added, *(network for plain in topology.plain for network in plain.networks())]:
-        if key in application.networks:
-            mistakes.append(f"network '{key}' exists already, and inject adds one of that name: rename it")
+    added += [network for plain in topology.plain for network in plain.networks()]
+    mistakes += _networks_of_ours(application, [MESH, *added])
     if mistakes:
         raise UsageError("\n".join(mistakes))
+
+
+def refuse_networks(application: Application, added: Iterable[str]) -> None:
+    """Raises :class:`UsageError` if a network to be added has the name of one of the application's: Compose would take both
+    for one, with all who are on either."""
+    mistakes = list(_networks_of_ours(application, added))
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+
+def _networks_of_ours(application: Application, added: Iterable[str]) -> Iterator[str]:
+    for key in added:
+        if key in application.networks:
+            yield f"network '{key}' exists already, and inject adds one of that name: rename it"
+
+
+def _names_of_ours(application: Application, topology: Topology) -> Iterator[str]:
+    """The names by which sidecars find their apps, each other and the CA. Docker's resolver asks all networks of a sidecar,
+    so one who had such a name on any of them would be called in their place."""
+    met = [app_alias(app) for app in topology.slots if is_met(app, topology)]
+    ours = {CA, *met, *(mesh_alias(app) for app in topology.slots)}
+    for service in application.services.values():
+        names = {*service.own_names(), *(alias for _, alias in service.links)} - {service.name}
+        for name in sorted(names):
+            if name.lower() in {it.lower() for it in ours}:
+                yield (
+                    f"service '{service.name}' has the name '{name}', by which inject lets sidecars find what is theirs: "
+                    "give it another"
+                )

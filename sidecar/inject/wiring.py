@@ -21,7 +21,7 @@ from sidecar.inject import outsiders
 from sidecar.inject.published import Published
 from sidecar.inject.published import entries as published_entries
 from sidecar.inject.subnets import containers, first_fixed
-from sidecar.inject.topology import CA, Layout, Topology, app_alias, is_met
+from sidecar.inject.topology import CA, Layout, Topology, app_alias, is_met, mesh_alias
 from sidecar.inject.yamltext import Flow, block
 from sidecar.policy.names import ADMIN_PORT
 
@@ -78,7 +78,7 @@ def wiring(
                     "listen": f"{first_fixed(subnets[slot.network])}:{number}",
                     "allow_from": containers(subnets[slot.network], told=before.has_gateway(slot.network)),
                     "device": "auto",
-                    "peers": [f"{callee}.mesh:{number}"],
+                    "peers": [f"{mesh_alias(callee)}:{number}"],
                 }
         outbound += found.values()
     return {

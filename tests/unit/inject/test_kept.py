@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sidecar.inject.injection import OVERRIDE, Injection, inject
-from sidecar.inject.kept import Earlier, is_stale
+from sidecar.inject.kept import Earlier, is_stale, lets_in_more
 from tests.inject.applications import OPTIONS, inputs
 from tests.inject.bed import again, stanzas
 
@@ -131,6 +131,48 @@ def test_one_whose_wiring_is_gone_is_renewed() -> None:
     wirings = {name: text for name, text in run.earlier.wirings.items() if name != "db-mesh"}
     after = inject(replace(run, image="new", earlier=Earlier(run.earlier.override, wirings)))
     assert set(after.kept) == set(ALL) - {"db-mesh"}
+
+
+def test_a_kept_sidecar_that_lets_in_more_than_a_new_one_is_told() -> None:
+    first = inject(inputs(SHOP))
+    assert not any("gateway" in it for it in later(first, SHOP).warnings), "the twin"
+    files = dict(first.files)
+    for name in ("db", "web"):
+        path = f"mesh/sidecars/{name}.yaml"
+        files[path], count = re.subn(r"allow_from: \[[^]]*\]", 'allow_from: ["10.0.0.0/8"]', first.files[path])
+        assert count
+    older = replace(first, files=files)
+    after = later(older, SHOP)
+    assert after.kept == ALL
+    told = (
+        "db-mesh, web-mesh: until `sidecar inject --upgrade` renews them, they take what comes by a gateway for their apps' "
+        "calls: the host's own programs, and what arrives at published ports"
+    )
+    assert told in after.warnings
+    (one,) = [it for it in later(older, SHOP, upgrade=frozenset({"web-mesh"})).warnings if "gateway" in it]
+    assert one.startswith(
+        "db-mesh: until `sidecar inject --upgrade` renews it, it takes what comes by a gateway for its app's"
+    )
+    assert not any("gateway" in it for it in later(older, SHOP, upgrade=frozenset(ALL)).warnings)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "more"),
+    [
+        (["10.0.0.0/24"], ["10.0.0.128/25"], True),
+        (["10.0.0.128/25"], ["10.0.0.128/25"], False),
+        (["10.0.0.129/32", "10.0.0.130/31"], ["10.0.0.128/25"], False),
+        (["10.0.0.128/25"], ["10.0.0.129/32", "10.0.0.130/31"], True),
+        (None, ["10.0.0.128/25"], True),
+        (["anywhere"], ["10.0.0.128/25"], True),
+    ],
+)
+def test_what_lets_in_more(before: list[str] | None, after: list[str], more: bool) -> None:
+    def entry(allowed: list[str] | None) -> dict[str, Any]:
+        return {"outbound": [{"listen": "10.0.0.2:5", **({} if allowed is None else {"allow_from": allowed})}]}
+
+    assert lets_in_more(entry(before), entry(after)) is more
+    assert lets_in_more(entry(before), {"outbound": []}) is False, "a listener that is gone is another matter"
 
 
 def test_what_is_stale() -> None:

@@ -423,3 +423,21 @@ def test_what_is_left_out_by_only_meets_the_sidecars() -> None:
     back = inject(replace(again(inputs(services), injection), options=OPTIONS))
     assert permissive(back, "db") == []
     assert not is_let_in(back, TODAY), "the file was not edited, so it follows"
+
+
+def test_a_name_that_an_app_shares_with_an_outsider_is_told() -> None:
+    alias: dict[str, Any] = {"networks": {"default": {"aliases": ["cache"]}}}
+    told = (
+        "db and old, which is not in the mesh, share the name 'cache': Docker led to each in turn, and now each caller is "
+        "led to one of them alone; give them names of their own"
+    )
+    services = with_old(db={"image": "redis", **alias}, old={**OLD, **alias})
+    assert told in inject(inputs(services)).warnings
+    assert told in inject(inputs({**services, "db": {"image": "none", **alias}})).warnings, (
+        "also where none can call it"
+    )
+    for twin in (with_old(db={"image": "redis", **alias}), with_old(old={**OLD, **alias})):
+        assert not any("share the name" in it for it in inject(inputs(twin)).warnings)
+    apart = {"networks": {"apart": {"aliases": ["cache"]}, "default": None}}
+    one = inject(inputs({**services, "old": {**OLD, **apart}}, {"apart": {}}))
+    assert not any("share the name" in it for it in one.warnings), "it is another network's name"

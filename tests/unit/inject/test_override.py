@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.identity.reasons import UsageError
 from sidecar.inject.injection import MESH_FILE, OVERRIDE, inject
 from sidecar.inject.options import Options
 from sidecar.inject.override import WELL, health_check
@@ -202,3 +203,11 @@ def test_the_ca_has_a_way_out_only_if_alarms_are_posted() -> None:
     on_it = [name for name, one in with_url["services"].items() if "sidecar-alarm" in str(one.get("networks"))]
     assert on_it == ["mesh-ca"]
     assert "instances" not in first.files[MESH_FILE], "the replicas of an app share one sidecar, which has one identity"
+
+
+def test_attack_the_ca_s_way_out_is_no_network_of_the_application() -> None:
+    given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"]}}, {"sidecar-alarm": {}})
+    first = inject(given)
+    edited = first.files[MESH_FILE].replace("\n...", "\nalarm: {url: 'https://hooks.example.com/x'}\n...")
+    with pytest.raises(UsageError, match=r"^network 'sidecar-alarm' exists already, and inject adds one of that name"):
+        inject(again(given, first, edited))

@@ -157,7 +157,62 @@ def test_a_port_that_is_taken(web: dict[str, Any]) -> None:
         "db=127.0.0.1:6380"
     )
     assert published({"db": Asked("127.0.0.1", 6381)}, services)
-    assert published(DB, services, publish="drop")
+
+
+def beside(ports: dict[str, Any], *, meshed: bool = True) -> dict[str, Any]:
+    """One more service, which publishes these ports."""
+    return {**SERVICES, "more": {"expose": ["9"], "x-mesh": {"mesh": meshed}, "depends_on": ["db"], **ports}}
+
+
+AT_LOOPBACK: dict[str, Any] = {"ports": [PORTS["ports"][0] | {"host_ip": "127.0.0.1"}]}
+BOTH: dict[str, Any] = {"ports": [*AT_LOOPBACK["ports"], PORTS["ports"][0] | {"published": "7"}]}
+ELSEWHERE = {"db": Asked("10.0.0.5", 6379)}
+
+
+@pytest.mark.parametrize(
+    ("services", "publish", "asked"),
+    [
+        (beside(AT_LOOPBACK), "drop", DB),
+        (beside(AT_LOOPBACK, meshed=False), "drop", DB),
+        (beside(PORTS, meshed=False), "drop", DB),
+        (beside(PORTS, meshed=False), "loopback", ELSEWHERE),
+        (beside(PORTS), "loopback", DB),
+        (beside(PORTS), "loopback", {"db": Asked("0.0.0.0", 6379)}),
+        (beside(PORTS), "keep", ELSEWHERE),
+    ],
+)
+def test_what_the_override_leaves_published_is_taken(services: Any, publish: str, asked: dict[str, Asked]) -> None:
+    assert "is taken by more, which publishes it in the Compose file" in fault(asked, services, publish=publish)
+
+
+@pytest.mark.parametrize(
+    ("services", "publish", "asked"),
+    [
+        (beside(PORTS), "drop", DB),
+        (beside(BOTH), "drop", DB),
+        (beside(PORTS), "loopback", ELSEWHERE),
+        (beside(AT_LOOPBACK), "keep", ELSEWHERE),
+    ],
+)
+def test_the_twin_what_it_takes_away_is_free(services: Any, publish: str, asked: dict[str, Asked]) -> None:
+    data = override(published(asked, services, publish=publish))["services"]
+    assert publish != "drop" or data["more"]["ports"] == ("!reset", [])
+    assert data["db-mesh"]["ports"]
+
+
+def test_a_name_comes_before_a_number() -> None:
+    db = {"x-mesh": {"ports": {"http": 80, "80": 8080}}}
+    for target, port in (("db:80", "80"), ("db:http", "http"), ("db:8080", "80")):
+        config = wiring(published({target: Asked()}, {**SERVICES, "db": db}), "db")
+        assert [it.port for it in config.inbound if it.listen.port == FIRST_INSIDE] == [port]
+
+
+def test_a_network_of_the_application_with_the_name_of_its_own() -> None:
+    networks: dict[str, Any] = {"db-mesh-published": {}}
+    given = inputs(SERVICES, networks, options=replace(OPTIONS, publish_mesh=DB))
+    with pytest.raises(UsageError, match=r"^network 'db-mesh-published' exists already, and inject adds one"):
+        inject(given)
+    assert inject(replace(given, options=OPTIONS)), "the twin"
 
 
 def test_the_twin_other_protocols_and_addresses() -> None:

@@ -134,6 +134,46 @@ def test_a_network_that_has_the_name_of_one_of_ours() -> None:
         topology({"a": {}, "b": {}}, {"a-private": {}})
     with pytest.raises(UsageError, match=r"^network 'sidecar-mesh' exists already"):
         topology({"a": {}, "b": {}}, {"sidecar-mesh": {}})
+    services: dict[str, Any] = {"a": {"expose": ["1"]}, "b": {}, "router": {}, "x": {}}
+    for name in ("a-plain", "a-plain-beside"):
+        with pytest.raises(UsageError, match=f"^network '{name}' exists already"):
+            topology(services, {name: {}}, {"router": ASKS_DOCKER, "x": "is special"})
+        assert topology({"a": {"expose": ["1"]}, "b": {}}, {name: {}}).slots, "the twin"
+
+
+def _named(way: str, name: str) -> dict[str, Any]:
+    if way == "domain":
+        return dict(zip(("hostname", "domainname"), name.split("."), strict=True))
+    ways: dict[str, dict[str, Any]] = {
+        "container_name": {"container_name": name},
+        "hostname": {"hostname": name},
+        "alias": {"networks": {"default": {"aliases": [name]}}},
+        "link": {"links": [f"a:{name}"]},
+    }
+    return ways[way]
+
+
+@pytest.mark.parametrize("way", ["container_name", "hostname", "domain", "alias", "link"])
+@pytest.mark.parametrize("name", ["a.app", "b.mesh", "A.App"])
+@pytest.mark.parametrize("of", ["x", "b"])
+def test_attack_a_name_by_which_sidecars_call(way: str, name: str, of: str) -> None:
+    """A sidecar that asks for it would be led to whoever has it on another of its networks."""
+    services: dict[str, Any] = {"a": {"expose": ["1"]}, "b": {}, "x": {}}
+    services[of] = _named(way, name)
+    with pytest.raises(UsageError, match=f"^service '{of}' has the name '{name}', by which inject lets sidecars find"):
+        topology(services, excluded={"x": "is special"})
+
+
+@pytest.mark.parametrize("name", ["c.app", "c.mesh", "app", "a.app.example"])
+def test_the_twin_a_name_by_which_none_calls(name: str) -> None:
+    services: dict[str, Any] = {"a": {"expose": ["1"]}, "b": {}, "x": {"container_name": name}}
+    assert topology(services, excluded={"x": "is special"}).slots.keys() == {"a", "b"}
+    assert topology({"a": {"container_name": "a.app"}, "b": {}}).slots, "no outsider meets it: it has no such name"
+
+
+def test_a_name_by_which_the_ca_is_called() -> None:
+    with pytest.raises(UsageError, match=r"^service 'x' has the name 'mesh-ca'"):
+        topology({"a": {}, "b": {}, "x": {"container_name": "mesh-ca"}}, excluded={"x": "is special"})
 
 
 def test_the_twin_names_like_ours_that_are_in_nobodys_way() -> None:
