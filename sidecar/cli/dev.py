@@ -66,7 +66,7 @@ def dev(
         log.text(text)
     beside: list[serving.Task] = []
     if dashboard:
-        url, beside = serving.beside(running.looks(), f"sidecar dev {mesh}", log, port)
+        url, beside = serving.beside(running.looks, f"sidecar dev {mesh}", log, port)
         click.echo(f"\nthe dashboard: {url}\n", err=style == "json")
     settle_memory()
     trio.run(run_dev, running, *beside)

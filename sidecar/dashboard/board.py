@@ -21,8 +21,11 @@ STILL = b": still here\n\n"
 
 
 class Board:
-    def __init__(self) -> None:
+    """``forgets``: nothing is kept while nobody looks, since nobody makes it anew meanwhile."""
+
+    def __init__(self, *, forgets: bool = False) -> None:
         self.view: dict[str, Any] = {}
+        self._forgets = forgets
         self.pages = 0
         self._news = trio.Event()
 
@@ -30,6 +33,9 @@ class Board:
         self.view = view
         self._news.set()
         self._news = trio.Event()
+
+    def is_looked_at(self) -> bool:
+        return self.pages > 0
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """What one page is sent (server-sent events): ``view``, then each ``change``."""
@@ -47,6 +53,8 @@ class Board:
                 yield event("change", change) if change else STILL
         finally:
             self.pages -= 1
+            if self._forgets and not self.pages:
+                self.view = {}
 
 
 def event(name: str, data: Any) -> bytes:

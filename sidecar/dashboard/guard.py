@@ -18,6 +18,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LISTENED, HTTP_PORT = "127.0.0.1", 80
 HEADER = "authorization"
 SCHEME = "Bearer "
 
@@ -63,5 +64,6 @@ class Guard:
 
 
 def hosts_of(port: int) -> frozenset[str]:
-    """How a browser of this machine may name us."""
-    return frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+    """How a browser of this machine may name us: by the address that is listened on, and that is printed. Who listens at
+    another one, such as ``[::1]``, is not us. A browser leaves HTTP's own port out."""
+    return frozenset({f"{LISTENED}:{port}", *([LISTENED] if port == HTTP_PORT else ())})

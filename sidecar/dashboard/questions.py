@@ -16,6 +16,7 @@ from typing import Any
 
 from sidecar.dashboard.reading import Ending, Shown, iso
 from sidecar.dashboard.refused import IN_WORDS
+from sidecar.identity.reasons import Reason
 from sidecar.observe.alarms import MITM_SUSPECTED
 
 GOOD, LOOK, BAD, UNKNOWN = "good", "look", "bad", "unknown"
@@ -27,6 +28,10 @@ SOON = timedelta(days=14)
 _NAMED, _PAIRS = 3, 4
 _CLAUSE = 3
 
+_OF_REASON = {
+    "expired": "No sign of an attack: its certificate has ended.",
+    "not_yet_valid": "No sign of an attack: its certificate is not valid yet.",
+}
 _ATTACK = {
     "policy": "No sign of an attack: no rule allows it.",
     "stranger": "Somebody tries who proved no identity; nothing got in.",
@@ -149,7 +154,9 @@ def _refused(refusals: Services, alarms: Services) -> Answer:
         parts: tuple[Part, ...] = (f"It may be: {what}", *_at(newest["last"]), f".{stopped} What to do is below.")
         return Answer("refused", question, BAD, (*parts, *besides), short)
     if attacks:
-        text = f"It may be: {_sentence(_newest(attacks)['message'])}"
+        newest = _newest(attacks)
+        stolen = newest["reason"] == Reason.REVOKED
+        text = f"It may be{' a stolen key' if stolen else ''}: {_sentence(newest['message'])}"
         return Answer("refused", question, BAD, (text, *besides), text)
     if harmless:
         return Answer("refused", question, LOOK, _last_of(harmless), "".join(map(str, _last_of(harmless, timed=False))))
@@ -166,7 +173,8 @@ def _last_of(some: Sequence[Mapping[str, Any]], *, timed: bool = True) -> tuple[
     newest = _newest(some)
     what = f"{newest['from']} → {newest['to']}" + (f":{newest['port']}" if newest["port"] else "")
     more = f", and {len(some) - 1} more" if len(some) > 1 else ""
-    return (f"{what} was refused", *_at(newest["last"] if timed else None), f"{more}. {_ATTACK[newest['kind']]}")
+    said = _OF_REASON.get(newest["reason"], _ATTACK["fault"]) if newest["kind"] == "fault" else _ATTACK[newest["kind"]]
+    return (f"{what} was refused", *_at(newest["last"] if timed else None), f"{more}. {said}")
 
 
 def _ends(shown: Shown, services: Services) -> Answer:

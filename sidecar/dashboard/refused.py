@@ -4,6 +4,7 @@ each with the words of `sidecar explain`. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -39,11 +40,26 @@ SAID = {
     Kind.FAULT: "no attack: something does not work",
 }
 
-_JUDGED = {Reason.POLICY_DENIED, Reason.REVOKED, Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.POLICY_CHANGED}
+STOLEN = "may be a stolen key: a certificate that was revoked is in use"
+_ENDED = "no sign of an attack: its certificate has ended, so it was not renewed, or a clock is wrong"
+_EARLY = "no sign of an attack: its certificate is not valid yet, so a clock is wrong"
+
+_JUDGED = {Reason.POLICY_DENIED, Reason.POLICY_CHANGED}
+_DATED = {Reason.EXPIRED: _ENDED, Reason.NOT_YET_VALID: _EARLY}
 _STRANGE = MITM_SUSPECTS | {Reason.HANDSHAKE_FAILED, Reason.HANDSHAKE_TIMEOUT, Reason.PROBE}
 
 
+def verdict_of(one: Refusal) -> str:
+    """Whether it is an attack, in words."""
+    kind = kind_of(one)
+    if kind is Kind.ATTACK and one.reason == Reason.REVOKED:
+        return STOLEN
+    return _DATED.get(Reason(one.reason), SAID[kind]) if kind is Kind.FAULT and one.reason in _DATED else SAID[kind]
+
+
 def kind_of(one: Refusal) -> Kind:
+    if one.reason == Reason.REVOKED and (one.caller or not one.inbound):
+        return Kind.ATTACK
     if not one.inbound:
         return Kind.ATTACK if one.reason in MITM_SUSPECTS else Kind.POLICY if one.reason in _JUDGED else Kind.FAULT
     if one.reason in _JUDGED and one.caller:
@@ -52,7 +68,8 @@ def kind_of(one: Refusal) -> Kind:
 
 
 def refusals(shown: Shown) -> dict[str, dict[str, Any]]:
-    """The last :data:`MOST` groups by a key of their own, as values that JSON can hold; ``last`` tells their order."""
+    """The last :data:`MOST` groups by a key of their own, as values that JSON can hold: what may be an attack first, then as
+    ``last`` tells. Each sidecar has its share, so that one that was taken over, and says much, hides nothing of another."""
     groups: dict[tuple[str, ...], list[Refusal]] = {}
     every = [one for sidecar in shown.sidecars for one in sidecar.refusals]
     told_by_callee = {(one.caller, one.callee, one.port) for one in every if one.inbound}
@@ -61,8 +78,18 @@ def refusals(shown: Shown) -> dict[str, dict[str, Any]]:
             continue  # the same at its other end, where the reason is
         key = ("in" if one.inbound else "out", one.caller, one.callee, one.port, one.reason)
         groups.setdefault(key, []).append(one)
-    found = {_key(key): _group(shown.now, some) for key, some in groups.items()}
-    return dict(sorted(found.items(), key=lambda one: one[1]["last"] or "", reverse=True)[:MOST])
+    found = sorted(
+        ((_key(key), _group(shown.now, some)) for key, some in groups.items()),
+        key=lambda one: (one[1]["kind"] == Kind.ATTACK, one[1]["last"] or ""),
+        reverse=True,
+    )
+    told: Counter[str] = Counter()
+    places = {}
+    for id_, group in found:
+        places[id_] = told[group["seen_by"]]
+        told[group["seen_by"]] += 1
+    kept = set(sorted(places, key=places.__getitem__)[:MOST])
+    return {id_: group for id_, group in found if id_ in kept}
 
 
 def alarms(shown: Shown) -> dict[str, dict[str, Any]]:
@@ -90,7 +117,7 @@ def _group(now: datetime, some: list[Refusal]) -> dict[str, Any]:
         "port": newest.port,
         "reason": newest.reason,
         "kind": str(kind),
-        "verdict": SAID[kind],
+        "verdict": verdict_of(newest),
         "recent": newest.last is not None and now - newest.last <= LATELY,
         "seen_by": newest.service,
         "address": newest.address,
@@ -115,7 +142,6 @@ def _alarm(one: Alarm) -> dict[str, Any]:
         "REASON": one.reason,
     }
     words = _words(of_event(one.event), known)
-    steps = [*([f"{one.next[0].upper()}{one.next[1:]}."] if one.next else []), *words["steps"]]
     return {
         "pair": id_of(one.service, callee) if callee else "",
         "from": one.service,
@@ -134,8 +160,8 @@ def _alarm(one: Alarm) -> dict[str, Any]:
         "reported_by": one.reported_by,
         "elsewhere": list(one.elsewhere),
         "id": one.connection_id,
+        "says": one.next,
         **words,
-        "steps": list(dict.fromkeys(steps)),
     }
 
 

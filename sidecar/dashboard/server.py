@@ -38,10 +38,10 @@ class DashboardServer:
         token = token or secrets.token_urlsafe(32)
         routes = {path: {"GET": self._guarded(self._file(*names), secret=False)} for path, names in FILES.items()}
         routes[EVENTS] = {"GET": self._guarded(self._events, secret=True)}
-        self._server = LocalServer("sidecar dashboard", Address("127.0.0.1", port), routes, log)
+        self._server = LocalServer("sidecar dashboard", Address(guard.LISTENED, port), routes, log)
         number = self._server.sockets[0].getsockname()[1]
         self._guard = Guard(guard.hosts_of(number), token)
-        self.url = f"http://127.0.0.1:{number}/#{token}"
+        self.url = f"http://{guard.LISTENED}:{number}/#{token}"
 
     async def run(self) -> None:
         """Answers until cancelled."""

@@ -48,12 +48,12 @@ async def follow(documents: Documents, watching: Watching, board: Board, log: Lo
             board.put(await trio.to_thread.run_sync(partial(viewed, watching, document, log)))
 
 
-def beside(documents: Documents, where: str, log: Log, port: int) -> tuple[str, list[Task]]:
-    """The page's address, and what is to run so that it is answered. It listens already. Raises :class:`UsageError` if the
-    port is taken."""
-    board = Board()
+def beside(looks: Callable[[Callable[[], bool]], Documents], where: str, log: Log, port: int) -> tuple[str, list[Task]]:
+    """The page's address, and what is to run so that it is answered. It listens already. ``looks``: a source in this
+    process, which looks only while it is told that somebody wants it. Raises :class:`UsageError` if the port is taken."""
+    board = Board(forgets=True)
     server = DashboardServer(board, log, port)
-    return server.url, [server.run, partial(follow, documents, Watching(where), board, log)]
+    return server.url, [server.run, partial(follow, looks(board.is_looked_at), Watching(where), board, log)]
 
 
 async def run(

@@ -18,12 +18,15 @@ from typing import IO, Any
 
 import trio
 
-from certs.protocol.looking import MAX_ANSWER_BYTES, SECONDS, Looker
+from certs.protocol.looking import ANSWER_SECONDS, MAX_ANSWER_BYTES, SECONDS, Looker
 
 Documents = AsyncGenerator[Mapping[str, Any], None]
 
 END_SECONDS = 2.0
 """How long a program may take to end once its stdin has."""
+
+SILENCE_SECONDS = 2 * SECONDS + ANSWER_SECONDS
+"""A program that prints nothing for so long has stalled: it looks each :data:`SECONDS`, and says so if no CA answers."""
 
 _BLOCK = 1 << 16
 _SHOWN_LINES = 3
@@ -40,13 +43,22 @@ async def beside(where: Path, seconds: float = SECONDS) -> Documents:
         looker.close()
 
 
-async def by_command(command: Sequence[str], environ: Mapping[str, str], seconds: float = SECONDS) -> Documents:
-    """What a program prints, a line of JSON each time; it is started again when it ends. Its stdin is ours: it ends when we
-    do, also in a container, where no signal reaches it."""
+async def by_command(
+    command: Sequence[str], environ: Mapping[str, str], seconds: float = SECONDS, silence: float = SILENCE_SECONDS
+) -> Documents:
+    """What a program prints, a line of JSON each time; it is started again when it ends, or says nothing for so long
+    (``silence``). Its stdin is ours: it ends when we do, also in a container, where no signal reaches it."""
     while True:
         with TemporaryFile() as errors:  # no pipe: nobody reads it meanwhile
             async with _Running(command, environ, errors) as running, aclosing(running.lines()) as lines:
-                async for line in lines:
+                while True:
+                    line = None
+                    with trio.move_on_after(silence) as waiting:  # without a yield in it
+                        line = await anext(lines, None)
+                    if waiting.cancelled_caught:
+                        running.fault = f"the CA's container has said nothing for {silence:g} s: is it paused?"
+                    if line is None:
+                        break
                     yield _parsed(line)
             errors.seek(0)
             said = [line for line in errors.read(_BLOCK).decode(errors="replace").splitlines() if line.strip()]

@@ -25,7 +25,7 @@ from certs.protocol import x509_profile
 from sidecar.config.sidecar_yaml import Config, FileIdentity, Inbound, Outbound, Timeouts
 from sidecar.dev import control
 from sidecar.dev.plan import DevPlan, news, plan
-from sidecar.dev.reporting import Reporting, document
+from sidecar.dev.reporting import Callers, Reporting, document
 from sidecar.documents.address import Address
 from sidecar.documents.regular import Read
 from sidecar.host import memory
@@ -54,6 +54,9 @@ from sidecar.transport.tls_data import make_buffer
 
 SHOWN_SECONDS = 2.0
 """From one look of the dashboard to the next."""
+
+WANTED_SECONDS = 0.2
+"""Nobody waits longer for the first look."""
 
 DRAIN_SECONDS = 0.5
 """Short, so that Ctrl-C ends the mesh within a second."""
@@ -137,9 +140,10 @@ class DevMesh:
         self._started_at = clock()
         self._relay, self._gate = Relay(make_buffer), Gate()
         self._wanted = trio.Event()
-        self._faults = ReportOnce[str](
-            lambda _, message: log.warning("reload_refused", message=message), quiet=QUIET_SECONDS
-        )
+        self._refused: dict[str, str] = {}
+        self._closed: dict[tuple[str, Inbound | Outbound], str] = {}
+        self._callers = Callers()
+        self._faults = ReportOnce[str](self._refuse, self._refused.pop, quiet=QUIET_SECONDS)
         self._unopened = ReportOnce[tuple[str, Inbound | Outbound]](
             lambda one, fault: log.warning("reload_incomplete", service=one[0], message=f"{fault}; trying again"),
             lambda one: log.info("listening", service=one[0], message=f"on {one[1].listen} now"),
@@ -208,18 +212,23 @@ class DevMesh:
         reporting = [
             Reporting(
                 one.node.config, self.mesh, parse_svid(one.keys.chain[0].public_bytes(Encoding.DER)), one.renews_at,
-                self._planned(one), one.node.metrics, len(one.node.room.strangers), one.node.registry.idle,
+                self._planned(one), one.node.metrics, len(one.node.room.strangers), one.node.registry.idle, self._callers,
+                [self._closed[name, entry] for entry in self._planned(one) if (name, entry) in self._closed],
+                list(self._refused.values()),
             )
-            for one in self._sidecars.values()
+            for name, one in self._sidecars.items()
         ]  # fmt: skip
         alarms = self._alarms.alarms.current()
         return document(self.mesh, reporting, alarms, self._clock(), self._started_at, self._ca.until)
 
-    async def looks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The same, again and again."""
+    async def looks(self, is_wanted: Callable[[], bool]) -> AsyncGenerator[dict[str, Any], None]:
+        """The same, again and again, while somebody wants it."""
         while True:
-            yield self.shown()
-            await trio.sleep(SHOWN_SECONDS)
+            if is_wanted():
+                yield self.shown()
+                await trio.sleep(SHOWN_SECONDS)
+            else:
+                await trio.sleep(WANTED_SECONDS)
 
     async def run(self, stop: trio.Event) -> None:
         """Serves until ``stop``, then drains."""
@@ -341,9 +350,15 @@ class DevMesh:
                 try:
                     serving.start_soon(_serve, sidecar.open(entry))
                 except UsageError as error:
+                    self._closed[service, entry] = str(error)
                     self._unopened.report((service, entry), str(error))
                 else:
+                    self._closed.pop((service, entry), None)
                     self._unopened.report((service, entry), None)
+
+    def _refuse(self, topic: str, message: str) -> None:
+        self._refused[topic] = message
+        self.log.warning("reload_refused", message=message)
 
     # -- wiring --------------------------------------------------------------------------------------------------------
 

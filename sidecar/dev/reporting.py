@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from sidecar.config.sidecar_yaml import Config, Inbound, Outbound
@@ -15,12 +15,30 @@ from sidecar.identity.spiffe import Svid
 from sidecar.lifecycle.report import report_of
 from sidecar.lifecycle.status import CurrentState, describe
 from sidecar.observe.metrics import Metrics
+from sidecar.policy.decide import callers
 from sidecar.policy.mesh import Mesh
+
+
+class Callers:
+    """:func:`sidecar.policy.decide.callers`, remembered for one policy and day: of many rules it takes its time, and its
+    answer is the same until then."""
+
+    def __init__(self) -> None:
+        self._of: tuple[str, date] | None = None
+        self._known: dict[tuple[str, str], list[str]] = {}
+
+    def __call__(self, mesh: Mesh, service: str, port: str, now: datetime) -> list[str]:
+        if self._of != (mesh.version, now.date()):
+            self._of, self._known = (mesh.version, now.date()), {}
+        if (service, port) not in self._known:
+            self._known[service, port] = callers(mesh, service, port, now)
+        return self._known[service, port]
 
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """One sidecar at one moment. ``planned``: its listeners. ``renews_at``: when it has another certificate."""
+    """One sidecar at one moment. ``planned``: its listeners. ``renews_at``: when it has another certificate. ``waiting`` and
+    ``reload_refused``: of :class:`~sidecar.lifecycle.status.CurrentState`."""
 
     config: Config
     mesh: Mesh
@@ -30,6 +48,9 @@ class Reporting:
     metrics: Metrics
     strangers: int
     idle_channels: int
+    callers: Callers
+    waiting: Sequence[str] = ()
+    reload_refused: Sequence[str] = ()
 
     def entry(self, now: datetime, started_at: datetime) -> dict[str, Any]:
         config = replace(
@@ -50,6 +71,8 @@ class Reporting:
             max_strangers=0,
             log_lost=0,
             idle_channels=self.idle_channels,
+            waiting=self.waiting,
+            reload_refused=self.reload_refused,
         )
         at = f"{now:%FT%TZ}"
         return {
@@ -59,7 +82,7 @@ class Reporting:
             "serial": f"{self.svid.serial:x}",
             "received": now.isoformat(),  # with its fraction: rates are made of it
             "fresh": True,
-            "report": report_of(describe(now, state, self.metrics), at),
+            "report": report_of(describe(now, state, self.metrics, self.callers), at),
         }
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -55,8 +55,10 @@ class CurrentState:
     plaintext: Sequence[Caller] = ()
 
 
-def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, Any]:
-    """The status as values that JSON can hold."""
+def describe(
+    now: datetime, state: CurrentState, metrics: Metrics, who: Callable[[Mesh, str, str, datetime], list[str]] = callers
+) -> dict[str, Any]:
+    """The status as values that JSON can hold. ``who``: :func:`callers`, or what remembers its answers."""
     config, mesh, svid = state.config, state.mesh, state.svid
     live = Counter(state.live)
     return {
@@ -79,7 +81,7 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
                 "port": one.port,
                 "listen": str(one.listen),
                 "apps": [str(app) for app in one.apps],
-                "may_call": _may_call(mesh, config.service, one, now),
+                "may_call": _may_call(who(mesh, config.service, one.port, now), one, now),
                 "mode": "permissive" if one.takes_plaintext(now) else "strict",
                 "until": None if one.until is None else str(one.until),
                 "tolerates_missing_close_notify": one.tolerate_missing_close_notify,
@@ -119,9 +121,8 @@ def describe(now: datetime, state: CurrentState, metrics: Metrics) -> dict[str, 
     }
 
 
-def _may_call(mesh: Mesh, service: str, port: Inbound, now: datetime) -> list[str]:
+def _may_call(found: list[str], port: Inbound, now: datetime) -> list[str]:
     """The callers that the policy lets in; plaintext only where the port takes it."""
-    found = callers(mesh, service, port.port, now)
     return found if port.takes_plaintext(now) else [one for one in found if one != str(PLAINTEXT)]
 
 

@@ -194,11 +194,11 @@ def large(services: int = 30, pairs: int = 200, now: datetime = NOW, calls: int 
 class Shown:
     """A dashboard whose mesh a test makes."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, port: int = 0) -> None:
         self.board = Board()
         self.watching = Watching(where)
         self.log = io.StringIO()
-        self.server = DashboardServer(self.board, Log(self.log, "json"), token=TOKEN)
+        self.server = DashboardServer(self.board, Log(self.log, "json"), port, token=TOKEN)
         self.url = self.server.url
         self.origin = self.url.partition("/#")[0]
 
@@ -207,8 +207,8 @@ class Shown:
 
 
 @asynccontextmanager
-async def dashboard(where: str = "a test") -> AsyncIterator[Shown]:
-    one = Shown(where)
+async def dashboard(where: str = "a test", port: int = 0) -> AsyncIterator[Shown]:
+    one = Shown(where, port)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.server.run)
         yield one

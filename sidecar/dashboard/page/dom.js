@@ -86,7 +86,7 @@ export function keyed(parent, entries, make, update = () => false) {
         const focus = child.contains(document.activeElement) ? document.activeElement.dataset.focus : null;
         if (child.open !== undefined) made.open = child.open;
         child.replaceWith(made);
-        if (focus) made.querySelector(`[data-focus="${focus}"]`)?.focus();
+        if (focus) made.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
       }
       child = made;
     }

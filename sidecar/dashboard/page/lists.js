@@ -3,6 +3,8 @@
 import { $, bytes, h, keyed, parts, peer, rate, setText, stateIcon, when, withCode } from "./dom.js";
 import { STATES } from "./graph.js";
 
+// A key that is used after its certificate was revoked is another thing than somebody in the middle.
+const STOLEN = "revoked";
 const KINDS = { attack: "may be an attack", stranger: "stranger", policy: "not allowed", fault: "fault" };
 const NEWEST_FIRST = ([, a], [, b]) => (b.last ?? "").localeCompare(a.last ?? "");
 
@@ -38,7 +40,7 @@ function alarm(one) {
   const facts = [
     ["met by", one.from], ["at", one.address], ["expected", one.expected],
     ...Object.entries(one.presented).map(([name, value]) => [`it showed: ${name}`, value]),
-    ["also met", one.elsewhere.join("; ")], ["reported by", one.reported_by], ["connection_id", one.id],
+    ["also met", one.elsewhere.join("; ")], ["the sidecar says", one.says], ["reported by", one.reported_by], ["connection_id", one.id],
   ];
   const badge = one.severe ? "alarm" : "notice";
   return entry(badge, one.severe ? "ALARM" : "notice", one, one.event, facts);
@@ -48,7 +50,8 @@ function refusal(one) {
   const facts = [
     ["is it an attack?", one.verdict], ["refused by", one.seen_by], ["last from", one.address], ["connection_id", one.id],
   ];
-  return entry(one.recent ? one.kind : "old", KINDS[one.kind], one, one.reason, facts);
+  const badge = one.reason === STOLEN && one.kind === "attack" ? "may be a stolen key" : KINDS[one.kind];
+  return entry(one.recent ? one.kind : "old", badge, one, one.reason, facts);
 }
 
 function entry(badge, badgeText, one, word, facts) {
@@ -148,7 +151,7 @@ export function details(view, kind, key, select, close) {
       h("button", { type: "button", class: "close", "aria-label": "close the details", "data-focus": "close", onclick: close }, "×")),
     ...(kind === "service" ? ofService(view, key, one, select) : ofPair(one)),
     ...(mine.length ? [h("h3", {}, "Refused and alarmed"), ...mine.map((other) => ("severe" in other ? alarm(other) : refusal(other)))] : []));
-  if (focus) panel.querySelector(`[data-focus="${focus}"]`)?.focus();
+  if (focus) panel.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
   return true;
 }
 

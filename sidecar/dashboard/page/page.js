@@ -8,7 +8,7 @@ const AGAIN_SECONDS = 2;
 const SILENT_SECONDS = 15; // the server gives a sign each five seconds
 
 // The token is behind the # of the address, which no browser sends anywhere. It is kept for this tab alone, and taken out of
-// the address, so that it is in no history and no picture of the screen.
+// the address, so that no picture of the screen has it; a browser may remember what was typed or clicked all the same.
 function token() {
   const given = location.hash.slice(1);
   if (given) {
@@ -22,6 +22,7 @@ let view = null;
 let chosen = null; // [kind, key] of the details
 let opener = null; // what had the focus before them
 let heard = 0;
+let lost = false; // whether what is shown is of before
 const secret = token();
 const graph = new Graph(select);
 
@@ -51,15 +52,19 @@ async function listen() {
 function take(event) {
   const name = /^event: (.*)$/m.exec(event)?.[1];
   const data = /^data: (.*)$/m.exec(event)?.[1];
-  if (name === "view") view = JSON.parse(data);
+  if (name === "view") view = sections(JSON.parse(data));
   else if (name === "change") apply(JSON.parse(data));
-  else return;
-  if (view.mesh) draw();
+  else if (!lost) return;
+  if (view?.mesh) draw();
 }
+
+// Keys are names that peers chose: an object without a prototype has no `constructor`, and `__proto__` is a key as any other.
+const plain = (entries) => Object.assign(Object.create(null), entries);
+const sections = (all) => plain(Object.fromEntries(Object.entries(all).map(([section, entries]) => [section, plain(entries)])));
 
 function apply(change) {
   for (const [section, { set, gone }] of Object.entries(change)) {
-    view[section] ??= {};
+    view[section] ??= Object.create(null);
     for (const key of gone) delete view[section][key];
     Object.assign(view[section], set);
   }
@@ -70,7 +75,7 @@ async function stay() {
     try {
       await listen();
     } catch (error) {
-      live("bad", "not connected");
+      lose("not connected");
       fault(error instanceof TypeError ? "The dashboard does not answer: it was ended, or this machine lost it." : error.message);
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN_SECONDS * 1000));
@@ -81,6 +86,7 @@ async function stay() {
 
 function draw() {
   const mesh = view.mesh;
+  lost = false;
   setText($("mesh"), mesh.trust_domain || "mesh");
   setText($("where"), mesh.where);
   fault(mesh.fault);
@@ -96,6 +102,15 @@ function draw() {
   if (chosen && !lists.details(view, ...chosen, select, close)) close();
   const mark = { good: "✓", look: "!", bad: "✕", unknown: "?" }[view.verdict.state];
   setText(document.querySelector("title"), `${mark} ${mesh.trust_domain || "mesh"}`);
+}
+
+// Nothing green stays of what is not known any more; the next draw() says again what is.
+function lose(why) {
+  live("bad", why);
+  if (lost || !view?.mesh) return;
+  lost = true;
+  lists.verdict({ state: "bad", text: "Not connected: what is below is of before." });
+  setText(document.querySelector("title"), `✕ ${view.mesh.trust_domain || "mesh"}`);
 }
 
 function live(state, text) {
@@ -132,6 +147,6 @@ $("show-idle").addEventListener("change", (event) => $("graph").classList.toggle
 setInterval(() => {
   count();
   graph.count();
-  if (heard && Date.now() - heard > SILENT_SECONDS * 1000) live("bad", "nothing heard");
+  if (heard && Date.now() - heard > SILENT_SECONDS * 1000) lose("nothing heard");
 }, 1000);
 stay();

@@ -19,6 +19,7 @@ from tests.beds.dashboard import (
     dashboard,
     denied,
     entry,
+    in_plaintext,
     inbound,
     iso,
     large,
@@ -136,7 +137,8 @@ async def test_somebody_in_the_middle(window: Browser) -> None:
         assert "ALARM" in await window.text("#refused summary")
         await window.click("#refused summary")
         more = await window.until("#refused .more", "What to do")
-        assert more.index("Find out who has the address 10.0.0.7:6379.") < more.index("sidecar explain")
+        assert more.index("sidecar explain") < more.index("find out who has the address 10.0.0.7:6379")
+        assert "the sidecar says" in more
         assert "spiffe://shop.internal/cache" in more
         await well(window)
 
@@ -174,7 +176,8 @@ async def test_a_permissive_port(window: Browser) -> None:
         "allowed": True,
     }
     async with dashboard() as one:
-        healthy(one, db={"inbound": [port], "plaintext": [caller]})
+        edges = [inbound("api", "postgres", 500), in_plaintext("postgres", 4)]
+        healthy(one, db={"inbound": [port], "plaintext": [caller], "edges": edges})
         await looked_at(window, one, "Not everything is encrypted: db:postgres takes plaintext.")
         assert await window.run("return document.querySelectorAll('.line[data-state=plaintext]').length") == 1
         await window.click(".node[aria-label^='db:']")
@@ -386,6 +389,14 @@ async def test_when_the_dashboard_ends_the_page_says_so(window: Browser) -> None
         await window.until("#fault", "no CA answers there")
         assert (await window.text("#verdict-text")).startswith("The CA does not answer")
     await window.until("#live", "not connected")
+    assert await window.text("#verdict-text") == "Not connected: what is below is of before."
+    assert await window.run("return document.querySelector('#verdict').dataset.state") == "bad"
+    assert await window.do(lambda: window.driver.title) == "✕ shop.internal"
+    async with dashboard(port=int(one.origin.rpartition(":")[2])) as again:
+        healthy(again)
+        await window.until("#verdict-text", "All is well")
+        assert await window.run("return document.querySelector('#verdict').dataset.state") == "good"
+        assert await window.do(lambda: window.driver.title) == "✓ shop.internal"
     await window.complaints()
 
 

@@ -51,6 +51,16 @@ async def test_a_program_that_ends_is_started_again() -> None:
                 assert await anext(found) == {"error": "no container"}
 
 
+async def test_a_program_that_stalls_is_started_again() -> None:
+    """As one in a container that is paused: it neither prints nor ends."""
+    command = program("import time; print('{\"reports\": []}', flush=True); time.sleep(600)")
+    async with aclosing(by_command(command, os.environ, 0.01, silence=2.0)) as found:
+        with trio.fail_after(60):
+            for _ in range(2):
+                assert await anext(found) == {"reports": []}
+                assert "has said nothing for 2 s" in (await anext(found))["error"]
+
+
 async def test_a_program_that_is_not_there() -> None:
     async with aclosing(by_command(["/nonexistent/docker"], os.environ, 0.01)) as found:
         assert "cannot be run" in (await anext(found))["error"]

@@ -63,6 +63,20 @@ async def test_pages_are_counted_while_they_are_there() -> None:
     assert board.pages == 0
 
 
+async def test_what_nobody_makes_anew_is_forgotten_while_nobody_looks() -> None:
+    some: dict[bool, dict[str, Any]] = {True: {}, False: {"services": {}}}
+    for forgets, kept in some.items():
+        board = Board(forgets=forgets)
+        async with aclosing(board.events()) as one, aclosing(board.events()) as other:
+            await anext(one)
+            await anext(other)
+            assert board.is_looked_at()
+            board.put({"services": {}})
+            await other.aclose()
+            assert board.view == {"services": {}}
+        assert (board.view, board.is_looked_at()) == (kept, False)
+
+
 def test_no_text_of_a_peer_begins_a_line_of_its_own() -> None:
     data = event("view", {"name": "x\n\nevent: view\ndata: {}\r\u2028\x00"})
     assert data.count(b"\n") == 3

@@ -10,7 +10,13 @@ GUARD = Guard(hosts_of(8000), "token")
 MINE = {"host": "127.0.0.1:8000", "authorization": "Bearer token"}
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LocalHost:8000", "[::1]:8000"])
+def test_a_browser_leaves_http_s_own_port_out() -> None:
+    guard = Guard(hosts_of(80), "token")
+    for host in ("127.0.0.1", "127.0.0.1:80"):
+        assert guard.fault(MINE | {"host": host, "origin": f"http://{host}"}, secret=True) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000"])
 def test_our_own_hosts(host: str) -> None:
     assert GUARD.fault({**MINE, "host": host}, secret=True) is None
 
@@ -22,6 +28,8 @@ def test_our_own_hosts(host: str) -> None:
         "127.0.0.1",
         "127.0.0.1:8001",
         "localhost",
+        "localhost:8000",
+        "[::1]:8000",
         "evil.example:8000",
         "127.0.0.1.evil.example:8000",
         "127.0.0.2:8000",
@@ -34,14 +42,15 @@ def test_another_host_is_dns_rebinding_or_a_mistake(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1:8000", ""]
+    "origin",
+    ["http://evil.example", "null", "http://127.0.0.1:8001", "https://127.0.0.1:8000", "http://localhost:8000", ""],
 )
 def test_another_origin(origin: str) -> None:
     assert (GUARD.fault({**MINE, "origin": origin}, secret=True) or (0,))[0] == 403
     assert (GUARD.fault({**MINE, "origin": origin}, secret=False) or (0,))[0] == 403
 
 
-@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "http://localhost:8000"])
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "HTTP://127.0.0.1:8000"])
 def test_our_own_origin(origin: str) -> None:
     assert GUARD.fault({**MINE, "origin": origin}, secret=True) is None
 
@@ -59,8 +68,8 @@ def test_another_token(given: str) -> None:
 
 
 def test_the_page_itself_is_no_secret() -> None:
-    assert GUARD.fault({"host": "localhost:8000"}, secret=False) is None
-    assert (GUARD.fault({"host": "localhost:8000"}, secret=True) or (0,))[0] == 401
+    assert GUARD.fault({"host": "127.0.0.1:8000"}, secret=False) is None
+    assert (GUARD.fault({"host": "127.0.0.1:8000"}, secret=True) or (0,))[0] == 401
 
 
 def test_the_token_is_in_no_repr() -> None:

