@@ -161,6 +161,7 @@ def test_everybody_is_asked_in_its_container(tmp_path: Path, monkeypatch: pytest
     assert found["ca"] == CA
     assert found["reports"] == [{"identity": "x"}]
     assert found["not_seen"] == {"db": ["by old, not in the mesh (the app calls it)"]}
+    assert overview.not_seen(tmp_path) == found["not_seen"]  # the dashboard's
     assert sorted(asked) == [
         ("exec", "-T", "db-mesh", "sidecar", "status", "--json"),
         ("exec", "-T", "mesh-ca", "certs", "list", "/var/lib/mesh-ca", "--json"),
