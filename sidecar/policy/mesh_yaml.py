@@ -261,6 +261,7 @@ class RuleShape(Shape):
     from_: Annotated[_Some[_Source], Named("from")]
     """The callers: a service's name; `user/alice`, a declared person; `"*"`, every declared service; or a pattern such as
     `spiffe://shop.internal/batch/*`, in which `*` is one whole path segment and `**` any number of them. One, or a list.
+    A pattern includes whoever has such a certificate: `spiffe://shop.internal/**` every pass of a person too.
     `plaintext` is whoever calls a port in `mode: permissive` without TLS, and proves nothing: neither `"*"` nor a pattern
     includes it."""
     to: _Some[_Targets]

@@ -5,8 +5,8 @@ either: none in its record, none in what our app is told. So it is let in only i
 port's last day is not over, by the wall clock, which is looked at for each connection. Both hold while it lasts: when one of
 them ends, :meth:`Node.recheck` cuts it.
 
-Fails closed. Which callers come here was decided by their first byte (:mod:`sidecar.transport.lobby`). One that begins TLS
-never does, so nothing that fails in a handshake is tried again as plaintext.
+Fails closed. Which callers come here was decided by their first byte, or its absence (:mod:`sidecar.transport.lobby`).
+Nothing that fails in a handshake is tried again as plaintext.
 """
 
 from __future__ import annotations

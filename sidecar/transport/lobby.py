@@ -6,7 +6,9 @@ the caller has sent its first TLS record, or anything that begins none. From the
 other. A caller that closes before that, or says nothing for too long, never becomes one.
 
 The first byte decides whether a caller speaks TLS. Where the server speaks first, a caller without TLS says nothing: a guest
-of such a port that has sent no byte for :data:`SILENCE_SECONDS` leaves as silent. One byte is enough not to be.
+of such a port that has sent no byte for :data:`SILENCE_SECONDS` leaves as silent. One byte is enough not to be. A sidecar
+whose first byte takes longer, because it was paused or its packet was lost twice, is taken for such a caller there, and its
+connection fails: it gains no identity by that, and calls again.
 
 Guests leave in portions of some CPU time (:data:`SECONDS_A_TICK`), so that neither a flood that ends at once nor one that
 speaks at once holds up the loop. Those from addresses where peers have proved an identity go first.
