@@ -67,7 +67,7 @@ def answers(
     """The four, in the order in which they are asked. ``not_seen``: by service, the ways past its sidecar."""
     return [
         _encrypted(services, not_seen or {}),
-        _calls(services, pairs),
+        _calls(services, pairs, shown.unread),
         _refused(refusals, alarms),
         _ends(shown, services),
     ]
@@ -116,13 +116,14 @@ def _encrypted(services: Services, not_seen: Mapping[str, Sequence[str]]) -> Ans
     return Answer("encrypted", question, GOOD, (text,))
 
 
-def _calls(services: Services, pairs: Services) -> Answer:
+def _calls(services: Services, pairs: Services, unread: int) -> Answer:
     question = "Who calls whom?"
     busy = [one for one in pairs.values() if one["opened"]]
     rate = sum(one["rate"] or 0 for one in busy)
     unwell = [name for name, one in services.items() if one["state"] == "unwell"]
     drifted = [name for name, one in services.items() if one["drift"]]
     noted = [f"{name}: {note}" for name, one in services.items() for note in one["notes"]]
+    noted += [f"reports that are too many and were not read: {unread}"] if unread else []
     busiest = sorted(busy, key=lambda one: -(one["rate"] or 0))
     named = listed([f"{one['from']} → {one['to']}" for one in busiest], _PAIRS)
     text = f"{named}. {_rate(rate)} now." if busy else "Nobody has called anybody yet."

@@ -156,7 +156,8 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """All that the CA shows at one moment. ``services``: of its mesh file; empty if it does not tell."""
+    """All that the CA shows at one moment. ``services``: of its mesh file; empty if it does not tell. ``unread``:
+    reports beyond :data:`MAX_SIDECARS`."""
 
     now: datetime
     trust_domain: str = ""
@@ -167,12 +168,13 @@ class Shown:
     bundle: int | None = None
     sidecars: tuple[Sidecar, ...] = ()
     alarms: tuple[Alarm, ...] = field(default=())
+    unread: int = 0
 
 
 def read(document: Mapping[str, Any], now: datetime) -> Shown:
     """``document``: what :data:`certs.protocol.looking.MESH_PATH` answers. ``now``: for an answer that does not tell."""
     ca = _mapping(document.get("ca"))
-    entries = _rows(document, "reports", MAX_SIDECARS)
+    entries, every = _rows(document, "reports", MAX_SIDECARS), document.get("reports")
     at = _time(document, "now") or now
     return Shown(
         now=at,
@@ -184,6 +186,7 @@ def read(document: Mapping[str, Any], now: datetime) -> Shown:
         bundle=_number_or_none(ca, "bundle"),
         sidecars=tuple(one for entry in entries if (one := _sidecar(entry)) is not None),
         alarms=tuple(_alarm(one, at) for one in _rows(document, "alarms", MAX_ROWS)),
+        unread=max(0, len(every) - MAX_SIDECARS) if isinstance(every, list) else 0,
     )
 
 

@@ -99,6 +99,15 @@ def test_what_a_sidecar_tells_besides_is_not_well(said: dict[str, Any], words: s
     assert words in answer(shop(api=said, db={"policy": "old"}), "calls")[1]
 
 
+def test_reports_that_were_not_read_are_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.dashboard.reading.MAX_SIDECARS", 5)
+    assert verdict(shop())[0] == "good"
+    monkeypatch.setattr("sidecar.dashboard.reading.MAX_SIDECARS", 4)
+    document = shop()
+    document["ca"]["services"] = document["ca"]["services"][:4]
+    assert verdict(document) == ("look", "reports that are too many and were not read: 1.")
+
+
 def test_of_a_certificate_that_is_not_told_nothing_is_said() -> None:
     text = "Not known: db does not tell when its certificate ends."
     assert answer(shop(db={"certificate": {}}), "ends") == ("unknown", text)
