@@ -121,7 +121,8 @@ def test_nothing_that_runs_moves_for_newcomers(
     application: dict[str, Any], number: int, is_called: bool, data: st.DataObject
 ) -> None:
     """But for those who call one, share its network namespace, reach a port that nobody knew of, or are no longer foreseen
-    to call somebody: a database that was given a variable of a newcomer's does not use it."""
+    to call somebody: a database that was given a variable of a newcomer's does not use it. And for those who meet a service
+    outside of the mesh that comes into it: their sidecars leave the network of the two."""
     old = list(application["services"])[:number]
     new = [name for name in application["services"] if name not in old]
     for raw in (application["services"][name] for name in new):
@@ -153,11 +154,13 @@ def test_nothing_that_runs_moves_for_newcomers(
     still = {(edge.caller, edge.callee) for edge in after.edges}
     moved |= {edge.caller for edge in first.edges if (edge.caller, edge.callee) not in still}
     moved |= {name for name, slots in first.topology.slots.items() for it in slots if known_better & {*it.callees}}
+    met = [{(plain.app, it) for plain in one.topology.plain for it in plain.outsiders} for one in (first, after)]
+    moved |= {app for app, _ in met[0] ^ met[1]}
     for name in set(first.services) - moved:
         assert (was[name], was[f"{name}-mesh"]) == (now[name], now[f"{name}-mesh"])
-    assert {name: was[name] for name in first.placement.subnets} == {
-        name: now[name] for name in first.placement.subnets
-    }
+    plain = {network for one in first.topology.plain if one.app in moved for network in one.networks()}
+    stays = [name for name in first.placement.subnets if name not in plain]
+    assert {name: was[name] for name in stays} == {name: now[name] for name in stays}
     assert was["mesh-ca"] == now["mesh-ca"]
     assert inject(bed.again(run, after)).files == after.files
 
