@@ -672,3 +672,10 @@ def test_a_connection_whose_peer_takes_nothing_more_is_lost_although_the_app_sti
     line.duplex.failed(SEND_NET, after_fin=True)
     assert line.duplex.lost
     assert not line.duplex.aborted
+
+
+def test_a_connection_whose_app_takes_nothing_more_is_lost_although_the_peer_still_reads(line: Line) -> None:
+    line.hear(records(b"to the app"))
+    line.duplex.failed(SEND_APP, after_fin=True)
+    assert line.duplex.lost
+    assert not line.duplex.aborted
