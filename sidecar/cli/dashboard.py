@@ -19,7 +19,7 @@ from sidecar.observe.logs import Log
     "--port", type=click.IntRange(0, 65535), default=0, help="The page's port on 127.0.0.1; any that is free."
 )
 def dashboard(directory: Path | None, port: int) -> None:
-    """Show the mesh in a browser: who calls whom, what was refused, what ends next.
+    """Show the mesh in a browser: who calls whom, what was refused, what expires next.
 
     Without DIRECTORY: of the Compose project here, where `sidecar inject` was run. It asks the CA's container by `docker
     compose exec`. With DIRECTORY: of the `certs serve` of that directory on this machine, as its own user or root. For a

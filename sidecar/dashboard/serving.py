@@ -44,8 +44,12 @@ async def follow(documents: Documents, watching: Watching, board: Board, log: Lo
     """Shows what a source tells, until it ends."""
     async with aclosing(documents):
         async for document in documents:
-            # In a thread: with many services it takes some milliseconds, and other work may share this loop.
-            board.put(await trio.to_thread.run_sync(partial(viewed, watching, document, log)))
+            view = partial(viewed, watching, document, log)
+            try:
+                # In a thread: with many services it takes some milliseconds, and other work may share this loop.
+                board.put(await trio.to_thread.run_sync(view))
+            except RuntimeError:  # the system has no thread left
+                board.put(view())
 
 
 def beside(looks: Callable[[Callable[[], bool]], Documents], where: str, log: Log, port: int) -> tuple[str, list[Task]]:

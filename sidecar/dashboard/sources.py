@@ -37,7 +37,11 @@ async def beside(where: Path, seconds: float = SECONDS) -> Documents:
     looker = Looker(where)
     try:
         while True:
-            yield await trio.to_thread.run_sync(partial(looker.look_or_say, where), abandon_on_cancel=True)
+            try:
+                found = await trio.to_thread.run_sync(partial(looker.look_or_say, where), abandon_on_cancel=True)
+            except RuntimeError as error:  # the system has no thread left
+                found = {"error": f"the CA cannot be asked: {error}"}
+            yield found
             await trio.sleep(seconds)
     finally:
         looker.close()

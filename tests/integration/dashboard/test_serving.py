@@ -149,3 +149,16 @@ def test_without_the_package_that_places_what_is_drawn(monkeypatch: pytest.Monke
     monkeypatch.setattr(serving, "find_spec", lambda _name: None)
     with pytest.raises(UsageError, match=r"mtls-sidecar\[dashboard\]"):
         serving.require_layout()
+
+
+async def test_a_machine_without_a_thread_left_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_left(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def documents() -> AsyncGenerator[Mapping[str, Any], None]:
+        yield shop()
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", none_left)
+    board = Board()
+    await serving.follow(documents(), Watching("a test"), board, Log(LogSink(), "json"))
+    assert board.view["mesh"]["trust_domain"] == "shop.internal"

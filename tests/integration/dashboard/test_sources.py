@@ -7,6 +7,7 @@ import sys
 from contextlib import aclosing
 from pathlib import Path
 
+import pytest
 import trio
 
 from certs.protocol.looking import SOCKET
@@ -36,6 +37,20 @@ async def test_a_ca_beside_us_that_goes_and_comes_back(tmp_path: Path) -> None:
                     nursery.cancel_scope.cancel()
                 assert not (tmp_path / SOCKET).exists()
                 assert "error" in await anext(found)
+
+
+async def test_without_a_thread_left_it_is_told_and_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none_left(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.to_thread, "run_sync", none_left)
+        async with aclosing(beside(tmp_path, 0.01)) as found:
+            assert await anext(found) == {"error": "the CA cannot be asked: can't start new thread"}
+            patched.undo()
+            assert "is `certs serve" in (await anext(found))["error"]
 
 
 def program(text: str) -> list[str]:
