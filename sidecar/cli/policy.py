@@ -262,6 +262,9 @@ def _explanation_lines(mesh: Mesh, explanation: Explanation) -> list[str]:
     lines += [
         f"  {end.sidecar}: {'yes' if end.allowed else 'no'}. It checks, {end.checks}." for end in explanation.ends
     ]
+    if decision.limits:
+        room = ", then ".join(f"{many or 'any number'} by {rule}" for rule, many in decision.limits)
+        lines += ["", f"At once into one sidecar, of all callers that a rule covers: {room}."]
     if decision.dry_run:
         lines += ["", "Dry runs:", *(f"  {text}" for text in decision.dry_run)]
     if explanation.near_misses:

@@ -3,17 +3,21 @@
 A caller is an address, as nothing else is known of it. The name that its address leads to is looked up elsewhere; whoever
 owns the address chooses it, so it is shown and never trusted.
 
-Bounded: :data:`MAX_CALLERS`. A flood of refused callers pushes out refused ones, and never one that was let in. What has no
-place is counted in ``unlisted``. Callers that did not come for :data:`KEPT_DAYS` are forgotten.
+Bounded: :data:`MAX_CALLERS`. A flood of refused callers pushes out refused ones, and never one that was let in; one from
+many addresses of a network pushes out its own (:func:`sidecar.transport.strangers.address_key`). What has no place is
+counted in ``unlisted``. Callers that did not come for :data:`KEPT_DAYS` are forgotten.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from sidecar.transport.strangers import address_key
 
 MAX_CALLERS = 256
 MAX_NAME = 100
@@ -29,7 +33,8 @@ VERSION = 1
 @dataclass(slots=True)
 class Caller:
     """``count``: connections. ``allowed``: whether the last one was let in. ``let_in``: when one was last; None: never.
-    ``name``: what its address leads to, empty if nothing; ``asked``: whether that was looked up by this process."""
+    ``name``: what its address leads to, empty if nothing; ``asked``: whether that was looked up by this process.
+    ``network``: what one host has all addresses of."""
 
     port: str
     address: str
@@ -40,6 +45,10 @@ class Caller:
     let_in: datetime | None = None
     name: str = ""
     asked: bool = False
+    network: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = address_key(self.address)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.name})" if self.name else self.address
@@ -82,14 +91,17 @@ class PlaintextCallers:
 
     def _make_room(self, now: datetime, *, allowed: bool) -> bool:
         """Drops who has the least claim to its place: one that is too old; one that was refused; or, for one that is let in,
-        whoever was not here for longest. Returns whether there is a place."""
+        any. Of several, one of those whose network has the most, and who was not here for longest. Returns whether there
+        is a place."""
         self.forget(now)
         if len(self._callers) < MAX_CALLERS:
             return True
         refused = [key for key, caller in self._callers.items() if caller.let_in is None]
         if not (candidates := refused or (list(self._callers) if allowed else [])):
             return False
-        del self._callers[min(candidates, key=lambda key: self._callers[key].last)]
+        crowd = Counter(self._callers[key].network for key in candidates)
+        least = min((self._callers[key] for key in candidates), key=lambda one: (-crowd[one.network], one.last))
+        del self._callers[least.port, least.address]
         self.unlisted += 1
         return True
 

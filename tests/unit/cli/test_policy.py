@@ -124,6 +124,28 @@ To allow it, add to `policy:`
         assert "To allow it" not in result.stdout
 
     @pytest.mark.parametrize(
+        ("rules", "room"),
+        [
+            ("{name: few, from: web, to: db, connections: 5}", "5 by few"),
+            (
+                "{name: few, from: web, to: db, connections: 5}\n  - {name: more, from: '*', to: db, connections: 7}",
+                "5 by few, then 7 by more",
+            ),
+            (
+                "{name: few, from: web, to: db, connections: 5}\n  - {name: rest, from: '*', to: db}",
+                "5 by few, then any number by rest",
+            ),
+        ],
+    )
+    def test_limits(self, here: Path, rules: str, room: str) -> None:
+        (here / "mesh.yaml").write_text(MESH.replace("tests:", f"  - {rules}\ntests:"), encoding="utf-8")
+        result = run("explain", "--from", "web", "--to", "db")
+        assert f"\nAt once into one sidecar, of all callers that a rule covers: {room}.\n" in result.stdout
+
+    def test_no_limit_is_not_spoken_of(self) -> None:
+        assert "At once" not in run("explain", "--from", "web", "--to", "api:http").stdout
+
+    @pytest.mark.parametrize(
         ("source", "target", "line"),
         [
             ("wbe", "db", "error: unknown service 'wbe' (did you mean 'web'?)"),

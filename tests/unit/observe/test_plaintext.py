@@ -69,6 +69,18 @@ def test_of_those_who_were_let_in_the_one_that_was_longest_away_makes_room() -> 
     assert {at(0).partition(":")[0], at(999).partition(":")[0]} <= addresses
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_many_addresses_of_one_network_push_out_each_other_and_nobody_else(allowed: bool) -> None:
+    callers = PlaintextCallers()
+    callers.note("http", "10.0.0.1:40000", NOW, allowed=allowed)
+    callers.note("http", "[fd00:0:0:1::1]:40000", NOW, allowed=allowed)
+    for number in range(2 * MAX_CALLERS):
+        callers.note("http", f"[fd00::{number:x}]:40000", NOW + timedelta(seconds=number), allowed=allowed)
+    addresses = {one.address for one in callers.current()}
+    assert {"10.0.0.1", "fd00:0:0:1::1"} <= addresses
+    assert len(addresses) == MAX_CALLERS
+
+
 def test_who_did_not_come_for_long_is_forgotten_and_makes_room() -> None:
     callers = PlaintextCallers()
     for number in range(MAX_CALLERS):
