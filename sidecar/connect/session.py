@@ -128,7 +128,10 @@ def own_user_only(handler: Handler, user: int, find: Callable[[Ends], int | None
             ends = sock.getpeername()[:2], sock.getsockname()[:2]
         except OSError as error:
             raise Refused(Reason.CLIENT_RESET, f"lost the connection: {error.strerror or error}") from error
-        found = yield partial(trio.to_thread.run_sync, find, ends)
+        try:
+            found = yield partial(trio.to_thread.run_sync, find, ends)
+        except RuntimeError as error:  # the system has no thread left
+            raise Refused(Reason.OVERLOADED, f"whose connection it is could not be looked up: {error}") from error
         if found != user:
             whose = "a program that is gone" if found is None else f"user {found}"
             raise Refused(

@@ -33,7 +33,7 @@ from sidecar.connect.words import PersonLog
 from sidecar.documents.address import Address, parse_address
 from sidecar.host.clock import utc_now
 from sidecar.identity.keys import new_key
-from sidecar.identity.reasons import Refused
+from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.lines import Lines
@@ -346,6 +346,19 @@ async def test_a_connection_of_nobody_known_is_refused(owner: int | None) -> Non
                     with pytest.raises(StopIteration):
                         steps.send(answer)
     assert served == ["yes"]
+
+
+async def test_one_whose_owner_cannot_be_looked_up_for_want_of_a_thread_is_refused_in_words() -> None:
+    record = ConnectionRecord("outbound", "user/alice", "redis", 0.0, upstream="db:redis")
+    lines = Lines(record, lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        sock, _ = server.accept()
+        with sock:
+            steps = own_user_only(lambda *_: pytest.fail("it is served"), os.getuid())(sock, lines, Live())
+            next(steps)
+            with pytest.raises(Refused, match="could not be looked up: can't start new thread") as refused:
+                steps.throw(RuntimeError("can't start new thread"))
+    assert refused.value.reason is Reason.OVERLOADED
 
 
 def ends_of(sock: socket.socket) -> Ends:
