@@ -45,10 +45,13 @@ def test_up_again_changes_nothing_and_after_a_change_what_changed(mesh: Applicat
 
 _LOAD = """
 import http.client, json, signal, sys, time
-end, told, told_to_stop = time.time() + float(sys.argv[1]), {"asked": 0, "answered": 0, "refused": 0}, []
+end, told_to_stop = time.time() + float(sys.argv[1]), []
+told = {"asked": 0, "answered": 0, "refused": 0, "gaps": []}
+well, lost = time.time(), 0
 signal.signal(signal.SIGTERM, lambda *_: told_to_stop.append(1))
 while time.time() < end and not told_to_stop:
     told["asked"] += 1
+    before = told["answered"]
     try:
         connection = http.client.HTTPConnection("localhost", 8000, timeout=8)
         connection.request("GET", "/teapot")
@@ -56,10 +59,16 @@ while time.time() < end and not told_to_stop:
         connection.close()
     except OSError:
         told["refused"] += 1
+    if told["answered"] == before:
+        lost += 1
+    else:
+        if lost:
+            told["gaps"].append((round(time.time() - well, 2), lost))
+        well, lost = time.time(), 0
     time.sleep(0.02)
 print(json.dumps(told))
 """
-"""A customer who never asks twice for the same."""
+"""A customer who never asks twice for the same. A gap: the seconds from one answer to the next, and how many were lost."""
 
 _STOP = """
 import os, signal, pathlib
@@ -112,6 +121,33 @@ def test_a_new_job_under_load_costs_nobody_a_request(mesh: Application) -> None:
     assert told["asked"] == told["answered"] > 20
     FIGURES["a job is added and taken away under load"] = (
         f"0 of {told['asked']} requests were lost, and nothing else was recreated"
+    )
+
+
+RESTARTS = int(os.environ.get("RESTARTS", "5"))
+
+
+def test_a_restart_of_a_sidecar_under_load_is_one_gap(mesh: Application) -> None:
+    """A graceful restart loses what is asked while nobody listens, and nothing before or after that; no more than a kill."""
+    command = ["docker", "exec", mesh.container("web"), "python3", "-c", _LOAD, "600"]
+    gaps: dict[str, list[tuple[float, int]]] = {}
+    for patience in ("10", "0"):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+            try:
+                for _ in range(RESTARTS):
+                    quiet(1)
+                    docker("restart", "--time", patience, mesh.container("api-mesh"))
+                    back(mesh, "a restart of api-mesh")
+                quiet(1)
+            finally:
+                mesh.python("web", _STOP)
+                told = json.loads(load.communicate(timeout=30)[0])
+        assert 0 < len(told["gaps"]) <= RESTARTS, told
+        assert sum(lost for _, lost in told["gaps"]) == told["asked"] - told["answered"], told
+        gaps[patience] = sorted(told["gaps"])
+    FIGURES[f"{RESTARTS} restarts of api-mesh under load, one gap each"] = "; ".join(
+        f"{what}: {', '.join(f'{seconds:.1f} s ({lost} lost)' for seconds, lost in gaps[patience])}"
+        for what, patience in (("graceful", "10"), ("killed", "0"))
     )
 
 
