@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.documents.printable import printable
+from sidecar.identity.reasons import Reason
 from sidecar.observe.traffic import PLAINTEXT
 
 MAX_TEXT = 300
@@ -261,7 +262,8 @@ def _flow(service: str, one: Mapping[str, Any]) -> Flow:
     inbound, caller, callee, port = _ends(service, one, _text(one, "peer", MAX_NAME))
     plaintext = inbound and caller == PLAINTEXT  # no identity is reported by that name
     to_app, from_app, rule = _number(one, "to_app"), _number(one, "from_app"), _text(one, "rule", MAX_NAME)
-    refused = sum(_number(_mapping(one.get("refused")), name) for name in _mapping(one.get("refused")))
+    refused, ended = (_mapping(one.get(name)) for name in ("refused", "ended"))
+    probes = _number(ended, Reason.PROBE)  # a port check, `sidecar verify`, a listener that waits: nobody's call
     return Flow(
         key=("inbound" if inbound else "outbound", caller if inbound else callee, port, rule),
         caller="" if plaintext else caller,
@@ -269,9 +271,9 @@ def _flow(service: str, one: Mapping[str, Any]) -> Flow:
         port=port,
         rule=rule,
         inbound=inbound,
-        opened=_number(one, "opened"),
+        opened=max(_number(one, "opened") - probes, 0),
         live=_number(one, "live"),
-        refused=refused,
+        refused=sum(_number(refused, name) for name in refused if name != Reason.PROBE),
         to_callee=to_app if inbound else from_app,
         to_caller=from_app if inbound else to_app,
         streams=_number(one, "streams"),

@@ -250,6 +250,7 @@ _REFUSED_PEERS: tuple[Meaning, ...] = (
         (
             "A health check of Docker, a load balancer, `wait-for-it`, or monitoring.",
             '`sidecar verify`, if the line has `"probe": true`: it was announced, let in, and ended before the app.',
+            "A caller's listener that waits for its target (`timeouts.wait`): marked so too, with the reason `ok`.",
         ),
     ),
 )

@@ -109,8 +109,8 @@ class Metrics:
         # Inbound, the label is our own port, since `upstream` is the app's address.
         label = record.port if record.direction == "inbound" else str(record.upstream)
         self.ended[record.direction, label, record.decision, str(record.outcome)] += 1
-        # What `sidecar verify` tries raises no alert, and is no call that somebody needs (`sidecar policy learn`).
-        reason = Reason.PROBE if record.probe else record.outcome
+        # What `sidecar verify` or a waiting listener tries raises no alert, and is no call that somebody needs.
+        reason = Reason.PROBE if record.probe or record.trial else record.outcome
         if record.traffic is None:
             self.edges[record.edge].refused[reason] += 1
         else:

@@ -10,6 +10,9 @@ from sidecar.observe.traffic import OTHERS, PLAINTEXT, Edge, Traffic
 
 Direction = Literal["inbound", "outbound"]
 
+GREETING = 1024
+"""The most bytes that an app may say to a trial before it ends, as MySQL and SMTP servers speak first."""
+
 
 @dataclass(slots=True)
 class ConnectionRecord:
@@ -20,8 +23,9 @@ class ConnectionRecord:
     (outbound). ``plaintext``: the caller speaks no TLS, and so has no identity (inbound). ``client_address`` is the local
     caller's (outbound). ``reused``: it is a further stream on the kept channel ``channel_id``. That and ``connection_id``
     are the same at both ends. ``traffic``: where it is counted, once it was let in. ``probe``: it is one of `sidecar
-    verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`). ``altered``: what came from the peer was
-    altered on the way. Neither is a field of the line.
+    verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`). ``trial``: our policy allows it, and its caller
+    says that none of its apps calls (:mod:`sidecar.proxy.waiting`); its line is a probe's. ``altered``: what came from the peer
+    was altered on the way.
     """
 
     direction: Direction
@@ -44,6 +48,7 @@ class ConnectionRecord:
     channel_id: str | None = None
     reused: bool = False
     probe: bool = False
+    trial: bool = False
     plaintext: bool = False
     unverified: dict[str, Any] = field(default_factory=dict)
     reason: Reason | None = None
@@ -93,7 +98,11 @@ class ConnectionRecord:
             raise RuntimeError("a connection was logged twice")
         self._finished = True
         if self.bytes_to_app:
-            self.probe = False  # a probe has nothing to say to an app: whoever has is a caller as any other
+            self.probe = self.trial = (
+                False  # neither has anything to say to an app: whoever has is a caller as any other
+            )
+        if self.bytes_from_app > GREETING:
+            self.trial = False  # it is the caller's word alone, and whoever stays to read is a caller too
         line: dict[str, Any] = {
             "direction": self.direction,
             "service": self.service,
@@ -115,7 +124,7 @@ class ConnectionRecord:
             "reused": self.reused,
         }
         for name in ("client_address", "peer_reason", "dry_run", "probe", "plaintext", "unverified", "message"):
-            value = getattr(self, name)
+            value = getattr(self, name) or (name == "probe" and self.trial)
             if value:
                 line[name] = list(value) if name == "dry_run" else value
         return line

@@ -185,6 +185,7 @@ def _admit(
                 Reason.HANDSHAKE_FAILED,
                 f"was not told to expect a probe of {caller}: `sidecar verify` announces it at this sidecar's own socket",
             )
+        record.trial = Attribute.TRIAL in opening.attributes
         record.unverified = claims_of(opening)
         seconds = min(seconds, opening.milliseconds / 1000)
     if node.draining and node.config.has_replicas:

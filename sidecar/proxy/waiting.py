@@ -4,7 +4,8 @@ How this works. A listener that is open at once tells a lie to `wait-for-it`, `n
 a service by connecting to it: they reach the sidecar, though the service's app is not up. So a closed listener has its
 address, and refuses connections as the app itself would. Trials find out when to open it: for an inbound listener a
 connection to the app, for an outbound one a connection through the mesh up to the verdict, since a callee's sidecar connects
-to its app before it answers. No trial carries a byte of an app.
+to its app before it answers. No trial carries a byte of an app. It says that it is one, so that nobody takes it for a call:
+the callee logs it as a probe, and `sidecar policy learn` learns nothing from it.
 
 Only a target that cannot be reached is waited for (:func:`is_not_yet`). After any other refusal, and where our own policy
 denies the call, the listener opens: the call is then refused by name, in the log. It also opens when the time is up.
@@ -30,6 +31,7 @@ from sidecar.proxy.channels import PeerChannel
 from sidecar.proxy.listener import Listener
 from sidecar.proxy.node import Node
 from sidecar.proxy.outbound import find_peer
+from sidecar.relay.frames import Attribute
 from sidecar.transport import dial, proxy_protocol, sockets
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
@@ -120,7 +122,7 @@ async def ask_callee(node: Node, route: Outbound, upstream: dial.Upstream) -> Re
         return None
     record = ConnectionRecord("outbound", node.config.service, route.port, node.time(), upstream=str(route.target))
     try:
-        found = await find_peer(node, snapshot, route, upstream, record, lambda: None)
+        found = await find_peer(node, snapshot, route, upstream, record, lambda: None, Attribute.TRIAL)
     except Refused as refusal:
         return refusal if is_not_yet(refusal) else None
     await end_unused(found)

@@ -83,6 +83,8 @@ class Attribute(IntEnum):
     CLIENT_ADDRESS = 1
     PROBE_THROUGH = 2
     """The stream is a probe, to the app and no byte further. A callee that was not told of it carries it as any other."""
+    TRIAL = 4
+    """The caller's listener waits for the app (:mod:`sidecar.proxy.waiting`): no app calls, and no byte is sent to it."""
     PROBE = 0x8003
     """The stream is a probe: it ends before the app is reached. A callee that was not told of it refuses it, as does one
     that does not know what this is."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from sidecar.config.sidecar_yaml import Timeouts
 from sidecar.documents.address import Address
 from sidecar.observe import probe as client
 from sidecar.proxy import probing
@@ -16,7 +17,7 @@ from sidecar.proxy.probing import Probing
 from sidecar.transport.http1 import Peer, Request
 from tests.beds.admin import LOOPBACK, admin, asked
 from tests.beds.live import exchange
-from tests.beds.mesh import MESH, App, Foreigner, connect, mesh_bed, outbound
+from tests.beds.mesh import MESH, PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound
 from tests.beds.processes import free_port
 from tests.beds.verified import VerifyBed, verify_bed
 
@@ -78,6 +79,26 @@ async def test_a_call_of_a_sidecar_that_was_announced_is_a_call_as_ever() -> Non
         sock.close()
         assert "probe" not in await bed.api.log.connection()
         assert bed.app.connections == 1
+
+
+async def test_the_trial_that_was_let_in_is_a_probe_in_the_callee_s_log_and_a_call_is_none() -> None:
+    async with mesh_bed() as bed:
+        app = await bed.app()
+        api = await bed.sidecar("api", inbound=[inbound("http", app.address)])
+        web = await bed.sidecar(
+            "web", outbound=[outbound("api", "http", api.address("http"))], timeouts=Timeouts(wait=600.0)
+        )
+        with trio.fail_after(PATIENCE):
+            while web.server.waiting.reasons:
+                await trio.lowlevel.checkpoint()
+        with await connect(web.address("api:http", "outbound")) as caller:
+            await exchange(caller)
+        await api.log.until(lambda: len(api.log.events("connection")) == 2)
+        lines = api.log.events("connection")
+        assert [(line["reason"], line["decision"], line.get("probe", False)) for line in lines] == [
+            ("ok", "allow", True),
+            ("ok", "allow", False),
+        ]
 
 
 @pytest.mark.parametrize("to", ["api:metrics", "db:5432", "nobody:80", "127.0.0.1:80", ""])

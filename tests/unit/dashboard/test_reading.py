@@ -68,6 +68,14 @@ def test_the_ends_of_a_flow_are_the_same_from_both_sides() -> None:
     assert (out.to_callee, out.to_caller) == (into.to_callee, into.to_caller) == (700, 6300)
 
 
+def test_a_probe_is_nobody_s_call_and_no_refusal() -> None:
+    edge = inbound("web", "http", 7, ended={"probe": 2, "ok": 5}, refused={"probe": 3, "expired": 1})
+    (one,) = read(shown(entry("api", edges=[edge])), NOW).sidecars
+    assert (one.flows[0].opened, one.flows[0].refused) == (5, 1)
+    (one,) = read(shown(entry("api", edges=[inbound("web", "http", 1, ended={"probe": 9})])), NOW).sidecars
+    assert one.flows[0].opened == 0, "whatever a report says"
+
+
 def test_a_call_whose_target_is_not_one() -> None:
     (one,) = read(shown(entry("web", edges=[outbound("api:http or db:sql", 1)])), NOW).sidecars
     assert (one.flows[0].callee, one.flows[0].port) == ("api", "http or db:sql")

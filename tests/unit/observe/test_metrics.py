@@ -60,6 +60,15 @@ def test_what_verify_tries_is_refused_as_a_probe() -> None:
     assert traffic.refused == {Reason.PROBE: 1, Reason.POLICY_DENIED: 1}
 
 
+def test_a_trial_that_was_let_in_ends_as_a_probe_and_its_twin_as_a_call() -> None:
+    for trial, reason in ((True, Reason.PROBE), (False, Reason.OK)):
+        metrics, tried = Metrics(), ended()
+        tried.trial = trial
+        traffic = metrics.let_in(tried, 1.0, stream=True)
+        metrics.add(tried, "now")
+        assert (traffic.opened, traffic.ended) == (1, {reason: 1})
+
+
 def test_refusals_are_kept_and_what_was_let_in_is_not() -> None:
     metrics = Metrics()
     metrics.add(ended(), "then")

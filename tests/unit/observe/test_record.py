@@ -95,6 +95,13 @@ def test_whoever_has_something_to_say_to_an_app_is_no_probe() -> None:
         assert record.finish(1).get("probe", False) is marked
 
 
+def test_a_trial_s_line_is_a_probe_s_unless_it_says_something_or_stays_to_read() -> None:
+    for sent, heard, marked in ((0, 1024, True), (1, 0, False), (0, 1025, False)):
+        record = ConnectionRecord("inbound", "api", "http", 0, trial=True, bytes_to_app=sent, bytes_from_app=heard)
+        record.end(Reason.OK)
+        assert (record.finish(1).get("probe", False), record.trial) == (marked, marked)
+
+
 def test_a_probe_that_was_let_in_is_no_refusal_and_a_port_check_is_one() -> None:
     for probe, decision in ((True, "allow"), (False, "deny")):
         record = ConnectionRecord("inbound", "api", "http", 0, probe=probe, decision="allow")
