@@ -24,8 +24,8 @@ class ConnectionRecord:
     caller's (outbound). ``reused``: it is a further stream on the kept channel ``channel_id``. That and ``connection_id``
     are the same at both ends. ``traffic``: where it is counted, once it was let in. ``probe``: it is one of `sidecar
     verify`'s, as we were told beforehand (:mod:`sidecar.observe.announced`). ``trial``: our policy allows it, and its caller
-    says that none of its apps calls (:mod:`sidecar.proxy.waiting`); its line is a probe's. ``altered``: what came from the peer
-    was altered on the way.
+    says that none of its apps calls (:mod:`sidecar.proxy.waiting`); its line is a probe's. ``altered``: what came from the
+    peer was altered on the way.
     """
 
     direction: Direction
@@ -124,7 +124,7 @@ class ConnectionRecord:
             "reused": self.reused,
         }
         for name in ("client_address", "peer_reason", "dry_run", "probe", "plaintext", "unverified", "message"):
-            value = getattr(self, name) or (name == "probe" and self.trial)
+            value = self.probe or self.trial if name == "probe" else getattr(self, name)
             if value:
                 line[name] = list(value) if name == "dry_run" else value
         return line
