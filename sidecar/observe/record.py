@@ -124,7 +124,7 @@ class ConnectionRecord:
             "reused": self.reused,
         }
         for name in ("client_address", "peer_reason", "dry_run", "probe", "plaintext", "unverified", "message"):
-            value = self.probe or self.trial if name == "probe" else getattr(self, name)
+            value: Any = self.probe or self.trial if name == "probe" else getattr(self, name)
             if value:
                 line[name] = list(value) if name == "dry_run" else value
         return line

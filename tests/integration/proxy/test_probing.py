@@ -88,6 +88,7 @@ async def test_the_trial_that_was_let_in_is_a_probe_in_the_callee_s_log_and_a_ca
         web = await bed.sidecar(
             "web", outbound=[outbound("api", "http", api.address("http"))], timeouts=Timeouts(wait=600.0)
         )
+        await api.log.until(lambda: bool(api.log.events("connection")))
         with trio.fail_after(PATIENCE):
             while web.server.waiting.reasons:
                 await trio.lowlevel.checkpoint()
