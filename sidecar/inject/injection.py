@@ -26,7 +26,7 @@ from sidecar.inject.facts import Place, known_ways, read_facts, refuse_contradic
 from sidecar.inject.kept import Earlier, is_stale, keep, lets_in_more
 from sidecar.inject.layout import layout_of, parse_override
 from sidecar.inject.listening import is_worker, listening_ports
-from sidecar.inject.meshtext import Existing, edited_ports, mesh_text, port_names, proposals
+from sidecar.inject.meshtext import OBSERVE, Existing, edited_ports, mesh_text, observe_lasts, port_names, proposals
 from sidecar.inject.options import Options, Record, record_line
 from sidecar.inject.override import override_text
 from sidecar.inject.picture import left_out, lost_networks, picture, warnings
@@ -140,10 +140,8 @@ def inject(inputs: Inputs) -> Injection:
     layout = inputs.before.layout if inputs.before is not None and not inputs.relayout else Layout()
     static = (*find_static_references(application, apps, texts), *cluster_references(clusters))
     is_foreseen = _foreseen(inputs, edges)
-    called = {(edge.caller, edge.callee) for edge in edges}
-    topology = lay_out(
-        application, apps, excluded, static, ports, layout, is_foreseen, lambda *pair: options.observe or pair in called
-    )
+    calls = _why_called(edges, lasts=options.observe and observe_lasts(inputs.existing, inputs.today))
+    topology = lay_out(application, apps, excluded, static, ports, layout, is_foreseen, calls)
     if not topology.slots:
         reasons = "\n".join(left_out(topology.excluded))
         raise UsageError(f"{name}: there are no two services that a mesh could connect\n{reasons}")
@@ -243,14 +241,13 @@ def inject(inputs: Inputs) -> Injection:
     files |= {f"{MESH_DIRECTORY}/{path}": text for path, text in scrape.items()}
     readers = readers_of(application, options.state, inputs.project, inputs.real)
     writers = writers_of(application, inputs.project, inputs.real)
+    plain = {name for name in topology.slots if workers.issuperset(it.name for it in apps[name].members)}
     quiet = {
         name
         for name in topology.slots
-        if name in answers
-        or workers.issuperset(it.name for it in apps[name].members)
-        or any(it.declared("udp") for it in apps[name].members)
+        if name in answers or name in plain or any(it.declared("udp") for it in apps[name].members)
     }
-    silent = unreached(topology.slots, mentions, edges, ports, quiet, observe=options.observe)
+    silent = unreached(topology.slots, mentions, edges, ports, quiet, plain - answers.keys(), observe=options.observe)
     found = warnings(edges, apps, topology, options, readers, writers)
     return Injection(
         files=files,
@@ -356,6 +353,17 @@ def _foreseen(inputs: Inputs, edges: tuple[Edge, ...]) -> Callable[[str, str, in
         return any(decide(mesh, mesh.identity(caller), callee, name, now).allowed for name in names)
 
     return is_foreseen
+
+
+def _why_called(edges: tuple[Edge, ...], *, lasts: bool) -> Callable[[str, str], str | None]:
+    """Why an app must reach an outsider, if it must. ``lasts``: ``--observe`` lets everybody call everybody."""
+    called = {(edge.caller, edge.callee) for edge in edges}
+    perhaps = f"the app may call it, while the rule '{OBSERVE}' lasts" if lasts else None
+
+    def why(app: str, outsider: str) -> str | None:
+        return "the app calls it" if (app, outsider) in called else perhaps
+
+    return why
 
 
 def _is_broker(service: ComposeService, bases: Mapping[str, str]) -> bool:

@@ -41,6 +41,16 @@ class Existing:
     proposed: frozenset[str] | None
 
 
+def observe_lasts(existing: Existing | None, today: date) -> bool:
+    """Whether the rule that ``--observe`` writes is in force, or this run writes it: a person may have removed it."""
+    if existing is None:
+        return True
+    rules = [rule for rule in existing.mesh.rules if rule.name == OBSERVE]
+    if not rules:
+        return OBSERVE not in (existing.proposed or ())
+    return any(rule.until is None or rule.until >= today for rule in rules)
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A rule that the application gives a reason for. ``name`` is the default name of such a rule in the policy. ``caller``

@@ -44,11 +44,12 @@ def unreached(
     edges: tuple[Edge, ...],
     ports: Mapping[str, tuple[Port, ...]],
     quiet: Collection[str],
+    workers: Collection[str],
     *,
     observe: bool,
 ) -> Iterator[str]:
     """What nobody can reach, the most serious first. ``quiet`` are apps whose ports were answered for, workers, and those
-    that serve UDP."""
+    that serve UDP. ``workers``: those that were taken for such, of whose ports nobody said a word."""
     if not edges and not observe:
         yield (
             "no call between these services was found in the files, so every call will be refused: run `sidecar inject "
@@ -70,6 +71,14 @@ def unreached(
     if unnamed:
         them = "them" if unnamed[1:] else "it"
         yield f"{', '.join(unnamed)}: no port known, nobody can reach {them}; --port {unnamed[0]}=…, {_NONE}"
+    # Whoever observes expects that everything goes on. A port that is called and not known is the one thing that does not.
+    portless = [name for name in sorted(meshed) if observe and name in workers and not ports[name]]
+    if portless:
+        them, it = ("them", "one") if portless[1:] else ("it", "it")
+        yield (
+            f"{', '.join(portless)}: no port known, so nobody can call {them}, also with --observe: --port "
+            f"{portless[0]}=… if somebody calls {it}"
+        )
 
 
 def _where(name: str, mentions: tuple[Mention, ...], edges: tuple[Edge, ...]) -> str:

@@ -151,11 +151,12 @@ def lay_out(
     ports: Mapping[str, tuple[Port, ...]],
     layout: Layout,
     is_foreseen: Callable[[str, str, int | None], bool],
-    calls: Callable[[str, str], bool] = lambda *_: False,
+    calls: Callable[[str, str], str | None] = lambda *_: None,
 ) -> Topology:
     """What is in ``layout``, that of the last run, stays as it is. An app that was there gets the names of new callees only
-    if ``is_foreseen`` says of it and the callee that it calls it. ``calls`` says of an app and an outsider whether the app
-    calls it. Raises :class:`UsageError` if an added service or network has a name that the application uses already."""
+    if ``is_foreseen`` says of it and the callee that it calls it. ``calls`` says of an app and an outsider why the app must
+    reach it, if it must. Raises :class:`UsageError` if an added service or network has a name that the application uses
+    already."""
     excluded = dict(excluded)
     while True:
         meshed = [name for name in sorted(apps) if name not in excluded]
@@ -286,7 +287,7 @@ def _plain_networks(
     stays: Mapping[tuple[str, str], str],
     ports: Mapping[str, tuple[Port, ...]],
     layout: Layout,
-    calls: Callable[[str, str], bool],
+    calls: Callable[[str, str], str | None],
 ) -> tuple[tuple[PlainNetwork, ...], tuple[tuple[str, str], ...]]:
     """And the pairs of app and outsider that are parted."""
     found: list[PlainNetwork] = []
@@ -312,13 +313,15 @@ def _plain_networks(
     return tuple(found), tuple(sorted(near - met))
 
 
-def _why_beside(app: App, outsider: str, excluded: Mapping[str, str], calls: Callable[[str, str], bool]) -> str | None:
+def _why_beside(
+    app: App, outsider: str, excluded: Mapping[str, str], calls: Callable[[str, str], str | None]
+) -> str | None:
     """Why an outsider must meet the app itself."""
     if udp_beside(app):
         return "the app serves UDP, which no sidecar carries"
     if excluded[outsider] == ASKS_DOCKER:
         return "it asks Docker for the app's own address"
-    return "the app calls it" if calls(app.name, outsider) else None
+    return calls(app.name, outsider)
 
 
 def _names_of(apps: Mapping[str, App], name: str, network: str, outsiders: Iterable[str]) -> tuple[str, ...]:

@@ -355,8 +355,23 @@ def test_while_everything_is_allowed_every_app_may_call_every_outsider() -> None
     injection = inject(inputs(SERVICES, options=replace(OPTIONS, observe=True)))
     assert "db-plain-beside" in override(injection)["networks"]
     assert injection.topology.parted == ()
+    assert any("(the app may call it, while the rule 'observe' lasts)" in it for it in injection.warnings)
     ended = inject(replace(again(inputs(SERVICES), injection), options=OPTIONS))
     assert "db-plain-beside" not in override(ended)["networks"]
+
+
+@pytest.mark.parametrize(("days", "removed", "beside"), [(1, False, True), (15, False, False), (0, True, False)])
+def test_when_that_rule_has_run_out_or_was_removed_only_the_apps_that_call_an_outsider_do(
+    days: int, removed: bool, beside: bool
+) -> None:
+    asked = inputs(SERVICES, options=replace(OPTIONS, observe=True))
+    injection = inject(asked)
+    text = injection.files[MESH_FILE]
+    rule = next(line for line in text.splitlines(keepends=True) if "name: observe" in line)
+    edited = text.replace(rule, "") if removed else None
+    later = inject(replace(again(asked, injection, edited), today=TODAY + timedelta(days=days)))
+    assert ("db-plain-beside" in override(later)["networks"]) is beside
+    assert any("strict is not complete" in it for it in later.warnings) is beside
 
 
 PAST: dict[str, tuple[dict[str, Any], str]] = {

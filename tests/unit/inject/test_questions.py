@@ -69,6 +69,19 @@ def test_the_twins_about_which_nothing_is_said(service: dict[str, Any]) -> None:
     assert said({"web": {"expose": ["80"], "depends_on": ["other", "db"]}, "other": service, "db": DB}) == []
 
 
+def test_whoever_observes_hears_of_workers_too_as_their_ports_are_what_does_not_go_on() -> None:
+    services = {"web": {"expose": ["80"], "depends_on": ["db"]}, "job": {"restart": "no"}, "db": DB}
+    observed = replace(OPTIONS, observe=True)
+    assert said(services, options=observed) == [
+        "job: no port known, so nobody can call it, also with --observe: --port job=… if somebody calls it"
+    ]
+    assert said(services, options=replace(observed, ports={"job": ()})) == []
+    assert said(services, options=replace(observed, ports={"job": (9,)})) == []
+    assert said({**services, "task": services["job"]}, options=observed) == [
+        "job, task: no port known, so nobody can call them, also with --observe: --port job=… if somebody calls one"
+    ]
+
+
 def test_a_job_that_others_wait_for() -> None:
     done = {"prepare": {"condition": "service_completed_successfully", "required": True}}
     assert (
