@@ -182,6 +182,7 @@ def inject(inputs: Inputs) -> Injection:
         filename=MESH_FILE,
         existing=inputs.existing,
     )
+    days = outsiders.ruled(days, written.mesh)
     if written.mesh.alarm is not None:
         refuse_networks(application, {OUT})
     digest = sha256(written.text.encode()).hexdigest()

@@ -72,6 +72,15 @@ def last_days(
     return found, dict(sorted(recorded.items()))
 
 
+def ruled(days: Days, mesh: Mesh) -> dict[str, dict[str, date]]:
+    """The days of the ports that a rule of ``mesh.yaml``, as it is written now, opens or has opened to plaintext. One whose
+    rule a person removed is strict from now on."""
+    return {
+        app: {name: day for name, day in by_port.items() if any(True for _ in _ruled(mesh, Target(app, name)))}
+        for app, by_port in days.items()
+    }
+
+
 def _said(keys: Mapping[str, Any]) -> date | None:
     try:
         return parse_day(str(keys["until"]))

@@ -284,6 +284,11 @@ def test_a_rule_that_a_person_removed_stays_removed() -> None:
     assert is_let_in(after, TODAY, "web", "80")
     assert [it for it in after.warnings if "in plaintext" in it and "db" in it] == [], "it does not come any more"
     assert any(it.startswith("old comes to web in plaintext") for it in after.warnings), "the twin"
+    assert days(after) == {}
+    assert {it.mode for it in wiring(after, "db").inbound} == {"strict"}, "and nothing calls the port permissive"
+    assert {it.mode for it in wiring(after, "web").inbound} == {"strict", "permissive"}, "the twin"
+    back = later(after, 2, mesh=first.files[MESH_FILE] + "# mine\n")
+    assert permissive(back, "db") == permissive(first, "db"), "who writes the rule again has its day again"
     assert any(
         "plaintext->db:6379 (old: not in the mesh) is not allowed there, and stays so" in it for it in after.warnings
     )
