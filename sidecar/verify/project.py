@@ -33,6 +33,7 @@ from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_DIRECTORY, OVERRIDE
 from sidecar.inject.options import read_record
 from sidecar.inject.project import read_text
+from sidecar.inject.published import published_network
 from sidecar.inject.state import Certs, run_certs
 from sidecar.inject.topology import CA, MESH, sidecar_of
 from sidecar.policy.decide import callers, decide
@@ -83,7 +84,8 @@ def compose(
         place.doors[config.service] = CommandDoor(partial(run, sidecar_of(config.service)))
         between = [one for one in listeners_of(config) if _is_on(one, record.layout.subnets.get(MESH))]
         place.listeners += between
-        place.not_covered += _elsewhere(config, {one.address for one in between})
+        published = record.layout.subnets.get(published_network(config.service))
+        place.not_covered += _elsewhere(config, {one.address for one in between}, published)
         place.edges += _edges(config, mesh)
 
     def from_the_network(text: str) -> str:
@@ -102,14 +104,15 @@ def _is_on(listener: Listener, network: IPv4Network | None) -> bool:
     return network is None or not isinstance(address, IPv4Address) or address in network
 
 
-def _elsewhere(config: Config, between: Collection[str]) -> Iterator[str]:
+def _elsewhere(config: Config, between: Collection[str], published: IPv4Network | None) -> Iterator[str]:
     for port in config.inbound:
         if str(port.listen) not in between:
-            whom = (
-                "outsiders come in plaintext"
-                if port.mode == "permissive"
-                else "the host's callers come (--publish-mesh)"
-            )
+            if published is not None and port.listen.ip in published:
+                whom = "the host's callers come (--publish-mesh)"
+            elif port.mode == "permissive":
+                whom = "outsiders come in plaintext"
+            else:
+                whom = "outsiders come, whose plaintext is refused"
             yield f"{config.service}:{port.port} at {port.listen}, where {whom}: nobody of the mesh can ask there"
 
 

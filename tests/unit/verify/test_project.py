@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -133,6 +134,15 @@ def test_a_stranger_is_asked_on_the_mesh_network_alone(home: Path) -> None:
     assert len(place.listeners) == 4, "web, api, and the sidecars' own"
     told = [it for it in place.not_covered if "nobody of the mesh can ask there" in it]
     assert [("api" in it, "plaintext" in it) for it in told] == [(True, False), (True, True), (False, True)]
+    assert "(--publish-mesh)" in told[0]
+    wiring = home / "mesh" / "sidecars" / "api.yaml"
+    strict = re.sub(r"mode: permissive, until: \S+?}", "mode: strict}", wiring.read_text())
+    assert strict != wiring.read_text()
+    wiring.write_text(strict)
+    place = project.compose(home, {"MESH_STATE": str(home / "state")}, Engine(published), CaStandIn(), lambda _: None)  # type: ignore[arg-type]
+    told = [it for it in place.not_covered if it.startswith("api:") and "nobody of the mesh can ask there" in it]
+    assert ["(--publish-mesh)" in it for it in told] == [True, False]
+    assert "where outsiders come, whose plaintext is refused" in told[1]
 
 
 def test_the_probe_gets_certificates_of_its_own_and_one_is_revoked(home: Path) -> None:
