@@ -149,6 +149,7 @@ SECURITY: dict[str, tuple[str, ...]] = {
     "certs/passes": ("unit/certs/cli/test_passes.py",),
     "person": (),
     "owner": (),
+    "guard": ("integration/dashboard/test_server.py",),
     "certs/authority": (
         "unit/certs/cli/test_ca.py",
         "unit/certs/registrar/test_rotation.py",

@@ -102,6 +102,8 @@ def is_refusal(body: list[ast.stmt]) -> bool:
             return True
         case ast.Return(value=ast.Constant(value=value)):
             return not value or isinstance(value, str)
+        case ast.Return(value=ast.Tuple(elts=[ast.Constant(value=int(status)), *_])):
+            return status >= 400  # of HTTP
         case ast.Return(value=ast.JoinedStr() | ast.Attribute(value=ast.Name(id="Reason" | "Denial"))):
             return True
         case ast.Continue():

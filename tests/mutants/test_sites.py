@@ -14,7 +14,7 @@ from tests.mutants.bed import compiled
 from tests.mutants.modules import MissingError
 from tests.mutants.mutant import site
 from tests.mutants.patch import exchange, living_functions
-from tests.mutants.sites import sites
+from tests.mutants.sites import is_refusal, sites
 
 TEXT = '''
 """A module."""
@@ -68,6 +68,11 @@ def test_what_makes_a_mutant_by_itself() -> None:
         *(f"Desk.check:negated:{n}" for n in (1, 2)),
         *(f"Desk.ask:operand:{n}" for n in (1, 2)),
     }
+
+
+@pytest.mark.parametrize(("text", "refuses"), [("return 403, 'no'", True), ("return 200, 'yes'", False)])
+def test_a_status_of_http_with_its_words_is_a_refusal(text: str, refuses: bool) -> None:
+    assert is_refusal(ast.parse(f"def one():\n {text}").body[0].body) is refuses  # type: ignore[attr-defined]
 
 
 def test_an_id_survives_reformatting_comments_and_another_place_in_the_file() -> None:
