@@ -82,8 +82,8 @@ def verdict(answers: Sequence[Answer], services: Services) -> dict[str, str]:
     if worst.state == GOOD:
         return {
             "state": GOOD,
-            "text": f"All is well: {_number(reporting, 'service')}, every connection encrypted, "
-            f"nothing refused {IN_WORDS}, every certificate renewed in time.",
+            "text": f"All is well: {_let_in(reporting)}, nothing refused {IN_WORDS}, "
+            "every certificate renewed in time.",
         }
     more = sum(1 for one in answers if one is not worst and one.state in (LOOK, BAD))
     tail = f" {more} more below." if more else ""
@@ -105,7 +105,7 @@ def _encrypted(services: Services, not_seen: Mapping[str, Sequence[str]]) -> Ans
         many = _number(callers, "caller") if callers else "no caller so far"
         parts: tuple[Part, ...] = (f"No: {where} still {_takes(len(clear))} plaintext ({many}).{unseen}",)
         return Answer("encrypted", question, LOOK, parts, f"Not everything is encrypted: {where} takes plaintext.")
-    text = f"Yes: all that the sidecars of {_number(len(reporting), 'service')} let in is mutual TLS 1.3."
+    text = f"Yes: {_let_in(len(reporting))}."
     if missing:
         short = f"{listed(missing)} {'does' if len(missing) == 1 else 'do'} not report."
         what = f"{text} Not known: {listed(missing)}, without a report now.{unseen}"
@@ -114,6 +114,11 @@ def _encrypted(services: Services, not_seen: Mapping[str, Sequence[str]]) -> Ans
         short = f"NOT SEEN: {listed(ways, 1)}."
         return Answer("encrypted", question, LOOK, (f"{text}{unseen}",), short)
     return Answer("encrypted", question, GOOD, (text,))
+
+
+def _let_in(reporting: int) -> str:
+    """Of what does not pass a sidecar nothing is known."""
+    return f"all that the sidecars of {_number(reporting, 'service')} let in is mutual TLS 1.3"
 
 
 def _calls(services: Services, pairs: Services, unread: int) -> Answer:

@@ -179,7 +179,8 @@ function noteOf(one) {
 
 function labelOf(one) {
   if (one.state === "idle") return "";
-  if (one.state === "alarm" || one.state === "refused") return one.rate ? `${rate(one.rate)}/s, ${one.state}` : one.state;
+  // No rate beside these words: it is of the calls that go through, and would read as the number of alarms.
+  if (one.state === "alarm" || one.state === "refused") return one.state === "alarm" ? "ALARM" : "refused";
   return one.rate === null ? "" : `${rate(one.rate)}/s`;
 }
 

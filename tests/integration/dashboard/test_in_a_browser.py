@@ -82,7 +82,7 @@ async def test_a_healthy_mesh_answers_the_four_questions(window: Browser) -> Non
     async with dashboard() as one:
         healthy(one)
         assert (await looked_at(window, one, "All is well")).startswith(
-            "All is well: 5 services, every connection encrypted"
+            "All is well: all that the sidecars of 5 services let in is mutual TLS 1.3, nothing refused"
         )
         cards = await window.text("#questions")
         assert "Yes: all that the sidecars of 5 services let in is mutual TLS 1.3." in cards
@@ -133,6 +133,8 @@ async def test_somebody_in_the_middle(window: Browser) -> None:
         healthy(one, alarms={"current": [mitm(utc_now())]})
         text = await looked_at(window, one, "This may be an attack")
         assert "something answers in cache's place" in text
+        labels = await window.run("return [...document.querySelectorAll('.label text')].map((one) => one.textContent)")
+        assert sorted(labels) == ["0.6/s", "14/s", "6.8/s", "ALARM"]  # not "27/s, alarm": those are calls
         assert await window.run("return document.querySelector('#verdict').dataset.state") == "bad"
         assert "ALARM" in await window.text("#refused summary")
         await window.click("#refused summary")
@@ -358,7 +360,7 @@ async def test_thirty_services_and_two_hundred_calls_are_smooth(window: Browser)
     async with dashboard() as one:
         one.show(large(now=now - timedelta(seconds=10), calls=100), now)
         one.show(large(now=now, calls=200), now)
-        await looked_at(window, one, "All is well: 30 services")
+        await looked_at(window, one, "All is well: all that the sidecars of 30 services")
         assert await window.run("return document.querySelectorAll('.line .path[d]').length") == 200
         measure = """
             const done = arguments[0], longest = [];

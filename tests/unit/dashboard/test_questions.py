@@ -33,7 +33,7 @@ CALLER = {"port": "postgres", "address": "10.0.0.5", "name": "old.lan", "count":
 def test_all_is_well() -> None:
     state, text = verdict(shop())
     assert (state, text.partition(":")[0]) == ("good", "All is well")
-    assert "5 services, every connection encrypted" in text
+    assert "all that the sidecars of 5 services let in is mutual TLS 1.3, nothing refused" in text
     assert [one["state"] for one in view(shop())["questions"].values()] == ["good"] * 4
     assert list(view(shop())["questions"]) == ["encrypted", "calls", "refused", "ends"]
 

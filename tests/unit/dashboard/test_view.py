@@ -98,7 +98,9 @@ def test_what_is_wrong_is_shown_and_answered_however_much_there_is_besides(watch
     assert {"zoe", "zorro", "reporting"} <= found["services"].keys()
     assert found["pairs"]["reporting>zorro"]["state"] == "refused"
     assert len(found["services"]) == MOST_SERVICES
-    assert watching.take(shown(*well), NOW)["verdict"]["text"].startswith(f"All is well: {MOST_SERVICES + 9} services")
+    assert watching.take(shown(*well), NOW)["verdict"]["text"].startswith(
+        f"All is well: all that the sidecars of {MOST_SERVICES + 9} services let in"
+    )
 
 
 def test_so_many_pairs_and_no_more(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
