@@ -11,7 +11,7 @@ import click
 
 from certs.cli.options import DIRECTORY, directory
 from certs.cli.reports import ask
-from certs.service.admin import ALARMS_PATH
+from certs.protocol.looking import ALARMS_PATH
 from sidecar.documents.printable import printable_values
 from sidecar.identity.reasons import UsageError
 from sidecar.observe.alarms import alarm_lines

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,8 +11,7 @@ from typing import Any
 import click
 
 from certs.cli.options import DIRECTORY, directory
-from certs.protocol.looking import SECONDS, SOCKET, looks
-from certs.service.admin import REPORTS_PATH
+from certs.protocol.looking import REPORTS_PATH, SECONDS, SOCKET, looks, while_read
 from sidecar.documents.printable import printable_values
 from sidecar.host.redraw import Look, watch, watch_lines
 from sidecar.identity.reasons import UsageError
@@ -25,7 +21,7 @@ from sidecar.observe import probe
 @click.command()
 @click.argument("given", type=DIRECTORY, required=False, metavar="[DIRECTORY]")
 @click.option("--json", "as_json", is_flag=True, help="For programs; with --follow a line each time.")
-@click.option("--follow", is_flag=True, help=f"Go on, and show them every {SECONDS:g} s; Ctrl-C ends it.")
+@click.option("--follow", is_flag=True, help=f"Go on, and show them about every {SECONDS:g} s; Ctrl-C ends it.")
 def reports(given: Path | None, as_json: bool, follow: bool) -> None:
     """Show the last report of each sidecar: its state, its versions, what it refused.
 
@@ -52,28 +48,20 @@ def _text(found: Mapping[str, Any]) -> str:
 
 
 def _follow(where: Path, as_json: bool) -> None:
-    found = looks(where, SECONDS, lambda _seconds: None)  # whoever shows them waits
+    def now(_seconds: float) -> None:
+        """The CA says when the next look is."""
+
+    if as_json:
+        lines = looks(where, while_read())
+        watch_lines(lambda: json.dumps(next(lines)), SECONDS, sys.stdout, now)
+        return
+    found = looks(where)
 
     def look() -> Look:
         one = next(found)
         return Look(fault=one["error"]) if "error" in one else Look(_text(one))
 
-    if as_json:
-        watch_lines(lambda: json.dumps(next(found)), SECONDS, sys.stdout, _wait)
-    else:
-        watch(look, SECONDS, sys.stdout)
-
-
-def _wait(seconds: float) -> None:
-    """Until the next look. Raises :class:`KeyboardInterrupt` when whoever reads has gone: the program that started this one
-    in a container ends there, and nothing else tells this one."""
-    try:
-        mode = os.fstat(0).st_mode
-        piped = [0] if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else []
-    except OSError:
-        piped = []  # there is no stdin
-    if select.select(piped, [], [], seconds)[0] and not os.read(0, 4096):
-        raise KeyboardInterrupt
+    watch(look, SECONDS, sys.stdout, sleep=now)
 
 
 def ask(where: Path, path: str) -> list[Any]:

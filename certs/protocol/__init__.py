@@ -6,5 +6,5 @@ enrolment secrets), ``csr`` (the rules for a CSR, and the proof of possession), 
 ``documents`` (the signed trust bundle and revocation list), ``access_pass`` (a person's pass), ``inspection`` and ``fields``
 (a certificate's broken rules and its fields as text), ``addresses`` (where the CA is), ``mesh_state`` (where
 ``sidecar inject`` keeps keys and secrets), ``report`` (what a sidecar reports about itself), ``catalogue`` (the CA's
-metrics), ``client`` (the sidecar's end), ``looking`` (asking a CA's admin socket again and again).
+metrics), ``client`` (the sidecar's end), ``looking`` (following what a CA's admin socket shows).
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
@@ -57,9 +58,10 @@ class Kept:
 
 
 class Reports:
-    """Bounded: the one that was heard of longest ago goes first."""
+    """Bounded: the one that was heard of longest ago goes first. ``heard``: is called after each report."""
 
     def __init__(self) -> None:
+        self.heard: Callable[[], object] = lambda: None
         self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._of_one = Counter[str]()
         self._bytes = 0
@@ -78,6 +80,7 @@ class Reports:
         self._bytes += len(new.report)
         while self._bytes > MOST_BYTES or next(iter(self._kept.values())).at < new.at - FORGOTTEN:
             self._drop(next(iter(self._kept)))
+        self.heard()
 
     def current(self, now: datetime) -> list[Kept]:
         """Those that are not too old to be of use, by identity."""

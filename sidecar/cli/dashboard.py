@@ -21,9 +21,9 @@ from sidecar.observe.logs import Log
 def dashboard(directory: Path | None, port: int) -> None:
     """Show the mesh in a browser: who calls whom, what was refused, what expires next.
 
-    Without DIRECTORY: of the Compose project here, where `sidecar inject` was run. It asks the CA's container by `docker
-    compose exec`. With DIRECTORY: of the `certs serve` of that directory on this machine, as its own user or root. For a
-    laptop: `sidecar dev --dashboard`.
+    Without DIRECTORY: of the Compose project here, where `sidecar inject` was run. It asks the CA by the socket in its
+    directory, or else by a process in its container (`docker compose exec`). With DIRECTORY: of the `certs serve` of that
+    directory on this machine, as its own user or root. For a laptop: `sidecar dev --dashboard`.
 
     It prints the page's address. The page is for this machine alone, and whoever has the address sees the mesh: keep what
     is behind its #. From another machine: `ssh -L PORT:127.0.0.1:PORT`, with --port. It reads what the sidecars report to
@@ -34,7 +34,8 @@ def dashboard(directory: Path | None, port: int) -> None:
         from sidecar.inject import overview  # it needs Compose's reader, which a CA's machine does not
 
         project = Path().absolute()
-        documents = sources.by_command(overview.looking(project, os.environ), os.environ)
+        own, command = overview.looking(project, os.environ)
+        documents = sources.of_project(own, command, os.environ, partial(click.echo, err=True))
         where, past = f"the Compose project in {project}", overview.not_seen(project)
     else:
         documents, where, past = sources.beside(directory), f"the CA in {directory.absolute()}", {}

@@ -1,5 +1,5 @@
-"""Where the dashboard has it from: a CA on this machine, by its socket, or the CA of a Compose project, in whose container
-one process asks the same socket. I/O. Read-only.
+"""Where the dashboard has it from: a CA on this machine or of a Compose project, by its socket; where that is out of reach,
+a process in the CA's container asks it. I/O. Read-only.
 
 Each source is an async generator of what :func:`certs.protocol.looking.looks` finds: documents, or ``{"error": …}``. It goes
 on when the CA does not answer for a while.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import trio
 from certs.protocol.looking import ANSWER_SECONDS, MAX_ANSWER_BYTES, SECONDS, Looker
 
 Documents = AsyncGenerator[Mapping[str, Any], None]
+Say = Callable[[str], object]
 
 END_SECONDS = 2.0
 """How long a program may take to end once its stdin has."""
@@ -33,7 +34,8 @@ _SHOWN_LINES = 3
 
 
 async def beside(where: Path, seconds: float = SECONDS) -> Documents:
-    """The CA of a directory on this machine."""
+    """The CA of a directory on this machine. It says itself when it is looked at; if it does not answer, or this machine
+    cannot ask, it is asked again after so long (``seconds``)."""
     looker = Looker(where)
     try:
         while True:
@@ -42,9 +44,29 @@ async def beside(where: Path, seconds: float = SECONDS) -> Documents:
             except RuntimeError as error:  # the system has no thread left
                 found = {"error": f"the CA cannot be asked: {error}"}
             yield found
-            await trio.sleep(seconds)
+            if "error" in found:
+                await trio.sleep(seconds)
     finally:
         looker.close()
+
+
+async def of_project(where: Path | None, command: Sequence[str], environ: Mapping[str, str], say: Say) -> Documents:
+    """The CA of a Compose project: by the socket in its directory (``where``), which its container has mounted, if it
+    answers there; else by the program. A socket does not reach into the virtual machine of Docker Desktop. ``say``: is told
+    when the program is needed, since that costs the CA's container a process."""
+    fault = "its directory is not this user's alone, or not on this machine" if where is None else ""
+    if where is not None:
+        async with aclosing(beside(where)) as found:
+            first = await anext(found)
+            if "error" not in first:
+                yield first
+                async for one in found:
+                    yield one
+        fault = str(first["error"])
+    say(f"asks by a process in the CA's container: {fault}")
+    async with aclosing(by_command(command, environ)) as found:
+        async for one in found:
+            yield one
 
 
 async def by_command(

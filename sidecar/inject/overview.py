@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sidecar.host.private import Alone, exposure
 from sidecar.identity.reasons import UsageError
 from sidecar.inject.composecli import Compose, find_compose
 from sidecar.inject.injection import MESH_DIRECTORY, OVERRIDE
@@ -62,12 +63,27 @@ def alarms(
     return compose.stream(files, environ, "exec", "-T", CA, "certs", "alarms", CA_STATE, *options)
 
 
-def looking(project: Path, environ: Mapping[str, str], compose: Compose | None = None) -> list[str]:
-    """The command that prints what the project's CA shows, a line of JSON again and again, until its stdin is closed. Raises
-    :class:`UsageError` as :func:`collect` does."""
+def looking(
+    project: Path, environ: Mapping[str, str], compose: Compose | None = None
+) -> tuple[Path | None, Sequence[str]]:
+    """The directory of the project's CA, if it is on this machine and nobody else's; and the command that prints what the CA
+    shows, a line of JSON again and again, until its stdin is closed. Raises :class:`UsageError` as :func:`collect` does."""
     files, _ = _files(project)
     compose = compose or find_compose(environ)
-    return compose.words(files, "exec", "-T", CA, "certs", "reports", CA_STATE, "--follow", "--json")
+    words = compose.words(files, "exec", "-T", CA, "python", "-m", "certs.protocol.looking", CA_STATE)
+    return _own_directory(compose, files, environ), words
+
+
+def _own_directory(compose: Compose, files: Sequence[Path], environ: Mapping[str, str]) -> Path | None:
+    """What Compose mounts as the CA's state; None if it is another user's, or others may change it: who answers there might
+    not be the CA."""
+    try:
+        mounts = compose.config(files, environ)[0]["services"][CA]["volumes"]
+        (source,) = (Path(one["source"]) for one in mounts if one["type"] == "bind" and one["target"] == CA_STATE)
+        status = source.stat()
+    except (UsageError, LookupError, TypeError, ValueError, OSError):
+        return None
+    return source if exposure(status, Alone.OURS) is None else None
 
 
 def not_seen(project: Path) -> dict[str, list[str]]:

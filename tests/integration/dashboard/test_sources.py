@@ -11,15 +11,17 @@ import pytest
 import trio
 
 from certs.protocol.looking import SOCKET
+from certs.service import admin
 from certs.service.admin import open_admin
 from certs.service.reports import Kept, Reports
-from sidecar.dashboard.sources import beside, by_command
+from sidecar.dashboard.sources import beside, by_command, of_project
 from sidecar.observe.logs import Log
 from tests.beds.dashboard import NOW
 from tests.beds.mesh import LogSink
 
 
-async def test_a_ca_beside_us_that_goes_and_comes_back(tmp_path: Path) -> None:
+async def test_a_ca_beside_us_that_goes_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "LATE_SECONDS", 0.01)
     reports = Reports()
     reports.take(Kept("spiffe://shop.internal/api", "0" * 32, "192.0.2.1:1", "1f", NOW, b'{"version":1}'))
     async with aclosing(beside(tmp_path, 0.01)) as found:
@@ -55,6 +57,40 @@ async def test_without_a_thread_left_it_is_told_and_asked_again(
 
 def program(text: str) -> list[str]:
     return [sys.executable, "-c", text]
+
+
+NEEDED = program('print(\'{"reports": [], "by": "the program"}\', flush=True); import sys; sys.stdin.read()')
+
+
+async def test_of_a_project_the_socket_is_read_where_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "LATE_SECONDS", 0.01)
+    said: list[str] = []
+    server = open_admin(tmp_path, Reports(), lambda: NOW, Log(LogSink(), "json"))
+    assert server is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        async with aclosing(of_project(tmp_path, NEEDED, os.environ, said.append)) as found:
+            with trio.fail_after(30):
+                assert [(await anext(found))["reports"] for _ in range(3)] == [[], [], []]
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    assert "no CA answers there" in (await anext(found))["error"]  # it goes on by the socket
+    assert said == []
+
+
+async def test_of_a_project_the_program_is_run_where_no_socket_answers(tmp_path: Path) -> None:
+    said: list[str] = []
+    for where in (tmp_path, None):
+        async with aclosing(of_project(where, NEEDED, os.environ, said.append)) as found:
+            with trio.fail_after(30):
+                assert await anext(found) == {"reports": [], "by": "the program"}
+    first, second = said
+    assert first.startswith(f"asks by a process in the CA's container: {tmp_path / SOCKET}: no CA answers there")
+    assert second == (
+        "asks by a process in the CA's container: its directory is not this user's alone, or not on this machine"
+    )
 
 
 async def test_a_program_that_ends_is_started_again() -> None:

@@ -35,7 +35,7 @@ def test_beside_a_ca(tmp_path: Path, served: list[tuple[str, int, Any]]) -> None
 
 def test_of_a_project(tmp_path: Path, served: list[tuple[str, int, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sidecar.inject.overview.looking", lambda project, _environ: ["compose", str(project)])
+    monkeypatch.setattr("sidecar.inject.overview.looking", lambda project, _environ: (None, [str(project)]))
     monkeypatch.setattr("sidecar.inject.overview.not_seen", lambda _project: {"db": ["at published port 80"]})
     assert CliRunner().invoke(main, ["dashboard"]).exit_code == 0
     assert served == [(f"the Compose project in {tmp_path}", 0, {"db": ["at published port 80"]})]

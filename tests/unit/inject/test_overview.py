@@ -199,8 +199,49 @@ def test_alarms_of_no_project(tmp_path: Path) -> None:
 def test_the_dashboard_asks_the_ca_for_lines_of_json(tmp_path: Path) -> None:
     given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"]}})
     (tmp_path / OVERRIDE).write_text(inject(given).files[OVERRIDE])
-    words = overview.looking(tmp_path, {}, Compose(("docker", "compose"), (2, 40, 0)))
+    _, words = overview.looking(tmp_path, {}, Mounting(("docker", "compose"), (2, 40, 0)))
     assert words[:2] == ["docker", "compose"]
-    assert words[-8:] == ["exec", "-T", "mesh-ca", "certs", "reports", "/var/lib/mesh-ca", "--follow", "--json"]
+    assert words[-7:] == ["exec", "-T", "mesh-ca", "python", "-m", "certs.protocol.looking", "/var/lib/mesh-ca"]
     with pytest.raises(UsageError, match="run this where `sidecar inject` was run"):
         overview.looking(tmp_path / "elsewhere", {})
+
+
+class Mounting(Compose):
+    """Its configuration mounts what ``mounts`` says into the CA's container."""
+
+    mounts: Any = ()
+
+    def config(self, _files: Sequence[Path], _environ: Mapping[str, str]) -> Any:
+        if self.mounts is None:
+            raise UsageError("Compose reports: no")
+        return {"services": {"mesh-ca": {"volumes": self.mounts}}}, ()
+
+
+def test_the_ca_s_directory_is_asked_there_only_if_it_is_ours_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs({"web": {"links": ["db:x"]}, "db": {"expose": ["1"]}})
+    (tmp_path / OVERRIDE).write_text(inject(given).files[OVERRIDE])
+    ca = tmp_path / "ca"
+    ca.mkdir(0o700)
+    state = {"type": "bind", "source": str(ca), "target": "/var/lib/mesh-ca"}
+    other = {"type": "bind", "source": str(tmp_path), "target": "/etc/mesh"}
+
+    def found(*mounts: Any) -> Path | None:
+        monkeypatch.setattr(Mounting, "mounts", mounts)
+        return overview.looking(tmp_path, {}, Mounting(("docker", "compose"), (2, 40, 0)))[0]
+
+    assert found(other, state) == ca
+    assert found(other) is None
+    assert found(state, state) is None
+    assert found({**state, "type": "volume"}) is None
+    assert found({**state, "source": str(tmp_path / "elsewhere")}) is None
+    assert found("short") is None
+    ca.chmod(0o770)
+    assert found(state) is None
+    ca.chmod(0o700)
+    monkeypatch.setattr("os.geteuid", lambda: 4711)
+    assert found(state) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(Mounting, "mounts", None)
+    assert overview.looking(tmp_path, {}, Mounting(("docker", "compose"), (2, 40, 0)))[0] is None
