@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--rekey", action="store_true", help="write the ids in the tables as RENAMED says, and run none"
     )
+    parser.add_argument("--doubt", action="store_true", help="run those too that are said to be equivalent")
     options = parser.parse_args()
     if options.rekey:
         tables.rekey()
@@ -43,12 +44,13 @@ def main() -> int:
         tables.print_list(wanted, options.words)
         return 0
     known = {one.id for one in everything}
-    outcomes = run(wanted, (lambda found: tables.record(found, known)) if options.record else lambda _: None)
+    keep = (lambda found: tables.record(found, known)) if options.record else lambda _: None
+    outcomes = run(wanted, keep, doubting=options.doubt)
     return show(outcomes, len(everything))
 
 
-def run(wanted: Sequence[Mutant], keep: Callable[[Sequence[Outcome]], None]) -> list[Outcome]:
-    runner = Runner(wanted, mutants.kills(), mutants.equivalent(), keep)
+def run(wanted: Sequence[Mutant], keep: Callable[[Sequence[Outcome]], None], *, doubting: bool) -> list[Outcome]:
+    runner = Runner(wanted, mutants.kills(), mutants.equivalent(), keep, doubting=doubting)
     # Every child has its own; what hypothesis remembers of another mutant is nobody's.
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = place

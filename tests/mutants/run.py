@@ -4,8 +4,9 @@ collected tests.
 How it works. First the tests run with nothing changed: one that is red is used by nobody, and how long each takes gives
 the limits of time, and which functions it enters. Then each mutant meets the one test that killed it last time. What is
 left meets all tests of its modules (``modules.py``) that enter its function, those first that kill others there, and at
-last, in a copy of the project, those files that start processes. A mutant whose test does not end in time is killed, by
-the test that hung.
+last, in a copy of the project, those files that start processes. Those that are said to be equivalent
+are run only if that is asked for: half of the time would be theirs, and a test that kills one would be no loss.
+A mutant whose test does not end in time is killed, by the test that hung.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Job:
 
 class Runner:
     """``killers``: the test that killed a mutant before, by its id; ``reasons``: why some are equivalent.
-    ``keep`` gets what is known so far, now and then: a run takes minutes."""
+    ``keep`` gets what is known so far, now and then: a run takes minutes. ``doubting``: these are run, too."""
 
     def __init__(
         self,
@@ -70,10 +71,12 @@ class Runner:
         killers: Mapping[str, str],
         reasons: Mapping[str, str],
         keep: Callable[[Sequence[Outcome]], None],
+        *,
+        doubting: bool = False,
     ) -> None:
         self.mutants = mutants
         self.outcomes: list[Outcome] = []
-        self._killers, self._reasons, self._keep = killers, reasons, keep
+        self._killers, self._reasons, self._keep, self._doubting = killers, reasons, keep, doubting
         self._seconds: dict[str, float] = {}
         self._entered: dict[str, set[str]] = {}
         self._red: set[str] = set()
@@ -94,8 +97,10 @@ class Runner:
         return True
 
     def _run(self) -> None:
+        if not self._doubting:
+            self._call_equivalent()
         recorded: dict[Mutant, str] = {}
-        for mutant in self.mutants:
+        for mutant in self._left():
             test = self._killers.get(mutant.id, "")
             where = (_file_of(test) or "") + test[test.find("::") :] if test else ""
             if where in self._bed.items:
@@ -111,12 +116,15 @@ class Runner:
         self._meet("all other tests that ought to notice", _other_tests, without_reason)
         cold = [Job(one, self._cold_files(one), True) for one in self._left() if one.id not in self._reasons]
         self._batch("… in a copy", cold)
+        self._call_equivalent()
+        for mutant in self._left():
+            self._settle(Outcome(mutant, "survived", f"{', '.join(tests_of(mutant))} are green"))
+        self._keep(self.outcomes)
+
+    def _call_equivalent(self) -> None:
         for mutant in self._left():
             if mutant.id in self._reasons:
                 self._settle(Outcome(mutant, "equivalent", self._reasons[mutant.id]))
-            else:
-                self._settle(Outcome(mutant, "survived", f"{', '.join(tests_of(mutant))} are green"))
-        self._keep(self.outcomes)
 
     def _left(self) -> list[Mutant]:
         done = {outcome.mutant for outcome in self.outcomes}
