@@ -1,7 +1,9 @@
-"""For all tests: hypothesis sets no time for examples, since a loaded machine is slow; and in which order they run."""
+"""For all tests: hypothesis sets no time for examples, since a loaded machine is slow; in which order they run, and how many
+at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -25,3 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return found[0] if found else len(LONG)
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core: those that drive programs wait most of their time."""
+    return 2 * (os.cpu_count() or 1)
