@@ -22,6 +22,7 @@ from sidecar.inject.options import Record, read_record
 from sidecar.inject.override import CA_STATE
 from sidecar.inject.project import read_text
 from sidecar.inject.topology import CA, sidecar_of
+from sidecar.policy.names import PLAINTEXT
 
 _AT_ONCE = 8
 _CALLERS = 10
@@ -156,7 +157,9 @@ def _ports(inbound: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         callers[port["port"]] |= dict.fromkeys(port["may_call"])
     yield from (f"  {name} may be called by: {', '.join(them) or 'nobody'}" for name, them in callers.items())
     permissive = {port["port"]: port["until"] for port in inbound if port.get("mode") == "permissive"}
-    yield from (f"  PERMISSIVE: {name} takes plaintext until {day}" for name, day in permissive.items())
+    for name, day in permissive.items():
+        nobody = "" if str(PLAINTEXT) in callers[name] else "; no rule says `from: plaintext`, so it is refused"
+        yield f"  PERMISSIVE: {name} takes plaintext until {day}{nobody}"
 
 
 def _plaintext(callers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -172,7 +175,7 @@ def _plaintext(callers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _not_seen(one: Mapping[str, Any], ways: Iterable[str]) -> Iterator[str]:
     """Who passes the sidecar. Where it takes plaintext, or did, that is why nobody can call it strict."""
-    was_permissive = any(port.get("until") for port in one.get("inbound", ()))
+    was_permissive = one.get("plaintext") or any(port.get("until") for port in one.get("inbound", ()))
     for way in ways:
         yield (
             f"  NOT SEEN, so strict is not complete: who comes {way}"

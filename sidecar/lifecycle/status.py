@@ -159,7 +159,12 @@ def as_text(status: Mapping[str, Any]) -> str:
         lines.append(f"  ENDS SOON: {one['from']} -> {one['to']} is refused after {day}, when rule '{rule}' runs out")
     for one in status["inbound"]:
         if one.get("mode") == "permissive":  # an older sidecar does not tell
-            lines.append(f"  PERMISSIVE: {one['port']} takes plaintext until {one['until']}; who speaks it is cut then")
+            told = (
+                "who speaks it is cut then"
+                if str(PLAINTEXT) in one["may_call"]
+                else "no rule says `from: plaintext`, so it is refused"
+            )
+            lines.append(f"  PERMISSIVE: {one['port']} takes plaintext until {one['until']}; {told}")
     if version := status.get("policy"):
         lines.append(f"  policy version {version}")
     if status["trust"]:

@@ -74,6 +74,14 @@ def test_who_passes_a_sidecar_is_told_beside_it_and_strict_is_not_called_complet
     ]
 
 
+def test_who_came_in_plaintext_once_makes_the_ways_past_a_strict_port_matter() -> None:
+    caller = {"port": "http", "address": "10.1.2.3", "name": "", "count": 3, "last": "12:00", "allowed": False}
+    for callers, told in (([caller], "  NOT SEEN, so strict is not complete: who comes by old"), ([], "  not seen: ")):
+        web = WEB | {"inbound": [{"port": "http", "may_call": [], "mode": "strict"}], "plaintext": callers}
+        text = overview.as_text({"sidecars": {"web": web}, "ca": CA, "not_seen": {"web": ["by old"]}})
+        assert told in text
+
+
 def test_who_still_calls_in_plaintext_is_listed_and_the_callers_of_a_port_once() -> None:
     strict = {"port": "http", "may_call": ["api"], "mode": "strict", "until": None}
     open_ = {"port": "http", "may_call": ["api", "plaintext"], "mode": "permissive", "until": "2026-12-08"}
@@ -87,6 +95,10 @@ def test_who_still_calls_in_plaintext_is_listed_and_the_callers_of_a_port_once()
         "  plaintext to http from 10.1.2.3: 3 times, last at 12:00, refused",
     ]
     assert lines[-2] == "  plaintext from 1 more addresses: `sidecar status` there lists them"
+    closed = shown(web=WEB | {"inbound": [strict, open_ | {"may_call": ["api"]}], "plaintext": callers})
+    assert closed[2] == (
+        "  PERMISSIVE: http takes plaintext until 2026-12-08; no rule says `from: plaintext`, so it is refused"
+    )
     over = shown(web=WEB | {"inbound": [strict, open_ | {"mode": "strict"}], "plaintext": []})
     assert not any("PERMISSIVE" in line for line in over)
 

@@ -187,6 +187,9 @@ def test_a_permissive_port_and_who_speaks_plaintext_to_it() -> None:
     at = f"last {NOW:%FT%TZ}"
     assert f"plaintext callers:\n  http  10.0.0.7 (old.internal)  1 connection  {at}  let in\n" in text
     assert f"  http  10.0.0.8                 1 connection  {at}  REFUSED" in text
+    unruled = replace(state(parse_mesh(MESH_TEXT, "mesh.yaml")), config=permissive)
+    told = f"  PERMISSIVE: http takes plaintext until {last}; no rule says `from: plaintext`, so it is refused"
+    assert told in as_text(describe(NOW, unruled, Metrics())), "the twin"
     later = describe(NOW + timedelta(days=2), now, Metrics())["inbound"][0]
     assert (later["mode"], later["until"], "plaintext" in later["may_call"]) == ("strict", str(last), False)
     assert "PERMISSIVE" not in as_text(describe(NOW + timedelta(days=2), now, Metrics()))
