@@ -31,7 +31,8 @@ export function refused(view) {
     ...severe.map(([key, one]) => [`alarm ${key}`, one]), ...others.map(([key, one]) => [`refusal ${key}`, one]),
     ...notices.map(([key, one]) => [`alarm ${key}`, one]),
   ];
-  $("refused-none").hidden = every.length > 0;
+  // Of a mesh of which nothing is known, nothing is known to be well.
+  $("refused-none").hidden = every.length > 0 || !Object.keys(view.services).length;
   setText($("refused-count"), every.length ? String(every.length) : "");
   keyed($("refused"), every, (key, one) => (key.startsWith("alarm") ? alarm(one) : refusal(one)));
 }

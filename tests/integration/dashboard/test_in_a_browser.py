@@ -103,10 +103,12 @@ async def test_the_token_leaves_the_address_and_a_reload_still_works(window: Bro
         assert "#" not in address
         await window.do(window.driver.refresh)
         await window.until("#verdict-text", "All is well")
+        assert "Nothing was refused, as far as the sidecars remember." in await window.text("main"), "the twin"
         await window.run("sessionStorage.clear()")
         await window.do(window.driver.refresh)
         await window.until("#fault", "the address has a token behind its #")
         assert "shop" not in await window.text("main")
+        assert "Nothing was refused" not in await window.text("main"), "of a mesh of which nothing is known"
         assert any("401" in message for message in await window.complaints())
 
 
@@ -383,6 +385,14 @@ async def test_thirty_services_and_two_hundred_calls_are_smooth(window: Browser)
             lambda: window.driver.execute_async_script("window.measured.then(arguments[0]); window.finish()")
         )
         assert sum(longest) < 2000, longest  # of three updates of all 200, while other tests run here
+
+
+async def test_a_ca_that_never_answered_is_not_said_to_have_refused_nothing(window: Browser) -> None:
+    async with dashboard() as one:
+        one.show({"error": "no CA answers there"})
+        await looked_at(window, one, "The CA does not answer")
+        assert "Nothing was refused" not in await window.text("main")
+        await well(window)
 
 
 async def test_when_the_dashboard_ends_the_page_says_so(window: Browser) -> None:
