@@ -132,9 +132,10 @@ def _sources(
     own = dict.fromkeys(app.own_names(), app.name)
     yield {port: "its health check" for member in app.members for port in health_ports(member.healthcheck, own)}
     yield _ports_mentioned(mentions, {"healthcheck", "mounted", "build", "shared"})
-    yield {
-        port: "its Dockerfile" for member in app.members for port in exposed_ports(dockerfiles.get(member.name, ""))[0]
-    }
+    # A worker that is built as a server is listens at none of the server's ports.
+    servers = {dockerfiles.get(name) for name in listening}
+    built = [it.name for it in app.members if it.name in listening or dockerfiles.get(it.name) not in servers]
+    yield {port: "its Dockerfile" for name in built for port in exposed_ports(dockerfiles.get(name, ""))[0]}
     yield dict.fromkeys(image.clients, "what its image is known for") if image is not None else {}
     yield {port: origin for member in app.members for port, origin in listening.get(member.name, {}).items()}
 
