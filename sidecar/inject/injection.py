@@ -133,7 +133,8 @@ def inject(inputs: Inputs) -> Injection:
         if service.name not in workers
     }
     ports = infer_ports(apps, mentions, inputs.dockerfiles, answers, listening)
-    jobs = {name for name in workers if not application.services[name].declared("tcp")}
+    at_a_port = {apps[it.callee].owner.name for it in mentions if it.port is not None and it.kind != "shared"}
+    jobs = {name for name in workers - at_a_port if not application.services[name].declared("tcp")}
     edges = settle(find_edges(mentions), ports, jobs)
 
     # The networks and their addresses.

@@ -14,7 +14,7 @@ import re
 from sidecar.inject.application import ComposeService
 from sidecar.inject.attribution import commands_of
 from sidecar.inject.edges import Text
-from sidecar.inject.references import own_ports
+from sidecar.inject.references import exposed_ports, own_ports
 from sidecar.inject.wellknown import known, split
 
 _PROXY_LABEL = re.compile(r"traefik\.(?:port|[\w.-]*\.loadbalancer\.server\.port|[\w.-]+\.port)")
@@ -81,6 +81,7 @@ _WORKER_COMMAND = re.compile(
     r"(?:^|[\s/._:]|\w-)(?:workers?|consumer|cron|seed\w*|bot|scheduler|jobs?|crawler|scraper|init|create[-_]\w+)(?:$|[\s/._:-])|"
     r"^\s*(?:agent|exit|echo|chown|chmod|mkdir|curl|wget|psql|mongosh?|mysql|cp|true|touch)\b"
 )
+_SETS_UP = re.compile(r"(?<=/)init(?:\.\w+)?(?!\S)")
 _LAST_COMMAND = re.compile(r"(?s).*(?:&&|;|\n)\s*(?=[^\s;&\"')}])(?!(?:fi|done|esac)\b)")
 _TOOLS = {
     "mc", "flyway", "liquibase", "migrate", "curl", "busybox", "watchtower", "certbot", "ofelia", "autoheal", "cloudflared",
@@ -126,17 +127,19 @@ def is_worker(
     ``named``: others name it; a service that nobody names, and whose own command starts no server, is called by nobody.
     Neither is one that nobody names and that ``consumes`` messages."""
     command = _started(service, dockerfile, texts)
-    if known(service.image) is not None and not (completes or _is_work(command)):
+    names = (service.name, split(service.image)[0], service.container_name or "")
+    is_named_so = any(_WORKER_NAME.search(name) for name in names)
+    base = exposed_ports(dockerfile)[1] if not service.command and not is_named_so else ""
+    if (known(service.image) or known(base)) and not (completes or _is_work(command, first_sets_up=True)):
         return False  # the server of that image
     if completes or service.restart == "no" or split(service.image)[0] in _TOOLS:
         return True
     if _starts_server(command):
         return False
-    names = (service.name, split(service.image)[0], service.container_name or "")
     if not named and service.command and not own_ports(command):
         return True
-    patterns = [_WORKER_NAME] if named else [_WORKER_NAME, _WORKER_NAME_UNLESS_NAMED]
-    if any(pattern.search(name) for pattern in patterns for name in names) or _is_work(command):
+    may_be_named_so = not named and any(_WORKER_NAME_UNLESS_NAMED.search(name) for name in names)
+    if is_named_so or may_be_named_so or _is_work(command):
         return True
     if consumes and not named and not listening_ports(service, dockerfile, texts):
         return True
@@ -144,10 +147,13 @@ def is_worker(
     return bool(source) and bool(dockerfile) and not any(_SERVES.search(text) for text in source)
 
 
-def _is_work(command: str) -> bool:
-    """Whether a command does a worker's or a job's work. Options alone are for the server of the image."""
+def _is_work(command: str, *, first_sets_up: bool = False) -> bool:
+    """Whether a command does a worker's or a job's work. Options alone are for the server of the image.
+    ``first_sets_up``: an ``init.sh`` of that image sets the server up, then starts it."""
     if command.lstrip().startswith("-") or _starts_server(command):
         return False
+    if first_sets_up:
+        command = _SETS_UP.sub(" ", command)
     return _WORKER_COMMAND.search(_LAST_COMMAND.sub("", command)) is not None
 
 

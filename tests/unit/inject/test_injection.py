@@ -40,6 +40,14 @@ def test_the_trust_domain(project: str, domain: str) -> None:
     assert parse_mesh(injection.files[MESH_FILE], "m").trust_domain == injection.trust_domain == domain
 
 
+def test_what_is_called_at_a_port_is_no_job_though_it_is_named_like_one() -> None:
+    services = {"web": {"depends_on": ["seeder"]}, "seeder": {"healthcheck": {"test": "curl localhost:7000"}}}
+    caller = {"environment": {"PEERS": "http://seeder:7000"}}
+    assert inject(inputs({**services, "api": {}})).edges == ()
+    found = inject(inputs({**services, "api": caller})).edges
+    assert [(it.caller, it.callee) for it in found] == [("api", "seeder"), ("web", "seeder")]
+
+
 def test_an_edited_trust_domain_stays() -> None:
     given = inputs(SERVICES)
     first = inject(given)

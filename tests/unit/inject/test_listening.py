@@ -139,6 +139,19 @@ def test_the_server_of_a_known_image_whatever_its_name(raw: dict[str, Any]) -> N
     assert is_worker(service(raw, "test-job"), "", (), completes=True)
 
 
+@pytest.mark.parametrize("script", ["/init", "/usr/local/bin/init.sh"])
+def test_a_servers_image_that_is_first_set_up(script: str) -> None:
+    thing = service({"image": "acme/store"})
+    dockerfile = f'FROM rabbitmq:3\nENTRYPOINT ["{script}"]'
+    assert not is_worker(thing, dockerfile, source("x: 1", "x.conf"))
+    assert not is_worker(service({"image": "rabbitmq", "command": script}), "", ())
+    assert is_worker(thing, dockerfile.replace("rabbitmq:3", "acme/base"), ())
+    assert is_worker(thing, dockerfile.replace(script, "/seed.sh"), ())
+    assert is_worker(thing, dockerfile, (), completes=True)
+    assert is_worker(service({}, "artisan"), "FROM php:8-fpm", ())
+    assert is_worker(service({"command": "./loop"}), "FROM php:8-fpm", (), named=False)
+
+
 def test_others_wait_for_its_end() -> None:
     assert is_worker(service({}), "", (), completes=True)
 
