@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sidecar.inject.application import Application
 from sidecar.inject.edges import Mention, StaticReference, Text
 from sidecar.inject.references import in_text
-from sidecar.inject.visibility import App
+from sidecar.inject.visibility import App, leads_to, names_for, neighbours
 
 _NONE = r"(?!)"
 
@@ -138,6 +138,7 @@ def find_clusters(
                 together.setdefault(match[1] if kind.marker.groups else "", set()).add(name)
         for members in together.values():
             named = {it.callee for it in calls if it.caller in members}
+            named |= {callee for name in members for callee in _joined(apps[name], apps, kind.marker)}
             members |= {name for name in named - taken if kind.image.search(images[name])}
             by_name = kind.by_name or all(kind.named.search(said[name]) for name in members)
             if kind.clients and not by_name:
@@ -169,6 +170,16 @@ def with_clusters(
                     if caller != callee:
                         found[Mention(caller, callee, port, "cluster", f"members of one {cluster.name}")] = None
     return tuple(found)
+
+
+def _joined(app: App, apps: Mapping[str, App], marker: re.Pattern[str]) -> Iterator[str]:
+    """The apps that the variables which make it a member name, as ``RABBITMQ_CLUSTER_WITH=rabbit1`` does."""
+    names = leads_to(names_for(app, apps, neighbours(app, apps)))
+    for member in app.members:
+        for key, value in member.environment.items():
+            if marker.search(f"{key}={value}"):
+                hosts = (item.rpartition("@")[2] for item in re.split(r"[\s,;]+", value))
+                yield from (names[host] for host in hosts if host in names)
 
 
 def _given(app: App) -> Iterator[int | None]:

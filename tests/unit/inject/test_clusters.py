@@ -55,6 +55,16 @@ def test_members_that_others_name_by_a_node() -> None:
     assert shown(clusters(services)) == [("RabbitMQ cluster", "a b main", True)]
 
 
+def test_members_that_others_name_by_the_variable_that_makes_them_members() -> None:
+    cookie = {"image": "rabbitmq", "environment": {"RABBITMQ_ERLANG_COOKIE": "x"}}
+    joins = {"image": "rabbitmq", "environment": {"RABBITMQ_CLUSTER_WITH": "rabbit@main"}}
+    services = {"main": cookie, "a": joins, "other": cookie}
+    assert shown(clusters(services)) == [("RabbitMQ cluster", "a main", True)]
+    elsewhere = {"image": "rabbitmq", "environment": {"RABBITMQ_CLUSTER_WITH": "far", "NODE_NAME": "main"}}
+    assert clusters({**services, "a": elsewhere}) == ()
+    assert clusters({**services, "main": {"image": "example/app"}}) == ()
+
+
 def test_members_that_say_their_own_name_are_meshed() -> None:
     roach = {"image": "cockroachdb/cockroach", "command": "start --join=a,b"}
     assert shown(clusters({"a": roach, "b": roach})) == [("CockroachDB cluster", "a b", False)]

@@ -1,0 +1,4 @@
+docker-entrypoint.sh rabbitmq-server &
+rabbitmqctl wait /run/pid
+[ -z "$CLUSTER_WITH" ] || rabbitmqctl join_cluster "rabbit@$CLUSTER_WITH"
+wait
