@@ -53,7 +53,8 @@ _KINDS = (
     _kind("ZooKeeper ensemble", r"\b(?:ZOO|ZOOKEEPER)_SERVERS=", "zookeeper", 2888, 3888),
     _kind("NATS cluster", r"-routes\b|cluster_url|\broutes *[=:]", "nats", 6222),
     _kind("Vault cluster", r"retry_join|VAULT_RAFT_NODE_ID", "vault", 8200, 8201),
-    _kind("Patroni cluster", r"\bPATRONI_\w+=", "patroni|spilo", 5432, 8008),
+    _kind("Patroni cluster", r"\bPATRONI_\w+=", "patroni|spilo", 5432, 8008,
+          by_name=False, named=r"PATRONI_\w*CONNECT_ADDRESS=|\bconnect_address:"),
     _kind("ClickHouse cluster", r"<remote_servers|<interserver_http_host", "clickhouse", 9000, 9009),
     _kind(
         "Elasticsearch or OpenSearch cluster",

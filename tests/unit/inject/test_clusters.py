@@ -72,6 +72,16 @@ def test_members_that_say_their_own_name_are_meshed() -> None:
     assert shown(clusters(services)) == [("CockroachDB cluster", "a b", True)]
 
 
+def test_patroni_tells_its_own_address_unless_it_is_given_a_name() -> None:
+    bare = {"image": "patroni", "environment": {"PATRONI_SCOPE": "x"}}
+    said = {"image": "patroni", "environment": {"PATRONI_POSTGRESQL_CONNECT_ADDRESS": "db:5432"}}
+    named = dict.fromkeys("ab", "connect_address: db:5432")
+    assert shown(clusters({"a": bare, "b": bare})) == [("Patroni cluster", "a b", False)]
+    assert shown(clusters({"a": said, "b": bare})) == [("Patroni cluster", "a b", False)]
+    assert shown(clusters({"a": said, "b": said})) == [("Patroni cluster", "a b", True)]
+    assert shown(clusters({"a": bare, "b": bare}, named)) == [("Patroni cluster", "a b", True)]
+
+
 def test_clients_that_are_told_addresses_belong_to_it() -> None:
     node = {"image": "redis", "command": "redis-server --cluster-enabled yes"}
     services = {"a": node, "b": node, "app": {"environment": {"REDIS_HOST": "a"}}, "other": {"depends_on": ["a"]}}
