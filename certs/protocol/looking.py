@@ -17,7 +17,7 @@ import select
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ Wait = Callable[[list[socket.socket], float], object]
 
 
 def _wait(socks: list[socket.socket], seconds: float) -> None:
-    select.select(socks, [], [], seconds)
+    _readable(socks, seconds)
+
+
+def _readable(files: Sequence[int | socket.socket], seconds: float) -> set[int]:
+    """Waits; returns the descriptors of those that can be read. Not by select(2): the process that shows a mesh may hold a
+    thousand connections, and descriptors above 1,023 are beyond it."""
+    poller = select.poll()
+    for one in files:
+        poller.register(one, select.POLLIN)
+    return {descriptor for descriptor, _ in poller.poll(seconds * 1000)}
 
 
 class Looker:
@@ -142,8 +151,7 @@ def while_read(stdin: int = 0) -> Wait:
         piped = []  # there is no stdin
 
     def wait(socks: list[socket.socket], seconds: float) -> None:
-        watched: list[int | socket.socket] = [*piped, *socks]
-        if stdin in select.select(watched, [], [], seconds)[0] and not os.read(stdin, 4096):
+        if stdin in _readable([*piped, *socks], seconds) and not os.read(stdin, 4096):
             raise KeyboardInterrupt
 
     return wait

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -126,6 +128,20 @@ def test_a_look_ends_when_another_thread_closes_it(tmp_path: Path) -> None:
         looker.close()
         thread.join(2)
         assert not thread.is_alive()
+
+
+def test_a_process_with_a_thousand_connections_can_look() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, 2000)) as high:
+            looking._wait([high], 0)
+            theirs.send(b"x")
+            looking._wait([high], 20)
+            assert high.recv(1) == b"x"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_it_waits_no_longer_than_whoever_reads_is_there() -> None:
