@@ -21,8 +21,8 @@ _NOT_IN_IMAGE = {
 }  # fmt: skip
 """Directories whose files name services that the program in the image does not call."""
 
-_FOR_TOOLS = re.compile(r"(?i)(?!package\.json$).*\.(?:ya?ml|json|toml|conf|cfg|sh|txt|http|tf|hcl)")
-"""Files at the top of a project that are as likely about the whole of it as part of the program."""
+_FOR_TOOLS = re.compile(r"(?i)(?!package\.json$).*\.(?:ya?ml|json|toml|conf|cfg|sh|txt|http|tf|hcl)|\.env.*")
+"""Files at the top of a project that are as likely about the whole of it as part of the program: Compose reads ``.env``."""
 
 _ARTEFACTS = {"target", "dist", "build", "out", "bin", "publish"}
 

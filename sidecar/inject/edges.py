@@ -19,7 +19,7 @@ from sidecar.inject.attribution import commands_of
 from sidecar.inject.keys import is_certain_host, words
 from sidecar.inject.references import in_command, in_environment, in_text, variables_of
 from sidecar.inject.visibility import App, app_of, leads_to, names_for, neighbours
-from sidecar.inject.wellknown import PROTOCOLS, Known, known
+from sidecar.inject.wellknown import PROTOCOLS, Known, known, serves_files
 
 Kind = Literal["depends_on", "links", "environment", "command", "healthcheck", "mounted", "build", "shared", "cluster"]
 
@@ -27,6 +27,7 @@ _CONFIGURATION = re.compile(r"(?i).*\.(?:ya?ml|json|toml|ini|conf|cfg|cnf|proper
 _PROGRAM = re.compile(
     r"(?i).*\.(?:pyi?|[cm]?[jt]sx?|vue|svelte|go|rs|java|kt|scala|cs|php|rb|exs?|cc?|cpp|h|hpp|swift|html?)"
 )
+_DOTENV = re.compile(r"(?:.*/)?\.env(?:\.\w+)?")
 _FACE = re.compile(r"(?i)(?:^|[-_])(?:front(?:end)?|client|ui|static|assets|spa|webapp)(?:$|[-_\d])")
 """A program for browsers. It is often given the variables of its server's database too."""
 _SHELL = re.compile(r"^\W*(?:\S*/)?(?:ba|da)?sh\s+(?:-\w+\s+)*")
@@ -50,6 +51,11 @@ class Text:
         if self.kind == "mounted":
             return _PROGRAM.fullmatch(self.label) is None
         return self.kind == "build" and _CONFIGURATION.fullmatch(self.label) is not None
+
+    @property
+    def is_of_a_program(self) -> bool:
+        """Whether it is a program, or the settings that a program reads from its own directory."""
+        return _PROGRAM.fullmatch(self.label) is not None or _DOTENV.fullmatch(self.label) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +185,8 @@ def _references_of(
         yield reference.callee, reference.port, "healthcheck", "healthcheck"
     hidden = frozenset(name for text in texts if text.kind != "shared" for name in _UPSTREAM.findall(text.text))
     for text in texts:
+        if text.kind == "mounted" and text.is_of_a_program and serves_files(service.image):
+            continue
         certain = text.kind != "mounted" or not text.is_configuration
         found = in_text(
             text.text, names, words=text.is_configuration, certain=certain, variables=variables, hidden=hidden

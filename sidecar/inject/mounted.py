@@ -5,8 +5,9 @@ its Dockerfile, and the sources that it is built from (``attribution`` says whos
 the Compose file, the repository around it, and the build contexts. Directories outside of it are the host's, and are not
 read: among them are ``/``, ``/proc`` and disks that do not answer. A symlink leads nowhere.
 
-Skipped are files that would mislead: dependencies, lock files, the Compose files themselves, files that ``inject`` wrote.
-Secrets are not opened. What is listed and what is read are bounded, because a mounted data directory may be huge.
+Skipped are files that would mislead: dependencies, lock files, the Compose files themselves, files that ``inject`` wrote,
+hidden files but for the ``.env`` of a program. Secrets are not opened. What is listed and what is read are bounded, because a
+mounted data directory may be huge.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _SKIPPED_DIRECTORIES = {
 }
 _SKIPPED_FILES = re.compile(
     r"(?i).*compose.*\.ya?ml|(?:.*\.)?dockerfile(?:\..*)?|.*\.(?:md|rst|lock|sum|svg|map|pem|key|crt|sql|csv|log|min\.js)|"
-    r"package-lock\.json|licen[cs]e.*|changelog.*|readme.*|\..*"
+    r"package-lock\.json|licen[cs]e.*|changelog.*|readme.*|\.(?!env(?:\.local)?$).*"
 )
 
 

@@ -304,6 +304,12 @@ def split(image: str) -> tuple[str, str]:
     return name.lower(), tag.lower()
 
 
+def serves_files(image: str) -> bool:
+    """Whether the image is a web server that runs no programs: those that are mounted are for another service, or for
+    browsers."""
+    return split(image)[0] in {"nginx", "nginx-unprivileged", "openresty", "httpd", "caddy"}
+
+
 def is_router(image: str) -> bool:
     """Whether the image is a router that finds its backends by asking Docker."""
     return _ROUTERS.search(image.partition("@")[0].lower()) is not None

@@ -41,8 +41,8 @@ def test_a_file_of_elsewhere_is_told_by_its_name_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "compose.yaml", "docker-compose.prod.yml", "compose.mesh.yaml", "Dockerfile", "README.md", "x.lock", ".env",
-        "tls.key",
+        "compose.yaml", "docker-compose.prod.yml", "compose.mesh.yaml", "Dockerfile", "README.md", "x.lock",
+        ".env.example", ".bashrc", "tls.key",
         "node_modules/x.js", ".git/config", "mesh/mesh.yaml", "a/b/c/d/e/f/g/h.conf",
     ],
 )  # fmt: skip
@@ -50,6 +50,12 @@ def test_what_would_mislead_is_not_read(tmp_path: Path, name: str) -> None:
     write(tmp_path / "sub" / name)
     write(tmp_path / "sub" / "read.conf")
     assert labels({"services": {"web": mounts(tmp_path / "sub")}}, tmp_path) == {"web": [("sub/read.conf", "mounted")]}
+
+
+@pytest.mark.parametrize("name", [".env", ".env.local"])
+def test_the_settings_beside_a_program_are_read(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "sub" / name)
+    assert labels({"services": {"web": mounts(tmp_path / "sub")}}, tmp_path) == {"web": [(f"sub/{name}", "mounted")]}
 
 
 @pytest.mark.parametrize("content", [b"a\0db:5432", b"\xff\xfe", b"x" * (mounted.MAX_FILE + 1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.inject.wellknown import is_broker, is_router, known, split
+from sidecar.inject.wellknown import is_broker, is_router, known, serves_files, split
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,11 @@ def test_routers() -> None:
 )
 def test_brokers(image: str, *, expected: bool) -> None:
     assert is_broker(image) is expected
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [("nginx:1", True), ("x/httpd", True), ("wordpress", False), ("php:apache", False), ("", False)],
+)
+def test_web_servers_that_run_no_programs(image: str, *, expected: bool) -> None:
+    assert serves_files(image) is expected

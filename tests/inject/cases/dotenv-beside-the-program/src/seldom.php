@@ -1,0 +1,1 @@
+<?php $url = "http://search:7700";
