@@ -124,7 +124,7 @@ def test_a_new_job_under_load_costs_nobody_a_request(mesh: Application) -> None:
     )
 
 
-RESTARTS = int(os.environ.get("RESTARTS", "5"))
+RESTARTS = int(os.environ.get("RESTARTS", "3"))
 
 
 def test_a_restart_of_a_sidecar_under_load_is_one_gap(mesh: Application) -> None:
