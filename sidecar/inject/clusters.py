@@ -215,8 +215,9 @@ def _on(network: str, members: set[str], apps: Mapping[str, App]) -> tuple[str, 
 
 
 def _said(app: App, texts: Mapping[str, tuple[Text, ...]]) -> str:
-    """What a member's own files say: its variables, its command, and its configuration."""
+    """What a member's own files say: its image's name, its variables, its command, and its configuration."""
     parts = [f"hostname {app.owner.name}"] if app.owner.host_names else []
+    parts += [f"image {member.image}" for member in app.members]
     parts += [f"{key}={value}" for member in app.members for key, value in member.environment.items()]
     parts += [member.command for member in app.members]
     parts += [it.text[:_READ] for member in app.members for it in texts.get(member.name, ()) if it.is_configuration]

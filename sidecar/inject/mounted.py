@@ -6,8 +6,8 @@ the Compose file, the repository around it, and the build contexts. Directories 
 read: among them are ``/``, ``/proc`` and disks that do not answer. A symlink leads nowhere.
 
 Skipped are files that would mislead: dependencies, lock files, the Compose files themselves, files that ``inject`` wrote,
-hidden files but for the ``.env`` of a program. Secrets are not opened. What is listed and what is read are bounded, because a
-mounted data directory may be huge.
+hidden files but for the ``.env`` of a program. Secrets are not opened. What is listed and what is read are bounded, because
+a mounted data directory may be huge.
 """
 
 from __future__ import annotations

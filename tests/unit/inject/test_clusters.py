@@ -48,6 +48,18 @@ def test_members_that_only_others_name() -> None:
     assert shown(clusters(services, config)) == [("set of Redis servers and Sentinels", "main s1 s2", False)]
 
 
+def test_a_sentinel_by_its_image_alone() -> None:
+    services: dict[str, Any] = {
+        "main": {"image": "redis"},
+        "watch": {"image": "bitnami/redis-sentinel:7", "environment": {"REDIS_MASTER_HOST": "main"}},
+        "app": {"image": "acme/app", "environment": {"SENTINELS": "watch:26379"}},
+        "other": {"image": "acme/app"},
+    }
+    assert shown(clusters(services)) == [("set of Redis servers and Sentinels", "app main watch", False)]
+    exporter = {**services["watch"], "image": "acme/redis-exporter"}
+    assert clusters({**services, "watch": exporter}) == ()
+
+
 def test_members_that_others_name_by_a_node() -> None:
     joins = {"image": "rabbitmq", "environment": {"RABBITMQ_CLUSTER_NODE_NAME": "rabbit@main"}}
     cookie = {"image": "rabbitmq", "environment": {"RABBITMQ_ERLANG_COOKIE": "x"}}
