@@ -200,7 +200,9 @@ def inject(inputs: Inputs) -> Injection:
     told_callers: list[str] = []
     for app in topology.slots:
         at_host = [it for it in published if it.app == app]
-        data = wiring(app, topology, names, placement.subnets, addresses[app], at_host, days.get(app), layout)
+        data = wiring(
+            app, topology, names, placement.subnets, addresses[app], at_host, days.get(app), layout, application.name
+        )
         if app in facts:
             strict = {entry["listen"] for entry in published_entries(at_host, placement.subnets)}
             strict |= {entry["listen"] for entry in data["inbound"] if app in days and "mode" not in entry}

@@ -55,13 +55,17 @@ def wiring(
     published: Collection[Published] = (),
     days: Mapping[str, date] | None = None,
     layout: Layout | None = None,
+    project: str = "",
 ) -> dict[str, Any]:
     """The data of an app's file. ``address`` is the sidecar's address on the mesh network; ``published`` are those ports of
     the app at which the host answers too; ``days`` are the last on which outsiders may come in plaintext, by the
-    names of the ports. ``layout``: that of the last run."""
+    names of the ports. ``layout``: that of the last run. ``project`` is Compose's name for the application."""
     before = layout or Layout()
-    name_of_app = app_alias(app) if is_met(app, topology) else app
-    places = {name: f"{name_of_app}:{number}" for name, number in ports[app].items()}
+    hosts = [app_alias(app)] if is_met(app, topology) else [app, *_elsewhere(app, topology, project)]
+    places: dict[str, str | list[str]] = {
+        name: [f"{host}:{number}" for host in hosts] if hosts[1:] else f"{hosts[0]}:{number}"
+        for name, number in ports[app].items()
+    }
     inbound = [{"port": name, "listen": f"{address}:{ports[app][name]}", "app": at} for name, at in places.items()]
     inbound += [entry | {"app": places[entry["port"]]} for entry in published_entries(published, subnets)]
     inbound += outsiders.entries(app, topology, ports, subnets, days or {})
@@ -96,6 +100,13 @@ def wiring(
         "timeouts": {"wait": WAIT},
         "log_format": "json",
     }
+
+
+def _elsewhere(app: str, topology: Topology, project: str) -> list[str]:
+    """The names of an app on its further networks. Its own name leads to its address on the first alone, and a server may
+    listen at that of its host name only (ZooKeeper does), which is on any of them."""
+    networks = sorted(slot.network for slot in topology.slots[app])
+    return [f"{app}.{project}_{network}" for network in networks[1:] if project]
 
 
 def numbers_at(app: str, topology: Topology, ports: Ports) -> frozenset[int]:

@@ -29,3 +29,14 @@ def test_every_port_of_every_callee_on_the_address_of_its_network_only() -> None
     ]
     assert config.timeouts.wait == 300.0  # `wait-for-it web:80` must not succeed because a sidecar is there
     assert wiring_path("db") == "sidecars/db.yaml"
+
+
+def test_an_app_on_several_networks_is_looked_for_on_each() -> None:
+    found = topology({"web": {"expose": ["80"]}, "api": {"expose": ["80"]}, "db": {"expose": ["5432"]}})
+    ports = {"web": {"80": 80}, "api": {"http": 80}, "db": {"5432": 5432}}
+    subnets = {f"{name}-private{it}": IPv4Network("10.0.0.0/28") for name in ("db", "web") for it in ("", "-2")}
+    apps = {
+        app: wiring(app, found, ports, subnets, IPv4Address("10.1.0.9"), project="shop")["inbound"][0]["app"]
+        for app in ("db", "web")
+    }
+    assert apps == {"db": ["db:5432", "db.shop_db-private-2:5432"], "web": "web:80"}
