@@ -33,6 +33,7 @@ import trio
 
 from certs.protocol import wire
 from certs.service.api import CaApi
+from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.folding import Listener, is_about_certificate
@@ -216,7 +217,7 @@ class _Connection:
         channel = here.context().server((wire.ALPN,), here.clock)
         try:
             sockets.prepare(sock)
-            with trio.fail_at(self._began + HANDSHAKE_SECONDS):
+            with Deadline(self._began + HANDSHAKE_SECONDS):
                 await shake_hands(sock, channel, here.gate, self._key, self._greeted)
             stream = SecureStream(sock, channel)
             try:

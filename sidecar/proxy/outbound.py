@@ -22,6 +22,7 @@ from typing import Any
 import trio
 
 from sidecar.config.sidecar_yaml import Outbound
+from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import MITM_SUSPECTS, Reason, Refused
 from sidecar.observe.record import ConnectionRecord
 from sidecar.policy.decide import remedy
@@ -279,7 +280,7 @@ async def _try_peer(
         )
         found.describe(record)
         # The callee connects to its app before it answers, within its own `timeouts.connect`.
-        with trio.fail_after(seconds):
+        with Deadline.after(seconds):
             if frames is None:
                 await receive_verdict(net, channel)
             else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
+from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.observe.record import ConnectionRecord
@@ -96,7 +97,7 @@ async def _shake_hands(
             node.room.known(stranger)
 
     try:
-        with trio.fail_at(began + longest):
+        with Deadline(began + longest):
             await shake_hands(sock, channel, node.gate, address, greeted, last)
     except (Refused, trio.TooSlowError) as error:
         if address is not None:

@@ -36,8 +36,8 @@ from sidecar.transport import dial, proxy_protocol, sockets
 from sidecar.transport.verdict import RETRY_ELSEWHERE
 
 PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 2.0
-"""Programs that elect a leader, such as ZooKeeper, give up after five tries a second apart."""
+LONGEST_PAUSE_SECONDS = 4.0
+"""Where members elect a leader, as ZooKeeper's do, it listens to the others for ten seconds."""
 TRIALS_A_SECOND = 20
 """The most trials of one sidecar, all its listeners together."""
 

@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
+from sidecar.host.deadline import Deadline
 from sidecar.identity.spiffe import Svid
 
 MAX_HEAD_BYTES = 8 * 1024
@@ -223,7 +224,7 @@ async def converse(
         try:
             head, deadline = await _head(incoming, closing)
             bodiless = head.method == b"HEAD"  # RFC 9110 9.3.2; h11 does not allow a body then
-            with trio.fail_at(deadline):
+            with Deadline(deadline):
                 name, handler = _route(head, routes)
                 request = await _request(stream, incoming, head, peer)
             answer = await handler(request)
@@ -253,7 +254,7 @@ async def _head(incoming: Incoming, closing: Closing) -> tuple[h11.Request, floa
         with closing.idle():
             await incoming.receive()
     await incoming.pace()
-    with trio.fail_after(REQUEST_SECONDS) as scope:
+    with Deadline.after(REQUEST_SECONDS) as scope:
         while (event := await incoming.event()) is h11.NEED_DATA:
             if not incoming.buffered:
                 raise _Close  # idle: no request waits for an answer

@@ -21,6 +21,8 @@ WEAKER = {
 }
 """Constants of a library, each with one that allows more."""
 
+LIMITS = {"Deadline", "Deadline.after"}
+"""Ours, beside those of trio."""
 ADDED = {"Context": ("unverified", True)}
 """Arguments that a call does not have and must not get."""
 
@@ -135,7 +137,7 @@ def _calls(slot: Slot) -> Iterator[Mutation]:
         changed.attr = "match"
         aim = name_of(node.func.value) if isinstance(node.func, ast.Attribute) else ""
         yield f"match[{aim}]", f"`{text}` matches a beginning", Slot(node, "func").setter(changed)
-    if name in {"fail_after", "fail_at", "move_on_after", "move_on_at"}:
+    if name in {"fail_after", "fail_at", "move_on_after", "move_on_at"} or ast.unparse(node.func) in LIMITS:
         unlimited = ast.parse("trio.CancelScope()", mode="eval").body
         yield f"deadline[{name}]", f"`{text}` without a deadline", slot.setter(unlimited)
     if name in ADDED and ADDED[name][0] not in {keyword.arg for keyword in node.keywords}:

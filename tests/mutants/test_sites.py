@@ -36,7 +36,7 @@ class Desk:
         return one == more
 
     async def ask(self, key):
-        with trio.fail_after(3):
+        with trio.fail_after(3), Deadline.after(3):
             await hear(key, secret=True)
         required = 0 if key else A | B
         os.open(key, 0o600)
@@ -109,6 +109,7 @@ def test_another_function_does_not_shift_it_and_a_named_kind_is_not_shifted_by_a
         ("Desk.ask:flip[hear.secret]:1", "secret=True", "secret=False"),
         ("Desk.ask:none[hear.1]:1", "hear(key,", "hear(None,"),
         ("Desk.ask:deadline[fail_after]:1", "trio.fail_after(3)", "trio.CancelScope()"),
+        ("Desk.ask:deadline[after]:1", "Deadline.after(3)", "trio.CancelScope()"),
         ("Desk.ask:then:1", "0 if key else A | B", "0"),
         ("Desk.ask:flag[A]:1", "A | B", "B"),
         ("Desk.ask:mode[open.2]:1", "384", "420"),
