@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.transport import sockets
-from tests.beds.dev_mesh import MESH, MeshFile, connect_to, is_free
+from tests.beds.dev_mesh import GROWN, MESH, MeshFile, connect_to, is_free
 from tests.beds.live import ends_well, exchange, is_refused, is_reset
 from tests.beds.mesh import App, echo, mesh_bed
 from tests.beds.processes import SIDECAR, Running, output, running
@@ -93,7 +93,7 @@ async def test_the_banner_and_what_follows_are_for_eyes(file: MeshFile) -> None:
         web, api = file.name("web"), file.name("api")
         place = f"calls {api}:http at 127.0.0.1:{file.call('web', 'api:http')}"
         assert await program.line(place) == f"    {place}"
-        file.write(MESH + '  - {from: job-TAG, to: "db-TAG:sql"}\n')
+        file.write(GROWN)
         port = file.call("job", "db:sql")
         assert f"{file.name('job')} calls {file.name('db')}:sql at 127.0.0.1:{port}" in await program.line("reloaded")
         sock = await connect_to(file.call("web", "api:http"))

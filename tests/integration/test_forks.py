@@ -16,14 +16,20 @@ from tests.beds.processes import CERTS, SIDECAR, Running, Shop, output, running
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks on Linux only")
 
 
+def descriptors_of(process: Path) -> set[tuple[str, str]]:
+    found = set()
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add((file.name, re.sub(r"\d+", "", str(file.readlink()))))
+    return found
+
+
 def seen(program: Running) -> dict[str, object]:
     """A running process, as the system knows it."""
     process = Path(f"/proc/{program.process.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
-    descriptors = {}
-    for file in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: a file that is followed is read now and then
-            descriptors[file.name] = re.sub(r"\d+", "", str(file.readlink()))
+    # Those that stay: a file that is followed is read now and then.
+    descriptors = dict(set.intersection(*(descriptors_of(process) for _ in range(20))))
     names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
     return {
         **{name: status[name] for name in names},

@@ -26,7 +26,7 @@ from sidecar.relay import relay
 from sidecar.relay.poller import LevelPoller
 from sidecar.transport.sockets import listen
 from tests.beds.clock import time_passes
-from tests.beds.dev_mesh import MESH, MeshFile, connect_to, dev_bed, is_free
+from tests.beds.dev_mesh import GROWN, MESH, MeshFile, connect_to, dev_bed, is_free
 from tests.beds.live import ends_well, exchange, is_refused, is_reset
 from tests.beds.mesh import PATIENCE, LogSink
 
@@ -231,7 +231,7 @@ async def test_a_rule_that_comes_opens_a_port_and_says_where_and_cuts_nothing(
     async with dev_bed(file) as mesh:
         live = await mesh.call("job", "api:http")
         await exchange(live)
-        file.write(MESH + '  - {from: job-TAG, to: "db-TAG:sql"}\n')
+        file.write(GROWN)
         said = await mesh.event("reloaded")
         port = file.call("job", "db:sql")
         assert said == f"{file.path} is in force; {file.name('job')} calls {file.name('db')}:sql at 127.0.0.1:{port}"
@@ -304,15 +304,14 @@ async def test_a_port_that_is_taken_is_told_once_and_used_as_soon_as_it_is_free(
     async with dev_bed(file) as mesh:
         live = await mesh.call("job", "api:http")
         await exchange(live)
-        grown = MESH + '  - {from: job-TAG, to: "db-TAG:sql"}\n'
         port = next(
-            call for call in file.plan(grown).calls if call.caller == file.name("job") and "db" in str(call.target)
+            call for call in file.plan(GROWN).calls if call.caller == file.name("job") and "db" in str(call.target)
         )
         with socket.socket() as squatter:
             squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             squatter.bind(("127.0.0.1", port.local_port))
             squatter.listen()
-            file.write(grown)
+            file.write(GROWN)
             said = await mesh.event("reload_incomplete")
             assert f"127.0.0.1:{port.local_port}" in said
             await trio.sleep(20)
