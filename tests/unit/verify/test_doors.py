@@ -42,7 +42,7 @@ def test_by_a_socket(monkeypatch: pytest.MonkeyPatch) -> None:
         (500, b"{}", "HTTP 500"),
         (200, b"[]", "what answers there is not a sidecar"),
         (200, b"<html>", "Expecting value"),
-        (200, b"[" * 100_000, "recursion"),
+        (200, b"[" * 100_000, "what answers there is nested too deeply for a sidecar"),
     ],
 )
 def test_an_answer_that_is_none(monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, error: str) -> None:
