@@ -87,8 +87,8 @@ def routes(reports: Reports, clock: Callable[[], datetime], alarms: Alarms = lis
 
 
 class Following:
-    """A line at once for who begins to follow, and then one for all of them each few seconds, as ``line`` makes it: when a
-    report has come. The process is awake then, with all that a line needs in the processor's caches, so it costs a
+    """A line at once to each caller that begins to follow, then one to all of them each few seconds, as ``line`` makes it:
+    when a report has come. The process is awake then, with all that a line needs in the processor's caches, so it costs a
     fraction of what a timer's line does."""
 
     def __init__(self, line: Callable[[], bytes]) -> None:

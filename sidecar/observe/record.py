@@ -98,9 +98,8 @@ class ConnectionRecord:
             raise RuntimeError("a connection was logged twice")
         self._finished = True
         if self.bytes_to_app:
-            self.probe = self.trial = (
-                False  # neither has anything to say to an app: whoever has is a caller as any other
-            )
+            # Neither has anything to say to an app: whoever has is a caller as any other.
+            self.probe = self.trial = False
         if self.bytes_from_app > GREETING:
             self.trial = False  # it is the caller's word alone, and whoever stays to read is a caller too
         line: dict[str, Any] = {

@@ -54,6 +54,7 @@ def run(wanted: Sequence[Mutant], keep: Callable[[Sequence[Outcome]], None], *, 
     # Every child has its own; what hypothesis remembers of another mutant is nobody's.
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = place
+        os.environ["TEST_PATIENCE"] = "10"  # with a mutant a test waits in vain most of the time
         os.environ["PYTHONPATH"] = str(ROOT)
         os.chdir(ROOT)
         # Nobody reads tracebacks, and to write one costs more than twice the test.

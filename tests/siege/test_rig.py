@@ -14,6 +14,7 @@ import trio
 
 from sidecar.policy.mesh import parse_mesh
 from tests.beds.ca_processes import echo_app
+from tests.beds.mesh import PATIENCE
 from tests.siege import honest
 from tests.siege.__main__ import FLOODS, LEAST_FLOOD, _some_of, flood_seconds, main
 from tests.siege.actions import ACTIONS, RESOLVER
@@ -144,7 +145,7 @@ async def test_idle_attackers_are_counted_and_all_closed() -> None:
         while len(accepted) < 3:  # noqa: ASYNC110 (the listener of a real socket)
             await trio.sleep(0.01)
 
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, note, [listener])
@@ -166,7 +167,7 @@ async def test_honest_calls_come_back_and_are_lost_where_nobody_answers() -> Non
             traffic.calls("new", 50, lambda: honest.ask_anew((host, int(port)))),
             traffic.calls("nobody", 50, lambda: honest.ask_anew((host, 1))),
         ]
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 for task in tasks:
                     nursery.start_soon(task)

@@ -31,6 +31,7 @@ from sidecar.transport.dial import Upstream
 from sidecar.transport.proxy_protocol import LOCAL
 from tests.beds.mesh import (
     ANYWHERE,
+    PATIENCE,
     App,
     Foreigner,
     MeshBed,
@@ -229,7 +230,7 @@ async def test_the_trial_of_a_waiting_listener_names_nobody() -> None:
             port = inbound("http", app.address, proxy_protocol=mode)  # type: ignore[arg-type]
             api = await bed.sidecar("api", inbound=[port])
             assert await ask_app(api.node, port, Upstream("app", port.apps, api.node.resolver, ())) is None
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 while not swallow.heard:
                     await trio.lowlevel.checkpoint()
             assert swallow.heard == [expected]
@@ -256,7 +257,7 @@ def names_in(received: bytes) -> list[bytes]:
 async def ask(client: socket.socket, request: bytes = GET) -> bytes:
     await sockets.send_all(client, request)
     heard = b""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while not heard.endswith(b"ok"):
             heard += await sockets.receive(client, 65536)
     return heard

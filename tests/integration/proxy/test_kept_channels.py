@@ -29,6 +29,7 @@ from tests.beds.frames import frame
 from tests.beds.mesh import (
     MESH,
     PATIENCE,
+    TIMEOUT,
     App,
     Foreigner,
     MeshBed,
@@ -527,7 +528,7 @@ async def test_an_idle_channel_is_no_connection_that_is_shown() -> None:
 async def test_a_caller_that_opens_no_stream_is_refused_in_time() -> None:
     async with mesh_bed() as bed:
         app = await bed.app()
-        timeouts = Timeouts(handshake=1.0, connect=PATIENCE, drain=PATIENCE)
+        timeouts = Timeouts(handshake=1.0, connect=TIMEOUT, drain=TIMEOUT)
         api = await bed.sidecar("api", inbound=[inbound("http", app.address)], timeouts=timeouts)
         with await connect(api.address("http")) as sock:
             caller = Foreigner(sock, bed.authority.leaf("web"), alpn=[b"mesh/2/http"])

@@ -23,6 +23,7 @@ from tests.beds.impostor import Impostor
 from tests.beds.mesh import (
     MESH,
     PATIENCE,
+    TIMEOUT,
     App,
     MeshBed,
     RunningSidecar,
@@ -35,7 +36,7 @@ from tests.beds.mesh import (
 )
 from tests.unit.proxy.test_inbound import nobody
 
-WAITS = Timeouts(handshake=PATIENCE, connect=PATIENCE, drain=PATIENCE, wait=600.0)
+WAITS = Timeouts(handshake=TIMEOUT, connect=TIMEOUT, drain=TIMEOUT, wait=600.0)
 
 
 async def is_closed(address: Address) -> bool:

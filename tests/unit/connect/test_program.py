@@ -11,6 +11,7 @@ import trio
 
 from sidecar.connect import program
 from sidecar.identity.reasons import UsageError
+from tests.beds.mesh import PATIENCE
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -56,7 +57,7 @@ async def test_it_is_asked_to_end_and_then_killed(monkeypatch: pytest.MonkeyPatc
     await program.stop(process)  # it has ended
     monkeypatch.setattr(program, "STOP_SECONDS", 0)
     process = await program.start(SLEEPS, os.environ)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         await program.stop(process)
     assert process.returncode in {-signal.SIGTERM, -signal.SIGKILL}
 

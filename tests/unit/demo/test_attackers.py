@@ -11,6 +11,7 @@ import trio
 from sidecar.demo.attackers import Tap, stranger
 from sidecar.demo.stage import free_ports
 from tests.beds.certificates import Authority
+from tests.beds.mesh import PATIENCE
 
 PATTERN = bytes(range(256)) * 400
 
@@ -30,7 +31,7 @@ async def through_a_tap(flip_after: int | None) -> tuple[bytes, Tap]:
         await nursery.start(partial(trio.serve_tcp, serve, target, host="127.0.0.1"))
         await nursery.start(tap.run)
         got = b""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             async with await trio.open_tcp_stream("127.0.0.1", port) as caller:
                 await caller.send_all(b"hello")
                 async for data in caller:

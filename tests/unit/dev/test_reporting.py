@@ -22,7 +22,7 @@ from sidecar.host.clock import utc_now
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import load_mesh
 from tests.beds.dev_mesh import MeshFile
-from tests.beds.mesh import LogSink
+from tests.beds.mesh import PATIENCE, LogSink
 
 
 async def test_each_sidecar_s_report_is_one_that_a_ca_would_take(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ async def test_each_sidecar_s_report_is_one_that_a_ca_would_take(tmp_path: Path)
         try:
             found = mesh.shown()
             async with aclosing(mesh.looks(lambda: True)) as looks:
-                with trio.fail_after(10):
+                with trio.fail_after(PATIENCE):
                     assert (await anext(looks))["ca"] == found["ca"]
         finally:
             for listener in mesh._listeners():

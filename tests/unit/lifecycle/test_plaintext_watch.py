@@ -23,6 +23,7 @@ from sidecar.lifecycle.plaintext_watch import FILE, MAX_FILE, PlaintextWatch, fi
 from sidecar.observe.plaintext import PlaintextCallers
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Node
+from tests.beds.mesh import PATIENCE
 from tests.unit.lifecycle.test_ending_watch import MESH, Lines
 from tests.unit.proxy.test_node import AUTHORITY, node
 
@@ -116,7 +117,7 @@ async def test_a_sidecar_without_a_place_forgets_and_one_without_permissive_port
     await here.watch.read()
     await here.watch.look()
     assert who_would_be_cut(here.node.config, NOW) == []
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         await Watched(tmp_path, port(None)).watch.run()
     assert not (tmp_path / FILE).exists()
 

@@ -15,6 +15,7 @@ import trio.testing
 from sidecar.observe.alarm_log import MOST_KINDS, MOST_WAITING, AlarmLog
 from sidecar.observe.alarms import Severity
 from sidecar.observe.logs import Log
+from tests.beds.mesh import PATIENCE
 
 NOW = datetime(2026, 11, 30, 6, 0, tzinfo=UTC)
 
@@ -113,7 +114,7 @@ async def test_news_is_a_new_alarm_and_no_repeat(autojump_clock: trio.testing.Mo
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110 (a file is written by a thread)
             await trio.sleep(0.01)
 

@@ -25,7 +25,7 @@ from sidecar.proxy.live import Admission, Live
 from sidecar.relay.duplex import Ending, How
 from sidecar.relay.strand import Carry, Steps, Stopped, run
 from sidecar.transport import sockets
-from tests.beds.mesh import inbound
+from tests.beds.mesh import PATIENCE, inbound
 
 OPTIONS = replace(inbound("http"), idle_timeout=60.0)
 
@@ -95,7 +95,7 @@ async def ends(outcome: Ending | Reason | Exception | None, person: timedelta | 
 
 
 async def is_reset(sock: socket.socket) -> bool:
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         try:
             assert await sockets.receive(sock, 1) == b""
         except ConnectionResetError:

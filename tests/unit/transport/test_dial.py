@@ -29,6 +29,7 @@ from sidecar.transport.dial import (
     Upstream,
     is_own,
 )
+from tests.beds.mesh import PATIENCE
 
 
 class Names:
@@ -84,7 +85,6 @@ async def order(target: Upstream) -> list[str]:
     return [str(endpoint) for endpoint in await target.endpoints()]
 
 
-PATIENCE = 10.0
 A, B, C = "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"
 
 

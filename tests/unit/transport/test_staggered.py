@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from sidecar.transport import sockets
 from sidecar.transport.staggered import DELAY_SECONDS, AllFailedError, first, interleaved
+from tests.beds.mesh import PATIENCE
 
 NEVER = 3600.0
 
@@ -167,7 +168,7 @@ async def test_with_real_sockets() -> None:
 
     with socket.socket() as nobody, sockets.listen("test", "127.0.0.1", 0) as listener:
         nobody.bind(("127.0.0.1", 0))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             sock = await first((nobody.getsockname(), listener.getsockname()), connect, sockets.hard_close)
         with sock:
             assert sock.getpeername() == listener.getsockname()

@@ -20,6 +20,7 @@ from sidecar.transport.streams import LostChannelError
 from sidecar.transport.tls import TlsChannel
 from sidecar.transport.tls_data import make_buffer
 from tests.beds.frames import FakeRecords, frame
+from tests.beds.mesh import PATIENCE
 from tests.beds.relay import fill, tcp_pair
 from tests.beds.simulation import UPDATE, fake_buffers, record, records
 from tests.unit.transport.test_tls import API, MESH, context, shake
@@ -172,5 +173,5 @@ async def test_what_is_behind_many_records_without_data_is_read_without_more_fro
         await trio.lowlevel.wait_readable(here)
         channel = FramedChannel(FakeRecords(), accepts=True)
         buffers = fake_buffers(4000, headroom=HEADER_BYTES)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await run(streams.receive(here, channel, buffers)) == Open(1, 5, {})
