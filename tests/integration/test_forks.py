@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.beds import forks
 from tests.beds.processes import CERTS, SIDECAR, Running, Shop, output, running
@@ -24,12 +25,16 @@ def descriptors_of(process: Path) -> set[tuple[str, str]]:
     return found
 
 
-def seen(program: Running) -> dict[str, object]:
+async def seen(program: Running) -> dict[str, object]:
     """A running process, as the system knows it."""
     process = Path(f"/proc/{program.process.pid}")
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
-    # Those that stay: a file that is followed is read now and then.
-    descriptors = dict(set.intersection(*(descriptors_of(process) for _ in range(20))))
+    # Those that stay: a file that is followed is read now and then, and takes a while where others want the core.
+    looks = []
+    for _ in range(20):
+        looks.append(descriptors_of(process))
+        await trio.sleep(0.05)
+    descriptors = dict(set.intersection(*looks))
     names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
     return {
         **{name: status[name] for name in names},
@@ -47,7 +52,7 @@ async def test_a_program_that_serves_and_ends(shop: Shop, monkeypatch: pytest.Mo
         async with running(*SIDECAR, "run", file, variables={"SIDECAR_LOG_FORMAT": "json"}) as program:
             await program.event("started")
             is_forked = isinstance(program.process, forks.Forked)
-            state = seen(program)
+            state = await seen(program)
             program.signal(signal.SIGTERM)
             found.append((is_forked, state, await program.ended(), [line["event"] for line in program.said]))
         monkeypatch.setattr(forks, "can_start", lambda *_: False)
