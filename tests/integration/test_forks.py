@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from statistics import mode
 
 import pytest
 import trio
@@ -17,6 +18,9 @@ from tests.beds.processes import CERTS, SIDECAR, Running, Shop, output, running
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks on Linux only")
 
 
+NAMES = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
+
+
 def descriptors_of(process: Path) -> set[tuple[str, str]]:
     found = set()
     for file in (process / "fd").iterdir():
@@ -25,19 +29,22 @@ def descriptors_of(process: Path) -> set[tuple[str, str]]:
     return found
 
 
+def status_of(process: Path) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+
+
 async def seen(program: Running) -> dict[str, object]:
-    """A running process, as the system knows it."""
+    """A running process, as the system knows it, but for what is so for a moment only: a file that is followed is read now
+    and then, and a thread that is made has all signals blocked."""
     process = Path(f"/proc/{program.process.pid}")
-    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
-    # Those that stay: a file that is followed is read now and then, and takes a while where others want the core.
-    looks = []
+    statuses, looks = [], []
     for _ in range(20):
+        statuses.append(status_of(process))
         looks.append(descriptors_of(process))
         await trio.sleep(0.05)
     descriptors = dict(set.intersection(*looks))
-    names = ("PPid", "Umask", "Uid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
     return {
-        **{name: status[name] for name in names},
+        **{name: mode(status[name] for status in statuses) for name in NAMES},
         "limits": (process / "limits").read_text(),
         "directory": (process / "cwd").readlink(),
         "standard": [descriptors.pop(number) for number in "012"],
