@@ -16,7 +16,7 @@ class BareChannel:
     """See :class:`sidecar.relay.duplex.Channel`. ``end``: ends our direction of the peer's connection; must not raise."""
 
     dataless = 0
-    ended = False
+    ended = quiet = False
 
     def __init__(self, end: Callable[[], object]) -> None:
         self._end: Callable[[], object] | None = end

@@ -26,6 +26,7 @@ How each end is passed on:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, Protocol
@@ -80,8 +81,8 @@ class Channel(Protocol):
     ``read`` returns the number of bytes, 0 when the next record is incomplete, -1 at the peer's close_notify. It raises
     :class:`ChannelError`. ``unread``: whether the next ``read`` may return more without being fed, since the last one met an
     end, records without data, or too many records to decrypt at once. ``ended``: whether it was an end, or a fault.
-    ``dataless``: how many records without data have come with other records behind them. ``rest`` gives back memory that is
-    not needed until more bytes come.
+    ``quiet``: whether it met data alone, so that it has left nothing to send. ``dataless``: how many records without data
+    have come with other records behind them. ``rest`` gives back memory that is not needed until more bytes come.
     """
 
     @property
@@ -89,15 +90,20 @@ class Channel(Protocol):
     @property
     def ended(self) -> bool: ...
     @property
+    def quiet(self) -> bool: ...
+    @property
     def dataless(self) -> int: ...
+    @property
+    def pending(self) -> Callable[[], int]: ...
+    @property
+    def take(self) -> Callable[[Buffer], int]: ...
+    @property
+    def rest(self) -> Callable[[], None]: ...
 
     def feed(self, buffer: Buffer, size: int, /) -> None: ...
     def read(self, buffer: Buffer, /) -> int: ...
     def write(self, buffer: Buffer, size: int, /) -> None: ...
     def close(self) -> None: ...
-    def pending(self) -> int: ...
-    def take(self, buffer: Buffer, /) -> int: ...
-    def rest(self) -> None: ...
 
 
 class Op(IntEnum):
@@ -241,13 +247,16 @@ class Duplex:
     def _decrypt(self) -> int:
         """Decrypts into ``plain_out`` and returns the number of bytes; 0 also at an end or a fault, which it records."""
         buffer = self._buffers.plain_out
-        self._more, self._take = False, True
+        self._more = False
         channel = self._channel
         try:
             size = channel.read(buffer)
         except ChannelError as error:
+            self._take = True  # an alert
             self._end_broken(error)
             return 0
+        if not channel.quiet:
+            self._take = True
         if channel.unread and size >= 0:
             self._more = True
             self._paused = not channel.ended

@@ -129,7 +129,7 @@ class FramedChannel:
 
     __slots__ = (
         "_dataless", "_due", "_fault", "_in_ended", "_left", "_out_ended", "_records", "_silent", "accepts", "ended",
-        "number", "received", "sent", "unread",
+        "number", "pending", "quiet", "received", "rest", "sent", "take", "unread",
     )  # fmt: skip
 
     def __init__(self, records: Records, *, accepts: bool) -> None:
@@ -142,7 +142,9 @@ class FramedChannel:
         self._silent = 0  # bytes of ciphertext since the last frame, while no stream is carried
         self._dataless = 0  # records without data as of the last stream's end
         self._fault: ChannelError | None = None
-        self.ended = self.unread = False
+        self.ended = self.unread = self.quiet = False
+        # See ``Channel``. They are the channel's below, and called for each piece of data: one call and not two.
+        self.pending, self.take, self.rest = records.pending, records.take, records.rest
 
     # -- between streams -----------------------------------------------------------------------------------------------
 
@@ -254,18 +256,29 @@ class FramedChannel:
         back: so the data of several frames comes out as one piece."""
         if self._fault is not None:
             raise self._fault
-        records, filled, self.unread, self.ended = self._records, 0, False, False
+        records, filled, self.unread, self.ended, self.quiet = self._records, 0, False, False, False
         if self._in_ended:
             self.unread = self.ended = True
             return -1
+        first: int | None = None
         try:
+            if not self._left:
+                first = records.read_record(buffer, -HEADER_BYTES, HEADER_BYTES + buffer.size)
+                if (
+                    HEADER_BYTES < first <= buffer.size
+                    and _unpack(buffer.data, buffer.headroom - HEADER_BYTES)[0] == _DATA_WORD | (first - HEADER_BYTES)
+                    and not records.more()
+                ):  # mostly: one record is here, and is one frame
+                    self.received += 1
+                    self.quiet = True
+                    return first - HEADER_BYTES
             for _ in range(MAX_READS):
                 if self._left:
                     limit = min(self._left, buffer.size - filled)
                     count = records.read_record(buffer, filled, limit)
                 else:
                     limit = buffer.size - filled
-                    count = self._begin_frame(buffer, filled, limit)
+                    count, first = self._begin_frame(buffer, filled, limit, first), None
                     if self._in_ended:
                         self.unread = self.ended = True
                         return filled or -1
@@ -291,17 +304,21 @@ class FramedChannel:
                 raise
         return filled
 
-    def _begin_frame(self, buffer: Buffer, filled: int, limit: int) -> int:
+    def _begin_frame(self, buffer: Buffer, filled: int, limit: int, count: int | None) -> int:
         """Reads the record that begins a frame, behind ``filled`` bytes of the frames before, at most ``limit`` bytes of
-        data of it. Returns how many; or 0 or -1 as ``read_record``. Sets ``_in_ended`` if it is the stream's end."""
+        data of it; unless it was read already, to the buffer's start: ``count`` bytes. Returns how many bytes of data; or 0
+        or -1 as ``read_record``. Sets ``_in_ended`` if it is the stream's end."""
         at = filled - HEADER_BYTES
         start = buffer.headroom + at
-        before = buffer.data[start : start + HEADER_BYTES]
-        count = self._records.read_record(buffer, at, HEADER_BYTES + limit)
+        if count is None:
+            before = buffer.data[start : start + HEADER_BYTES]
+            count = self._records.read_record(buffer, at, HEADER_BYTES + limit)
+            (word,) = _unpack(buffer.data, start)
+            buffer.data[start : start + HEADER_BYTES] = before
+        else:
+            (word,) = _unpack(buffer.data, start)
         if count <= 0:
             return count
-        (word,) = _unpack(buffer.data, start)
-        buffer.data[start : start + HEADER_BYTES] = before
         length = word & 0xFFFFFF
         if word >> 24 == _DATA_KIND and HEADER_BYTES < count <= HEADER_BYTES + length <= HEADER_BYTES + MAX_DATA:
             self._left = length
@@ -328,18 +345,6 @@ class FramedChannel:
         self._write(Kind.END, b"")
         if self._in_ended and self._due is _DATA:
             self._finish()
-
-    def pending(self) -> int:
-        """See ``Channel``."""
-        return self._records.pending()
-
-    def take(self, buffer: Buffer) -> int:
-        """See ``Channel``."""
-        return self._records.take(buffer)
-
-    def rest(self) -> None:
-        """See ``Channel``."""
-        self._records.rest()
 
     # -- faults --------------------------------------------------------------------------------------------------------
 

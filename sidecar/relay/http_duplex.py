@@ -44,6 +44,9 @@ class HttpChannel:
         "unread",
     )
 
+    quiet = False
+    """See ``Channel``: what it reads may be refused, which is an answer to send."""
+
     def __init__(self, inner: Channel, exchanges: Exchanges, spare: Buffer) -> None:
         self._inner, self._exchanges, self._spare = inner, exchanges, spare
         self._out = _NOTHING  # for the app

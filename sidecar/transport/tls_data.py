@@ -38,7 +38,7 @@ class TlsData:
 
     __slots__ = (
         "_cipher_in", "_cipher_out", "_connection", "_fault", "_left_before", "_ssl", "_start", "dataless", "ended",
-        "unread",
+        "quiet", "unread",
     )  # fmt: skip
 
     def __init__(self, connection: Any) -> None:
@@ -51,7 +51,7 @@ class TlsData:
         self._cipher_out = connection._from_ssl
         self._fault: ChannelError | None = None
         self._start = _ffi.new("char **")
-        self.ended = self.unread = False
+        self.ended = self.unread = self.quiet = False
         self.dataless = self._left_before = 0
 
     def feed(self, buffer: Buffer, size: int) -> None:
@@ -62,8 +62,10 @@ class TlsData:
         """Decrypts into the buffer as many records as are complete and fit, up to :data:`MAX_READ_COST`. Returns the number
         of bytes; 0 when the next record is incomplete, -1 at the peer's close_notify. Raises :class:`ChannelError`. After
         fewer bytes than fit, ``unread`` is whether the next call has something to return, and ``ended`` whether that is an
-        end or a fault. ``dataless`` counts records without data, except those with nothing behind them yet."""
+        end or a fault; ``quiet``, whether it met data alone. ``dataless`` counts records without data, except those with
+        nothing behind them yet."""
         ssl, pointer, filled, size, cost, left = self._ssl, buffer.pointer, 0, buffer.size, 0, 0
+        self.quiet = True
         if self.unread:
             if self._fault is not None:
                 raise self._fault
@@ -78,6 +80,7 @@ class TlsData:
                     break  # drained: this look-up is cheaper than one more SSL_read
                 cost += 1
             else:
+                self.quiet = False
                 error = _SSL_get_error(ssl, count)
                 if error != _WANT_READ:
                     self.unread = self.ended = True
@@ -157,7 +160,7 @@ class TlsData:
     def take(self, buffer: Buffer) -> int:
         """Moves waiting ciphertext into the buffer; returns the number of bytes."""
         count: int = _BIO_read(self._cipher_out, buffer.pointer, buffer.size)
-        return max(count, 0)
+        return count if count > 0 else 0
 
     def rest(self) -> None:
         """Gives back the memory that the channel does not need until more bytes come, if no ciphertext waits in it."""

@@ -87,6 +87,7 @@ class Passthrough:
     """A channel whose ciphertext is the plaintext: for bulk. It knows no ends: those are the sockets' own."""
 
     ended = unread = False
+    quiet = True
     dataless = 0
 
     def __init__(self) -> None:

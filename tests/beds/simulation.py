@@ -78,7 +78,7 @@ class FakeChannel:
     ``at_once``: the most records that it works off in one read."""
 
     def __init__(self, at_once: int = 1_000_000) -> None:
-        self.ended = self.unread = False
+        self.ended = self.unread = self.quiet = False
         self.dataless = self.most_held = 0
         self._at_once = self._left = at_once
         self._cipher = b""
@@ -92,7 +92,7 @@ class FakeChannel:
         self.most_held = max(self.most_held, len(self._cipher) + len(self._plain))
 
     def read(self, buffer: Buffer) -> int:
-        self.unread, self._left = False, self._at_once
+        self.unread, self.quiet, self._left = False, True, self._at_once
         try:
             return self._read(buffer)
         finally:
@@ -124,6 +124,7 @@ class FakeChannel:
             size = 3 + self._cipher[1]
             one, self._cipher = self._cipher[:size], self._cipher[size:]
             kind, payload = one[0], one[2:-1]
+            self.quiet = self.quiet and kind == DATA and bool(payload) and one == record(kind, payload)
             if one != record(kind, payload) or kind not in (DATA, UPDATE, UPDATE_PLEASE, CLOSE, ALERT):
                 self._fault = ChannelError("a record was altered")
                 self._out += record(ALERT, b"altered")

@@ -22,7 +22,7 @@ from sidecar.relay.frames import (
     encode_verdict,
 )
 from tests.beds.frames import FakeRecords, frame, joined
-from tests.beds.simulation import CLOSE, DATA, UPDATE, record, records
+from tests.beds.simulation import CLOSE, DATA, UPDATE, UPDATE_PLEASE, record, records
 
 CRITICAL = 0x8000
 
@@ -282,6 +282,26 @@ def test_a_frame_in_a_thousand_records_is_read_in_portions() -> None:
 
 
 # -- attributes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wire", "quiet"),
+    [
+        (records(frame(Kind.DATA, b"x" * 20)), True),
+        (records(frame(Kind.DATA, b"x" * 60)), False),
+        (records(frame(Kind.DATA, b"x")) + record(UPDATE_PLEASE), False),
+        (record(UPDATE_PLEASE) + records(frame(Kind.DATA, b"x")), False),
+        (records(frame(Kind.DATA, b"x")) + records(frame(Kind.END)), False),
+        (b"", False),
+    ],
+    ids=["a frame", "of two records", "KeyUpdate behind", "KeyUpdate before", "its end behind", "nothing"],
+)
+def test_only_what_cannot_have_left_an_answer_is_quiet(wire: bytes, quiet: bool) -> None:
+    """So that nobody asks the channel for one after each frame."""
+    end = End().in_a_stream()
+    end.hears(wire)
+    end.channel.read(end.buffer)
+    assert end.channel.quiet is quiet
 
 
 def test_attributes_travel_and_unknown_ones_are_passed_over_unless_they_are_critical() -> None:

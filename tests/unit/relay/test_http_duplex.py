@@ -426,7 +426,7 @@ def test_raw_in_both_directions_after_101() -> None:
 def test_it_rests() -> None:
     line = Http()
     rested: list[int] = []
-    line.channel.rest = lambda: rested.append(1)  # type: ignore[method-assign]
+    line.channel.rest = lambda: rested.append(1)  # type: ignore[misc]
     line.duplex.rest()
     assert rested
 
