@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -61,9 +62,10 @@ class Time(Clock):
         self._clock = clock
 
     async def settles(self, cushion: float = 0.002) -> None:
-        """Returns when nothing goes on but waiting, for ``cushion`` seconds."""
+        """Returns when nothing goes on but waiting, for ``cushion`` seconds; for longer on a loaded machine, where it takes
+        longer until what was sent is there."""
         while True:
-            await wait_all_tasks_blocked(cushion)
+            await wait_all_tasks_blocked(cushion * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
             limiters = trio.to_thread.current_default_thread_limiter(), writer._ONE, disk.threads()
             if not any(limiter.borrowed_tokens for limiter in limiters):
                 return
