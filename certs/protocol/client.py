@@ -38,6 +38,7 @@ from sidecar.documents.address import Address
 from sidecar.identity.judge import Revocations, VerifyParams, revoked
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, shown
+from sidecar.relay.strand import run
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import MAX_HEAD_BYTES, Incoming
@@ -318,7 +319,7 @@ class CaClient:
         """The handshake, over a socket that it owns."""
         channel = context.client((wire.ALPN,), self._ca, self._clock)
         try:
-            await shake_hands(sock, channel)
+            await run(shake_hands(sock, channel))
         except BaseException as error:
             channel.free()
             if isinstance(error, Refused):

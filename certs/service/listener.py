@@ -39,6 +39,7 @@ from sidecar.identity.spiffe import SpiffeId
 from sidecar.observe.folding import Listener, is_about_certificate
 from sidecar.observe.logs import Log
 from sidecar.observe.summaries import Summaries
+from sidecar.relay.strand import run
 from sidecar.transport import sockets
 from sidecar.transport.accepting import Room, accept_all
 from sidecar.transport.gate import Gate
@@ -218,7 +219,7 @@ class _Connection:
         try:
             sockets.prepare(sock)
             with Deadline(self._began + HANDSHAKE_SECONDS):
-                await shake_hands(sock, channel, here.gate, self._key, self._greeted)
+                await run(shake_hands(sock, channel, here.gate, self._key, self._greeted))
             stream = SecureStream(sock, channel)
             try:
                 if self._is_admitted(Peer(self._address, channel.svid, channel.path)):

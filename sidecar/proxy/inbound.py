@@ -72,7 +72,7 @@ def serve(node: Node, port: MeshPort, app: App, sock: socket.socket, lines: Line
     channel = context.server(node.protocols(port.port), node.clock)
     try:
         record = lines.present
-        peer = yield partial(establish, node, sock, channel, record, record.started, live.stranger)
+        peer = yield from establish(node, sock, channel, record, record.started, live.stranger)
         try:
             node.admit(live)  # a place, as it is no stranger any more
             if port.require_alpn and not channel.speaks_mesh:

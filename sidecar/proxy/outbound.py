@@ -272,7 +272,7 @@ async def _try_peer(
 
     let_in = False
     try:
-        peer = await establish(node, net, channel, record, began=node.time(), last=open_stream)
+        peer = await run(establish(node, net, channel, record, began=node.time(), last=open_stream))
         if route.require_alpn and not channel.speaks_mesh:
             raise Refused(Reason.HANDSHAKE_FAILED, f"requires the ALPN protocol {' or '.join(channel.protocols)}")
         found = PeerChannel(

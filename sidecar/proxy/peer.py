@@ -11,14 +11,15 @@ import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
-from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
+from sidecar.relay.strand import Steps
 from sidecar.transport.handshake import send_verdict, shake_hands
 from sidecar.transport.strangers import Stranger
 from sidecar.transport.tls import TlsChannel
@@ -42,7 +43,7 @@ class VerifiedPeer:
         return self.svid.id
 
 
-async def establish(
+def establish(
     node: Node,
     sock: socket.socket,
     channel: TlsChannel,
@@ -50,7 +51,7 @@ async def establish(
     began: float,
     stranger: Stranger | None = None,
     last: Callable[[], object] = lambda: None,
-) -> VerifiedPeer:
+) -> Steps[VerifiedPeer]:
     """Runs the handshake and returns the judged peer. Raises :class:`Refused`, after the reason was sent to the peer: as a
     TLS alert or, to a caller whose handshake was over, as the verdict. ``sock`` stays open.
 
@@ -60,10 +61,10 @@ async def establish(
     """
     seconds = node.config.timeouts.handshake
     try:
-        await _shake_hands(node, sock, channel, began, seconds, stranger, last)
+        yield from _shake_hands(node, sock, channel, began, seconds, stranger, last)
     except Refused as refusal:
         if channel.established and record.direction == "inbound":
-            await send_verdict(sock, channel, refusal.reason, seconds)
+            yield partial(send_verdict, sock, channel, refusal.reason, seconds)
         raise
     finally:
         record.handshake_ms = (node.time() - began) * 1000
@@ -79,7 +80,7 @@ async def establish(
     return VerifiedPeer(channel.svid, channel.path, channel.anchor)
 
 
-async def _shake_hands(
+def _shake_hands(
     node: Node,
     sock: socket.socket,
     channel: TlsChannel,
@@ -87,7 +88,7 @@ async def _shake_hands(
     seconds: float,
     stranger: Stranger | None,
     last: Callable[[], object],
-) -> None:
+) -> Steps[None]:
     """The handshake within its deadline, which counts from ``began``. Raises :class:`Refused`."""
     address = None if stranger is None else stranger.address
     longest = seconds if stranger is None else seconds * (1 + SPREAD * random.random())  # noqa: S311 (no secret)
@@ -97,11 +98,10 @@ async def _shake_hands(
             node.room.known(stranger)
 
     try:
-        with Deadline(began + longest):
-            await shake_hands(sock, channel, node.gate, address, greeted, last)
+        yield from shake_hands(sock, channel, node.gate, address, greeted, last, began + longest)
     except (Refused, trio.TooSlowError) as error:
-        if address is not None:
-            await node.gate.turn(f"end {address}")
+        if address is not None and not node.gate.passes(f"end {address}"):
+            yield partial(node.gate.turn, f"end {address}")
         if isinstance(error, Refused):
             raise
         raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s") from error

@@ -340,15 +340,15 @@ async def connect(endpoint: Endpoint, what: str, listening: Iterable[SocketAddre
 
 
 def checked(sock: socket.socket, endpoint: Endpoint, what: str, listening: Iterable[SocketAddress]) -> None:
-    """Returns if a connected socket reached another program than this sidecar. Otherwise closes it and raises
-    :class:`Refused`, or OSError if it was accepted and reset at once."""
+    """Returns if a connected socket reached another program than this sidecar. Otherwise closes it, by a reset, so that our
+    own listener takes it for no call, and raises :class:`Refused`, or OSError if it was accepted and reset at once."""
     try:
         ends = sock.getsockname(), sock.getpeername()
     except OSError:
         sock.close()
         raise
     if is_own(*ends, listening):
-        sock.close()
+        sockets.hard_close(sock)
         endpoint.failed()
         raise Refused(
             Reason.CONNECT_FAILED,

@@ -1,4 +1,4 @@
-"""Lets a few expensive steps through per tick of trio's loop, in turns, so that all other tasks run in between.
+"""Lets a few expensive steps through per tick of trio's loop, in turns, so that all else runs in between.
 
 How this works. Those who wait stand in three lines: what we do on our own account, such as outbound handshakes; addresses
 from which a peer has proved an identity lately; and all other addresses. The lines take turns. In each of the last two the
@@ -30,7 +30,7 @@ MAX_PROVED = 1024
 
 
 class Gate:
-    """Call :meth:`turn` before each step, and start :meth:`run` in a nursery."""
+    """Call :meth:`turn` before each step, unless it :meth:`passes` without; and start :meth:`run` in a nursery."""
 
     def __init__(self, steps: int = STEPS_A_TICK) -> None:
         self._steps = self._left = steps
@@ -52,16 +52,21 @@ class Gate:
         """Whether a peer at this address has proved its identity lately."""
         return address in self._proved
 
-    async def turn(self, address: str | None = None) -> None:
-        """Returns when the caller may take its step. ``address``: of an inbound connection, see
+    def passes(self, address: str | None = None) -> bool:
+        """Whether the caller may take its step at once; then it must. ``address``: of an inbound connection, see
         :func:`~sidecar.transport.strangers.address_key`; None for what we do on our own account."""
         self._used.set()
         line = self._line(address)
-        if self._left and not any(self._lines) and self._may_pass(line):
-            self._left -= 1
-            self._strangers_left -= line is self._strangers
-        else:
-            await line.wait(address or "")
+        if not self._left or any(self._lines) or not self._may_pass(line):
+            return False
+        self._left -= 1
+        self._strangers_left -= line is self._strangers
+        return True
+
+    async def turn(self, address: str | None = None) -> None:
+        """Returns when the caller may take its step."""
+        if not self.passes(address):
+            await self._line(address).wait(address or "")
 
     def count(self, address: str | None, seconds: float) -> None:
         """Counts the CPU time that a step has taken."""

@@ -1,36 +1,44 @@
 """From a connected socket to an authenticated peer and its verdict: drives a TLS channel over a socket.
 
-The relay takes over afterwards. The caller sets the deadline. Everything that a peer can do wrong here is raised as
-:class:`~sidecar.identity.reasons.Refused`.
+The relay takes over afterwards. The handshake is a plain generator (:mod:`sidecar.relay.strand`): it costs no task. All that
+a peer can do wrong here is raised as :class:`~sidecar.identity.reasons.Refused`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
+from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.relay import frames
 from sidecar.relay.duplex import ChannelError
+from sidecar.relay.poller import WRITABLE
+from sidecar.relay.strand import Ready, Steps
 from sidecar.transport import sockets, verdict
 from sidecar.transport.gate import Gate
 from sidecar.transport.stream import CutStreamError, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 
 
-async def shake_hands(
+def shake_hands(
     sock: socket.socket,
     channel: TlsChannel,
     gate: Gate | None = None,
     address: str | None = None,
     greeted: Callable[[], object] = lambda: None,
     last: Callable[[], object] = lambda: None,
-) -> None:
+    until: float = math.inf,
+) -> Steps[None]:
     """Runs the handshake until the peer is verified. All that the handshake leaves for the peer is sent, alerts included.
     Raises :class:`Refused`: as ``probe`` if an accepted socket was closed or reset by its peer before its first byte.
+    Raises :class:`trio.TooSlowError` if it is not done by ``until``.
 
     ``gate`` bounds the steps per tick where many handshakes may come at once. ``address``: an inbound connection's, for the
     turns at the gate. ``greeted`` is called when the peer's ClientHello is complete, perhaps more than once. ``last`` is
@@ -39,11 +47,13 @@ async def shake_hands(
     lost = Reason.PROBE if channel.accepts else Reason.HANDSHAKE_FAILED
     try:
         # The caller speaks first, so a silent one takes no turn at the gate.
-        received = await _receive(sock, channel, lost) if channel.accepts else b""
+        received = b""
+        if channel.accepts:
+            received = yield from _receive(sock, channel, lost, until, first=True)
         lost = Reason.HANDSHAKE_FAILED
         while True:
-            if gate is not None:
-                await gate.turn(address)
+            if gate is not None and not gate.passes(address):
+                yield partial(_turn, gate, address, until)
             began = time.thread_time()
             try:
                 done = channel.step(received)
@@ -55,11 +65,12 @@ async def shake_hands(
                 break
             if answer := channel.take_all():
                 greeted()
-                await sockets.send_all(sock, answer)
-            received = await _receive(sock, channel, lost)
-        await sockets.send_all(sock, channel.take_all())
+                yield from _send(sock, answer, until)
+            received = yield from _receive(sock, channel, lost, until, first=False)
+        yield from _send(sock, channel.take_all(), until)
     except Refused:
-        await _try_send(sock, channel)
+        with contextlib.suppress(OSError):  # if the peer is gone, the refusal stands without it
+            yield from _send(sock, channel.take_all(), until)
         raise
     except OSError as error:
         detail = f"lost the connection before the handshake was done: {error.strerror or error}"
@@ -68,13 +79,42 @@ async def shake_hands(
         channel.end_handshake()
 
 
-async def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason) -> bytes:
+async def _turn(gate: Gate, address: str | None, until: float) -> None:
+    with Deadline(until):
+        await gate.turn(address)
+
+
+def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason, until: float, *, first: bool) -> Steps[bytes]:
     """What the peer sent for the handshake; what is beyond its limit stays in the socket. ``lost``: why a peer is refused
-    that has closed."""
-    received = await sockets.receive(sock, channel.handshake_room)
-    if not received:
-        raise Refused(lost, "saw the peer close the connection before the handshake was done")
-    return received
+    that has closed. If bytes are here already, others have their turn before, but at the ``first``: a flood from one peer
+    would postpone its own deadline and delay them."""
+    waited = first
+    while True:
+        try:
+            received = sock.recv(channel.handshake_room)
+        except (BlockingIOError, InterruptedError):
+            if not (yield Ready(sock, until=until)):
+                raise trio.TooSlowError from None
+            waited = True
+            continue
+        if not received:
+            raise Refused(lost, "saw the peer close the connection before the handshake was done")
+        if not waited:
+            yield trio.lowlevel.checkpoint
+            if trio.current_time() >= until:
+                raise trio.TooSlowError
+        return received
+
+
+def _send(sock: socket.socket, data: bytes, until: float) -> Steps[None]:
+    """Sends all of ``data``. Raises OSError, and :class:`trio.TooSlowError` if the peer does not take it by then."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[sock.send(rest) :]
+        except (BlockingIOError, InterruptedError):
+            if not (yield Ready(sock, WRITABLE, until)):
+                raise trio.TooSlowError from None
 
 
 async def send_verdict(sock: socket.socket, channel: TlsChannel, reason: Reason, seconds: float) -> None:

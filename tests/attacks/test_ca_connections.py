@@ -13,6 +13,7 @@ from certs.protocol.client import CaClient, CaError, CaUnverifiedError
 from sidecar.identity.judge import Revocations, VerifyParams
 from sidecar.identity.keys import key_digest
 from sidecar.identity.reasons import Reason
+from sidecar.relay.strand import run
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context
@@ -41,7 +42,7 @@ WHOLE = b'HTTP/1.1 200 OK\r\n\r\n{"bundles": []}'
 async def answer_and_end(false: FalseCa, sock: socket.socket, *, properly: bool) -> None:
     channel = Context(false.shows, VerifyParams(DOMAIN, anonymous=True)).server(("http/1.1",), false.clock)
     with sock:
-        await shake_hands(sock, channel)
+        await run(shake_hands(sock, channel))
         channel.write_bytes(WHOLE)
         if properly:
             channel.close()

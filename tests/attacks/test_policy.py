@@ -157,6 +157,7 @@ async def test_an_app_that_is_our_own_plaintext_listener() -> None:
         await assert_refused(web.address("api:http", "outbound"))
         line = await web.log.connection()
         assert line["peer_reason"] == "connect_failed"
+        assert {(await api.log.connection(number))["reason"] for number in (1, 2)} == {"connect_failed", "client_reset"}
         assert db_app.connections == 0
         await assert_served(door)
 

@@ -40,6 +40,7 @@ from sidecar.identity.judge import Presented, Revocations, VerifyParams, judge
 from sidecar.identity.reasons import Refused
 from sidecar.identity.spiffe import SpiffeId, parse_svid
 from sidecar.observe.logs import Log
+from sidecar.relay.strand import run
 from sidecar.transport import sockets, tls
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Handler, Request, Response, Routes
@@ -203,7 +204,7 @@ class CaBed:
         with trio.fail_after(PATIENCE):
             sock = await sockets.connect(socket.AF_INET, (self.address.host, self.address.port))
             channel = context.client((ALPN,), SpiffeId(DOMAIN, CA_SEGMENTS), self.clock)
-            await shake_hands(sock, channel)
+            await run(shake_hands(sock, channel))
         return SecureStream(sock, channel)
 
     async def listed(self) -> tuple[RevocationList, int]:

@@ -22,6 +22,7 @@ from sidecar.documents.address import Address
 from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import Refused
+from sidecar.relay.strand import run
 from sidecar.transport import sockets
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Handler, Peer, Request, Response, Routes, converse
@@ -133,7 +134,7 @@ class FalseCa:
     async def _one(self, sock: socket.socket) -> None:
         channel = Context(self.shows, VerifyParams("shop.internal", anonymous=True)).server(("http/1.1",), self.clock)
         try:
-            await shake_hands(sock, channel)
+            await run(shake_hands(sock, channel))
             stream = _Noting(sock, channel, self.received)
             if self.raw is None:
                 await converse(stream, Peer("127.0.0.1:1", channel.svid, channel.path), self._routes(), _nobody)

@@ -45,6 +45,7 @@ from sidecar.proxy.node import Node, Snapshot
 from sidecar.proxy.server import Server
 from sidecar.relay.poller import Poller
 from sidecar.relay.relay import Relay
+from sidecar.relay.strand import run
 from sidecar.transport import sockets, tls, tls_data
 from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Routes
@@ -456,7 +457,7 @@ async def secure_pair(
         async with trio.open_nursery() as nursery:
             for sock, channel in ends:
                 sockets.prepare(sock)
-                nursery.start_soon(shake_hands, sock, channel)
+                nursery.start_soon(run, shake_hands(sock, channel))
         yield SecureStream(*ends[0]), SecureStream(*ends[1])
     finally:
         for sock, _ in ends:

@@ -91,8 +91,8 @@ async def test_a_reload_during_the_handshake_is_not_missed(monkeypatch: pytest.M
         strange = generation_under(api.node, Authority())
         for reload, told in ((lambda: None, "ok"), (lambda: setattr(api.node, "current", strange), "trust_changed")):
 
-            async def shake_hands_meanwhile(*words: Any, reload: Callable[[], None] = reload) -> None:
-                await shake_hands(*words)
+            def shake_hands_meanwhile(*words: Any, reload: Callable[[], None] = reload) -> Steps[None]:
+                yield from shake_hands(*words)
                 reload()
 
             monkeypatch.setattr(peer_module, "shake_hands", shake_hands_meanwhile)

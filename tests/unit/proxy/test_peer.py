@@ -24,6 +24,7 @@ from sidecar.observe.announced import Announced
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy.peer import SPREAD, VerifiedPeer, establish
+from sidecar.relay.strand import run
 from sidecar.transport import tls
 from sidecar.transport.accepting import Room
 from sidecar.transport.gate import Gate
@@ -65,8 +66,8 @@ class End:
 
     async def establish(self) -> None:
         try:
-            self.peer = await establish(
-                self.node, self.sock, self.channel, self.record, self.record.started, self.stranger
+            self.peer = await run(
+                establish(self.node, self.sock, self.channel, self.record, self.record.started, self.stranger)
             )
         except Refused as refusal:
             self.refused = refusal
@@ -177,11 +178,14 @@ async def test_the_twin_our_own_outbound_deadline_is_as_it_is_written(
 
 
 class Turns(Gate):
-    """Notes who asks for a turn."""
+    """Nobody passes without a turn. Notes who asks for one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str | None] = []
+
+    def passes(self, address: str | None = None) -> bool:
+        return False
 
     async def turn(self, address: str | None = None) -> None:
         self.asked.append(address)

@@ -15,6 +15,7 @@ from sidecar.host.clock import utc_now
 from sidecar.identity.judge import VerifyParams
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId
+from sidecar.relay.strand import run
 from sidecar.transport import handshake, sockets, stream, tls
 from sidecar.transport.gate import Gate
 from tests.beds.certificates import Authority, Credential
@@ -62,7 +63,7 @@ async def both(
 
     async def one(sock: socket.socket, channel: tls.TlsChannel, at: Gate) -> None:
         try:
-            await handshake.shake_hands(sock, channel, at)
+            await run(handshake.shake_hands(sock, channel, at))
         except Refused as refusal:
             ends[channel] = refusal
         else:
@@ -87,8 +88,8 @@ async def test_two_of_ours_without_a_gate() -> None:
     here, there = callee(), caller()
     with wire() as (left, right):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(handshake.shake_hands, left, here)
-            nursery.start_soon(handshake.shake_hands, right, there)
+            nursery.start_soon(run, handshake.shake_hands(left, here))
+            nursery.start_soon(run, handshake.shake_hands(right, there))
     assert here.svid is not None
     assert there.svid is not None
 
@@ -97,7 +98,7 @@ async def test_without_a_gate_a_refusal_is_the_same() -> None:
     with wire() as (left, right):
         right.send(b"GET / HTTP/1.1\r\n")
         with pytest.raises(Refused) as refused:
-            await handshake.shake_hands(left, callee())
+            await run(handshake.shake_hands(left, callee()))
     assert refused.value.reason is Reason.PLAINTEXT_REFUSED
 
 
@@ -116,7 +117,7 @@ async def test_a_peer_that_leaves() -> None:
         async with gate() as at:
             right.close()
             with pytest.raises(Refused) as refused:
-                await handshake.shake_hands(left, callee(), at)
+                await run(handshake.shake_hands(left, callee(), at))
     assert refused.value.reason is Reason.PROBE
 
 
@@ -127,7 +128,7 @@ async def test_a_peer_that_leaves_after_a_byte_was_no_probe(said: bytes) -> None
             right.send(said)
             right.close()
             with pytest.raises(Refused) as refused:
-                await handshake.shake_hands(left, callee(), at)
+                await run(handshake.shake_hands(left, callee(), at))
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
 
 
@@ -136,7 +137,7 @@ async def test_a_callee_that_leaves_our_call_was_no_probe() -> None:
     with wire() as (left, right):
         right.shutdown(socket.SHUT_WR)
         with pytest.raises(Refused) as refused:
-            await handshake.shake_hands(left, caller())
+            await run(handshake.shake_hands(left, caller()))
     assert refused.value.reason is Reason.HANDSHAKE_FAILED
 
 
@@ -151,7 +152,7 @@ async def test_a_connection_that_breaks(said: bytes, reason: Reason) -> None:
         sockets.hard_close(there)
         async with gate() as at:
             with pytest.raises(Refused) as refused:
-                await handshake.shake_hands(here, callee(), at)
+                await run(handshake.shake_hands(here, callee(), at))
     assert refused.value.reason is reason
     assert isinstance(refused.value.__cause__, OSError)
 
@@ -166,7 +167,7 @@ async def test_a_refusal_stands_when_the_peer_cannot_be_told() -> None:
         right.send(b"GET / HTTP/1.1\r\n")
         async with gate() as at:
             with pytest.raises(Refused) as refused:
-                await handshake.shake_hands(deaf, callee(), at)
+                await run(handshake.shake_hands(deaf, callee(), at))
     assert refused.value.reason is Reason.PLAINTEXT_REFUSED
 
 
@@ -174,7 +175,7 @@ async def test_a_silent_peer_is_the_callers_deadline_to_end(autojump_clock: Mock
     with wire() as (left, _right):
         async with gate() as at:
             with pytest.raises(trio.TooSlowError), trio.fail_after(5):
-                await handshake.shake_hands(left, callee(), at)
+                await run(handshake.shake_hands(left, callee(), at))
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
@@ -282,11 +283,11 @@ async def test_the_time_of_each_step_is_counted(monkeypatch: pytest.MonkeyPatch,
 
             async def call() -> None:
                 with contextlib.suppress(Refused):
-                    await handshake.shake_hands(right, there)
+                    await run(handshake.shake_hands(right, there))
 
             nursery.start_soon(call)
             try:
-                await handshake.shake_hands(left, callee(), at, "192.0.2.1")
+                await run(handshake.shake_hands(left, callee(), at, "192.0.2.1"))
             except Refused:
                 assert foreign
             nursery.cancel_scope.cancel()
