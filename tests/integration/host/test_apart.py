@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.host import apart
-from sidecar.host.apart import NICE, parse_apart
+from sidecar.host.apart import NICE, PIECE, parse_apart
 from sidecar.identity.reasons import UsageError
 from sidecar.policy.mesh import parse_mesh
 
@@ -41,6 +43,27 @@ def test_a_large_mesh_is_made_by_the_child(here: list[str]) -> None:
     assert len(mesh.rules) == 800
     with pytest.raises(TypeError):
         mesh.services["db"] = mesh.services["api"]  # type: ignore[index]  # read-only, as it was
+
+
+def test_it_comes_in_pieces_that_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of ``load`` keeps every other thread waiting."""
+    sizes: list[int] = []
+    real = pickle.Unpickler
+
+    class Unpickler:
+        def __init__(self, file: io.BytesIO) -> None:
+            self._file, self._real = file, real(file)
+
+        def load(self) -> object:
+            before = self._file.tell()
+            found: object = self._real.load()
+            sizes.append(self._file.tell() - before)
+            return found
+
+    monkeypatch.setattr(pickle, "Unpickler", Unpickler)
+    assert parse_apart(LARGE, "mesh.yaml") == parse_mesh(LARGE, "mesh.yaml")
+    assert len(sizes) > 800 // PIECE
+    assert max(sizes) < sum(sizes) / 4
 
 
 def test_a_small_one_is_made_here(here: list[str]) -> None:
