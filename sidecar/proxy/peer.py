@@ -7,6 +7,7 @@ peer that was judged, or raises.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.identity.spiffe import SpiffeId, Svid
 from sidecar.observe.record import ConnectionRecord
 from sidecar.proxy.node import Node
-from sidecar.relay.strand import Steps
+from sidecar.relay.strand import Called, Steps
 from sidecar.transport.handshake import send_verdict, shake_hands
 from sidecar.transport.strangers import Stranger
 from sidecar.transport.tls import TlsChannel
@@ -101,7 +102,7 @@ def _shake_hands(
         yield from shake_hands(sock, channel, node.gate, address, greeted, last, began + longest)
     except (Refused, trio.TooSlowError) as error:
         if address is not None and not node.gate.passes(f"end {address}"):
-            yield partial(node.gate.turn, f"end {address}")
+            yield Called(partial(node.gate.wait, f"end {address}", math.inf))
         if isinstance(error, Refused):
             raise
         raise Refused(Reason.HANDSHAKE_TIMEOUT, f"received no complete handshake within {seconds:g} s") from error

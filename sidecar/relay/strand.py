@@ -5,12 +5,13 @@ reads from top to bottom like an ``async`` function, and yields what it waits fo
 
 * :class:`Ready`: a socket is ready, or a deadline has passed. It is resumed with whether the socket is ready.
 * :class:`Carry`: the relay moves bytes until the stream ends. It is resumed with how, or the bug is raised in it.
+* :class:`Called`: something calls back. It is resumed with the answer.
 * a function without arguments that returns an awaitable: everything else that takes time (a handshake, a look-up, a slow
   close). A task of trio runs it, for so long only. It is resumed with the result, or the exception is raised in it.
 
 A :class:`Strand` resumes it, from the relay's pass or from the task that ends. :meth:`Strand.stop` raises :class:`Stopped`
 where it waits; what a generator must give back it gives back in ``finally``, without waiting there. The same generator, if
-it yields nothing but :class:`Ready`, also runs inside a task: :func:`run`.
+it has nothing carried, also runs inside a task: :func:`run`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,15 @@ class Carry:
     max_age: float | None
 
 
-Request = Union[Ready, Carry, Callable[[], Awaitable[Any]]]  # noqa: UP007 (`|` does not take a Callable at run time)
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Waits until something calls back. ``begin`` gets what it is to call, once and not before ``begin`` returns; and
+    returns what ends that, if nobody waits any more."""
+
+    begin: Callable[[Callable[[bool], object]], Callable[[], object]]
+
+
+Request = Union[Ready, Carry, Called, Callable[[], Awaitable[Any]]]  # noqa: UP007 (`|` does not take a Callable at run time)
 T = TypeVar("T")
 Steps = Generator[Request, Any, T]
 """A generator of these, which returns a T."""
@@ -63,7 +72,9 @@ class Stopped(BaseException):
 class Strand:
     """Runs one generator. ``ended`` is called once, when it has: with the exception that it should have caught, if any."""
 
-    __slots__ = ("_ended", "_next", "_nursery", "_relay", "_running", "_scope", "_steps", "_stopped", "_waits")
+    __slots__ = (
+        "_ended", "_forgo", "_next", "_nursery", "_relay", "_running", "_scope", "_steps", "_stopped", "_waits",
+    )  # fmt: skip
 
     def __init__(
         self, relay: Relay, nursery: trio.Nursery, steps: Steps[None], ended: Callable[[Exception | None], object]
@@ -71,6 +82,7 @@ class Strand:
         self._relay, self._nursery, self._steps, self._ended = relay, nursery, steps, ended
         self._waits: Link | Wait | None = None
         self._scope: trio.CancelScope | None = None
+        self._forgo: Callable[[], object] | None = None
         self._next: tuple[Any, BaseException | None] | None = None
         self._running = self._stopped = False
 
@@ -88,10 +100,13 @@ class Strand:
         elif self._waits is not None:
             self._relay.stop(self._waits)
             self._resume(None, Stopped())
+        elif self._forgo is not None:
+            self._forgo()
+            self._resume(None, Stopped())
 
     def _resume(self, value: Any, error: BaseException | None = None) -> None:
         """Continues until it waits. What comes at once, while this runs, is taken up by the loop: no recursion."""
-        self._waits = self._scope = None
+        self._waits = self._scope = self._forgo = None
         self._next = value, error
         if self._running:
             return
@@ -127,6 +142,8 @@ class Strand:
             self._waits = None if link.over else link
         elif isinstance(wanted, Ready):
             self._waits = self._relay.wait(wanted.sock, wanted.what, wanted.until, self._resume)
+        elif isinstance(wanted, Called):
+            self._forgo = wanted.begin(self._resume)
         else:
             self._scope = trio.CancelScope()
             self._nursery.start_soon(self._await, wanted, self._scope)
@@ -174,7 +191,7 @@ async def run(steps: Steps[T]) -> T:
         while True:
             wanted = resume()
             try:
-                answer = await (_is_ready(wanted) if isinstance(wanted, Ready) else _function(wanted)())
+                answer = await _answer(wanted)
             except BaseException as error:
                 resume = partial(steps.throw, error)
             else:
@@ -184,6 +201,30 @@ async def run(steps: Steps[T]) -> T:
         return result
 
 
+async def _answer(wanted: Request) -> Any:
+    if isinstance(wanted, Ready):
+        return await _is_ready(wanted)
+    if isinstance(wanted, Called):
+        return await _is_called(wanted)
+    assert not isinstance(wanted, Carry)  # noqa: S101 (only a strand has a relay)
+    return await wanted()
+
+
+async def _is_called(wanted: Called) -> bool:
+    come, answers = trio.Event(), list[bool]()
+
+    def called(answer: bool) -> None:
+        answers.append(answer)
+        come.set()
+
+    forgo = wanted.begin(called)
+    try:
+        await come.wait()
+    finally:
+        forgo()
+    return answers[0]
+
+
 async def _is_ready(wanted: Ready) -> bool:
     with trio.move_on_at(wanted.until) as limit:
         if wanted.what == READABLE:
@@ -191,8 +232,3 @@ async def _is_ready(wanted: Ready) -> bool:
         else:
             await trio.lowlevel.wait_writable(wanted.sock)
     return not limit.cancelled_caught
-
-
-def _function(wanted: Request) -> Callable[[], Awaitable[Any]]:
-    assert not isinstance(wanted, Ready | Carry)  # noqa: S101 (only a strand has a relay)
-    return wanted

@@ -13,7 +13,11 @@ who are connected.
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -40,6 +44,8 @@ class Gate:
         self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
         self._proved: dict[str, None] = {}  # in the order in which they proved an identity
         self._paid_until = 0.0  # by then the strangers' share covers what they have used
+        self._ends: list[tuple[float, int, _Place]] = []  # a heap: until when they wait
+        self._numbers = itertools.count()
 
     def prove(self, address: str) -> None:
         """A peer at this address has proved its identity: who comes from there next is no stranger."""
@@ -63,10 +69,24 @@ class Gate:
         self._strangers_left -= line is self._strangers
         return True
 
+    def wait(self, address: str | None, until: float, done: Callable[[bool], object]) -> Callable[[], object]:
+        """For whoever does not pass: ``done`` is called once, when it may take its step, or with False when ``until`` has
+        passed on the loop's clock. Returns what ends that."""
+        place = _Place(done)
+        self._line(address).add(address or "", place)
+        if until < math.inf:
+            heapq.heappush(self._ends, (until, next(self._numbers), place))
+        return place.leave
+
     async def turn(self, address: str | None = None) -> None:
         """Returns when the caller may take its step."""
         if not self.passes(address):
-            await self._line(address).wait(address or "")
+            come = trio.Event()
+            leave = self.wait(address, math.inf, lambda _: come.set())
+            try:
+                await come.wait()
+            finally:
+                leave()
 
     def count(self, address: str | None, seconds: float) -> None:
         """Counts the CPU time that a step has taken."""
@@ -79,13 +99,21 @@ class Gate:
             await self._used.wait()
             self._used = trio.Event()
             await trio.lowlevel.checkpoint()
-            while self._let_through():
+            while self._let_through() or self._part_with_late():
                 await trio.lowlevel.checkpoint()
             self._left, self._strangers_left = self._steps, STRANGERS_A_TICK
             if self._strangers:  # they have used up their share; whoever else comes wakes us
-                with trio.move_on_at(self._strangers_at):
+                with trio.move_on_at(min(self._strangers_at, self._ends[0][0] if self._ends else math.inf)):
                     await self._used.wait()
                 self._used.set()
+
+    def _part_with_late(self) -> int:
+        """Ends the wait of some whose time has passed; returns of how many."""
+        parted, now = 0, trio.current_time()
+        while self._ends and self._ends[0][0] <= now and parted < self._steps:
+            _, _, place = heapq.heappop(self._ends)
+            parted += place.call(is_turn=False)
+        return parted
 
     def _line(self, address: str | None) -> _Line:
         if address is None:
@@ -117,26 +145,56 @@ class Gate:
         return False
 
 
+class _Place:
+    """Of one that waits."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: Callable[[bool], object]) -> None:
+        self._done: Callable[[bool], object] | None = done
+
+    def call(self, *, is_turn: bool) -> bool:
+        """Returns whether anybody waits here still."""
+        done, self._done = self._done, None
+        if done is not None:
+            done(is_turn)
+        return done is not None
+
+    def leave(self) -> None:
+        self._done = None
+
+    def __bool__(self) -> bool:
+        return self._done is not None
+
+
 class _Line:
     """Those who wait, by address; the addresses take turns."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, trio.lowlevel.ParkingLot] = {}  # the next in turn is first
+        self._queues: dict[str, deque[_Place]] = {}  # the next in turn is first
 
     def __bool__(self) -> bool:
-        return any(self._queues.values())
+        """Whether anybody waits. Forgets those who have left."""
+        while self._queues:
+            queue = self._queues[next(iter(self._queues))]
+            while queue and not queue[0]:
+                queue.popleft()
+            if queue:
+                return True
+            del self._queues[next(iter(self._queues))]
+        return False
 
-    async def wait(self, address: str) -> None:
-        await self._queues.setdefault(address, trio.lowlevel.ParkingLot()).park()
+    def add(self, address: str, place: _Place) -> None:
+        self._queues.setdefault(address, deque()).append(place)
 
     def let_one_through(self) -> bool:
         """Returns whether anybody waited."""
         while self._queues:
             address = next(iter(self._queues))
             queue = self._queues.pop(address)
-            passed = queue.unpark()
+            place = queue.popleft()
             if queue:
                 self._queues[address] = queue  # now the last in turn
-            if passed:
+            if place.call(is_turn=True):
                 return True
         return False

@@ -15,12 +15,11 @@ from functools import partial
 
 import trio
 
-from sidecar.host.deadline import Deadline
 from sidecar.identity.reasons import Reason, Refused
 from sidecar.relay import frames
 from sidecar.relay.duplex import ChannelError
 from sidecar.relay.poller import WRITABLE
-from sidecar.relay.strand import Ready, Steps
+from sidecar.relay.strand import Called, Ready, Steps
 from sidecar.transport import sockets, verdict
 from sidecar.transport.gate import Gate
 from sidecar.transport.stream import CutStreamError, SilentStreamError, read_data
@@ -52,8 +51,8 @@ def shake_hands(
             received = yield from _receive(sock, channel, lost, until, first=True)
         lost = Reason.HANDSHAKE_FAILED
         while True:
-            if gate is not None and not gate.passes(address):
-                yield partial(_turn, gate, address, until)
+            if gate is not None and not gate.passes(address) and not (yield Called(partial(gate.wait, address, until))):
+                raise trio.TooSlowError
             began = time.thread_time()
             try:
                 done = channel.step(received)
@@ -77,11 +76,6 @@ def shake_hands(
         raise Refused(lost, detail) from error
     finally:
         channel.end_handshake()
-
-
-async def _turn(gate: Gate, address: str | None, until: float) -> None:
-    with Deadline(until):
-        await gate.turn(address)
 
 
 def _receive(sock: socket.socket, channel: TlsChannel, lost: Reason, until: float, *, first: bool) -> Steps[bytes]:

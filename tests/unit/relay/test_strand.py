@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from sidecar.relay.duplex import Buffer, Duplex, Ending, How
 from sidecar.relay.poller import READABLE, WRITABLE
 from sidecar.relay.relay import Relay
-from sidecar.relay.strand import Carry, Ready, Steps, Stopped, Strand, run
+from sidecar.relay.strand import Called, Carry, Ready, Steps, Stopped, Strand, run
 from tests.beds.mesh import PATIENCE
 from tests.beds.relay import fill, tcp_pair
 from tests.beds.simulation import FakeChannel, record, records
@@ -33,6 +33,7 @@ class Runner:
         self.nursery, self.stack = nursery, stack
         self.said: list[Any] = []
         self.bugs: list[Exception | None] = []
+        self.ended: list[str] = []
 
     def start(self, steps: Callable[[], Steps[None]]) -> Strand:
         def whole() -> Steps[None]:
@@ -133,6 +134,26 @@ async def test_the_end_of_a_wait_is_noticed_within_a_second(autojump_clock: Mock
         assert runner.said == [False, "given back"]
 
 
+async def test_it_is_resumed_by_whoever_calls_back(runner: Runner) -> None:
+    calls: list[Callable[[bool], object]] = []
+
+    def begin(call: Callable[[bool], object]) -> Callable[[], object]:
+        calls.append(call)
+        return lambda: runner.ended.append("forgone")
+
+    def steps() -> Steps[None]:
+        runner.said.append((yield Called(begin)))
+        runner.said.append((yield Called(begin)))
+
+    strand = runner.start(steps)
+    calls.pop()(True)
+    assert runner.said == [True]
+    calls.pop()(False)
+    assert runner.said == [True, False, "given back"]
+    strand.stop()
+    assert runner.ended == [], "nobody waits any more"
+
+
 async def test_what_takes_time_is_run_by_a_task_for_so_long(runner: Runner) -> None:
     async def answer() -> str:
         await trio.lowlevel.checkpoint()
@@ -193,13 +214,16 @@ def waiting_ways(runner: Runner) -> dict[str, Callable[[], Steps[None]]]:
     def carried() -> Steps[None]:
         yield Carry(Duplex(FakeChannel(), runner.relay.buffers), net, app, None, None)
 
+    def called() -> Steps[None]:
+        yield Called(lambda _: lambda: runner.ended.append("forgone"))
+
     def task() -> Steps[None]:
         yield trio.sleep_forever
 
-    return {"ready": ready, "carried": carried, "task": task}
+    return {"ready": ready, "carried": carried, "called": called, "task": task}
 
 
-@pytest.mark.parametrize("way", ["ready", "carried", "task"])
+@pytest.mark.parametrize("way", ["ready", "carried", "called", "task"])
 async def test_it_is_stopped_wherever_it_waits(runner: Runner, way: str) -> None:
     strand = runner.start(waiting_ways(runner)[way])
     await runner.settle()
@@ -210,9 +234,10 @@ async def test_it_is_stopped_wherever_it_waits(runner: Runner, way: str) -> None
     assert runner.said == ["Stopped", "given back"]
     assert runner.bugs == [None]
     assert not runner.relay._links
+    assert runner.ended == ["forgone"] * (way == "called")
 
 
-@pytest.mark.parametrize("way", ["ready", "carried"])
+@pytest.mark.parametrize("way", ["ready", "carried", "called"])
 async def test_where_no_task_waits_it_is_over_when_stop_returns(runner: Runner, way: str) -> None:
     strand = runner.start(waiting_ways(runner)[way])
     strand.stop()
@@ -280,6 +305,12 @@ async def test_when_everything_ends_it_is_stopped_too() -> None:
 
 
 async def test_the_same_generator_runs_in_a_task(autojump_clock: MockClock) -> None:
+    said: list[str] = []
+
+    def called_soon(call: Callable[[bool], object]) -> Callable[[], object]:
+        trio.lowlevel.current_trio_token().run_sync_soon(call, True)
+        return lambda: said.append("forgone")
+
     with tcp_pair() as (near, far):
 
         def steps() -> Steps[str]:
@@ -288,6 +319,8 @@ async def test_the_same_generator_runs_in_a_task(autojump_clock: MockClock) -> N
             far.send(b"x")
             assert (yield Ready(near, READABLE, math.inf))
             yield trio.lowlevel.checkpoint
+            assert (yield Called(called_soon)) is True
+            assert said == ["forgone"]
             return "done"
 
         assert await run(steps()) == "done"

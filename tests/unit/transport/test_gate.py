@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -259,6 +260,41 @@ async def test_only_the_latest_addresses_of_peers_are_remembered(gate: Gate) -> 
     assert "10.0.0.1" in gate._proved
     assert "10.0.0.2" not in gate._proved
     assert len(gate._proved) == MAX_PROVED
+
+
+async def test_who_waits_without_a_task_is_called_once_in_turn_and_not_if_it_has_left(gate: Gate) -> None:
+    order: list[str] = []
+    leaves = []
+    while gate.passes("a"):
+        pass
+    for name in ("first", "left", "second"):
+        leaves.append(gate.wait("a", math.inf, lambda is_turn, name=name: order.append(f"{name} {is_turn}")))  # type: ignore[misc]
+    leaves[1]()
+    assert order == []
+    await trio.testing.wait_all_tasks_blocked()
+    assert order == ["first True", "second True"]
+    for leave in leaves:
+        leave()
+    assert not any(line._queues for line in gate._lines)
+
+
+async def test_who_waits_for_too_long_is_told(mock_clock: trio.testing.MockClock, gate: Gate) -> None:
+    """Strangers who have used up their share wait for longer than they may."""
+    told: list[tuple[bool, float]] = []
+    gate.count("stranger", 100.0)
+    for until in (3.0, 2.0, 1e6):
+        assert not gate.passes("stranger")
+        gate.wait("stranger", until, lambda is_turn: told.append((is_turn, trio.current_time())))
+    gone = gate.wait("stranger", 2.5, lambda _: pytest.fail("it has left"))
+    gone()
+    for _ in range(4):
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert told == [(False, 2.0), (False, 3.0)]
+    mock_clock.jump(1000)  # the twin: its turn comes
+    await trio.testing.wait_all_tasks_blocked()
+    assert told[2:] == [(True, 1004.0)]
 
 
 # -- the share of those whom nobody knows ------------------------------------------------------------------------------
