@@ -52,8 +52,10 @@ def _close(sock: socket.socket, how: Closing) -> Steps[None]:
         sock.close()
     elif how is Closing.CUT:
         sockets.hard_close(sock)
+    elif how is Closing.LINGER:
+        yield from sockets.lingering(sock, UPLOAD_SECONDS)
     else:
-        yield partial(sockets.close, sock, how, UPLOAD_SECONDS)
+        yield partial(sockets.reset, sock)
 
 
 def carry(

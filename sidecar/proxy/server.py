@@ -309,7 +309,7 @@ class Server:
         try:
             refused = yield from self._serve_and_record(listener, sock, live, lines)
             if refused and listener.direction == "inbound" and not lines.present.plaintext:
-                yield partial(sockets.linger, sock)  # so that the alert or the verdict is not lost
+                yield from sockets.lingering(sock)  # so that the alert or the verdict is not lost
         finally:
             # No effect if it is closed already. A plaintext caller sees a refusal as a reset.
             sockets.hard_close(sock)

@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from sidecar.identity.reasons import UsageError
+from sidecar.relay.strand import Ready, Steps, run
 
 LINGER_SECONDS = 1.0
 """How long a side that we close may be silent before it loses what we sent last."""
@@ -304,19 +305,12 @@ class Closing(enum.Enum):
     """Closed with a reset at once (:func:`hard_close`)."""
 
 
-async def close(sock: socket.socket, how: Closing, longest: float) -> None:
-    """Closes a socket. ``longest``: the maximum time to linger, in seconds."""
-    if how is Closing.LINGER:
-        await linger(sock, longest)
-    elif how is Closing.RESET:
-        await reset(sock)
-    elif how is Closing.CUT:
-        hard_close(sock)
-    else:
-        sock.close()
-
-
 async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
+    """:func:`lingering`, in a task."""
+    await run(lingering(sock, longest))
+
+
+def lingering(sock: socket.socket, longest: float = LINGER_SECONDS) -> Steps[None]:
     """Ends our direction, then reads and discards until the other side closes too, is silent for :data:`LINGER_SECONDS`,
     or ``longest`` seconds have passed. Then closes.
 
@@ -325,10 +319,17 @@ async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
     """
     try:
         sock.shutdown(socket.SHUT_WR)
-        until = trio.current_time() + longest
-        with trio.move_on_after(min(longest, LINGER_SECONDS)) as silence:
-            while await receive(sock, 65536):
-                silence.deadline = min(until, trio.current_time() + LINGER_SECONDS)
+        now = trio.current_time()
+        until, silent = now + longest, now + LINGER_SECONDS
+        while trio.current_time() < until:
+            try:
+                if not sock.recv(65536):
+                    break
+                silent = trio.current_time() + LINGER_SECONDS
+                yield trio.lowlevel.checkpoint
+            except (BlockingIOError, InterruptedError):
+                if not (yield Ready(sock, until=min(until, silent))):
+                    break
     except OSError:
         pass  # the connection is gone already
     finally:
