@@ -167,14 +167,16 @@ class PlainStream:
         self._sock = sock
         self.scope = trio.CancelScope()
         self.is_idle = True
+        self._has_received = False
 
     def close(self) -> None:
         self._sock.close()
 
     async def receive_some(self) -> bytes:
         self.is_idle = True
+        first, self._has_received = not self._has_received, True
         try:
-            return await sockets.receive(self._sock, 16 * 1024)
+            return await sockets.receive(self._sock, 16 * 1024, first=first)
         except OSError as fault:
             raise BrokenStreamError(str(fault)) from fault
 

@@ -155,7 +155,7 @@ class Incoming:
     """The messages that one end of a connection receives, as h11's events, with bounds on what h11 does not bound: the
     fields of a head (:data:`MAX_FIELDS`) and the lines of a body in chunks (:data:`MAX_CHUNK_LINES`)."""
 
-    def __init__(self, stream: Stream, connection: h11.Connection, pace: Pace = trio.lowlevel.checkpoint) -> None:
+    def __init__(self, stream: Stream, connection: h11.Connection, pace: Pace | None = None) -> None:
         self.connection = connection
         self.pace = pace
         self._stream = stream
@@ -166,6 +166,10 @@ class Incoming:
     def buffered(self) -> bool:
         """Whether bytes are there that belong to no event yet."""
         return bool(self.connection.trailing_data[0])
+
+    async def give_way(self) -> None:
+        """Others have their turn."""
+        await (self.pace or trio.lowlevel.checkpoint)()
 
     async def receive(self) -> bool:
         """Receives more; returns whether there was more. Raises :class:`~sidecar.transport.stream.BrokenStreamError` and
@@ -179,7 +183,7 @@ class Incoming:
         """The next event, or ``h11.NEED_DATA``. Raises :class:`h11.RemoteProtocolError`."""
         self._events += 1
         if self._events % EVENTS_A_TICK == 0:
-            await self.pace()
+            await self.give_way()
         if self.connection.their_state in (h11.IDLE, h11.SEND_RESPONSE):
             _check_head(self.connection.trailing_data[0])
         event: Any = self.connection.next_event()
@@ -213,9 +217,11 @@ async def converse(
     routes: Routes,
     observe: Observe,
     closing: Closing | None = None,
-    pace: Pace = trio.lowlevel.checkpoint,
+    pace: Pace | None = None,
 ) -> None:
-    """Answers requests until either end closes. Of all faults of the peer only :class:`BrokenStreamError` is raised."""
+    """Answers requests until either end closes. ``pace``: what each waits for before it is read; without it others have
+    their turn before a request that came with the one before. Of all faults of the peer only :class:`BrokenStreamError` is
+    raised."""
     closing = closing or Closing()
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
     incoming = Incoming(stream, connection, pace)
@@ -250,10 +256,11 @@ async def converse(
 
 async def _head(incoming: Incoming, closing: Closing) -> tuple[h11.Request, float]:
     """The next request's head, and the deadline for its last byte, which counts from its first byte."""
-    if not incoming.buffered:
+    if not (was_here := incoming.buffered):
         with closing.idle():
             await incoming.receive()
-    await incoming.pace()
+    if incoming.pace is not None or was_here:
+        await incoming.give_way()
     with Deadline.after(REQUEST_SECONDS) as scope:
         while (event := await incoming.event()) is h11.NEED_DATA:
             if not incoming.buffered:

@@ -36,10 +36,10 @@ _SIOCGIFADDR = 0x8915  # netdevice(7); Linux
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds
 
 
-async def receive(sock: socket.socket, limit: int) -> bytes:
-    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint also when bytes are there already:
-    otherwise a flood from one peer would postpone its own deadline and delay the other tasks."""
-    waited = False
+async def receive(sock: socket.socket, limit: int, *, first: bool = False) -> bytes:
+    """At most ``limit`` bytes; b"" at the end of the stream. Raises OSError. A checkpoint also when bytes are there already,
+    but at the ``first``: otherwise a flood from one peer would postpone its own deadline and delay the other tasks."""
+    waited = first
     while True:
         try:
             data = sock.recv(limit)

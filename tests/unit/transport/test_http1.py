@@ -120,7 +120,7 @@ async def calling(
     handler: Callable[[Request], Awaitable[Response]] = tell,
     closing: Closing | None = None,
     peer: Peer = PEER,
-    pace: http1.Pace = trio.lowlevel.checkpoint,
+    pace: http1.Pace | None = None,
 ) -> AsyncIterator[Caller]:
     ours, theirs = trio.testing.memory_stream_pair()
     caller = Caller(theirs)
@@ -504,16 +504,24 @@ class Pace:
         self.number += 1
 
 
-async def test_others_run_between_the_requests_of_one_breath() -> None:
+@pytest.mark.parametrize("paced", [True, False])
+async def test_others_run_between_the_requests_of_one_breath(nursery: trio.Nursery, *, paced: bool) -> None:
     """One read may bring 450 of them: 70 ms, if they were answered in one tick of the loop."""
     pace = Pace()
     at: list[int] = []
+
+    async def others() -> None:
+        while True:
+            await pace()
+
+    if not paced:
+        nursery.start_soon(others)
 
     async def note(_request: Request) -> Response:
         at.append(pace.number)
         return Response(200)
 
-    async with calling(note, pace=pace) as caller:
+    async with calling(note, pace=pace if paced else None) as caller:
         await caller.say(GET * 20)
         for _ in range(20):
             await caller.hear()
