@@ -6,8 +6,8 @@ reads from top to bottom like an ``async`` function, and yields what it waits fo
 * :class:`Ready`: a socket is ready, or a deadline has passed. It is resumed with whether the socket is ready.
 * :class:`Carry`: the relay moves bytes until the stream ends. It is resumed with how, or the bug is raised in it.
 * :class:`Called`: something calls back. It is resumed with the answer.
-* a function without arguments that returns an awaitable: everything else that takes time (a handshake, a look-up, a slow
-  close). A task of trio runs it, for so long only. It is resumed with the result, or the exception is raised in it.
+* a function without arguments that returns an awaitable: everything else that takes time (a look-up, several addresses
+  at once). A task of trio runs it, for so long only. It is resumed with the result, or the exception is raised in it.
 
 A :class:`Strand` resumes it, from the relay's pass or from the task that ends. :meth:`Strand.stop` raises :class:`Stopped`
 where it waits; what a generator must give back it gives back in ``finally``, without waiting there. The same generator, if

@@ -99,7 +99,7 @@ class Gate:
             await self._used.wait()
             self._used = trio.Event()
             await trio.lowlevel.checkpoint()
-            while self._let_through() or self._part_with_late():
+            while self._let_through() + self._part_with_late():
                 await trio.lowlevel.checkpoint()
             self._left, self._strangers_left = self._steps, STRANGERS_A_TICK
             if self._strangers:  # they have used up their share; whoever else comes wakes us

@@ -160,7 +160,7 @@ class TlsData:
     def take(self, buffer: Buffer) -> int:
         """Moves waiting ciphertext into the buffer; returns the number of bytes."""
         count: int = _BIO_read(self._cipher_out, buffer.pointer, buffer.size)
-        return count if count > 0 else 0
+        return max(count, 0)
 
     def rest(self) -> None:
         """Gives back the memory that the channel does not need until more bytes come, if no ciphertext waits in it."""

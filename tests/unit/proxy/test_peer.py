@@ -219,6 +219,15 @@ async def test_the_twin_who_is_let_in_needs_no_turn_for_an_end() -> None:
     assert api.stranger._stage.name == "KNOWN"  # its ClientHello was complete
 
 
+async def test_the_end_of_our_own_handshake_takes_none() -> None:
+    stranger = Authority().leaf("api")
+    async with ends(callee=context(keys(stranger))) as (api, web):
+        web.node.gate = turns = Turns()
+        await both(api, web)
+    assert web.refused is not None
+    assert set(turns.asked) == {None}
+
+
 def ends_meanwhile() -> Callable[[], datetime]:
     """A clock on which every certificate of today is good when it is first looked at, and over the next time."""
     times = [utc_now()]

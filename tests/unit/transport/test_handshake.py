@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -176,6 +176,42 @@ async def test_a_silent_peer_is_the_callers_deadline_to_end(autojump_clock: Mock
         async with gate() as at:
             with pytest.raises(trio.TooSlowError), trio.fail_after(5):
                 await run(handshake.shake_hands(left, callee(), at))
+
+
+async def test_its_own_deadline_ends_a_silent_peer(autojump_clock: MockClock) -> None:
+    with wire() as (left, _right):
+        with pytest.raises(trio.TooSlowError):
+            await run(handshake.shake_hands(left, callee(), until=trio.current_time() + 5))
+        assert trio.current_time() == pytest.approx(5)
+
+
+async def test_its_own_deadline_ends_a_peer_that_always_has_more(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    monkeypatch.setattr(tls, "_READ_BYTES", 10)
+    with wire() as (left, right):
+        right.send(b"\x16\x03\x01\x10\x00" + bytes(200))
+        with pytest.raises(trio.TooSlowError):
+            await run(handshake.shake_hands(left, callee(), until=trio.current_time()))
+        assert len(left.recv(1000)) == 205 - 20, "it has read no more than that"
+
+
+async def test_who_waits_at_the_gate_for_too_long_is_late() -> None:
+    class Closed(Gate):
+        def passes(self, address: str | None = None) -> bool:
+            return False
+
+        def wait(self, address: str | None, until: float, done: Callable[[bool], object]) -> Callable[[], object]:
+            asked.append((address, until))
+            trio.lowlevel.current_trio_token().run_sync_soon(done, False)
+            return lambda: None
+
+    asked: list[tuple[str | None, float]] = []
+    with wire() as (left, right):
+        right.send(b"\x16")
+        with pytest.raises(trio.TooSlowError):
+            await run(handshake.shake_hands(left, callee(), Closed(), "10.0.0.1", until=1e9))
+    assert asked == [("10.0.0.1", 1e9)]
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------------
