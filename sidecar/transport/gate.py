@@ -13,8 +13,6 @@ who are connected.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -44,8 +42,7 @@ class Gate:
         self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
         self._proved: dict[str, None] = {}  # in the order in which they proved an identity
         self._paid_until = 0.0  # by then the strangers' share covers what they have used
-        self._ends: list[tuple[float, int, _Place]] = []  # a heap: until when they wait
-        self._numbers = itertools.count()
+        self._ends: dict[float, dict[_Place, None]] = {}  # those who wait, by the second in which they are late
 
     def prove(self, address: str) -> None:
         """A peer at this address has proved its identity: who comes from there next is no stranger."""
@@ -71,11 +68,10 @@ class Gate:
 
     def wait(self, address: str | None, until: float, done: Callable[[bool], object]) -> Callable[[], object]:
         """For whoever does not pass: ``done`` is called once, when it may take its step, or with False when ``until`` has
-        passed on the loop's clock. Returns what ends that."""
-        place = _Place(done)
+        passed on the loop's clock, which is noticed within a second. Returns what ends that."""
+        end = math.ceil(until) if until < math.inf else math.inf
+        place = _Place(done, self._ends.setdefault(end, {}))
         self._line(address).add(address or "", place)
-        if until < math.inf:
-            heapq.heappush(self._ends, (until, next(self._numbers), place))
         return place.leave
 
     async def turn(self, address: str | None = None) -> None:
@@ -103,16 +99,19 @@ class Gate:
                 await trio.lowlevel.checkpoint()
             self._left, self._strangers_left = self._steps, STRANGERS_A_TICK
             if self._strangers:  # they have used up their share; whoever else comes wakes us
-                with trio.move_on_at(min(self._strangers_at, self._ends[0][0] if self._ends else math.inf)):
+                with trio.move_on_at(min([self._strangers_at, *self._ends])):
                     await self._used.wait()
                 self._used.set()
 
     def _part_with_late(self) -> int:
         """Ends the wait of some whose time has passed; returns of how many."""
         parted, now = 0, trio.current_time()
-        while self._ends and self._ends[0][0] <= now and parted < self._steps:
-            _, _, place = heapq.heappop(self._ends)
-            parted += place.call(is_turn=False)
+        for end in [end for end, those in self._ends.items() if end <= now or not those]:
+            those = self._ends[end]
+            while those and parted < self._steps:
+                parted += next(iter(those)).call(is_turn=False)
+            if not those:
+                del self._ends[end]
         return parted
 
     def _line(self, address: str | None) -> _Line:
@@ -146,22 +145,26 @@ class Gate:
 
 
 class _Place:
-    """Of one that waits."""
+    """Of one that waits. ``those``: all that are late in the same second."""
 
-    __slots__ = ("_done",)
+    __slots__ = ("_done", "_those")
 
-    def __init__(self, done: Callable[[bool], object]) -> None:
+    def __init__(self, done: Callable[[bool], object], those: dict[_Place, None]) -> None:
         self._done: Callable[[bool], object] | None = done
+        self._those = those
+        those[self] = None
 
     def call(self, *, is_turn: bool) -> bool:
         """Returns whether anybody waits here still."""
-        done, self._done = self._done, None
+        done = self._done
+        self.leave()
         if done is not None:
             done(is_turn)
         return done is not None
 
     def leave(self) -> None:
         self._done = None
+        self._those.pop(self, None)
 
     def __bool__(self) -> bool:
         return self._done is not None

@@ -276,6 +276,8 @@ async def test_who_waits_without_a_task_is_called_once_in_turn_and_not_if_it_has
     for leave in leaves:
         leave()
     assert not any(line._queues for line in gate._lines)
+    gate.wait("a", 1e6, lambda _: None)()
+    assert not any(gate._ends.values()), "nobody who has left is remembered until its time"
 
 
 async def test_who_waits_for_too_long_is_told(mock_clock: trio.testing.MockClock, gate: Gate) -> None:
