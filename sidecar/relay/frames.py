@@ -310,13 +310,11 @@ class FramedChannel:
         or -1 as ``read_record``. Sets ``_in_ended`` if it is the stream's end."""
         at = filled - HEADER_BYTES
         start = buffer.headroom + at
+        before = buffer.data[start : start + HEADER_BYTES]
         if count is None:
-            before = buffer.data[start : start + HEADER_BYTES]
             count = self._records.read_record(buffer, at, HEADER_BYTES + limit)
-            (word,) = _unpack(buffer.data, start)
-            buffer.data[start : start + HEADER_BYTES] = before
-        else:
-            (word,) = _unpack(buffer.data, start)
+        (word,) = _unpack(buffer.data, start)
+        buffer.data[start : start + HEADER_BYTES] = before
         if count <= 0:
             return count
         length = word & 0xFFFFFF

@@ -42,7 +42,7 @@ class Gate:
         self._lines = deque((self._own, self._peers, self._strangers))  # the next in turn is first
         self._proved: dict[str, None] = {}  # in the order in which they proved an identity
         self._paid_until = 0.0  # by then the strangers' share covers what they have used
-        self._ends: dict[float, dict[_Place, None]] = {}  # those who wait, by the second in which they are late
+        self._ends: dict[float, dict[_Place, None]] = {}  # places, by the second in which they are late
 
     def prove(self, address: str) -> None:
         """A peer at this address has proved its identity: who comes from there next is no stranger."""
@@ -67,7 +67,7 @@ class Gate:
         return True
 
     def wait(self, address: str | None, until: float, done: Callable[[bool], object]) -> Callable[[], object]:
-        """For whoever does not pass: ``done`` is called once, when it may take its step, or with False when ``until`` has
+        """For a step that does not pass: ``done`` is called once, when it may be taken, or with False when ``until`` has
         passed on the loop's clock, which is noticed within a second. Returns what ends that."""
         end = math.ceil(until) if until < math.inf else math.inf
         place = _Place(done, self._ends.setdefault(end, {}))
@@ -104,7 +104,7 @@ class Gate:
                 self._used.set()
 
     def _part_with_late(self) -> int:
-        """Ends the wait of some whose time has passed; returns of how many."""
+        """Ends some waits whose time has passed; returns how many."""
         parted, now = 0, trio.current_time()
         for end in [end for end, those in self._ends.items() if end <= now or not those]:
             those = self._ends[end]
@@ -145,7 +145,7 @@ class Gate:
 
 
 class _Place:
-    """Of one that waits. ``those``: all that are late in the same second."""
+    """The place of one waiting step. ``those``: all places that are late in the same second."""
 
     __slots__ = ("_done", "_those")
 
@@ -177,7 +177,7 @@ class _Line:
         self._queues: dict[str, deque[_Place]] = {}  # the next in turn is first
 
     def __bool__(self) -> bool:
-        """Whether anybody waits. Forgets those who have left."""
+        """Whether anybody waits. Forgets places that were left."""
         while self._queues:
             queue = self._queues[next(iter(self._queues))]
             while queue and not queue[0]:

@@ -312,7 +312,7 @@ async def linger(sock: socket.socket, longest: float = LINGER_SECONDS) -> None:
 
 def lingering(sock: socket.socket, longest: float = LINGER_SECONDS) -> Steps[None]:
     """Ends our direction, then reads and discards until the other side closes too, is silent for :data:`LINGER_SECONDS`,
-    or ``longest`` seconds have passed. Then closes.
+    or ``longest`` seconds have passed (without a task, that is noticed within a second more). Then closes.
 
     If a socket is closed while received bytes are unread, the kernel sends a reset (RFC 1122 4.2.2.13). At the other side
     that destroys what we sent last: an alert, a verdict, or an app's early answer to an unfinished upload.

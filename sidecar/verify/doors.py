@@ -100,7 +100,7 @@ def ask(listen: str, target: str, sent: bytes | None = None) -> dict[str, Any]:
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except RecursionError as fault:  # whose words differ from one Python to another
+    except RecursionError as fault:  # its words differ from one Python to another
         raise ValueError("what answers there is nested too deeply for a sidecar") from fault
     if not isinstance(found, dict):
         raise ValueError("what answers there is not a sidecar")  # noqa: TRY004 (as json.loads)

@@ -24,7 +24,8 @@ from sidecar.observe.logs import Log
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Snapshot
 from sidecar.relay.relay import Wait
-from sidecar.transport import sockets
+from sidecar.relay.strand import Steps
+from sidecar.transport import handshake, sockets
 from sidecar.transport.tls import KeyPair
 from tests.beds.certificates import Authority, Credential
 from tests.beds.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_refused, is_reset, stage
@@ -368,6 +369,14 @@ def every_await_waits(monkeypatch: pytest.MonkeyPatch) -> None:
             return await operation(*arguments)
 
         monkeypatch.setattr(sockets, name, slowly)
+    for name in ("_receive", "_send"):
+        steps = getattr(handshake, name)
+
+        def slow_steps(*arguments: Any, steps: Any = steps, **options: Any) -> Steps[Any]:
+            yield trio.lowlevel.checkpoint
+            return (yield from steps(*arguments, **options))
+
+        monkeypatch.setattr(handshake, name, slow_steps)
 
 
 def swap(live: Live, fresh: Snapshot) -> Callable[[], None]:
@@ -415,7 +424,7 @@ async def at_every_step(made: Stage, live: Live, change: Snapshot, *, forbids: b
         lines.append(await live.log.connection(len(lines) + 1))
         trio.lowlevel.remove_instrument(step)
         live.node.current = before
-    assert len(lines) > 2
+    assert len(lines) > 5
     return lines
 
 

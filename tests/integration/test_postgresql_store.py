@@ -34,7 +34,6 @@ from sidecar.identity.keys import new_key
 from sidecar.identity.reasons import UsageError
 from sidecar.identity.spiffe import SpiffeId
 from tests.beds.ca_processes import Caller, CaSite, denial
-from tests.beds.mesh import PATIENCE
 from tests.beds.processes import DEADLINE, Running, free_port, running
 from tests.integration.database import Database, owned_directory
 from tests.protocols.programs import needs
@@ -404,7 +403,7 @@ async def test_what_is_revoked_at_one_is_told_by_both_within_seconds(database: D
         revoked = two.caller("s39", 1)  # it got its certificate at the one, and is revoked by the other's command
         await revoked.enrol(two.site.make_credentials("s39")["s39"])
         assert "revoked all certificates" in await two.site.certs("revoke", "s39")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(5):
             for asker, old in zip(askers, before, strict=True):
                 told = old
                 while told.document is None or told.etag == old.etag:
