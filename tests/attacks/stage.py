@@ -23,19 +23,8 @@ from sidecar.transport import sockets, verdict
 from tests.beds.certificates import Authority, Credential
 from tests.beds.impostor import STOLEN as STOLEN
 from tests.beds.impostor import Answer, Impostor
-from tests.beds.mesh import (
-    MESH,
-    PATIENCE,
-    App,
-    Foreigner,
-    MeshBed,
-    RunningSidecar,
-    connect,
-    echo,
-    inbound,
-    mesh_bed,
-    outbound,
-)
+from tests.beds.mesh import MESH, App, Foreigner, MeshBed, RunningSidecar, connect, echo, inbound, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 
 HONEST = b"an honest request"
 API, WEB = "spiffe://shop.internal/api", "spiffe://shop.internal/web"

@@ -16,7 +16,8 @@ import trio
 
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE, App, MeshBed, connect
+from tests.beds.mesh import App, MeshBed, connect
+from tests.beds.patience import PATIENCE
 
 Side = Literal["caller", "callee"]
 Meddle = Callable[[int, bytes], Sequence[bytes]]

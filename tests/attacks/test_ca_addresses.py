@@ -32,7 +32,7 @@ from tests.beds.asking import Desk, ca_desk
 from tests.beds.ca_files import DOMAIN, HOUR
 from tests.beds.certificates import key_pair
 from tests.beds.impostor import always
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 NAME = Address("ca.mesh", 8443)
 INSTANCE = "0" * 32

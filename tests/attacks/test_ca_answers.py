@@ -28,7 +28,8 @@ from tests.beds.ca import Sidecar
 from tests.beds.ca_files import DOMAIN
 from tests.beds.certificates import DAY, SERVER_AUTH, Authority, Credential, credential, csr, ec_key, key_pair, pem
 from tests.beds.impostor import FalseCa, always
-from tests.beds.mesh import PATIENCE, mesh_bed
+from tests.beds.mesh import mesh_bed
+from tests.beds.patience import PATIENCE
 
 MINUTE = timedelta(minutes=1)
 

@@ -31,7 +31,7 @@ from tests.beds.ca import Sidecar
 from tests.beds.ca_files import DOMAIN, HOUR
 from tests.beds.certificates import Authority, key_pair
 from tests.beds.impostor import always
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 Show = Callable[[Desk], KeyPair]
 

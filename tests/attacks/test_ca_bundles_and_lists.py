@@ -33,7 +33,7 @@ from tests.beds.ca import Sidecar
 from tests.beds.ca_files import DOMAIN, HOUR, service_id
 from tests.beds.certificates import Authority, ec_key
 from tests.beds.impostor import FalseCa, always
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 @dataclass

@@ -29,7 +29,8 @@ from sidecar.transport.tls import KeyPair, TlsChannel
 from tests.attacks.records import KeyLog, Writer
 from tests.beds.asking import Desk, ca_desk, drop, until
 from tests.beds.ca_processes import CALLS_API, CaSite, member_process
-from tests.beds.mesh import PATIENCE, TIMEOUT, Foreigner, connect
+from tests.beds.mesh import TIMEOUT, Foreigner, connect
+from tests.beds.patience import PATIENCE
 
 HALF_OPEN = 500
 IDLE = 500

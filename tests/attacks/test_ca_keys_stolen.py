@@ -33,7 +33,7 @@ from tests.beds.ca import Sidecar
 from tests.beds.ca_files import HOUR, service_id
 from tests.beds.certificates import key_pair
 from tests.beds.impostor import FalseCa, always
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 NOTHING: dict[str, list[str]] = {"bundles": []}
 

@@ -17,7 +17,8 @@ from tests.beds import forks
 from tests.beds.asking import ca_desk
 from tests.beds.ca import Sidecar
 from tests.beds.ca_processes import CALLS_API, CaSite, ca_mesh
-from tests.beds.mesh import PATIENCE, mesh_bed
+from tests.beds.mesh import mesh_bed
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import SIDECAR, Running, output, running
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

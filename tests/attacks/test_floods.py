@@ -30,7 +30,8 @@ from tests.attacks.records import (
 )
 from tests.attacks.stage import HONEST, STOLEN, assert_reset, attacked_call, attacked_port
 from tests.beds.certificates import Credential
-from tests.beds.mesh import PATIENCE, Foreigner, connect
+from tests.beds.mesh import Foreigner, connect
+from tests.beds.patience import PATIENCE
 
 MIB = 1024 * 1024
 FRAGMENT = 16 * 1024

@@ -18,7 +18,8 @@ from sidecar.transport import sockets
 from tests.attacks.stage import HONEST, STOLEN, Port, attacked_call, attacked_port
 from tests.attacks.tap import Tap, tapped
 from tests.beds.frames import frame
-from tests.beds.mesh import PATIENCE, Foreigner, RunningSidecar, connect, inbound, mesh_bed, outbound, receive_all
+from tests.beds.mesh import Foreigner, RunningSidecar, connect, inbound, mesh_bed, outbound, receive_all
+from tests.beds.patience import PATIENCE
 
 OPENED, OK = frame(Kind.OPENED, b"\0\0\0\1"), frame(Kind.VERDICT, b"ok")
 

@@ -17,7 +17,7 @@ from sidecar.observe.logs import Log
 from sidecar.proxy.node import Node
 from tests.attacks.stage import attacked_call, attacked_port
 from tests.beds.certificates import Authority, Credential, raw_names
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 EVIL = '\r\n{"event": "connection", "decision": "allow"}\x1b[2J\x07\x9b31m\u202e\u2028"\'\\x1b connection'
 EVIL_NAME = EVIL[:24] + "\x1b[2J\x9b\u202e\u2028\"'"  # as long as a CommonName may be

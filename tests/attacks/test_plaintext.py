@@ -26,7 +26,6 @@ from tests.attacks.test_strangers import NEARLY_TLS, PLAIN
 from tests.beds.certificates import Authority
 from tests.beds.mesh import (
     MESH,
-    PATIENCE,
     App,
     Foreigner,
     MeshBed,
@@ -38,6 +37,7 @@ from tests.beds.mesh import (
     outbound,
     receive_all,
 )
+from tests.beds.patience import PATIENCE
 
 LET_IN = MESH + '  - {name: old, from: plaintext, to: "api:http"}\n'
 LAST_DAY = date(2099, 12, 31)

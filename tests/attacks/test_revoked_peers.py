@@ -23,7 +23,8 @@ from tests.beds import mesh as harness
 from tests.beds.asking import MESH, ca_desk, until
 from tests.beds.ca_processes import Mesh, ca_mesh
 from tests.beds.certificates import credential
-from tests.beds.mesh import PATIENCE, RunningSidecar, connect, mesh_bed
+from tests.beds.mesh import RunningSidecar, connect, mesh_bed
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import sidecar_process
 
 CUT_SECONDS = 10.0

@@ -17,7 +17,8 @@ from sidecar.host.clock import utc_now
 from sidecar.observe.recurrence import FEW
 from sidecar.transport import sockets
 from tests.attacks.tap import Cut, Meddle, Side, Tap, tapped
-from tests.beds.mesh import PATIENCE, App, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import App, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 
 CHANGE_CIPHER_SPEC = 0x14
 FIRST, SECOND, THIRD = b"first: pay 100", b"second: pay 200", b"third: goodbye"

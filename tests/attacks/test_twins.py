@@ -29,6 +29,7 @@ from tests.beds import forks
 from tests.beds.ca_processes import CALLS_API, Caller, CaSite, denial, echo_app, member_process
 from tests.beds.certificates import Credential
 from tests.beds.mesh import Foreigner, connect
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import DEADLINE, Running, SidecarProcess
 from tests.beds.thief import forged, inbound
 
@@ -88,7 +89,7 @@ async def site(path: Path, mesh: str = CALLS_API) -> AsyncIterator[Site]:
 
 
 async def elsewhere(api: SidecarProcess) -> dict[str, Any]:
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         return await api.program.event("identity_elsewhere")
 
 
@@ -141,7 +142,7 @@ async def test_enrolling_again_after_lost_state_is_an_event_and_no_alarm(tmp_pat
             assert await api.program.ended() == 0
         shutil.rmtree(here.state)
         async with here.api() as again:
-            with trio.fail_after(60):
+            with trio.fail_after(PATIENCE):
                 moved = await again.program.event("identity_moved")
             assert (moved["level"], moved["severity"]) == ("warning", "notice")
             await quiet(here, again)

@@ -19,7 +19,8 @@ from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.attacks.stage import STOLEN, Port, assert_refused, attacked_port
 from tests.beds.certificates import Authority, Credential
-from tests.beds.mesh import PATIENCE, connect, mesh_bed, outbound
+from tests.beds.mesh import connect, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="there is no openssl program on this machine")

@@ -20,6 +20,7 @@ from sidecar.observe.logs import Log
 from sidecar.observe.metrics import Metrics
 from sidecar.observe.traffic import Edge
 from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 NUMBERS = Numbers(
     release="0.1.0", python="3.14.0", openssl="4.0.0", started_at=1.7e9, cpu_seconds=1.5, healthy=True, draining=False,
@@ -54,11 +55,11 @@ async def admin(listen: Address | Path, **status: Any) -> AsyncIterator[LocalSer
 
 def get(address: str, target: str, host: str | None = None, method: str = "GET") -> tuple[int, str]:
     if address.startswith("/"):
-        connection = http.client.HTTPConnection("localhost", timeout=20)
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.sock.connect(address)
     else:
-        connection = http.client.HTTPConnection(address, timeout=20)
+        connection = http.client.HTTPConnection(address, timeout=PATIENCE)
     try:
         connection.request(method, target, headers={} if host is None else {"Host": host})
         answer = connection.getresponse()

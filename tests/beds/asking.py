@@ -35,7 +35,7 @@ from tests.beds.ca_files import DOMAIN, HOUR, CaFiles
 from tests.beds.certificates import csr, ec_key, key_pair, pem
 from tests.beds.clock import Clock
 from tests.beds.impostor import FalseCa, false_ca
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 MESH = """\
 trust_domain: shop.internal

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-PATIENCE = 30.0
+from tests.beds.patience import PATIENCE
 
 _PACKAGES = ("selenium", "axe_playwright_python", "PIL")
 _CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -50,7 +50,8 @@ from tests.beds.ca_files import DOMAIN, CaFiles
 from tests.beds.certificates import csr
 from tests.beds.clock import Time
 from tests.beds.impostor import FalseCa, always
-from tests.beds.mesh import PATIENCE, LogSink
+from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 TTL = timedelta(minutes=5)
 """Of the certificates under virtual time: the shortest there are, so half of a life is 150 s and a test has little to step

@@ -24,7 +24,8 @@ from sidecar.policy.names import Target
 from sidecar.transport import sockets
 from tests.beds.clock import time_passes
 from tests.beds.live import exchange
-from tests.beds.mesh import PATIENCE, App, LogSink, MeshBed, echo, mesh_bed
+from tests.beds.mesh import App, LogSink, MeshBed, echo, mesh_bed
+from tests.beds.patience import PATIENCE
 
 MESH = """\
 trust_domain: shop.internal

@@ -30,6 +30,7 @@ from sidecar.transport.stream import BrokenStreamError, SecureStream
 from sidecar.transport.tls import Context, KeyPair
 from tests.beds.certificates import Credential
 from tests.beds.mesh import App, Foreigner
+from tests.beds.patience import PATIENCE
 
 Answer = Callable[[socket.socket], Awaitable[None]]
 STOLEN = b"bytes that nobody may get"
@@ -152,7 +153,7 @@ class FalseCa:
 
     async def was_asked(self, path: str, times: int) -> None:
         """Once it was, so often."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while self.asked.count(path) < times:
                 await self._news.park()
 

@@ -20,7 +20,8 @@ from sidecar.lifecycle.run import machinery, prepare
 from sidecar.observe.logs import Log
 from sidecar.transport import sockets
 from tests.beds.certificates import Authority, Credential
-from tests.beds.mesh import PATIENCE, App, Foreigner, LogSink, MeshBed, connect, mesh_bed, receive_all
+from tests.beds.mesh import App, Foreigner, LogSink, MeshBed, connect, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 
 MESH = """\
 trust_domain: shop.internal

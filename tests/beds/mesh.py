@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -51,6 +50,7 @@ from sidecar.transport.handshake import shake_hands
 from sidecar.transport.http1 import Routes
 from sidecar.transport.stream import SecureStream
 from tests.beds.certificates import Authority, Credential, key_pair
+from tests.beds.patience import PATIENCE
 
 MESH = """
 trust_domain: shop.internal
@@ -64,10 +64,6 @@ policy:
   - {from: web, to: "api:metrics"}
   - {from: api, to: db}
 """
-
-PATIENCE = float(os.environ.get("TEST_PATIENCE", 60.0))
-"""Seconds after which a test that waits for something has failed: generous, since only a failing test reaches it, however
-loaded the machine is. Tests of mutants fail often, and wait for less."""
 
 TIMEOUT = 10.0
 """Seconds: the deadlines of sidecars whose test is not about them."""

@@ -24,8 +24,9 @@ import trio
 from sidecar.demo.stage import free_ports
 from tests import commands
 from tests.beds import forks
+from tests.beds.patience import PATIENCE
 
-DEADLINE = 30.0
+DEADLINE = max(PATIENCE, 30.0)
 """Seconds after which a process that was waited for has failed: only ever reached by a failing test."""
 
 SIDECAR = [sys.executable, "-m", "sidecar"]

@@ -15,7 +15,7 @@ from sidecar.relay.duplex import Buffer, Channel, Duplex, Ending
 from sidecar.relay.poller import EdgePoller, LevelPoller, Poller
 from sidecar.relay.relay import Outcome, Relay
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.simulation import FakeChannel
 
 POLLERS: list[type[EdgePoller] | type[LevelPoller]] = [EdgePoller, LevelPoller]

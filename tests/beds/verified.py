@@ -30,6 +30,7 @@ from sidecar.verify.trial import Place
 from tests.beds import certificates
 from tests.beds.certificates import HOUR, Credential
 from tests.beds.mesh import MESH, App, MeshBed, RunningSidecar, inbound, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 
 
 def pem(credential: Credential) -> Pem:
@@ -109,7 +110,7 @@ class VerifyBed:
         self.place.doors[service] = SocketDoor(f"unix:{path}")
 
     async def verify(self, **options: Any) -> Report:
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE):
             return await trio.to_thread.run_sync(partial(trial.run, self.place, utc_now, **options))
 
 

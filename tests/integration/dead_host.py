@@ -18,6 +18,7 @@ from sidecar.relay import relay as relay_module
 from sidecar.relay.duplex import Duplex, Ending
 from sidecar.relay.relay import Relay
 from sidecar.transport.tls_data import make_buffer
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import Passthrough, drain, fill, tcp_pair
 from tests.beds.relay import carry as carry_to_the_end
 
@@ -84,7 +85,7 @@ async def main() -> None:
             set_loopback(up=False)
             caller.send(b"request")
             answerer.send(b"answer")
-            with trio.move_on_after(20):
+            with trio.move_on_after(PATIENCE / 2):
                 await gone.acquire()
                 await gone.acquire()
             said = {name: getattr(outcome, "detail", str(outcome)) for name, outcome in outcomes.items()}

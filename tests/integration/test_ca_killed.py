@@ -10,10 +10,11 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from certs.protocol.client import CaError
+from certs.protocol.client import CaDeniedError, CaError
 from certs.protocol.enrolment import EnrolmentCredential
 from certs.store.store import enrolment_credentials
 from tests.beds.ca_processes import Caller, CaSite, denial
+from tests.beds.patience import PATIENCE
 
 SERVICES = [f"s{number:03}" for number in range(200)]
 MESH = "trust_domain: shop.internal\nservices:\n" + "".join(f"  {service}: {{}}\n" for service in SERVICES)
@@ -32,18 +33,36 @@ class Crowd:
         self.cut: list[str] = []
         self.on_answer: Callable[[], None] = lambda: None
 
-    async def all_ask(self) -> None:
+    async def all_ask_once(self) -> None:
         async with trio.open_nursery() as nursery:
             for service in SERVICES:
                 nursery.start_soon(self._ask, service, self.callers[service], self.tokens[service])
 
-    async def _ask(self, service: str, caller: Caller, token: EnrolmentCredential) -> None:
+    async def all_ask(self) -> None:
+        """Until each has its answer, as sidecars do: where all ask in one instant, a busy machine has none for the last of
+        them within the time that a request has."""
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for service in SERVICES:
+                    nursery.start_soon(self._ask_until_answered, service)
+
+    async def _ask_until_answered(self, service: str) -> None:
+        while not await self._ask(service, self.callers[service], self.tokens[service]):
+            pass
+
+    async def _ask(self, service: str, caller: Caller, token: EnrolmentCredential) -> bool:
+        """Whether it has its certificate. A no for good fails the test."""
         try:
             self.answered[service].add(await caller.enrol(token))
-        except CaError:
+        except CaError as error:
+            if isinstance(error, CaDeniedError) and not error.passing:
+                raise
             self.cut.append(service)
-        self.on_answer()
-        await caller.client.close()
+            return False
+        finally:
+            self.on_answer()
+            await caller.client.close()
+        return True
 
     @property
     def number_answered(self) -> int:
@@ -61,7 +80,7 @@ async def test_killed_during_200_enrolments(tmp_path: Path, killed_after: int) -
                 ca.signal(signal.SIGKILL)
 
         crowd.on_answer = kill
-        await crowd.all_ask()
+        await crowd.all_ask_once()
     first = crowd.number_answered
     assert killed_after <= first < 200
     assert first + len(crowd.cut) == 200
@@ -71,9 +90,7 @@ async def test_killed_during_200_enrolments(tmp_path: Path, killed_after: int) -
     assert site.faults() == []
 
     async with site.serves():
-        crowd.cut.clear()
         await crowd.all_ask()  # the same tokens, the same keys: also those who had their answer
-        assert crowd.cut == []
         assert {len(answers) for answers in crowd.answered.values()} == {1}, "the same key has the same certificate"
         stranger = site.caller("s000")
         assert (await denial(stranger.enrol(crowd.tokens["s000"]))).denial == "pass_used"

@@ -10,7 +10,7 @@ import sys
 
 import trio
 
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 async def test_a_host_that_is_gone_is_cut_and_a_peer_that_pauses_is_not() -> None:

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE, App, connect, mesh_bed, receive_all
+from tests.beds.mesh import App, connect, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 
 ANSWER = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 5000\r\n\r\n" + b"n" * 5000
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.beds.ca_processes import CaSite, echo_app, load, member_process
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import SIDECAR, running
 
 
@@ -142,6 +143,6 @@ async def test_no_secret_goes_to_a_ca_under_another_root(site: CaSite, tmp_path:
         assert await web.ended() == 0
     assert other.issued() == []
     assert "denied" not in str(web.lines), "it never asked for a certificate"
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         async with site.serves(), member_process(file) as honest:  # the twin: the CA itself is let in
             await honest.program.event("enrolled")

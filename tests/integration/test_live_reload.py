@@ -29,7 +29,8 @@ from sidecar.transport import handshake, sockets
 from sidecar.transport.tls import KeyPair
 from tests.beds.certificates import Authority, Credential
 from tests.beds.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_refused, is_reset, stage
-from tests.beds.mesh import PATIENCE, App, Foreigner, LogSink, connect, echo, mesh_bed, receive_all
+from tests.beds.mesh import App, Foreigner, LogSink, connect, echo, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import Shop, sidecar_pair
 
 End = Literal["web", "api"]

@@ -11,7 +11,8 @@ import trio
 from sidecar.documents.address import Address
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
-from tests.beds.mesh import PATIENCE, App, connect, mesh_bed, receive_all
+from tests.beds.mesh import App, connect, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 
 
 def answering(text: bytes) -> object:

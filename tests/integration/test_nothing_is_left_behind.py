@@ -19,7 +19,8 @@ from sidecar.observe.record import ConnectionRecord
 from sidecar.relay.duplex import Duplex
 from sidecar.transport import sockets
 from sidecar.transport.tls import TlsChannel
-from tests.beds.mesh import PATIENCE, Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds.mesh import Foreigner, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 
 WAVES, WAVE = 10, 100
 DESCRIPTORS = Path("/proc/self/fd")

@@ -20,17 +20,8 @@ from sidecar.proxy.node import Node
 from sidecar.relay.frames import FramedChannel
 from sidecar.transport import dial, sockets
 from tests.beds import mesh as harness
-from tests.beds.mesh import (
-    PATIENCE,
-    App,
-    Foreigner,
-    LogSink,
-    MeshBed,
-    RunningSidecar,
-    connect,
-    mesh_bed,
-    receive_all,
-)
+from tests.beds.mesh import App, Foreigner, LogSink, MeshBed, RunningSidecar, connect, mesh_bed, receive_all
+from tests.beds.patience import PATIENCE
 
 DRAIN = 100.0
 TIMES = Timeouts(handshake=1000, connect=1000, drain=DRAIN)

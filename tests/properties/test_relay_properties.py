@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sidecar.relay import relay as relay_module
 from sidecar.relay.duplex import Ending, How
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import POLLERS, Bed, Connection, Passthrough
 
 CONNECTIONS = 4

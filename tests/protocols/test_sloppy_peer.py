@@ -9,7 +9,8 @@ import trio
 
 from sidecar.transport import sockets
 from tests.beds.certificates import Authority
-from tests.beds.mesh import PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound, receive_all
+from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed, outbound, receive_all
+from tests.beds.patience import PATIENCE
 
 SAID = b"all that there is to say"
 

@@ -14,7 +14,7 @@ import trio
 
 from sidecar.policy.mesh import parse_mesh
 from tests.beds.ca_processes import echo_app
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.siege import honest
 from tests.siege.__main__ import FLOODS, LEAST_FLOOD, _some_of, flood_seconds, main
 from tests.siege.actions import ACTIONS, RESOLVER

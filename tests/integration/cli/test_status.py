@@ -16,6 +16,7 @@ from sidecar.cli.commands import main
 from sidecar.identity.reasons import UsageError
 from sidecar.inject import overview
 from sidecar.observe import probe
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import SIDECAR, Shop, output, sidecar_process
 
 INBOUND = 'inbound: [{port: http, listen: "127.0.0.1:0", app: "127.0.0.1:9"}]\n'
@@ -215,7 +216,7 @@ async def test_a_watch_of_a_real_sidecar_outlives_it_and_ends_without_a_tracebac
 async def until(stream: trio.abc.ReceiveStream, wanted: bytes) -> None:
     """Reads until this has come."""
     seen = b""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while wanted not in seen:
             more = await stream.receive_some()
             assert more, seen

@@ -19,6 +19,7 @@ from sidecar.identity.reasons import UsageError
 from sidecar.observe.logs import Log
 from tests.beds.dashboard import TOKEN, Shown, dashboard, shop
 from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 MINE = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -34,7 +35,7 @@ async def ask(
     """One request, and its answer; of an answer without an end its first event."""
 
     def go() -> Answer:
-        connection = http.client.HTTPConnection(one.origin.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(one.origin.removeprefix("http://"), timeout=PATIENCE)
         try:
             connection.request(method, target, body, headers or {})
             found = connection.getresponse()
@@ -51,7 +52,7 @@ async def raw(one: Shown, data: bytes) -> bytes:
     """Bytes as they are, and what comes back until the end."""
     host, _, port = one.origin.removeprefix("http://").rpartition(":")
     async with await trio.open_tcp_stream(host, int(port)) as stream:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             await stream.send_all(data)
             return b"".join([part async for part in stream])
 
@@ -217,7 +218,7 @@ async def test_so_many_pages_and_no_more() -> None:
         host, _, port = one.origin.removeprefix("http://").rpartition(":")
         request = f"GET {EVENTS} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
         open_now = []
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             for _ in range(MOST_PAGES):
                 stream = await trio.open_tcp_stream(host, int(port))
                 await stream.send_all(request)

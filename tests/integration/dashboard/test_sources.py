@@ -18,6 +18,7 @@ from sidecar.dashboard.sources import Documents, beside, by_command, of_project
 from sidecar.observe.logs import Log
 from tests.beds.dashboard import NOW
 from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 
 async def error_of(found: Documents) -> str:
@@ -33,7 +34,7 @@ async def test_a_ca_beside_us_that_goes_and_comes_back(tmp_path: Path, monkeypat
     reports = Reports()
     reports.take(Kept("spiffe://shop.internal/api", "0" * 32, "192.0.2.1:1", "1f", NOW, b'{"version":1}'))
     async with aclosing(beside(tmp_path, 0.01)) as found:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             assert f"is `certs serve {tmp_path}` running?" in (await anext(found))["error"]
             for _ in range(2):
                 server = open_admin(tmp_path, reports, lambda: NOW, Log(LogSink(), "json"))
@@ -80,7 +81,7 @@ async def test_of_a_project_the_socket_is_read_where_it_answers(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         async with aclosing(of_project(tmp_path, NEEDED, os.environ, said.append)) as found:
-            with trio.fail_after(30):
+            with trio.fail_after(PATIENCE):
                 assert [(await anext(found))["reports"] for _ in range(3)] == [[], [], []]
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
@@ -92,7 +93,7 @@ async def test_of_a_project_the_program_is_run_where_no_socket_answers(tmp_path:
     said: list[str] = []
     for where in (tmp_path, None):
         async with aclosing(of_project(where, NEEDED, os.environ, said.append)) as found:
-            with trio.fail_after(30):
+            with trio.fail_after(PATIENCE):
                 assert await anext(found) == {"reports": [], "by": "the program"}
     first, second = said
     assert first.startswith(f"asks by a process in the CA's container: {tmp_path / SOCKET}: no CA answers there")
@@ -104,7 +105,7 @@ async def test_of_a_project_the_program_is_run_where_no_socket_answers(tmp_path:
 async def test_a_program_that_ends_is_started_again() -> None:
     command = program("print('{\"reports\": []}', flush=True); import sys; sys.exit('no container\\n')")
     async with aclosing(by_command(command, os.environ, 0.01)) as found:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             for _ in range(2):
                 assert await anext(found) == {"reports": []}
                 assert await anext(found) == {"error": "no container"}
@@ -114,7 +115,7 @@ async def test_a_program_that_stalls_is_started_again() -> None:
     """As one in a container that is paused: it neither prints nor ends."""
     command = program("import time; print('{\"reports\": []}', flush=True); time.sleep(600)")
     async with aclosing(by_command(command, os.environ, 0.01, silence=2.0)) as found:
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE):
             for _ in range(2):
                 assert await anext(found) == {"reports": []}
                 assert "has said nothing for 2 s" in (await anext(found))["error"]
@@ -129,14 +130,14 @@ async def test_a_program_that_is_not_there() -> None:
 async def test_what_it_prints_may_be_anything() -> None:
     command = program("print('nonsense'); print('[1]'); print('[' * 100000); print('{\"reports\": [], \"x\": 1}')")
     async with aclosing(by_command(command, os.environ, 0.01)) as found:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             assert ["error" in await anext(found) for _ in range(4)] == [True, True, True, False]
 
 
 async def test_a_line_without_an_end_is_not_kept() -> None:
     command = program("import sys\nwhile True: sys.stdout.write('x' * 1000000)")
     async with aclosing(by_command(command, os.environ, 0.01)) as found:
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE):
             assert (await anext(found))["error"] == "what it prints is no line of JSON"
 
 
@@ -149,13 +150,13 @@ async def test_it_ends_with_us_though_no_signal_reaches_it(tmp_path: Path) -> No
         f"sys.stdin.read()\npathlib.Path({str(mark)!r}).touch()"
     )
     async with aclosing(by_command(program(text), os.environ, 0.01)) as found:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             await anext(found)
     assert mark.exists()
 
 
 async def test_one_that_does_not_end_is_killed() -> None:
     text = "import time\nprint('{\"reports\": []}', flush=True)\ntime.sleep(600)"
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE):
         async with aclosing(by_command(program(text), os.environ, 0.01)) as found:
             await anext(found)

@@ -36,7 +36,8 @@ from sidecar.lifecycle.run import machinery, prepare, run
 from sidecar.observe.logs import Log
 from tests.beds.ca import CaBed, ca_bed
 from tests.beds.certificates import Authority
-from tests.beds.mesh import MESH, PATIENCE, LogSink
+from tests.beds.mesh import MESH, LogSink
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import SIDECAR, running
 
 

@@ -31,7 +31,6 @@ from sidecar.transport.dial import Upstream
 from sidecar.transport.proxy_protocol import LOCAL
 from tests.beds.mesh import (
     ANYWHERE,
-    PATIENCE,
     App,
     Foreigner,
     MeshBed,
@@ -42,6 +41,7 @@ from tests.beds.mesh import (
     outbound,
     receive_all,
 )
+from tests.beds.patience import PATIENCE
 from tests.beds.simulation import fake_buffers
 from tests.unit.transport.test_proxy_protocol import parse
 

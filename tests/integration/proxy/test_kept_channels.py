@@ -28,7 +28,6 @@ from tests.beds.certificates import Authority
 from tests.beds.frames import frame
 from tests.beds.mesh import (
     MESH,
-    PATIENCE,
     TIMEOUT,
     App,
     Foreigner,
@@ -41,6 +40,7 @@ from tests.beds.mesh import (
     receive_all,
 )
 from tests.beds.mesh import outbound as outbound_of
+from tests.beds.patience import PATIENCE
 
 NO_RULE = MESH.replace('- {from: web, to: "api:http"}', "")
 

@@ -13,7 +13,8 @@ from sidecar.documents.address import Address
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Snapshot
 from sidecar.transport import sockets
-from tests.beds.mesh import MESH, PATIENCE, Foreigner, MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import MESH, Foreigner, MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 
 LIMITED = MESH.replace('to: "api:http"}', 'to: "api:http", connections: 2}')
 

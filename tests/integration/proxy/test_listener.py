@@ -24,6 +24,7 @@ from sidecar.relay.strand import Steps
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
 from tests.beds.mesh import RunningSidecar, connect, mesh_bed
+from tests.beds.patience import PATIENCE
 
 WHERE = "s.yaml: outbound[0].listen"
 
@@ -204,6 +205,6 @@ async def test_localhost_is_heard_on_every_loopback_address() -> None:
         assert web.server.listening == [one.address for one in web.server.listeners]
         for one in web.server.listeners:
             family = socket.AF_INET6 if ":" in one.address[0] else socket.AF_INET
-            with trio.fail_after(harness.PATIENCE), await sockets.connect(family, one.address) as client:
+            with trio.fail_after(PATIENCE), await sockets.connect(family, one.address) as client:
                 await sockets.send_all(client, b"ping")
                 assert await sockets.receive(client, 4) == b"ping"

@@ -16,7 +16,8 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.proxy.loops import FIRST_BYTES_SECONDS, SUSPECT_SECONDS, LoopGuard
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
-from tests.beds.mesh import PATIENCE, App, Foreigner, MeshBed, RunningSidecar, connect, mesh_bed
+from tests.beds.mesh import App, Foreigner, MeshBed, RunningSidecar, connect, mesh_bed
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import tcp_pair
 from tests.unit.transport.test_client_hello import hello
 

@@ -22,17 +22,8 @@ from sidecar.proxy.own_port import OwnApp
 from sidecar.relay.strand import Steps, run
 from sidecar.transport import sockets
 from tests.beds.admin import NUMBERS, WELL
-from tests.beds.mesh import (
-    PATIENCE,
-    Foreigner,
-    LogSink,
-    MeshBed,
-    RunningSidecar,
-    connect,
-    mesh_bed,
-    outbound,
-    receive_all,
-)
+from tests.beds.mesh import Foreigner, LogSink, MeshBed, RunningSidecar, connect, mesh_bed, outbound, receive_all
+from tests.beds.patience import PATIENCE
 
 MESH = """\
 trust_domain: shop.internal

@@ -17,7 +17,8 @@ from sidecar.proxy.probing import Probing
 from sidecar.transport.http1 import Peer, Request
 from tests.beds.admin import LOOPBACK, admin, asked
 from tests.beds.live import exchange
-from tests.beds.mesh import MESH, PATIENCE, App, Foreigner, connect, inbound, mesh_bed, outbound
+from tests.beds.mesh import MESH, App, Foreigner, connect, inbound, mesh_bed, outbound
+from tests.beds.patience import PATIENCE
 from tests.beds.processes import free_port
 from tests.beds.verified import VerifyBed, verify_bed
 
@@ -238,6 +239,6 @@ async def test_a_slow_peer_costs_its_time_and_no_more(monkeypatch: pytest.Monkey
         web = await bed.sidecar("web")
         route = outbound("api", "http", silent.address)
         one = Probing(web.node, lambda: [route], lambda: bed.keys(bed.authority.leaf("web")), list)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             (result,) = (await one.probe("api:http"))["results"]
         assert (result["result"], result["reason"]) == ("refused", "handshake_timeout")

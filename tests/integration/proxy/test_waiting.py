@@ -22,7 +22,6 @@ from tests.beds.certificates import Authority
 from tests.beds.impostor import Impostor
 from tests.beds.mesh import (
     MESH,
-    PATIENCE,
     TIMEOUT,
     App,
     MeshBed,
@@ -34,6 +33,7 @@ from tests.beds.mesh import (
     outbound,
     receive_all,
 )
+from tests.beds.patience import PATIENCE
 from tests.unit.proxy.test_inbound import nobody
 
 WAITS = Timeouts(handshake=TIMEOUT, connect=TIMEOUT, drain=TIMEOUT, wait=600.0)

@@ -11,7 +11,7 @@ import trio
 
 from sidecar.connect import program
 from sidecar.identity.reasons import UsageError
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar.demo.apps import FILE_BYTES, PIECE, Redis, _Server
+from tests.beds.patience import PATIENCE
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def redis() -> Iterator[socket.socket]:
     with _Server(("127.0.0.1", 0), Redis) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=PATIENCE) as client:
             yield client
         server.shutdown()
         thread.join()

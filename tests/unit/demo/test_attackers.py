@@ -11,7 +11,7 @@ import trio
 from sidecar.demo.attackers import Tap, stranger
 from sidecar.demo.stage import free_ports
 from tests.beds.certificates import Authority
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 PATTERN = bytes(range(256)) * 400
 

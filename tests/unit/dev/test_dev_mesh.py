@@ -28,7 +28,8 @@ from sidecar.transport.sockets import listen
 from tests.beds.clock import time_passes
 from tests.beds.dev_mesh import GROWN, MESH, MeshFile, connect_to, dev_bed, is_free
 from tests.beds.live import ends_well, exchange, is_refused, is_reset
-from tests.beds.mesh import PATIENCE, LogSink
+from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 HAS_IPV6 = "::1" in dev_mesh._loopbacks()
 

@@ -22,7 +22,8 @@ from sidecar.host.clock import utc_now
 from sidecar.observe.logs import Log
 from sidecar.policy.mesh import load_mesh
 from tests.beds.dev_mesh import MeshFile
-from tests.beds.mesh import PATIENCE, LogSink
+from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 
 async def test_each_sidecar_s_report_is_one_that_a_ca_would_take(tmp_path: Path) -> None:

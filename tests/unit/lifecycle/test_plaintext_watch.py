@@ -23,7 +23,7 @@ from sidecar.lifecycle.plaintext_watch import FILE, MAX_FILE, PlaintextWatch, fi
 from sidecar.observe.plaintext import PlaintextCallers
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Node
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.unit.lifecycle.test_ending_watch import MESH, Lines
 from tests.unit.proxy.test_node import AUTHORITY, node
 

@@ -15,7 +15,7 @@ import trio.testing
 from sidecar.observe.alarm_log import MOST_KINDS, MOST_WAITING, AlarmLog
 from sidecar.observe.alarms import Severity
 from sidecar.observe.logs import Log
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 NOW = datetime(2026, 11, 30, 6, 0, tzinfo=UTC)
 

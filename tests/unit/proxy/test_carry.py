@@ -25,7 +25,8 @@ from sidecar.proxy.live import Admission, Live
 from sidecar.relay.duplex import Ending, How
 from sidecar.relay.strand import Carry, Steps, Stopped, run
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE, inbound
+from tests.beds.mesh import inbound
+from tests.beds.patience import PATIENCE
 
 OPTIONS = replace(inbound("http"), idle_timeout=60.0)
 

@@ -13,7 +13,7 @@ import trio
 from sidecar.relay import poller as poller_module
 from sidecar.relay.poller import BROKEN, ENDED, READABLE, RESET, WRITABLE, EdgePoller, LevelPoller, Poller, make_poller
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import POLLERS, drain, fill, tcp_pair
 
 

@@ -32,7 +32,8 @@ from sidecar.relay.relay import (
     Relay,
 )
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE, receive_all
+from tests.beds.mesh import receive_all
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import POLLERS, Bed, Connection, Passthrough, carry, drain, fill, tcp_pair
 from tests.beds.simulation import CLOSE, DATA, FakeChannel, parse, record, records
 

@@ -18,7 +18,7 @@ from sidecar.relay.duplex import Buffer, Duplex, Ending, How
 from sidecar.relay.poller import READABLE, WRITABLE
 from sidecar.relay.relay import Relay
 from sidecar.relay.strand import Called, Carry, Ready, Steps, Stopped, Strand, run
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import fill, tcp_pair
 from tests.beds.simulation import FakeChannel, record, records
 

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from sidecar.transport import accepting
 from sidecar.transport.accepting import ACCEPT_PAUSE_SECONDS, ACCEPTS_A_TICK, Room, accept_all
 from sidecar.transport.strangers import SAFE_SECONDS, Stranger
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 class Listener(socket.socket):

@@ -29,7 +29,7 @@ from sidecar.transport.dial import (
     Upstream,
     is_own,
 )
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 class Names:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from sidecar.transport.gate import MAX_PROVED, STEPS_A_TICK, STRANGERS_A_TICK, STRANGERS_AHEAD, STRANGERS_SHARE, Gate
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 class Ticks(trio.abc.Instrument):

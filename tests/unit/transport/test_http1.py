@@ -29,7 +29,8 @@ from sidecar.transport.http1 import (
     converse,
 )
 from sidecar.transport.stream import BrokenStreamError
-from tests.beds.mesh import PATIENCE, TIMEOUT
+from tests.beds.mesh import TIMEOUT
+from tests.beds.patience import PATIENCE
 
 GET = b"GET /thing HTTP/1.1\r\nHost: ca\r\n\r\n"
 PEER = Peer("127.0.0.1:40000", None, ())

@@ -16,7 +16,7 @@ from sidecar.relay import poller
 from sidecar.transport import lobby as lobby_module
 from sidecar.transport.lobby import SECONDS_A_TICK, SILENCE_SECONDS, Guest, Left, Lobby
 from sidecar.transport.sockets import hard_close
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 HELLO = bytes((22, 3, 1, 0, 7)) + b"1234567"
 SECONDS = 5.0

@@ -16,7 +16,8 @@ import trio.testing
 
 from sidecar.identity.reasons import UsageError
 from sidecar.transport import sockets
-from tests.beds.mesh import PATIENCE, receive_all
+from tests.beds.mesh import receive_all
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import fill, tcp_pair
 
 # -- moving bytes ------------------------------------------------------------------------------------------------------

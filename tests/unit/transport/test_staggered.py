@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from sidecar.transport import sockets
 from sidecar.transport.staggered import DELAY_SECONDS, AllFailedError, first, interleaved
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 NEVER = 3600.0
 

@@ -14,7 +14,8 @@ from sidecar.transport import sockets, stream
 from sidecar.transport.stream import BrokenStreamError, CutStreamError, SecureStream, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 from tests.attacks.records import DATA, KeyLog, Writer
-from tests.beds.mesh import PATIENCE, secure_pair
+from tests.beds.mesh import secure_pair
+from tests.beds.patience import PATIENCE
 
 
 async def read_all(stream: SecureStream) -> bytes:

@@ -20,7 +20,7 @@ from sidecar.transport.streams import LostChannelError
 from sidecar.transport.tls import TlsChannel
 from sidecar.transport.tls_data import make_buffer
 from tests.beds.frames import FakeRecords, frame
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.relay import fill, tcp_pair
 from tests.beds.simulation import UPDATE, fake_buffers, record, records
 from tests.unit.transport.test_tls import API, MESH, context, shake

@@ -32,7 +32,7 @@ from sidecar.identity.keys import certificate_digest
 from sidecar.identity.reasons import UsageError
 from tests.beds.certificates import DAY, HOUR
 from tests.beds.clock import NOW, Clock
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 from tests.beds.store import API, DOMAIN
 
 

@@ -34,7 +34,7 @@ from tests.beds.ca_files import API, CaFiles
 from tests.beds.certificates import Authority as Forger
 from tests.beds.certificates import csr
 from tests.beds.clock import Clock
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 MESH = "trust_domain: shop.internal\nservices: {api: {ports: 80}, web: {}}\n"
 GET = b"GET /v1/revocations HTTP/1.1\r\nHost: ca\r\n\r\n"

@@ -17,7 +17,8 @@ from certs.service import posting
 from certs.service.posting import MOST_WAITING, Posting, PostingError, post
 from sidecar.observe.logs import Log
 from sidecar.policy.alarm_url import parse_alarm_url
-from tests.beds.mesh import PATIENCE, LogSink
+from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 
 class Receiver:

@@ -39,7 +39,8 @@ from tests.beds.ca import CaBed, identity_of, serving
 from tests.beds.ca_files import API, DOMAIN, WEB, CaFiles
 from tests.beds.certificates import HOUR, csr
 from tests.beds.clock import NOW, Clock
-from tests.beds.mesh import PATIENCE, LogSink
+from tests.beds.mesh import LogSink
+from tests.beds.patience import PATIENCE
 
 MESH = "trust_domain: shop.internal\nservices: {api: {ports: 80}, web: {}}\n"
 

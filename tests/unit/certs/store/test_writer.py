@@ -17,7 +17,7 @@ from certs.store import writer as writing
 from certs.store.store import Operation, Store, StoreUnavailableError, Transaction, file_url, opened
 from certs.store.writer import MOST_TOGETHER, MOST_WAITING, Writer
 from tests.beds.clock import Clock
-from tests.beds.mesh import PATIENCE
+from tests.beds.patience import PATIENCE
 
 
 class HeldStore(Store):
