@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,7 +18,11 @@ from typing import Any
 
 import trio
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
+"""How long something may take to come that a failing demo alone waits for."""
+
+MOST_PORTS = 100
+_ours: deque[socket.socket] = deque()  # bound to the ports that were found, the last so many of them
 
 
 class StoryError(Exception):
@@ -174,20 +179,26 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
 
 def free_ports(count: int) -> list[int]:
     """Free ports of loopback, below the ephemeral ports: the kernel could give a free ephemeral port to another connection
-    before the demo listens on it."""
-    taken: list[socket.socket] = []
-    try:
-        for port in random.sample(range(20_000, 30_000), 10_000):
-            try:
-                taken.append(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            if len(taken) == count:
-                break
-        return [one.getsockname()[1] for one in taken]
-    finally:
-        for one in taken:
-            one.close()
+    before the demo listens on it. On Linux they are ours from then on: nobody else who looks for one finds them free, and a
+    server, which sets SO_REUSEADDR, listens there all the same (socket(7))."""
+    found: list[socket.socket] = []
+    for port in random.sample(range(20_000, 30_000), 10_000):
+        sock = socket.socket()
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            sock.close()
+            continue
+        found.append(sock)
+        if len(found) == count:
+            break
+    ports = [sock.getsockname()[1] for sock in found]
+    for sock in found:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _ours.extend(found)
+    while _ours and (sys.platform != "linux" or len(_ours) > MOST_PORTS):
+        _ours.popleft().close()
+    return ports
 
 
 def from_ca(service: str, port: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ def play(root: Path) -> subprocess.CompletedProcess[str]:
         env={**environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

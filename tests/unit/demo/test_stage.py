@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from trio.testing import MockClock
 
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.config.wiring import parse_config
-from sidecar.demo.stage import LogFile, StoryError, free_ports, from_ca, from_files, stage, wiring
+from sidecar.demo.stage import MOST_PORTS, LogFile, StoryError, free_ports, from_ca, from_files, stage, wiring
 from sidecar.policy.mesh import parse_mesh
 from tests.beds.mesh import MESH
 
@@ -58,6 +60,25 @@ def test_free_ports_are_distinct_and_free() -> None:
     assert len(set(ports)) == 5
     for port in ports:
         socket.create_server(("127.0.0.1", port)).close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port that is bound is nobody else's")
+def test_a_port_that_was_found_is_found_by_nobody_else_and_is_for_its_server() -> None:
+    (port,) = free_ports(1)
+    with socket.socket() as seeker, pytest.raises(OSError, match="in use"):
+        seeker.bind(("127.0.0.1", port))
+    with socket.socket() as caller:
+        assert caller.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        socket.create_connection(("127.0.0.1", port)),
+        pytest.raises(OSError, match="in use"),
+    ):
+        socket.create_server(("127.0.0.1", port))
+    for _ in range(MOST_PORTS):
+        free_ports(1)
+    with socket.socket() as seeker:
+        seeker.bind(("127.0.0.1", port))  # given back
 
 
 async def test_a_sidecar_that_does_not_start_ends_the_stage_with_its_words(tmp_path: Path) -> None:
