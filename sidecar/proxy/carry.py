@@ -77,6 +77,9 @@ def carry(
     tolerant = bare or (options.tolerate_missing_close_notify and frames is None)
     duplex = make_duplex(channel, node.relay.buffers, tolerate_missing_close_notify=tolerant)
     traffic = node.metrics.let_in(record, node.time(), stream=frames is not None)
+    # What the poller reports at once need not be tried. An app that calls has mostly spoken, all others answer.
+    duplex.net_r = False
+    duplex.app_r = record.direction == "outbound"
     traffic.begin(duplex)
     live.carried = duplex
     try:

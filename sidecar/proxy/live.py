@@ -170,7 +170,8 @@ class Registry:
             rule = free[0]
             counted += (("rule", rule),)
         live.counted = counted
-        self._counts.update(counted)
+        for what in counted:
+            self._counts[what] += 1
         return rule
 
     def uncount(self, live: Live) -> None:

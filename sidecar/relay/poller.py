@@ -41,8 +41,7 @@ class EdgePoller:
         self.remove = self._epoll.unregister
 
     def add(self, descriptor: int) -> None:
-        flags = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
-        self._epoll.register(descriptor, flags)
+        self._epoll.register(descriptor, _WATCHED)
 
     def rearm(self, descriptor: int, what: int) -> None:
         pass
@@ -116,5 +115,6 @@ def _event(flags: int) -> int:
 if hasattr(select, "epoll"):
     _FLAGS = (select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP, select.EPOLLPRI, select.EPOLLHUP, select.EPOLLERR)
     _EVENT_MASK = sum(_FLAGS)
+    _WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
     # A table of all 64 combinations: an event costs one look-up.
     _EVENTS = {flags: _event(flags) for flags in map(sum, product(*((0, flag) for flag in _FLAGS)))}

@@ -32,8 +32,8 @@ from sidecar.relay.relay import Link, Outcome, Relay, Wait
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Waits for a socket that just said it would block, for ``what`` (``READABLE`` or ``WRITABLE``), and until a time of the
-    loop's clock; the end of it is noticed within a second."""
+    """Waits for a socket to be ready for ``what`` (``READABLE`` or ``WRITABLE``), which it may be already, and until a time
+    of the loop's clock; the end of it is noticed within a second."""
 
     sock: socket.socket
     what: int = READABLE

@@ -43,11 +43,13 @@ def receive(
             if frames.unread:
                 yield trio.lowlevel.checkpoint  # others have their turn
                 continue
+            if not (
+                yield Ready(sock, until=until)
+            ):  # first: mostly nothing is here yet, and a call that fails costs more
+                return None
             try:
                 size = sock.recv_into(buffers.cipher_in.view)
             except BlockingIOError:
-                if not (yield Ready(sock, until=until)):
-                    return None
                 continue
             if not size:
                 raise LostChannelError("the peer close the connection")

@@ -24,6 +24,7 @@ from sidecar.transport.tls_errors import record_fault
 _SSL_read, _SSL_write, _SSL_get_error = _lib.SSL_read, _lib.SSL_write, _lib.SSL_get_error
 _SSL_pending = _lib.SSL_pending
 _BIO_read, _BIO_write, _BIO_get_mem_data = _lib.BIO_read, _lib.BIO_write, _lib.BIO_get_mem_data
+_from_buffer = _ffi.from_buffer
 _WANT_READ, _ZERO_RETURN, _NULL = _lib.SSL_ERROR_WANT_READ, _lib.SSL_ERROR_ZERO_RETURN, _ffi.NULL
 
 MAX_READ_COST = 128
@@ -179,8 +180,11 @@ class TlsData:
 
     def take_all(self) -> bytes:
         """All ciphertext that waits to be sent."""
-        size = self.pending()
-        return bytes(self._connection.bio_read(size)) if size else b""
+        if not (size := self.pending()):
+            return b""
+        data = bytearray(size)
+        _BIO_read(self._cipher_out, _from_buffer(data), size)
+        return bytes(data)
 
     def read_some(self, limit: int) -> bytes | None:
         """At most ``limit`` decrypted bytes; b"" when the next record is incomplete, None at close_notify. Raises
@@ -193,7 +197,9 @@ class TlsData:
         self._connection.bio_write(data)
 
     def write_bytes(self, data: bytes) -> None:
-        self._connection.send(data)
+        """As :meth:`write`, in one record if it fits."""
+        if _SSL_write(self._ssl, _from_buffer(data), len(data)) != len(data):
+            raise _channel_error()
 
 
 def make_buffer(size: int) -> Buffer:

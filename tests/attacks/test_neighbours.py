@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from sidecar.documents.address import Address
 from sidecar.observe.recurrence import FEW
 from sidecar.transport import dial, sockets
 from tests.attacks.stage import HONEST, assert_refused
 from tests.beds.certificates import Authority
+from tests.beds.clock import moment
 from tests.beds.impostor import Impostor
 from tests.beds.mesh import MeshBed, RunningSidecar, connect, inbound, mesh_bed, outbound
 
@@ -119,8 +121,9 @@ async def test_whoever_answers_where_the_name_leads_is_an_attacker(monkeypatch: 
     ids=["silent", "unsure", "broken"],
 )
 async def test_without_an_answer_it_is_an_alarm_and_soon(
-    monkeypatch: pytest.MonkeyPatch, answer: Exception | None
+    monkeypatch: pytest.MonkeyPatch, answer: Exception | None, mock_clock: MockClock
 ) -> None:
+    mock_clock.autojump_threshold = moment(0.05)
     async with moved(monkeypatch) as on:
         on.names.answer = answer
         began = trio.current_time()

@@ -48,7 +48,7 @@ from sidecar.transport.stream import SecureStream
 from sidecar.transport.tls import Context, KeyPair, Roots
 from tests.beds.ca_files import DOMAIN, CaFiles
 from tests.beds.certificates import csr
-from tests.beds.clock import Time
+from tests.beds.clock import Time, moment
 from tests.beds.impostor import FalseCa, always
 from tests.beds.mesh import LogSink
 from tests.beds.patience import PATIENCE
@@ -358,7 +358,7 @@ async def ca_bed(
         try:
             yield bed
         finally:
-            clock.autojump_threshold = 0.01  # nobody moves the time any more
+            clock.autojump_threshold = moment(0.01)  # nobody moves the time any more
             for sidecar in [*bed.sidecars]:
                 sidecar.drops()
         nursery.cancel_scope.cancel()

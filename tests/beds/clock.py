@@ -52,6 +52,12 @@ class Clock:
         self.now += by
 
 
+def moment(seconds: float) -> float:
+    """After so many seconds without an event there will be none; after more on a loaded machine, where it takes longer until
+    what was sent is there."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Time(Clock):
     """Virtual time. The test's run has trio's :class:`~trio.testing.MockClock` at rate 0, so nothing is waited for in real
     time: :meth:`until` lets everything run until all are blocked and no thread works (what was sent over loopback is there
@@ -62,10 +68,9 @@ class Time(Clock):
         self._clock = clock
 
     async def settles(self, cushion: float = 0.002) -> None:
-        """Returns when nothing goes on but waiting, for ``cushion`` seconds; for longer on a loaded machine, where it takes
-        longer until what was sent is there."""
+        """Returns when nothing goes on but waiting, for a :func:`moment`."""
         while True:
-            await wait_all_tasks_blocked(cushion * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+            await wait_all_tasks_blocked(moment(cushion))
             limiters = trio.to_thread.current_default_thread_limiter(), writer._ONE, disk.threads()
             if not any(limiter.borrowed_tokens for limiter in limiters):
                 return

@@ -28,6 +28,7 @@ from sidecar.relay.strand import Steps
 from sidecar.transport import handshake, sockets
 from sidecar.transport.tls import KeyPair
 from tests.beds.certificates import Authority, Credential
+from tests.beds.clock import moment
 from tests.beds.live import MESH, NO_HTTP, Live, Stage, ends_well, exchange, is_refused, is_reset, stage
 from tests.beds.mesh import App, Foreigner, LogSink, connect, echo, mesh_bed, receive_all
 from tests.beds.patience import PATIENCE
@@ -126,7 +127,7 @@ async def test_a_broken_policy_cuts_nothing_and_lets_in_whom_the_last_good_one_d
 @pytest.fixture
 def virtual_time() -> MockClock:
     """Goes on to the next deadline when nothing has happened for a moment."""
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=moment(0.05))
 
 
 async def test_a_rule_s_last_day_ends_the_connections_that_it_let_in(tmp_path: Path, virtual_time: MockClock) -> None:

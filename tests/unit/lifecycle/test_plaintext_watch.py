@@ -23,6 +23,7 @@ from sidecar.lifecycle.plaintext_watch import FILE, MAX_FILE, PlaintextWatch, fi
 from sidecar.observe.plaintext import PlaintextCallers
 from sidecar.policy.mesh import parse_mesh
 from sidecar.proxy.node import Node
+from tests.beds.clock import moment
 from tests.beds.patience import PATIENCE
 from tests.unit.lifecycle.test_ending_watch import MESH, Lines
 from tests.unit.proxy.test_node import AUTHORITY, node
@@ -165,7 +166,7 @@ async def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, mock_clock
 async def test_names_are_looked_up_escaped_and_never_waited_for_long(
     names: dict[str, Any], mock_clock: MockClock
 ) -> None:
-    mock_clock.autojump_threshold = 0.1
+    mock_clock.autojump_threshold = moment(0.1)
     hung = threading.Event()
     names["192.0.2.8"] = "\x1b[2J.evil"
     names["192.0.2.9"] = lambda: hung.wait(20)
@@ -251,7 +252,7 @@ async def test_who_tries_again_after_the_day_is_told_too() -> None:
 async def test_a_look_up_that_hangs_takes_no_turn_of_another_and_no_name_of_before(
     names: dict[str, Any], mock_clock: MockClock
 ) -> None:
-    mock_clock.autojump_threshold = 0.1
+    mock_clock.autojump_threshold = moment(0.1)
     hung = threading.Event()
     names["192.0.2.9"] = lambda: hung.wait(20)
     here = Watched(None, port())

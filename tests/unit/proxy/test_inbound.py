@@ -23,6 +23,7 @@ from sidecar.transport.handshake import shake_hands
 from sidecar.transport.tls import Context, KeyPair
 from tests.attacks.stage import assert_refused
 from tests.beds.certificates import Authority
+from tests.beds.clock import moment
 from tests.beds.mesh import MESH, App, Foreigner, connect, echo, inbound, mesh_bed, outbound
 
 
@@ -142,7 +143,7 @@ async def test_resets_have_names_of_their_own(how: str) -> None:
 @pytest.fixture
 def virtual_time() -> MockClock:
     """Goes on to the next deadline when nothing has happened for a moment."""
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=moment(0.05))
 
 
 async def never(_: str) -> list[tuple[int, str]]:

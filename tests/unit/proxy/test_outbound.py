@@ -19,6 +19,7 @@ from sidecar.transport import dial, sockets
 from sidecar.transport.handshake import receive_verdict
 from tests.attacks.stage import HONEST, STOLEN, assert_refused, attacked_call
 from tests.beds.certificates import Authority
+from tests.beds.clock import moment
 from tests.beds.impostor import Impostor
 from tests.beds.mesh import App, Foreigner, connect, inbound, mesh_bed, outbound
 from tests.unit.proxy.test_inbound import generation_under, nobody
@@ -27,7 +28,7 @@ from tests.unit.proxy.test_inbound import generation_under, nobody
 @pytest.fixture
 def virtual_time() -> MockClock:
     """Goes on to the next deadline when nothing has happened for a moment."""
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=moment(0.05))
 
 
 async def test_nobody_there_is_no_denial_and_no_alarm() -> None:

@@ -17,6 +17,7 @@ from sidecar.observe.record import ConnectionRecord, Direction
 from sidecar.proxy import server
 from sidecar.transport import sockets
 from tests.beds import mesh as harness
+from tests.beds.clock import moment
 from tests.beds.mesh import connect, mesh_bed, receive_all
 
 NOBODY = Address("127.0.0.1", 9)
@@ -87,7 +88,7 @@ def test_a_caller_that_is_gone_is_no_bug_and_a_probe_if_it_said_nothing(
 @pytest.fixture
 def virtual_time() -> MockClock:
     """Goes on to the next deadline when nothing has happened for a moment."""
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=moment(0.05))
 
 
 class Answers:

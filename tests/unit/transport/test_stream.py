@@ -14,6 +14,7 @@ from sidecar.transport import sockets, stream
 from sidecar.transport.stream import BrokenStreamError, CutStreamError, SecureStream, SilentStreamError, read_data
 from sidecar.transport.tls import TlsChannel
 from tests.attacks.records import DATA, KeyLog, Writer
+from tests.beds.clock import moment
 from tests.beds.mesh import secure_pair
 from tests.beds.patience import PATIENCE
 
@@ -90,7 +91,7 @@ async def test_a_last_answer_arrives_though_the_question_was_not_read(autojump_c
 
 async def test_a_peer_that_never_closes_is_waited_for_a_second(mock_clock: MockClock) -> None:
     async with secure_pair() as (ca, _):
-        mock_clock.autojump_threshold = 0.01
+        mock_clock.autojump_threshold = moment(0.01)
         begin = trio.current_time()
         await ca.close()
         assert trio.current_time() - begin == pytest.approx(1, abs=0.1)
