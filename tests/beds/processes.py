@@ -62,6 +62,7 @@ class Running:
         self.lines: list[str] = []
         self.errors = ""
         self._said: list[dict[str, Any]] = []
+        self._events: dict[str, list[dict[str, Any]]] = {}
         self._news = trio.lowlevel.ParkingLot()
         self._streams_open = 2
 
@@ -70,12 +71,19 @@ class Running:
     @property
     def said(self) -> list[dict[str, Any]]:
         """Its JSON lines."""
-        self._said += [json.loads(line) for line in self.lines[len(self._said) :]]  # each is parsed once
+        self._parse()
         return self._said
+
+    def _parse(self) -> None:
+        for text in self.lines[len(self._said) :]:  # each once
+            line = json.loads(text)
+            self._said.append(line)
+            self._events.setdefault(line["event"], []).append(line)
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         """Its lines of one event that have these fields."""
-        return [line for line in self.said if line["event"] == event and fields.items() <= line.items()]
+        self._parse()
+        return [line for line in self._events.get(event, []) if fields.items() <= line.items()]
 
     @property
     def connections(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -41,17 +42,33 @@ class Lives:
 
     async def live(self, file: Path, seconds: float) -> list[str]:
         """One life, killed after so long; what it logged in it."""
+        before = len(self.program.lines)
+        pid = await self._begin(file)
+        await trio.sleep(seconds)  # the moment is the test
+        await self._kill(pid)
+        return [line["event"] for line in self.program.said[before:]]
+
+    async def join(self, file: Path) -> float:
+        """A first life, killed as soon as it has enrolled; how many seconds that takes on this machine now."""
+        before = len(self.program.events("enrolled"))
+        pid = await self._begin(file)
+        born = trio.current_time()
+        await self.program.event("enrolled", before + 1)
+        took = trio.current_time() - born
+        await self._kill(pid)
+        return took
+
+    async def _begin(self, file: Path) -> int:
         stdin = self.program.process.stdin
         assert stdin is not None
-        before = len(self.program.lines)
         await stdin.send_all(f"{file}\n".encode())
         self.number += 1
-        born = await self.program.event("born", self.number)
-        await trio.sleep(seconds)  # the moment is the test
-        os.kill(born["pid"], signal.SIGKILL)
+        return int((await self.program.event("born", self.number))["pid"])
+
+    async def _kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
         await self.program.event("dead", self.number)
         assert self.program.errors == ""
-        return [line["event"] for line in self.program.said[before:]]
 
 
 @asynccontextmanager
@@ -74,14 +91,13 @@ async def test_killed_while_it_renews(tmp_path: Path) -> None:
     renewed = 0
     async with live_ca(site):
         async with lives() as them:
-            while "enrolled" not in await them.live(file, 0.5):
-                pass
+            took = await them.join(file)
             (site.path / "web.token").unlink()
-            for number in range(120):
+            for number in count():
                 if number >= 60 and renewed > 10:
                     break
                 longer = 1.05 ** max(0, number - 60)  # on a machine so busy that most lives were too short
-                renewed += (await them.live(file, longer * CHANCE.uniform(0.01, 0.15))).count("renewed")
+                renewed += (await them.live(file, longer * took * CHANCE.uniform(0.1, 1.5))).count("renewed")
                 woken = wakes_up(file)
                 assert woken.credentials is not None
                 assert str(woken.credentials.svid.id) == "spiffe://shop.internal/web"
@@ -110,12 +126,14 @@ async def test_killed_while_it_enrols_by_a_token_that_is_good_once(tmp_path: Pat
     site = CaSite.make(tmp_path)
     deaths = lost = 0
     async with live_ca(site), lives() as them:
+        secret = site.write_credential("api", "secret")
+        took = await them.join(site.wiring("api", "", enrolment=secret))
         for number in range(12):
             file = site.wiring("web", "", enrolment=site.write_credential("web", "token"), state=f"state-{number}")
             identity = tmp_path / f"state-{number}" / statedir.IDENTITY
             longer = 1.0
             while not identity.exists():
-                await them.live(file, longer * CHANCE.uniform(0.015, 0.06))
+                await them.live(file, longer * took * CHANCE.uniform(0.15, 0.6))
                 deaths += 1
                 longer *= 1.1  # the same
                 lost += len(by_token(site)) > number and not identity.exists()

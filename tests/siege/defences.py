@@ -66,7 +66,21 @@ def _no_room_is_made(server: Any, connections: Any, sock: Any) -> None:
     connections.start_soon(server._connection, stream)
 
 
+def _handshakes_of_any_size() -> None:
+    """What is read of a certificate that failed stands in for the handshake's limit."""
+    replaced("sidecar.transport.tls", "MAX_HANDSHAKE_BYTES", 256 * 1024)()
+    replaced("sidecar.identity.spiffe", "MAX_CLAIMS_BYTES", 256 * 1024)()
+
+
+def _handshakes_kept() -> None:
+    """Either gives an abandoned handshake's memory back."""
+    for name in ("end_handshake", "free"):
+        replaced("sidecar.transport.tls", f"TlsChannel.{name}", lambda _channel: None)()
+
+
 def _bundles_without_limits() -> None:
+    """Neither by their number and size nor by the parts of an answer."""
+    replaced("certs.protocol.client", "MAX_JSON_PARTS", 8 << 20)()
     for name in ("MAX_BUNDLES", "MAX_UNVERIFIED_BUNDLES_BYTES", "MAX_BUNDLES_BYTES"):
         replaced("certs.protocol.wire", name, 8 << 20)()
 
@@ -101,13 +115,13 @@ DEFENCES: Mapping[str, Defence] = {
             "handshake-bytes",
             "32 KiB from one peer in a handshake",
             ["huge-certificate", "ca-huge-certificate"],
-            replaced("sidecar.transport.tls", "MAX_HANDSHAKE_BYTES", 256 * 1024),
+            _handshakes_of_any_size,
         ),
         Defence(
             "handshake-memory",
             "an abandoned handshake's memory is given back at once",
             ["half-open", "unanswered", "mass-ending"],
-            replaced("sidecar.transport.tls", "TlsChannel.end_handshake", lambda _channel: None),
+            _handshakes_kept,
         ),
         Defence(
             "gate",
