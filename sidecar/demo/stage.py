@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0
 """How long something may take to come that a failing demo alone waits for."""
 
 MOST_PORTS = 100
-_ours: deque[socket.socket] = deque()  # bound to the ports that were found, the last so many of them
+_ours: deque[int] = deque()  # descriptors of sockets that are bound to the ports that were found last
 
 
 class StoryError(Exception):
@@ -195,9 +195,9 @@ def free_ports(count: int) -> list[int]:
     ports = [sock.getsockname()[1] for sock in found]
     for sock in found:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _ours.extend(found)
+    _ours.extend(sock.detach() for sock in found)
     while _ours and (sys.platform != "linux" or len(_ours) > MOST_PORTS):
-        _ours.popleft().close()
+        os.close(_ours.popleft())
     return ports
 
 

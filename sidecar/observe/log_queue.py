@@ -31,10 +31,10 @@ FLUSH_SECONDS = 0.5
 
 BATCH_BYTES = 1 << 16
 
-BUSY_SECONDS = 0.05
-GATHER_SECONDS = 0.005
+BUSY_SECONDS = 0.2
+GATHER_SECONDS = 0.02
 """While lines come close on one another, the thread sleeps for so long and takes all that have come. A single line is
-written at once."""
+written at once, and so is everything as soon as there is an alarm."""
 
 
 class Rank(IntEnum):
@@ -142,6 +142,8 @@ class LogQueue:
             self._bytes_in += len(data)
             self._lines_in += 1
             self._queue.put((self._dropped, data))
+        if rank is Rank.ALARM:
+            self._hurry.set()
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         if self._thread is None:
@@ -173,7 +175,6 @@ class LogQueue:
                 self._write_lines([(self._dropped, b"")])
             self._written_at = time.monotonic()
             if reached is not None:
-                self._hurry.clear()
                 reached.set()
 
     def _next_batch(self) -> tuple[list[tuple[int, bytes]], threading.Event | None]:
@@ -181,6 +182,7 @@ class LogQueue:
         item = self._queue.get()
         if not isinstance(item, threading.Event) and time.monotonic() - self._written_at < BUSY_SECONDS:
             self._hurry.wait(GATHER_SECONDS)  # to be woken for each line costs the program more than the line
+            self._hurry.clear()  # before what hurries is taken: what comes later sets it again
         lines: list[tuple[int, bytes]] = []
         size = 0
         while not isinstance(item, threading.Event):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -29,21 +27,6 @@ Write = Callable[[str, str, Mapping[str, Any]], str]
 """The line of an event: its level, its name, its fields."""
 
 _encode = json.JSONEncoder(default=repr).encode
-
-
-def _float(value: float) -> str:
-    return repr(value) if math.isfinite(value) else _encode(value)
-
-
-_PLAIN: dict[type, Callable[[Any], str]] = {
-    str: encode_basestring_ascii,
-    bool: lambda value: "true" if value else "false",
-    int: int.__repr__,
-    float: _float,
-    type(None): lambda _: "null",
-}
-"""How the values that most fields have are written, exactly as ``_encode`` writes them, and in a third of its time: every
-connection has a line."""
 
 
 class Log:
@@ -112,11 +95,9 @@ class Log:
 
 
 def json_line(level: str, event: str, fields: Mapping[str, Any]) -> str:
-    """An event as one JSON object in ASCII: the same text as of ``json.dumps``."""
+    """An event as one JSON object in ASCII."""
     time = f"{datetime.now(UTC).isoformat()[:-6]}Z"  # without +00:00
-    every = ("time", time), ("level", level), ("event", event), *fields.items()
-    written = [f"{encode_basestring_ascii(name)}: {_PLAIN.get(type(value), _encode)(value)}" for name, value in every]
-    return f"{{{', '.join(written)}}}"
+    return _encode({"time": time, "level": level, "event": event, **fields})
 
 
 def console_line(*, colours: bool) -> Write:

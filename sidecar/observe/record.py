@@ -111,7 +111,7 @@ class ConnectionRecord:
             "upstream": self.upstream,
             "decision": self.decision,
             "rule": self.rule,
-            "reason": str(self.outcome),
+            "reason": self.outcome.value,
             "bytes_to_app": self.bytes_to_app,
             "bytes_from_app": self.bytes_from_app,
             "duration_ms": round((now - self.started) * 1000, 1),
@@ -122,8 +122,18 @@ class ConnectionRecord:
             "channel_id": self.channel_id,
             "reused": self.reused,
         }
-        for name in ("client_address", "peer_reason", "dry_run", "probe", "plaintext", "unverified", "message"):
-            value: Any = self.probe or self.trial if name == "probe" else getattr(self, name)
-            if value:
-                line[name] = list(value) if name == "dry_run" else value
+        if self.client_address:
+            line["client_address"] = self.client_address
+        if self.peer_reason:
+            line["peer_reason"] = self.peer_reason
+        if self.dry_run:
+            line["dry_run"] = list(self.dry_run)
+        if self.probe or self.trial:
+            line["probe"] = True
+        if self.plaintext:
+            line["plaintext"] = True
+        if self.unverified:
+            line["unverified"] = self.unverified
+        if self.message:
+            line["message"] = self.message
         return line

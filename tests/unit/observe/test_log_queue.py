@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -57,6 +58,25 @@ def pipe() -> Iterator[Pipe]:
     if one.open:
         one.all()
     os.close(one.reader)
+
+
+# -- when lines are written --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", list(Rank))
+def test_lines_that_come_close_are_gathered_unless_one_is_an_alarm(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, rank: Rank
+) -> None:
+    monkeypatch.setattr(log_queue, "GATHER_SECONDS", PATIENCE)
+    monkeypatch.setattr(log_queue, "BUSY_SECONDS", PATIENCE)
+    pipe.queue.write("first\n")
+    assert os.read(pipe.reader, 100) == b"first\n", "a single line is written at once"
+    pipe.queue.write("second\n")
+    pipe.queue.write("third\n", rank)
+    os.set_blocking(pipe.reader, False)
+    waits = select.select([pipe.reader], [], [], PATIENCE / 2 if rank is Rank.ALARM else 0.3)[0]
+    assert [os.read(one, 100) for one in waits] == ([b"second\nthird\n"] if rank is Rank.ALARM else [])
+    os.set_blocking(pipe.reader, True)
 
 
 # -- nobody reads ------------------------------------------------------------------------------------------------------
