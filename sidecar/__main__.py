@@ -7,7 +7,6 @@ import os
 import sys
 from importlib import import_module
 
-from sidecar.host import unused
 from sidecar.observe import probe
 
 
@@ -17,7 +16,7 @@ def main() -> None:
     listen = os.environ.get(probe.LISTEN)
     if sys.argv[1:] == ["health"] and listen:
         raise SystemExit(probe.health(listen))
-    unused.postpone()
+    import_module("sidecar.host.unused").postpone()
     gc.disable()  # until the command is loaded: see CommandGroup
     import_module("sidecar.cli.commands").main(prog_name="sidecar")
 
