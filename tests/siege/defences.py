@@ -6,6 +6,7 @@ A removal replaces one constant or function of a module before the program start
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,16 +67,12 @@ def _no_room_is_made(server: Any, connections: Any, sock: Any) -> None:
     connections.start_soon(server._connection, stream)
 
 
-def _handshakes_of_any_size() -> None:
-    """What is read of a certificate that failed stands in for the handshake's limit."""
-    replaced("sidecar.transport.tls", "MAX_HANDSHAKE_BYTES", 256 * 1024)()
-    replaced("sidecar.identity.spiffe", "MAX_CLAIMS_BYTES", 256 * 1024)()
-
-
 def _handshakes_kept() -> None:
-    """Either gives an abandoned handshake's memory back."""
+    """Each gives an abandoned handshake's memory back: its end, the channel's, and Python's collector, which in a flood has
+    enough to do to come soon."""
     for name in ("end_handshake", "free"):
         replaced("sidecar.transport.tls", f"TlsChannel.{name}", lambda _channel: None)()
+    replaced("sidecar.host.process", "settle_memory", gc.disable)()
 
 
 def _bundles_without_limits() -> None:
@@ -115,13 +112,14 @@ DEFENCES: Mapping[str, Defence] = {
             "handshake-bytes",
             "32 KiB from one peer in a handshake",
             ["huge-certificate", "ca-huge-certificate"],
-            _handshakes_of_any_size,
+            replaced("sidecar.transport.tls", "MAX_HANDSHAKE_BYTES", 256 * 1024),
         ),
         Defence(
             "handshake-memory",
             "an abandoned handshake's memory is given back at once",
             ["half-open", "unanswered", "mass-ending"],
             _handshakes_kept,
+            floods=3,
         ),
         Defence(
             "gate",
