@@ -43,9 +43,8 @@ def receive(
             if frames.unread:
                 yield trio.lowlevel.checkpoint  # others have their turn
                 continue
-            if not (
-                yield Ready(sock, until=until)
-            ):  # first: mostly nothing is here yet, and a call that fails costs more
+            # Before the first call: mostly nothing is here yet, and a call that says so costs more.
+            if not (yield Ready(sock, until=until)):
                 return None
             try:
                 size = sock.recv_into(buffers.cipher_in.view)

@@ -127,6 +127,7 @@ async def test_a_callee_that_is_gone_is_lost_whatever_the_end(how: str) -> None:
         with pytest.raises(LostChannelError) as lost:
             await both.ask(trio.current_time() + 5, trio.current_time() + 9)
         assert lost.value.refusal().reason is (Reason.TRUNCATED if how == "garbage" else Reason.PEER_REFUSED)
+        assert "in time" not in str(lost.value), "it is seen, and not waited for"
 
 
 def lost(cause: Exception | None) -> Refused:
