@@ -16,6 +16,7 @@ is written at once, in the caller.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import select
 import threading
@@ -123,7 +124,9 @@ class LogQueue:
         self._bytes_out = self._lines_out = self._failed = self._said = 0
         self._torn = False
         self._written_at = -BUSY_SECONDS
-        self._hurry = threading.Event()
+        self._hurry: SimpleQueue[None] = (
+            SimpleQueue()
+        )  # not empty: do not gather; no Event, as its lock is not reentrant
 
     @property
     def lost(self) -> int:
@@ -143,14 +146,14 @@ class LogQueue:
             self._lines_in += 1
             self._queue.put((self._dropped, data))
         if rank is Rank.ALARM:
-            self._hurry.set()
+            self._hurry.put(None)
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         if self._thread is None:
             return True
         reached = threading.Event()
         self._queue.put(reached)
-        self._hurry.set()
+        self._hurry.put(None)
         return reached.wait(seconds)
 
     def _started(self) -> bool:
@@ -181,8 +184,10 @@ class LogQueue:
         """Waits for lines: each with the number of lines that were dropped before it; or for a call of ``flush``."""
         item = self._queue.get()
         if not isinstance(item, threading.Event) and time.monotonic() - self._written_at < BUSY_SECONDS:
-            self._hurry.wait(GATHER_SECONDS)  # to be woken for each line costs the program more than the line
-            self._hurry.clear()  # before what hurries is taken: what comes later sets it again
+            with contextlib.suppress(Empty):  # to be woken for each line costs the program more than the line
+                self._hurry.get(timeout=GATHER_SECONDS)
+        while not self._hurry.empty():  # before what hurries is taken: what comes later hurries again
+            self._hurry.get_nowait()
         lines: list[tuple[int, bytes]] = []
         size = 0
         while not isinstance(item, threading.Event):

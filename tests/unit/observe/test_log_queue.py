@@ -285,3 +285,20 @@ def test_a_child_has_a_thread_of_its_own_and_none_of_the_parent_s_lines() -> Non
         out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert [out.count(word) for word in (b'"line"', b'"child"', b'"parent"')] == [500, 1, 1]
+
+
+@pytest.mark.parametrize("rank", list(Rank))
+def test_it_may_be_interrupted_by_one_that_writes_too(rank: Rank) -> None:
+    """As a finalizer does, between any two steps of another call; here a signal's handler."""
+    code = f"""
+import os, signal, time
+from sidecar.observe.log_queue import LogQueue, Rank
+queue, rank = LogQueue(os.open(os.devnull, os.O_WRONLY), str), Rank({int(rank)})
+signal.signal(signal.SIGALRM, lambda *_: queue.write("between\\n", rank))
+signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    queue.write("line\\n", rank)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
