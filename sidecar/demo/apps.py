@@ -42,7 +42,8 @@ class Web(_Http):
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=10)
         try:
             connection.request("GET", "/visits", headers={"Authorization": self.headers.get("Authorization", "")})
-            self.answer(b"<h1>shop</h1> " + connection.getresponse().read())
+            with connection.getresponse() as answer:
+                self.answer(b"<h1>shop</h1> " + answer.read())
         except OSError as error:
             self.answer(f"api cannot be reached: {error}".encode(), 502)
         finally:

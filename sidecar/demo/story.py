@@ -284,7 +284,8 @@ async def _get(port: int, path: str = "/", authorization: str = "") -> str:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
         try:
             connection.request("GET", path, headers={"Authorization": authorization})
-            return connection.getresponse().read().decode()
+            with connection.getresponse() as answer:
+                return answer.read().decode()
         finally:
             connection.close()
 
@@ -333,13 +334,13 @@ def _download(port: int, pause: Callable[[], None] = lambda: None) -> tuple[int,
     got = 0
     try:
         connection.request("GET", "/file")
-        answer = connection.getresponse()
-        while piece := answer.read(len(PIECE)):
-            if piece != PIECE[: len(piece)]:
-                raise StoryError(f"an altered byte was delivered, between {got} and {got + len(piece)}")
-            got += len(piece)
-            if got == FILE_BYTES // 4:
-                pause()
+        with connection.getresponse() as answer:
+            while piece := answer.read(len(PIECE)):
+                if piece != PIECE[: len(piece)]:
+                    raise StoryError(f"an altered byte was delivered, between {got} and {got + len(piece)}")
+                got += len(piece)
+                if got == FILE_BYTES // 4:
+                    pause()
     except (OSError, http.client.HTTPException):
         return got, False
     finally:

@@ -62,8 +62,8 @@ def get(address: str, target: str, host: str | None = None, method: str = "GET")
         connection = http.client.HTTPConnection(address, timeout=PATIENCE)
     try:
         connection.request(method, target, headers={} if host is None else {"Host": host})
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        with connection.getresponse() as answer:
+            return answer.status, answer.read().decode()
     finally:
         connection.close()
 

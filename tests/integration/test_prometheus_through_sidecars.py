@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from tests.beds import admin
 from tests.beds.processes import DEADLINE, Shop, free_port, needs, running, sidecar_process
 
 pytestmark = needs("prometheus")
@@ -19,14 +19,11 @@ RULES = len([line for line in (OURS / "mesh.rules.yml").read_text().splitlines()
 
 
 async def asked(at: str, path: str, **query: str) -> Any:
-    """What Prometheus's API answers, once it does."""
-    url = f"http://{at}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-
-    def get() -> Any:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return json.load(answer)["data"]
-
-    return await trio.to_thread.run_sync(get)
+    """What Prometheus's API answers. Raises OSError as long as it does not."""
+    status, text = await admin.asked(at, f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
+    if status != 200:
+        raise OSError(f"Prometheus answers {status}: {text}")
+    return json.loads(text)["data"]
 
 
 async def value_of(at: str, query: str) -> str:

@@ -38,10 +38,10 @@ async def ask(
         connection = http.client.HTTPConnection(one.origin.removeprefix("http://"), timeout=PATIENCE)
         try:
             connection.request(method, target, body, headers or {})
-            found = connection.getresponse()
-            feed = found.getheader("content-type") == "text/event-stream" and method == "GET"
-            data = b"".join(found.readline() for _ in range(3)) if feed else found.read()
-            return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, data)
+            with connection.getresponse() as found:
+                feed = found.getheader("content-type") == "text/event-stream" and method == "GET"
+                data = b"".join(found.readline() for _ in range(3)) if feed else found.read()
+                return Answer(found.status, {name.lower(): value for name, value in found.getheaders()}, data)
         finally:
             connection.close()
 
