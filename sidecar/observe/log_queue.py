@@ -124,9 +124,8 @@ class LogQueue:
         self._bytes_out = self._lines_out = self._failed = self._said = 0
         self._torn = False
         self._written_at = -BUSY_SECONDS
-        self._hurry: SimpleQueue[None] = (
-            SimpleQueue()
-        )  # not empty: do not gather; no Event, as its lock is not reentrant
+        # Not empty: do not gather. A write may interrupt another: a SimpleQueue's put may, an Event's lock is not reentrant.
+        self._hurry: SimpleQueue[None] = SimpleQueue()
 
     @property
     def lost(self) -> int:
