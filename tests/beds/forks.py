@@ -147,7 +147,7 @@ def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
             stderr=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
         )
-    atexit.register(server.wait)
+    atexit.register(server.__exit__, None, None, None)  # closes the pipes, and waits
     atexit.register(ours.close)
     return ours, server
 

@@ -131,6 +131,10 @@ class Application:
         lines = docker("logs", self.container(service)).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def logged(self, service: str, wanted: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
+        """Those of them that are wanted, once there is one: a line comes some time after what it tells of."""
+        return list(until(f"{service}: a line", lambda: [it for it in self.log(service) if wanted(it)], 20))
+
     def page(self, path: str = "/teapot") -> str:
         """What web answers, asked inside of its own container: the whole way web, api, database."""
         code = (

@@ -78,7 +78,7 @@ def test_by_name_only_whom_the_policy_allows(mesh: Application, caller: str) -> 
 
 def test_a_refusal_says_why(mesh: Application) -> None:
     _reach(mesh, "reporting", "db", 5432)
-    told = [it for it in mesh.log("reporting-mesh") if it["event"] == "connection" and it["upstream"] == "db:5432"]
+    told = mesh.logged("reporting-mesh", lambda it: it["event"] == "connection" and it["upstream"] == "db:5432")
     assert {(it["decision"], it["reason"]) for it in told} == {("deny", "policy_denied")}
 
 
@@ -241,8 +241,8 @@ def verified(mesh: Application, code: int) -> dict[str, Any]:
 
 def test_a_connection_is_explained_from_both_ends_logs(mesh: Application) -> None:
     mesh.page()
-    lines = [it for it in mesh.log("api-mesh") if it["event"] == "connection" and it["direction"] == "inbound"]
-    wanted = [it for it in lines if it["peer_id"] == "spiffe://sidecar-e2e.internal/web" and it["connection_id"]][-1]
+    of_web = {"event": "connection", "direction": "inbound", "peer_id": "spiffe://sidecar-e2e.internal/web"}
+    wanted = mesh.logged("api-mesh", lambda it: it.items() >= of_web.items() and it["connection_id"])[-1]
     (one,) = said(mesh, 0, "explain", wanted["connection_id"])["connections"]
     assert (one["caller"], one["target"].partition(":")[0]) == ("web", "api")
     assert [(end["direction"], end["service"]) for end in one["ends"]] == [("outbound", "web"), ("inbound", "api")]

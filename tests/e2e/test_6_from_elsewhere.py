@@ -90,8 +90,7 @@ def test_attack_a_published_port_never_takes_plaintext(mesh: Application, port: 
         one.sendall(b"PING\r\n")
         with contextlib.suppress(OSError):
             assert b"PONG" not in one.recv(100)
-    told = [it for it in mesh.log("cache-mesh") if it.get("reason") == "plaintext_refused"]
-    assert told, "it was the mesh's listener that refused"
+    assert mesh.logged("cache-mesh", lambda it: it.get("reason") == "plaintext_refused"), "by the mesh's listener"
 
 
 def test_attack_the_host_may_use_no_plaintext_listener(mesh: Application, port: int) -> None:
@@ -101,8 +100,8 @@ def test_attack_the_host_may_use_no_plaintext_listener(mesh: Application, port: 
         one.settimeout(5)
         one.sendall(b"PING\r\n")
         assert one.recv(100) == b"", "the cache answered the host as api"
-    refused = [it.get("message", "") for it in mesh.log("api-mesh") if it.get("direction") == "outbound"]
-    assert any("takes calls to cache:6379 from" in it and "only, as its allow_from says" in it for it in refused)
+    refused = mesh.logged("api-mesh", lambda it: "takes calls to cache:6379 from" in it.get("message", ""))
+    assert all("only, as its allow_from says" in it["message"] for it in refused)
     assert mesh.python("api", PING, "cache").strip() == "+PONG", "the twin: api itself may"
 
 
@@ -123,7 +122,7 @@ def _opens(address: str, number: int) -> bool:
 
 def test_an_outsider_meets_the_sidecar_under_the_app_s_name_and_is_counted(mesh: Application, port: int) -> None:
     assert mesh.python("old", PING, "cache").strip() == "+PONG"
-    lines = [it for it in mesh.log("cache-mesh") if it["event"] == "connection" and it.get("plaintext")]
+    lines = mesh.logged("cache-mesh", lambda it: it["event"] == "connection" and it.get("plaintext"))
     assert {(it["peer_id"], it["decision"]) for it in lines} == {(None, "allow")}
     told = said(mesh, 0, "status", "--all")["sidecars"]["cache"]
     assert [(it["port"], it["allowed"]) for it in told["plaintext"]] == [("6379", True)]
@@ -154,8 +153,8 @@ def test_after_its_day_the_outsider_is_cut_and_the_mesh_goes_on(mesh: Applicatio
     mesh.files = ("compose.yaml", "old.yaml", "compose.mesh.yaml")
     mesh.up("--force-recreate", "cache-mesh", "api-mesh")
     until("old is cut", lambda: mesh.python("old", PING, "cache").strip() != "+PONG", 20)
-    refused = [it for it in mesh.log("cache-mesh") if it.get("reason") == "plaintext_refused"]
-    assert refused, "by the mode of the port: its day is over"
+    by_mode = mesh.logged("cache-mesh", lambda it: it.get("reason") == "plaintext_refused")
+    assert by_mode, "of the port: its day is over"
     until("the shop works", lambda: "costs" in mesh.page())
     told = Path(mesh.directory / "compose.mesh.yaml").read_text()
     assert json.dumps(str(yesterday)) not in told.partition("services:")[0], "the recorded day is the first one"
