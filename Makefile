@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11, make and the package registries.
-.PHONY: help setup demo test browser screenshots pythons e2e images shop drill key-drill lint types format mutants bench bench-readme bench-ca siege wheel installed lock clean
+.PHONY: help setup demo test browser screenshots pythons e2e engines images shop drill key-drill lint types format mutants bench bench-readme bench-ca siege wheel installed lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -50,6 +50,10 @@ pythons:       ## `make test` on Python 3.13 and 3.14, in roots of Debian (root)
 ENGINE := PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run $(BIN)/python
 e2e: $(READY)  ## a Compose application and its mesh on a real Docker engine; starts one if none runs (root, Debian)
 	@$(ENGINE) -m pytest tests/e2e --durations=12
+
+ENGINES ?= docker podman
+engines: $(READY) ## `make e2e` on Debian trixie's Docker 26 and podman 5.4, each in a network of its own (root); ENGINES="docker podman"
+	@tests/engines.sh $(ENGINES)
 
 images: $(READY) ## what `make e2e` needs before it begins: the engine's packages, and images where none can be pulled
 	@PYTHON=$(abspath $(BIN))/python tests/e2e/engine.sh run true
@@ -114,5 +118,5 @@ lock: $(READY) ## resolves the dependencies again (needs uv)
 	  $(addprefix --no-emit-package ,playwright pyee greenlet typing-extensions) -o .lock/browser.txt
 
 clean:         ## removes what the above made
-	@rm -rf .venv .venv-* .pythons .bench build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-* .pythons .engines .bench build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find sidecar certs compose tests -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 
 How this works. The name is looked up anew for each connection, in a thread, since the system's resolver blocks. The last
 good answer is kept: if the resolver fails, or does not answer within :data:`LOOKUP_SECONDS`, that is used. A look-up that is
-late still counts when it ends, for the next connection. At most one runs at a time.
+late still counts when it ends, for the next connection. It does not hold up others, :data:`MOST_LOOKUPS` at a time: a
+question for a container that has not started yet may hang at a server outside, while the engine knows it by now.
 
 IPv4 and IPv6 take turns (RFC 8305 4). An address where something failed is *behind* the others until it works again.
 """
@@ -22,6 +23,8 @@ from sidecar.transport.staggered import interleaved
 
 LOOKUP_SECONDS = 2.0
 """How long a look-up is waited for while an earlier answer is known."""
+
+MOST_LOOKUPS = 4
 
 MAX_ADDRESSES = 16
 """Of one name. A resolver that lies may send thousands."""
@@ -46,7 +49,7 @@ class CaAddresses:
         self._resolve = resolve
         self._known: tuple[Place, ...] = ()
         self._behind: dict[Place, None] = {}  # in the order in which they failed
-        self._one = trio.CapacityLimiter(1)
+        self._threads = trio.CapacityLimiter(MOST_LOOKUPS)
 
     async def places(self) -> list[Place]:
         """Where to try, best first. Raises OSError if the name has no address. The caller sets the deadline for the first
@@ -56,7 +59,7 @@ class CaAddresses:
         else:
             try:
                 with trio.move_on_after(LOOKUP_SECONDS if self._known else float("inf")):
-                    await trio.to_thread.run_sync(self._look_up, abandon_on_cancel=True, limiter=self._one)
+                    await trio.to_thread.run_sync(self._look_up, abandon_on_cancel=True, limiter=self._threads)
             except OSError:
                 if not self._known:
                     raise

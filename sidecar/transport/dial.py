@@ -2,8 +2,8 @@
 
 How this works. An :class:`Upstream` is one target: an app behind an inbound port, or the sidecars of a service. Compose
 scales a service by adding A records, so a :class:`Resolver` resolves every name again each :data:`REFRESH_SECONDS`. The last
-good answer stays in use while a look-up fails. A look-up occupies a thread that cannot be cancelled. So each name has at
-most one, and they have no limit in common: a silent resolver delays the names that it is asked for and no other.
+good answer stays in use while a look-up fails. A look-up occupies a thread that cannot be cancelled. So each name has few at
+a time, and they have no limit in common: a silent resolver delays the names that it is asked for and no other.
 
 :meth:`Upstream.endpoints` sorts the target's :class:`Endpoint` objects: those that did not fail first, then by live
 connections, then by last use, with the address families in turn. An endpoint that failed is held back for a time that
@@ -32,6 +32,10 @@ from sidecar.transport import sockets, staggered
 REFRESH_SECONDS = 5.0
 LOOKUP_SECONDS = 10.0
 """When a name that was never resolved counts as one that cannot be. A later answer counts all the same."""
+
+AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
+"""How long after the one before another look-up begins, while none has ended. A question for a container that has not
+started yet goes on to a server outside, and may hang there for half a minute; asked anew, the engine answers it at once."""
 
 RESOLUTION_DELAY_SECONDS = 0.01
 """How long connections that have one name's addresses wait for those of another, when look-ups begin. RFC 8305 3 has 50 ms,
@@ -85,7 +89,7 @@ class Endpoint:
 
 
 class Resolver:
-    """Resolves names: at most one look-up in flight per name; the last good answer is kept."""
+    """Resolves names. The last good answer is kept."""
 
     def __init__(self) -> None:
         self._names: dict[str, _Name] = {}
@@ -116,6 +120,7 @@ class _Name:
     def __init__(self, host: str, tell: Callable[[], None]) -> None:
         self._host = host
         self._tell = tell
+        self._threads = trio.CapacityLimiter(1 + len(AGAIN_SECONDS))
         self.addresses: list[tuple[int, str]] = []
         self.error: str | None = None
         ip = Address(host, 0).ip
@@ -127,20 +132,26 @@ class _Name:
         while not self._fixed:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch)
-                try:
-                    self.addresses, self.error = await look_up(self._host), None
-                except (OSError, RuntimeError) as error:  # RuntimeError: the system has no thread left
-                    self.error = getattr(error, "strerror", None) or str(error)
-                nursery.cancel_scope.cancel()
+                for seconds in (0.0, *AGAIN_SECONDS):
+                    await trio.sleep(seconds)
+                    nursery.start_soon(self._ask, nursery.cancel_scope.cancel)
             self.late = self.known = True
             self._tell()
             await trio.sleep(REFRESH_SECONDS if self.addresses else REFRESH_SECONDS / 5)
+
+    async def _ask(self, ended: Callable[[], None]) -> None:
+        """One look-up. ``ended`` ends those beside it: what the first one says counts."""
+        try:
+            self.addresses, self.error = await look_up(self._host, self._threads), None
+        except (OSError, RuntimeError) as error:  # RuntimeError: the system has no thread left
+            self.error = getattr(error, "strerror", None) or str(error)
+        ended()
 
     async def has_lost(self, address: tuple[int, str]) -> bool:
         """Asks the resolver anew. Returns whether the name leads to this address no more; then it is forgotten at once.
         False if the resolver cannot tell."""
         try:
-            found = await look_up(self._host)
+            found = await look_up(self._host, self._threads)
         except socket.gaierror as error:
             if error.errno not in _NO_ADDRESS:
                 return False
@@ -154,7 +165,7 @@ class _Name:
         return True
 
     async def _watch(self) -> None:
-        """Says how long the look-up takes. It goes on: another one beside it would not be faster."""
+        """Says how long the look-ups take. They go on."""
         await trio.sleep(RESOLUTION_DELAY_SECONDS)
         self.late = True
         self._tell()
@@ -163,14 +174,14 @@ class _Name:
         self._tell()
 
 
-async def look_up(host: str) -> list[tuple[int, str]]:
+async def look_up(host: str, threads: trio.CapacityLimiter | None = None) -> list[tuple[int, str]]:
     """The addresses of a host: family and IP, the families in turn, :data:`MAX_ADDRESSES` at most. Raises OSError.
 
-    The thread has a limiter of its own: in trio's common one, 40 look-ups that hang would keep all others from starting.
+    ``threads``: how many there may be. Not trio's common limiter: 40 look-ups that hang would keep all others from starting.
     """
     answers = await trio.to_thread.run_sync(
         partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM),
-        limiter=trio.CapacityLimiter(1),
+        limiter=threads or trio.CapacityLimiter(1),
         abandon_on_cancel=True,
     )
     found = [(int(answer[0]), str(answer[4][0])) for answer in answers]

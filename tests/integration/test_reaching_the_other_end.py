@@ -229,7 +229,7 @@ class Names:
     def __init__(self, addresses: list[str]) -> None:
         self.addresses = addresses
 
-    async def look_up(self, _host: str) -> list[tuple[int, str]]:
+    async def look_up(self, _host: str, _threads: object) -> list[tuple[int, str]]:
         await trio.lowlevel.checkpoint()
         if not self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

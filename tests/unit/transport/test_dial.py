@@ -18,6 +18,7 @@ from sidecar.identity.reasons import Reason, Refused
 from sidecar.relay.strand import Steps, run
 from sidecar.transport import dial, sockets
 from sidecar.transport.dial import (
+    AGAIN_SECONDS,
     BACKOFF_SECONDS,
     LOOKUP_SECONDS,
     MAX_ADDRESSES,
@@ -41,7 +42,7 @@ class Names:
         self.in_flight = self.most_in_flight = 0
         self._news = trio.lowlevel.ParkingLot()
 
-    async def look_up(self, name: str) -> list[tuple[int, str]]:
+    async def look_up(self, name: str, _threads: object = None) -> list[tuple[int, str]]:
         self.asked.append(name)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -229,7 +230,6 @@ async def later(clock: MockClock, seconds: float) -> None:
 async def test_a_name_service_that_does_not_answer_is_given_up_but_its_late_answer_counts(
     mock_clock: MockClock,
 ) -> None:
-    """A second look-up beside the first would be another thread that waits."""
     names = Names(db_mesh=None)
     async with upstream("db.mesh:1", names=names) as target:
         await later(mock_clock, RESOLUTION_DELAY_SECONDS)
@@ -241,12 +241,52 @@ async def test_a_name_service_that_does_not_answer_is_given_up_but_its_late_answ
             await target.endpoints()
         for _ in range(5):
             await later(mock_clock, 3 * LOOKUP_SECONDS)
-        assert (len(names.asked), names.most_in_flight) == (1, 1)
+        assert (len(names.asked), names.in_flight) == (5, 5), "each is a thread that waits"
         names.says("db.mesh", ["10.0.0.1"])
         await wait_all_tasks_blocked()
         assert await order(target) == [A]
         await later(mock_clock, REFRESH_SECONDS)
-        assert (len(names.asked), names.most_in_flight) == (2, 1)
+        assert (len(names.asked), names.in_flight) == (6, 0)
+
+
+async def test_a_look_up_that_hangs_does_not_hide_that_the_name_is_known_by_now(mock_clock: MockClock) -> None:
+    """As that of a container that has not started yet, where the server outside, which is asked for it, never answers."""
+    names = Names(db_mesh=None)
+    async with upstream("db.mesh:1", names=names) as target:
+        await later(mock_clock, AGAIN_SECONDS[0])
+        await later(mock_clock, AGAIN_SECONDS[1] - 0.1)
+        names.table["db.mesh"] = ["10.0.0.1"]  # those who wait do not hear of it
+        await wait_all_tasks_blocked()
+        assert len(names.asked) == 2
+        await later(mock_clock, 0.1)
+        assert await order(target) == [A]
+        assert (len(names.asked), names.in_flight) == (3, 0)
+
+
+async def test_look_ups_that_hang_are_few_however_often_one_of_them_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is given up has its thread until it ends."""
+    answer, fifth, asked = threading.Event(), threading.Event(), []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[Any]:
+        asked.append(host)
+        if len(asked) == 5:
+            fifth.set()
+        if len(asked) % 2:
+            answer.wait(PATIENCE)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(dial, "AGAIN_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(dial, "REFRESH_SECONDS", 0.05)
+    resolver = Resolver()
+    resolver.name("db.mesh")
+    try:
+        async with looking_up(resolver):
+            assert await trio.to_thread.run_sync(fifth.wait, PATIENCE), "the first, third and fifth hang"
+            await trio.sleep(0.2)
+            assert len(asked) == 5
+    finally:
+        answer.set()
 
 
 @pytest.mark.parametrize("known", ["db.mesh:1", "10.0.0.1:1"])

@@ -12,8 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from certs.protocol.addresses import LOOKUP_SECONDS, MAX_ADDRESSES, CaAddresses, Place
+from certs.protocol.addresses import LOOKUP_SECONDS, MAX_ADDRESSES, MOST_LOOKUPS, CaAddresses, Place
 from sidecar.documents.address import Address
+from tests.beds.patience import PATIENCE
 
 NAME = Address("ca.mesh", 8443)
 
@@ -40,7 +41,7 @@ class Resolver:
     def __call__(self, *question: Any, **flags: Any) -> list[Any]:
         self.asked.append(question)
         self.heard.set()
-        self.speaks.wait(10)
+        self.speaks.wait(PATIENCE)
         try:
             if isinstance(self.places, OSError):
                 raise self.places
@@ -131,13 +132,31 @@ async def test_a_mute_resolver_leaves_it_too_and_its_late_answer_counts(mock_clo
     resolver.places = (v4(2),)
     assert await jumps(mock_clock, addresses.places, LOOKUP_SECONDS) == [v4(1)]
     await trio.to_thread.run_sync(resolver.heard.wait)  # a thread starts when the machine lets it, not by this clock
-    # One look-up at a time, whatever their number: threads do not pile up.
-    assert await jumps(mock_clock, addresses.places, LOOKUP_SECONDS) == [v4(1)]
-    assert len(resolver.asked) == 2
+    for _ in range(MOST_LOOKUPS + 2):  # whatever their number, threads do not pile up
+        assert await jumps(mock_clock, addresses.places, LOOKUP_SECONDS) == [v4(1)]
+    assert len(resolver.asked) <= 1 + MOST_LOOKUPS
     resolver.places = (v4(2),)
     resolver.speaks.set()
     await trio.to_thread.run_sync(resolver.said.wait)
     assert await addresses.places() == [v4(2)]
+
+
+async def test_a_look_up_that_hangs_does_not_hide_that_the_name_is_known_by_now() -> None:
+    """As that of a CA whose container has not started yet, where the server outside never answers."""
+    resolver = Resolver(v4(1))
+    addresses = CaAddresses(NAME, resolver)
+    resolver.speaks.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(addresses.places)
+        await trio.to_thread.run_sync(resolver.heard.wait)
+        nursery.cancel_scope.cancel()  # its connection's time is up
+    hangs, resolver.speaks = resolver.speaks, threading.Event()
+    resolver.speaks.set()
+    try:
+        with trio.fail_after(PATIENCE / 2):
+            assert await addresses.places() == [v4(1)]
+    finally:
+        hangs.set()
 
 
 async def test_the_first_answer_is_waited_for_as_long_as_the_caller_likes(mock_clock: MockClock) -> None:
