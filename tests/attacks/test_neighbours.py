@@ -29,7 +29,7 @@ class Names:
     def __init__(self) -> None:
         self.answer: list[str] | Exception | None = ["127.0.0.1"]
 
-    async def look_up(self, _host: str) -> list[tuple[int, str]]:
+    async def look_up(self, _host: str, _threads: object) -> list[tuple[int, str]]:
         await trio.lowlevel.checkpoint()
         if isinstance(self.answer, Exception):
             raise self.answer

@@ -146,7 +146,7 @@ def virtual_time() -> MockClock:
     return MockClock(autojump_threshold=moment(0.05))
 
 
-async def never(_: str) -> list[tuple[int, str]]:
+async def never(*_: object) -> list[tuple[int, str]]:
     await trio.sleep_forever()
     raise AssertionError
 
