@@ -18,7 +18,7 @@ make_root() {
   rm -rf --one-file-system "$root"
   # From where this machine's own packages come.
   local mirror; mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' | head -n 1)
-  mmdebstrap --quiet --variant=minbase --include=docker.io,iptables,procps,ca-certificates trixie "$root" "$mirror"
+  mmdebstrap --quiet --variant=minbase --include=docker.io,iptables,mount,procps,ca-certificates trixie "$root" "$mirror"
   touch "$root.made"
 }
 
