@@ -138,7 +138,7 @@ class Application:
     def page(self, path: str = "/teapot") -> str:
         """What web answers, asked inside of its own container: the whole way web, api, database."""
         code = (
-            "import sys, http.client as h; c = h.HTTPConnection('localhost', 8000, timeout=8); "
+            "import sys, http.client as h; c = h.HTTPConnection('localhost', 8000, timeout=30); "
             "c.request('GET', sys.argv[1]); print(c.getresponse().read().decode())"
         )
         return self.python("web", code, path).strip()
