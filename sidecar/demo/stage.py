@@ -179,26 +179,31 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
 
 def free_ports(count: int) -> list[int]:
     """Free ports of loopback, below the ephemeral ports: the kernel could give a free ephemeral port to another connection
-    before the demo listens on it. On Linux they are ours from then on: nobody else who looks for one finds them free, and a
-    server, which sets SO_REUSEADDR, listens there all the same (socket(7))."""
+    before the demo listens on it. On Linux they are ours from then on (:func:`hold`)."""
     found: list[socket.socket] = []
     for port in random.sample(range(20_000, 30_000), 10_000):
-        sock = socket.socket()
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            sock.close()
-            continue
-        found.append(sock)
+        if (sock := hold(port)) is not None:
+            found.append(sock)
         if len(found) == count:
             break
     ports = [sock.getsockname()[1] for sock in found]
-    for sock in found:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     _ours.extend(sock.detach() for sock in found)
     while _ours and (sys.platform != "linux" or len(_ours) > MOST_PORTS):
         os.close(_ours.popleft())
     return ports
+
+
+def hold(port: int) -> socket.socket | None:
+    """Takes a port of loopback; None if it is in use. As long as the socket is open, nobody else who looks for a port finds
+    this one free. On Linux a server, which sets SO_REUSEADDR, listens there all the same (socket(7))."""
+    sock = socket.socket()
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        return None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
 
 
 def from_ca(service: str, port: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from sidecar.demo.stage import hold
 from sidecar.dev.dev_mesh import DevMesh
 from sidecar.dev.plan import DevPlan, plan
 from sidecar.host.clock import utc_now
@@ -84,16 +85,12 @@ class MeshFile:
         return port
 
     def _reserve(self, ports: Iterable[int]) -> bool:
-        """Whether these TCP ports are free and ours. The UDP ports of the same numbers say so to other runs."""
+        """Whether these ports were free, and are ours now: as those that :func:`~sidecar.demo.stage.free_ports` finds."""
         with ExitStack() as attempt:
             for port in ports:
-                mark = attempt.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-                try:
-                    mark.bind(("127.0.0.1", port))
-                except OSError:
+                if (held := hold(port)) is None:
                     return False
-                if not is_free(port):
-                    return False
+                attempt.enter_context(held)
             self._reserved.push(attempt.pop_all())
         return True
 

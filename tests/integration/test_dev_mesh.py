@@ -105,9 +105,7 @@ async def test_the_banner_and_what_follows_are_for_eyes(file: MeshFile) -> None:
 
 async def test_a_port_in_use_is_one_line_and_exit_code_2(file: MeshFile) -> None:
     taken = file.call("web", "api:http")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", taken))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", taken)):
         async with running(*SIDECAR, "dev", file.path) as program:
             assert await program.ended() == 2
             assert program.lines == []

@@ -180,9 +180,7 @@ def test_a_broken_file_and_a_missing_one(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken(file: MeshFile) -> None:
     taken = file.call("job", "api:http")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", taken))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", taken)):
         result = dev(file.path)
         assert (result.exit_code, result.stdout) == (2, "")
         assert len(result.stderr.splitlines()) == 1

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from sidecar.config.sidecar_yaml import CaIdentity
 from sidecar.config.wiring import parse_config
-from sidecar.demo.stage import MOST_PORTS, LogFile, StoryError, free_ports, from_ca, from_files, stage, wiring
+from sidecar.demo.stage import MOST_PORTS, LogFile, StoryError, free_ports, from_ca, from_files, hold, stage, wiring
 from sidecar.policy.mesh import parse_mesh
 from tests.beds.mesh import MESH
 
@@ -67,6 +67,7 @@ def test_a_port_that_was_found_is_found_by_nobody_else_and_is_for_its_server() -
     (port,) = free_ports(1)
     with socket.socket() as seeker, pytest.raises(OSError, match="in use"):
         seeker.bind(("127.0.0.1", port))
+    assert hold(port) is None
     with socket.socket() as caller:
         assert caller.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
     with (

@@ -142,9 +142,7 @@ async def test_a_port_that_is_taken_is_one_clear_error_and_nothing_is_left_liste
 ) -> None:
     made = file.plan(MESH)
     taken = file.call("web", "db:sql") if which == "call" else made.inbound[file.target("db:sql")]
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", taken))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", taken)):
         with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{taken}: .*another process listens there"):
             DevMesh(file.path, Log(LogSink()))
         assert [port for port in file.ports if not is_free(port)] == [taken]
