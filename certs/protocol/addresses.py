@@ -25,6 +25,7 @@ LOOKUP_SECONDS = 2.0
 """How long a look-up is waited for while an earlier answer is known."""
 
 MOST_LOOKUPS = 4
+"""At a time, those that were given up included: each is a thread."""
 
 MAX_ADDRESSES = 16
 """Of one name. A resolver that lies may send thousands."""

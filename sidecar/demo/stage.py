@@ -194,8 +194,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def hold(port: int) -> socket.socket | None:
-    """Takes a port of loopback; None if it is in use. As long as the socket is open, nobody else who looks for a port finds
-    this one free. On Linux a server, which sets SO_REUSEADDR, listens there all the same (socket(7))."""
+    """Takes a port of loopback; None if it is in use. While the socket is open, no other search for a port finds it free. On
+    Linux a server, which sets SO_REUSEADDR, listens there all the same (socket(7))."""
     sock = socket.socket()
     try:
         sock.bind(("127.0.0.1", port))

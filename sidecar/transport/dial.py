@@ -2,8 +2,9 @@
 
 How this works. An :class:`Upstream` is one target: an app behind an inbound port, or the sidecars of a service. Compose
 scales a service by adding A records, so a :class:`Resolver` resolves every name again each :data:`REFRESH_SECONDS`. The last
-good answer stays in use while a look-up fails. A look-up occupies a thread that cannot be cancelled. So each name has few at
-a time, and they have no limit in common: a silent resolver delays the names that it is asked for and no other.
+good answer stays in use while a look-up fails. A look-up occupies a thread that cannot be cancelled. So each name has at
+most :data:`MOST_LOOKUPS`, and names have no limit in common: a silent resolver delays the names that it is asked for and no
+other.
 
 :meth:`Upstream.endpoints` sorts the target's :class:`Endpoint` objects: those that did not fail first, then by live
 connections, then by last use, with the address families in turn. An endpoint that failed is held back for a time that
@@ -36,6 +37,9 @@ LOOKUP_SECONDS = 10.0
 AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """How long after the one before another look-up begins, while none has ended. A question for a container that has not
 started yet goes on to a server outside, and may hang there for half a minute; asked anew, the engine answers it at once."""
+
+MOST_LOOKUPS = 1 + len(AGAIN_SECONDS)
+"""Of one name at a time, those that were given up included; and as many that :meth:`Upstream.has_lost` asks for."""
 
 RESOLUTION_DELAY_SECONDS = 0.01
 """How long connections that have one name's addresses wait for those of another, when look-ups begin. RFC 8305 3 has 50 ms,
@@ -120,7 +124,7 @@ class _Name:
     def __init__(self, host: str, tell: Callable[[], None]) -> None:
         self._host = host
         self._tell = tell
-        self._threads = trio.CapacityLimiter(1 + len(AGAIN_SECONDS))
+        self._threads, self._threads_anew = (trio.CapacityLimiter(MOST_LOOKUPS) for _ in range(2))
         self.addresses: list[tuple[int, str]] = []
         self.error: str | None = None
         ip = Address(host, 0).ip
@@ -151,7 +155,7 @@ class _Name:
         """Asks the resolver anew. Returns whether the name leads to this address no more; then it is forgotten at once.
         False if the resolver cannot tell."""
         try:
-            found = await look_up(self._host, self._threads)
+            found = await look_up(self._host, self._threads_anew)  # not behind those that hang
         except socket.gaierror as error:
             if error.errno not in _NO_ADDRESS:
                 return False

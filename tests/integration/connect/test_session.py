@@ -146,7 +146,7 @@ async def test_the_program_has_the_port_and_its_exit_code_is_ours(tmp_path: Path
         seen = await shop.db.program.connection()
         assert seen["peer_id"] == "spiffe://shop.internal/user/alice"
         assert (seen["decision"], seen["rule"], seen["reason"]) == ("allow", "user/alice->db:redis", "ok")
-        # The channel was kept; who comes before its stream has ended at both ends begins another one.
+        # The channel was kept. A program that comes before its stream has ended at both ends gets another one.
         assert any([(await shop.db.program.connection(2 + number))["reused"] for number in range(SETS)])
         (pass_made,) = [line for line in (await shop.site.certs("audit")).splitlines() if " pass_made " in line]
         assert f'"by_user":{os.getuid()}' in pass_made

@@ -255,7 +255,7 @@ async def test_a_look_up_that_hangs_does_not_hide_that_the_name_is_known_by_now(
     async with upstream("db.mesh:1", names=names) as target:
         await later(mock_clock, AGAIN_SECONDS[0])
         await later(mock_clock, AGAIN_SECONDS[1] - 0.1)
-        names.table["db.mesh"] = ["10.0.0.1"]  # those who wait do not hear of it
+        names.table["db.mesh"] = ["10.0.0.1"]  # look-ups that hang do not hear of it
         await wait_all_tasks_blocked()
         assert len(names.asked) == 2
         await later(mock_clock, 0.1)
@@ -277,6 +277,7 @@ async def test_look_ups_that_hang_are_few_however_often_one_of_them_fails(monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(dial, "AGAIN_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(dial, "MOST_LOOKUPS", 3)
     monkeypatch.setattr(dial, "REFRESH_SECONDS", 0.05)
     resolver = Resolver()
     resolver.name("db.mesh")
@@ -776,6 +777,49 @@ async def test_a_resolver_that_cannot_tell_loses_nothing(answer: Exception) -> N
         names.says("db.mesh", answer)
         assert not await target.has_lost(endpoint)
         assert await order(target) == [A]
+
+
+async def test_whether_an_address_is_lost_is_asked_past_look_ups_that_hang_but_not_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer, hanging, asked = threading.Event(), threading.Semaphore(0), []
+    speaks = False
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> list[Any]:
+        asked.append(host)
+        if not speaks and len(asked) > 1:
+            hanging.release()
+            answer.wait(PATIENCE)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
+
+    async def hang(count: int) -> None:
+        for _ in range(count):
+            assert await trio.to_thread.run_sync(lambda: hanging.acquire(timeout=PATIENCE))
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(dial, "AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr(dial, "MOST_LOOKUPS", 2)
+    monkeypatch.setattr(dial, "REFRESH_SECONDS", 0.05)
+    resolver = Resolver()
+    target = Upstream("db", [Address("db.mesh", 1)], resolver, ())
+    try:
+        async with looking_up(resolver):
+            (endpoint,) = await target.endpoints()
+            await hang(2)
+            speaks = True
+            with trio.fail_after(PATIENCE / 2):
+                assert not await target.has_lost(endpoint)
+                assert len(asked) == 1 + 2 + 1
+            speaks = False
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(target.has_lost, endpoint)
+                await hang(2)
+                await trio.sleep(0.2)
+                assert len(asked) == 1 + 2 + 1 + 2
+                nursery.cancel_scope.cancel()
+    finally:
+        answer.set()
 
 
 async def test_an_address_that_is_written_down_is_never_lost() -> None:
